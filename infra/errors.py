@@ -1,0 +1,90 @@
+"""Every error that Lifelong raises on purpose.
+
+Each message is one line: what was wrong, where, and what to do about it.
+
+    LifelongError
+    ├── SettingsError            a setting is missing, unknown or has a bad value
+    ├── BrokerError              Kafka cannot be started, reached or asked
+    ├── SourceError              a file to replay or backfill cannot be read as events
+    ├── BundleError              a model bundle cannot be used
+    │   ├── BundleMissing        there is no bundle at that place
+    │   ├── BundleCorrupt        a file of it is absent, truncated or fails its checksum
+    │   └── BundleIncompatible   it was written in a format or shape that this version does not read
+    ├── StoreError               a store operation did not happen
+    │   ├── StoreUnavailable     the store cannot be reached now; retry
+    │   ├── StoreFull            the store has no room; retry once there is some
+    │   ├── StoreCorrupt         a record cannot be understood
+    │   └── RecordTooLarge       one user's record exceeds what the store can hold
+    ├── TrainingError            a training run cannot start or go on
+    └── RequestError             a ranking request is malformed or exceeds a limit
+"""
+
+from __future__ import annotations
+
+
+class LifelongError(Exception):
+    """Base of every error a user can cause or must act upon."""
+
+
+class SettingsError(LifelongError):
+    """A setting is missing, unknown or has a bad value; the message names the key."""
+
+
+class BrokerError(LifelongError):
+    """Kafka cannot be started, reached or asked."""
+
+
+class SourceError(LifelongError):
+    """A file to replay or backfill cannot be read as behavior events."""
+
+
+class BundleError(LifelongError):
+    """A model bundle cannot be used; the one in service stays."""
+
+
+class BundleMissing(BundleError):
+    """There is no bundle at that place."""
+
+
+class BundleCorrupt(BundleError):
+    """A file of the bundle is absent, truncated or fails its checksum."""
+
+
+class BundleIncompatible(BundleError):
+    """The bundle was written in a format or shape that this version does not read."""
+
+
+class StoreError(LifelongError):
+    """A store operation did not happen; nothing may be acknowledged on its strength."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached now. Safe to retry: every write is idempotent."""
+
+
+class StoreFull(StoreError):
+    """The store has no room left. Safe to retry once there is some."""
+
+
+class StoreCorrupt(StoreError):
+    """A stored record cannot be understood; the message names the user."""
+
+
+class RecordTooLarge(StoreError):
+    """One user's record exceeds what the store can hold; the message names the user."""
+
+
+class TrainingError(LifelongError):
+    """A training run cannot start or go on."""
+
+
+class RequestError(LifelongError):
+    """A ranking request is malformed or exceeds a limit.
+
+    Attributes:
+        field: name of the offending field, as the client wrote it.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field

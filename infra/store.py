@@ -1,0 +1,183 @@
+"""The store protocol: what every store promises, whichever database is behind it.
+
+Two kinds of record per user. The *sequence* (a head plus sealed segments, `infra.records`) is
+written by appends only. The *interest state* is opaque bytes here, ordered by `Version`. All
+stores pass one contract suite, `tests/infra/test_store_contract.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.behaviors import Source
+
+MAX_USER_BYTES = 256
+"""Longest user id in UTF-8 bytes; LMDB keys end at 511 bytes and carry a prefix."""
+
+Behaviors = npt.NDArray[np.void]
+"""Array of `infra.behaviors.BEHAVIOR`, oldest first."""
+
+
+class Written(IntEnum):
+    """What became of one interest write. Anything else raises."""
+
+    STORED = 0
+    STALE = 1  # the store held a newer state, which stays (D5)
+    GONE = 2  # the user's sequence is not there any more, so the state was not stored
+
+
+class Version(NamedTuple):
+    """How recent an interest state is; compares field by field.
+
+    ``epoch`` is the time (ms) at which the user's head was created, so that the counts of a user
+    whose expired record began anew do not lose against the old ones.
+    """
+
+    epoch: int
+    count: int
+
+
+@dataclass(slots=True)
+class Append:
+    """New behaviors of one user from one source, in the source's order."""
+
+    user: str
+    behaviors: list[bytes]
+    """One packed BEHAVIOR (25 bytes) per event."""
+    event_keys: list[int]
+    """`event_key` per event; 0: the event carries no id and is not de-duplicated by it."""
+    offsets: list[int]
+    """The source's offset per event, strictly increasing."""
+
+
+@dataclass(slots=True)
+class Appended:
+    """What one append call did, over all its users."""
+
+    applied: int
+    """Behaviors that entered a sequence."""
+    replayed: int
+    """Behaviors skipped because their offset was at or below the user's mark (D3)."""
+    duplicates: int
+    """Behaviors skipped because their event id is in the user's recent window (D3)."""
+    counts: list[int]
+    """Per user, in the order given: behaviors ever applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What the scorer and the reclusterer read of one user, from one consistent snapshot."""
+
+    version: Version
+    """The sequence's version: its epoch and the behaviors ever applied."""
+    recent: Behaviors
+    """The newest behaviors, at least all those of the head (<= 64) and, where they are still
+    kept, every one newer than the interest state."""
+    interests: bytes | None
+    """The interest state's payload; None: never clustered."""
+    interests_version: Version | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSequence:
+    """A user's behavior sequence."""
+
+    version: Version
+    behaviors: Behaviors
+    """The newest behaviors, at most the store's configured length, oldest first."""
+    marks: dict[int, int]
+    """Per source key: offset of the last event applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterestWrite:
+    """One user's new interest state."""
+
+    user: str
+    version: Version
+    payload: bytes
+
+
+class DirtyUser(NamedTuple):
+    """A user with behaviors newer than their interest state."""
+
+    user: str
+    since: int
+    """When the oldest of those was applied, ms since epoch (store's clock)."""
+
+
+class Store(Protocol):
+    """Where sequences, interest states and dirty users live.
+
+    Every method raises `StoreUnavailable` when the store cannot be reached, `StoreFull` when it
+    has no room, `StoreCorrupt` when a record cannot be understood. Missing is not an error: it
+    comes back as None or a code. A store is made in the process that uses it, after any fork, and
+    may be used from several threads of it.
+    """
+
+    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
+        """Apply new behaviors to sequences and mark their users dirty under ``source.owner``.
+
+        Per user the effect is atomic and idempotent: behaviors at or below the user's mark for
+        ``source.key`` are skipped, as are event keys in the user's recent window. Only a user to
+        whom something was applied becomes dirty. A failure leaves each user either untouched or
+        fully applied; the caller repeats the whole call. ``appends`` names a user at most once.
+        """
+        ...
+
+    def sequences(self, users: Sequence[str]) -> list[StoredSequence | None]:
+        """The users' sequences, in order; None: unknown or expired."""
+        ...
+
+    def profiles(self, users: Sequence[str]) -> list[Profile | None]:
+        """The users' newest behaviors and interest states, in order; None: unknown or expired."""
+        ...
+
+    def put_interests(self, writes: Sequence[InterestWrite], now_ms: int) -> list[Written]:
+        """Store interest states, each unless a newer version is there (D5; equal is replaced).
+
+        A user whose sequence has no behaviors beyond the state's version stops being dirty in the
+        same atomic operation; otherwise they stay dirty since ``now_ms``. A failure leaves
+        each state either old or new.
+        """
+        ...
+
+    def dirty(self, owner: int, limit: int) -> list[DirtyUser]:
+        """Up to ``limit`` dirty users of an owner, the longest dirty first."""
+        ...
+
+    def mark_dirty(self, owner: int, users: Sequence[str], now_ms: int) -> None:
+        """Make users dirty without an append (a new bundle, an owner that moved)."""
+        ...
+
+    def users(self, after: str, limit: int) -> list[str]:
+        """Up to ``limit`` users with a sequence, in a stable order, following ``after`` ("" from
+        the start). For tools; a store without an order may return them in one page."""
+        ...
+
+    def get_position(self, name: str) -> bytes | None:
+        """The bookmark of a resumable job, or None."""
+        ...
+
+    def put_position(self, name: str, position: bytes | None) -> None:
+        """Keep (or, with None, remove) the bookmark of a resumable job."""
+        ...
+
+    def sweep(self, now_ms: int, limit: int) -> int:
+        """Remove up to ``limit`` expired users where the database does not do so by itself;
+        returns how many."""
+        ...
+
+    def ping(self) -> None:
+        """Prove that a read is answered and a write would be; raises `StoreError` otherwise."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; the store is unusable afterwards."""
+        ...
