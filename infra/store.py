@@ -109,7 +109,9 @@ class DirtyUser(NamedTuple):
 
     user: str
     since: int
-    """When the oldest of those was applied, ms since epoch (store's clock)."""
+    """When the oldest of those was applied, ms since epoch (the writer's clock)."""
+    pending: int
+    """Behaviors newer than the interest state."""
 
 
 class Store(Protocol):
