@@ -43,16 +43,19 @@ ACTIONS: Final = {
 }
 """Known actions and their stored codes. Codes are never reused."""
 
-item_key: Final = xxhash.xxh3_64_intdigest
-"""``item_key(item_id) -> int``: the 64-bit key under which an item stands in sequences."""
+def item_key(item_id: str) -> int:
+    """The 64-bit key under which an item stands in sequences."""
+    return xxhash.xxh3_64_intdigest(item_id.encode())
 
-event_key: Final = xxhash.xxh3_64_intdigest
-"""``event_key(event_id) -> int``: the 64-bit key by which repeated events are recognised."""
+
+def event_key(event_id: str) -> int:
+    """The 64-bit key by which a repeated event is recognised."""
+    return xxhash.xxh3_64_intdigest(event_id.encode())
 
 
 def category_key(category_id: str | None) -> int:
     """The 32-bit key of a category; 0 means that the event carried none."""
-    return xxhash.xxh32_intdigest(category_id) or 1 if category_id else 0
+    return xxhash.xxh32_intdigest(category_id.encode()) or 1 if category_id else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,12 @@ class Source:
 
 def partition_owner(topic: str, partition: int) -> int:
     """The owner key of a topic's partition (see `Source.owner`)."""
-    return xxhash.xxh3_64_intdigest(f"{topic}/{partition}")
+    return xxhash.xxh3_64_intdigest(f"{topic}/{partition}".encode())
 
 
 def partition_source(topic: str, topic_id: str, partition: int) -> Source:
     """The source of one partition of the topic that carries ``topic_id`` (Kafka's UUID)."""
     return Source(
-        key=xxhash.xxh3_64_intdigest(f"{topic_id}/{partition}"),
+        key=xxhash.xxh3_64_intdigest(f"{topic_id}/{partition}".encode()),
         owner=partition_owner(topic, partition),
     )

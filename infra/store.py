@@ -7,6 +7,7 @@ stores pass one contract suite, `tests/infra/test_store_contract.py`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,6 +21,11 @@ from infra.behaviors import Source
 MAX_USER_BYTES = 256
 """Longest user id in UTF-8 bytes; LMDB keys end at 511 bytes and carry a prefix."""
 
+def wall_clock_ms() -> int:
+    """The time in ms since epoch, UTC."""
+    return time.time_ns() // 1_000_000
+
+
 Behaviors = npt.NDArray[np.void]
 """Array of `infra.behaviors.BEHAVIOR`, oldest first."""
 
@@ -32,7 +38,8 @@ class Written(IntEnum):
     GONE = 2  # the user's sequence is not there any more, so the state was not stored
 
 
-class Version(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
     """How recent an interest state is; compares field by field.
 
     ``epoch`` is the time (ms) at which the user's head was created, so that the counts of a user

@@ -1,0 +1,377 @@
+"""The embedded store: one LMDB environment, shared by the processes of one machine.
+
+One writer at a time (LMDB's own lock, across processes), readers never wait. Each append call is
+one transaction, synced to disk before it returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+import lmdb
+import numpy as np
+
+from infra import records
+from infra.behaviors import BEHAVIOR, Source
+from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from infra.store import (
+    Append,
+    Appended,
+    Behaviors,
+    DirtyUser,
+    InterestWrite,
+    Profile,
+    StoredSequence,
+    Version,
+    Written,
+    wall_clock_ms,
+)
+
+DEFAULT_MAX_SIZE: Final = 256 << 30
+"""Bytes of the memory map, and so of the data. It is address space, not disk: the file grows with
+the data. Mapping it all at once spares resizing, which must not meet an open transaction."""
+
+MAX_READERS: Final = 512
+"""Reader slots: processes times threads that read at once."""
+
+_SEGMENT_KEY: Final = struct.Struct(">I")
+_DIRTY_KEY: Final = struct.Struct(">QQ")
+_VERSION: Final = struct.Struct("<QQ")
+
+T = TypeVar("T")
+
+
+def _get(txn: lmdb.Transaction, key: bytes, db: lmdb._Database) -> bytes | None:
+    """A record, copied out of the map: transactions here are opened without buffers."""
+    return txn.get(key, db=db)  # type: ignore[return-value]
+
+
+class LmdbStore:
+    """`infra.store.Store` on LMDB.
+
+    Databases: ``heads`` (user), ``segments`` (user, NUL, place in the ring), ``interests`` (user:
+    version, payload), ``dirty`` (owner, since, user: the longest dirty first), ``positions``.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        length: int = 1000,
+        ttl_s: float = 0,
+        max_size: int = DEFAULT_MAX_SIZE,
+        sync: bool = True,
+        clock: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        """Open or create the environment at ``path`` (a directory).
+
+        Args:
+            length: behaviors kept per user.
+            ttl_s: a user without events for so many seconds is forgotten; 0: never.
+            max_size: bytes at which the store reports `StoreFull`.
+            sync: whether a write is on disk before it is acknowledged.
+            clock: the time in ms since epoch, by which records expire.
+        """
+        self._path = path
+        self._length = length
+        self._ring = records.ring_size(length)
+        self._ttl_ms = int(ttl_s * 1000)
+        self._max_size = max_size
+        self._clock = clock
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._env = lmdb.open(
+                str(path),
+                map_size=max_size,
+                max_dbs=8,
+                max_readers=MAX_READERS,
+                sync=sync,
+                # Read-ahead only pays where the data fits in memory and is read in order.
+                readahead=False,
+                metasync=sync,
+            )
+            self._heads = self._env.open_db(b"heads")
+            self._segments = self._env.open_db(b"segments")
+            self._interests = self._env.open_db(b"interests")
+            self._dirty = self._env.open_db(b"dirty")
+            self._positions = self._env.open_db(b"positions")
+        except (lmdb.Error, OSError) as error:
+            raise StoreUnavailable(
+                f"the LMDB store at {path} cannot be opened: {_line(error)};"
+                " check that the directory is writable and on a local disk"
+            ) from error
+
+    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
+        # A B-tree: neighbours written together share their pages.
+        order = sorted(range(len(appends)), key=lambda i: appends[i].user)
+        keys = [appends[i].user.encode() for i in order]
+
+        def write(txn: lmdb.Transaction) -> Appended:
+            counts = [0] * len(appends)
+            applied = replayed = duplicates = 0
+            put = txn.put
+            heads, segments, dirty = self._heads, self._segments, self._dirty
+            for place, key in zip(order, keys, strict=True):
+                new = appends[place]
+                head = _get(txn, key, heads)
+                if head is not None and self._expired(head, new.user, now_ms):
+                    self._forget(txn, key, head, new.user)
+                    head = None
+                grown = records.grow(head, source.key, source.owner, new, now_ms)
+                replayed += grown.replayed
+                counts[place] = grown.count
+                if grown.head is None:
+                    continue
+                applied += grown.applied
+                duplicates += grown.duplicates
+                head = grown.head
+                if records.tail_length(head) >= records.SEGMENT:
+                    head, full = records.seal(head)
+                    for number, segment in full[-self._ring :]:
+                        put(self._segment_key(key, number), segment, db=segments)
+                put(key, head, db=heads)
+                if grown.applied:
+                    was = grown.was_dirty
+                    if was is None:
+                        put(_DIRTY_KEY.pack(source.owner, now_ms) + key, b"", db=dirty)
+                    elif was[0] != source.owner:
+                        txn.delete(_DIRTY_KEY.pack(*was) + key, db=dirty)
+                        put(_DIRTY_KEY.pack(source.owner, was[1]) + key, b"", db=dirty)
+            return Appended(applied, replayed, duplicates, counts)
+
+        return self._write(write)
+
+    def sequences(self, users: Sequence[str]) -> list[StoredSequence | None]:
+        def read(txn: lmdb.Transaction) -> list[StoredSequence | None]:
+            return [self._sequence(txn, user) for user in users]
+
+        return self._read(read)
+
+    def profiles(self, users: Sequence[str]) -> list[Profile | None]:
+        def read(txn: lmdb.Transaction) -> list[Profile | None]:
+            return [self._profile(txn, user) for user in users]
+
+        return self._read(read)
+
+    def put_interests(self, writes: Sequence[InterestWrite], now_ms: int) -> list[Written]:
+        def write(txn: lmdb.Transaction) -> list[Written]:
+            return [self._put_interest(txn, interest, now_ms) for interest in writes]
+
+        return self._write(write)
+
+    def dirty(self, owner: int, limit: int) -> list[DirtyUser]:
+        def read(txn: lmdb.Transaction) -> list[DirtyUser]:
+            found: list[DirtyUser] = []
+            with txn.cursor(self._dirty) as cursor:
+                more = cursor.set_range(_DIRTY_KEY.pack(owner, 0))
+                while more and len(found) < limit:
+                    key = bytes(cursor.key())
+                    its_owner, since = _DIRTY_KEY.unpack_from(key)
+                    if its_owner != owner:
+                        break
+                    name = key[_DIRTY_KEY.size :]
+                    head = _get(txn, name, self._heads)
+                    user = name.decode()
+                    if head is not None:
+                        summary = records.summarize(head, user)
+                        found.append(DirtyUser(user, since, summary.count - summary.covered))
+                    more = cursor.next()
+            return found
+
+        return self._read(read)
+
+    def mark_dirty(self, owner: int, users: Sequence[str], now_ms: int) -> None:
+        def write(txn: lmdb.Transaction) -> None:
+            for user in users:
+                key = user.encode()
+                head = _get(txn, key, self._heads)
+                if head is None:
+                    continue
+                summary = records.summarize(head, user)
+                since = summary.since or now_ms
+                if summary.since:
+                    txn.delete(_DIRTY_KEY.pack(summary.owner, since) + key, db=self._dirty)
+                txn.put(key, records.set_dirty(head, owner, since), db=self._heads)
+                txn.put(_DIRTY_KEY.pack(owner, since) + key, b"", db=self._dirty)
+
+        self._write(write)
+
+    def users(self, after: str, limit: int) -> list[str]:
+        def read(txn: lmdb.Transaction) -> list[str]:
+            start = after.encode()
+            found: list[str] = []
+            with txn.cursor(self._heads) as cursor:
+                more = cursor.set_range(start) if start else cursor.first()
+                while more and len(found) < limit:
+                    key = bytes(cursor.key())
+                    if key != start:
+                        found.append(key.decode())
+                    more = cursor.next()
+            return found
+
+        return self._read(read)
+
+    def get_position(self, name: str) -> bytes | None:
+        return self._read(lambda txn: _get(txn, name.encode(), self._positions))
+
+    def put_position(self, name: str, position: bytes | None) -> None:
+        def write(txn: lmdb.Transaction) -> None:
+            if position is None:
+                txn.delete(name.encode(), db=self._positions)
+            else:
+                txn.put(name.encode(), position, db=self._positions)
+
+        self._write(write)
+
+    def sweep(self, now_ms: int, limit: int) -> int:
+        if not self._ttl_ms:
+            return 0
+
+        def write(txn: lmdb.Transaction) -> int:
+            expired: list[tuple[bytes, bytes]] = []
+            with txn.cursor(self._heads) as cursor:
+                for key, head in cursor.iternext():
+                    if self._expired(bytes(head), bytes(key).decode(), now_ms):
+                        expired.append((bytes(key), bytes(head)))
+                        if len(expired) == limit:
+                            break
+            for key, head in expired:
+                self._forget(txn, key, head, key.decode())
+            return len(expired)
+
+        return self._write(write)
+
+    def ping(self) -> None:
+        self._write(lambda txn: txn.put(b"ping", b"", db=self._positions))
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _sequence(self, txn: lmdb.Transaction, user: str) -> StoredSequence | None:
+        key = user.encode()
+        raw = self._live_head(txn, key, user)
+        if raw is None:
+            return None
+        head = records.decode_head(raw, user)
+        behaviors = self._newest(txn, key, user, head, self._length)
+        return StoredSequence(head.version, behaviors, head.marks)
+
+    def _profile(self, txn: lmdb.Transaction, user: str) -> Profile | None:
+        key = user.encode()
+        raw = self._live_head(txn, key, user)
+        if raw is None:
+            return None
+        head = records.decode_head(raw, user)
+        stored = _get(txn, key, self._interests)
+        version = Version(*_VERSION.unpack_from(stored)) if stored is not None else None
+        covered = version.count if version and version.epoch == head.epoch else 0
+        wanted = max(len(head.tail), min(head.count - covered, self._length))
+        return Profile(
+            version=head.version,
+            recent=self._newest(txn, key, user, head, wanted),
+            interests=stored[_VERSION.size :] if stored is not None else None,
+            interests_version=version,
+        )
+
+    def _newest(
+        self, txn: lmdb.Transaction, key: bytes, user: str, head: records.Head, wanted: int
+    ) -> Behaviors:
+        """The newest ``wanted`` behaviors, fewer where the user or the ring has no more."""
+        if wanted <= len(head.tail):
+            return head.tail[len(head.tail) - wanted :]
+        parts: list[Behaviors] = []
+        for number in records.sealed_range(head.count, len(head.tail), wanted):
+            segment = _get(txn, self._segment_key(key, number), self._segments)
+            if segment is None:
+                raise StoreCorrupt(
+                    f"segment {number} of user {user!r} is missing in the LMDB store at"
+                    f" {self._path}; restore the store or remove the user's record"
+                )
+            parts.append(records.decode_segment(segment, user))
+        behaviors = np.concatenate([*parts, head.tail]) if parts else head.tail
+        return behaviors[-wanted:] if wanted else np.empty(0, BEHAVIOR)
+
+    def _put_interest(
+        self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int
+    ) -> Written:
+        key = write.user.encode()
+        head = self._live_head(txn, key, write.user)
+        if head is None:
+            return Written.GONE
+        stored = _get(txn, key, self._interests)
+        if stored is not None and Version(*_VERSION.unpack_from(stored)) > write.version:
+            return Written.STALE
+        summary = records.summarize(head, write.user)
+        if summary.epoch != write.version.epoch:
+            return Written.STALE
+        txn.put(key, _VERSION.pack(write.version.epoch, write.version.count) + write.payload, db=self._interests)
+        if summary.since:
+            txn.delete(_DIRTY_KEY.pack(summary.owner, summary.since) + key, db=self._dirty)
+        if summary.since and summary.count > write.version.count:
+            head = records.set_dirty(head, summary.owner, now_ms, covered=write.version.count)
+            txn.put(_DIRTY_KEY.pack(summary.owner, now_ms) + key, b"", db=self._dirty)
+        else:
+            head = records.set_clean(head, write.version.count)
+        txn.put(key, head, db=self._heads)
+        return Written.STORED
+
+    def _live_head(self, txn: lmdb.Transaction, key: bytes, user: str) -> bytes | None:
+        head = _get(txn, key, self._heads)
+        if head is not None and self._ttl_ms and self._expired(head, user, self._clock()):
+            return None
+        return head
+
+    def _expired(self, head: bytes, user: str, now_ms: int) -> bool:
+        if not self._ttl_ms:
+            return False
+        return records.summarize(head, user).updated + self._ttl_ms < now_ms
+
+    def _forget(self, txn: lmdb.Transaction, key: bytes, head: bytes, user: str) -> None:
+        summary = records.summarize(head, user)
+        txn.delete(key, db=self._heads)
+        txn.delete(key, db=self._interests)
+        for place in range(self._ring):
+            txn.delete(key + b"\0" + _SEGMENT_KEY.pack(place), db=self._segments)
+        if summary.since:
+            txn.delete(_DIRTY_KEY.pack(summary.owner, summary.since) + key, db=self._dirty)
+
+    def _segment_key(self, key: bytes, number: int) -> bytes:
+        return key + b"\0" + _SEGMENT_KEY.pack(number % self._ring)
+
+    def _read(self, read: Callable[[lmdb.Transaction], T]) -> T:
+        with self._reported(), self._env.begin() as txn:
+            return read(txn)
+
+    def _write(self, write: Callable[[lmdb.Transaction], T]) -> T:
+        with self._reported(), self._env.begin(write=True) as txn:
+            return write(txn)
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except lmdb.MapFullError as error:
+            raise StoreFull(
+                f"the LMDB store at {self._path} has reached its limit of {self._max_size} bytes:"
+                " raise max_size in the store's URL, or set a TTL"
+            ) from error
+        except (lmdb.Error, OSError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error):
+                raise StoreFull(
+                    f"the disk of the LMDB store at {self._path} is full: free some space"
+                ) from error
+            raise StoreUnavailable(
+                f"the LMDB store at {self._path} failed: {_line(error)};"
+                " check the disk and the directory's permissions"
+            ) from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
