@@ -1,0 +1,628 @@
+"""Settings: what can be chosen, its defaults, and the one place where they are read.
+
+Each setting comes from the first of: a flag (the overrides of `load_settings`), the environment
+(``LIFELONG_BROKER__BOOTSTRAP``), the file (``lifelong.toml`` in the working directory, or the one
+named by ``--config`` or ``LIFELONG_CONFIG``), its default here. An unknown name is an error
+wherever it stands: a misspelt setting that is quietly ignored is found in production.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from infra.behaviors import ACTIONS
+from infra.errors import SettingsError
+
+ENV_PREFIX: Final = "LIFELONG_"
+ENV_CONFIG: Final = "LIFELONG_CONFIG"
+DEFAULT_FILE: Final = Path("lifelong.toml")
+MASK: Final = "**********"
+
+EVENT_FIELDS: Final = (
+    "event_id",
+    "user_id",
+    "item_id",
+    "action",
+    "event_time",
+    "category_id",
+    "dwell_ms",
+    "source",
+)
+"""Our names for the fields of a behavior event."""
+
+STORE_SCHEMES: Final = ("memory", "lmdb", "aerospike")
+
+# A Kubernetes Service or a linked container named lifelong-scorer puts LIFELONG_SCORER_PORT and
+# its like into every pod beside it. Those are nobody's settings and nobody's mistake.
+_SERVICE_LINK: Final = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)$"
+)
+_SERVICE_LINK_VALUE: Final = re.compile(r"^(tcp|udp|sctp)://")
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
+Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+
+
+def mask_url(url: str) -> str:
+    """The URL with its password, if it has one, replaced by asterisks."""
+    return re.sub(r"(://[^:/@]*:).*@", rf"\1{MASK}@", url)
+
+
+class Section(BaseModel):
+    """One group of settings: frozen, and strict about names."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+
+class BrokerSettings(Section):
+    """Kafka: where it is, how to enter, and the names of topics and group."""
+
+    bootstrap: str = "127.0.0.1:9092"
+    """Brokers to ask first, HOST:PORT[,HOST:PORT...]."""
+    topic: TopicName = "behaviors"
+    """Topic of behavior events, keyed by user id."""
+    dead_letter_topic: TopicName = "behaviors.dead"
+    """Topic that takes the events that could not be read, each with its reason."""
+    group: Annotated[str, Field(min_length=1, max_length=255)] = "lifelong"
+    """Consumer group of the workers."""
+    partitions: Positive = 8
+    """Partitions of a topic that is created by us; an existing topic keeps its own."""
+    replication: Positive = 1
+    """Copies of each partition of a topic that is created by us."""
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Upper
+    ] = "PLAINTEXT"
+    """How to speak to the brokers: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."""
+    sasl_mechanism: (
+        Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Upper] | None
+    ) = None
+    """How to log in: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed with SASL_*."""
+    sasl_username: str | None = None
+    """User name to log in with; needed with SASL_*."""
+    sasl_password: SecretStr | None = None
+    """Password to log in with; needed with SASL_*. Shown masked."""
+    ca_file: Path | None = None
+    """Certificate authorities (PEM) to trust with SSL; none: those of the system."""
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _check_bootstrap(cls, value: str) -> str:
+        for address in value.split(","):
+            host, _, port = address.strip().rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError("must be HOST:PORT[,HOST:PORT...]")
+        return value
+
+    @model_validator(mode="after")
+    def _check_sasl(self) -> BrokerSettings:
+        if self.security_protocol.startswith("SASL_"):
+            wanted = ("sasl_mechanism", "sasl_username", "sasl_password")
+            missing = [name for name in wanted if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"{self.security_protocol} needs {', '.join(missing)} too")
+        return self
+
+
+class StoreSettings(Section):
+    """Where sequences and interests live."""
+
+    url: str = "lmdb://.lifelong/store"
+    """memory://, lmdb://PATH[?max_size=BYTES&sync=1] or
+    aerospike://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]/NAMESPACE[?set=NAME]. A password is shown
+    masked."""
+    length: Positive = 1000
+    """Behaviors kept per user; older ones go."""
+    ttl_s: Annotated[int, Field(ge=0)] = 0
+    """Seconds after a user's last behavior at which their records may go; 0: never."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        scheme, separator, _ = value.partition("://")
+        if not separator or scheme not in STORE_SCHEMES:
+            raise ValueError(f"must begin with {_choice(f'{s}://' for s in STORE_SCHEMES)}")
+        return value
+
+    @field_serializer("url")
+    def _dump_url(self, value: str) -> str:
+        return mask_url(value)
+
+    @property
+    def masked_url(self) -> str:
+        """The URL as it may be shown and logged."""
+        return mask_url(self.url)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, mask_url(value) if name == "url" else value
+
+
+class BundleSettings(Section):
+    """The model bundle in service."""
+
+    path: Path | None = None
+    """Directory of the bundle; none: the one that comes with Lifelong."""
+
+
+class WorkerSettings(Section):
+    """The worker: consuming behaviors and keeping interests fresh."""
+
+    fetch_max: Positive = 4000
+    """Most records taken from a partition at once, and so written in one transaction."""
+    session_timeout_s: Seconds = 10.0
+    """Silence after which the broker gives a worker's partitions to others."""
+    recluster_min_new: Positive = 64
+    """New behaviors after which a user is reclustered without waiting for the age below."""
+    recluster_max_age_s: Seconds = 1.0
+    """Oldest that a user's unclustered behavior may become before they are reclustered."""
+    recluster_threads: Positive = 1
+    """Threads that recluster users."""
+    recluster_poll_s: Seconds = 0.1
+    """Pause between two looks for dirty users when there were none due."""
+    recluster_batch: Positive = 256
+    """Users read, reclustered and written back together."""
+    retry_max_s: Seconds = 5.0
+    """Longest pause between two tries of a store write; the first pause is much shorter."""
+    metrics_host: str = "127.0.0.1"
+    """Address for /metrics and /health."""
+    metrics_port: Port = 9101
+    """Port for /metrics and /health; 0: any free one."""
+    stall_s: Seconds = 60.0
+    """Time without progress, while there are records to read, after which the worker reports
+    itself as not live."""
+
+
+class ScorerSettings(Section):
+    """The scorer: its address and its limits."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Port = 8080
+    """Port to listen on, /metrics and /health included; 0: any free one."""
+    processes: Positive = 1
+    """Scorer processes; one a core is right, since each request is scored by one thread."""
+    max_candidates: Positive = 10_000
+    """Most candidates in one request."""
+    max_body_bytes: Positive = 1_048_576
+    """Largest request body."""
+    max_waiting: Positive = 64
+    """Requests that may wait for a process; the next one is refused with 503."""
+    deadline_s: Seconds = 2.0
+    """Time after which a waiting request is given up with 503."""
+
+
+class EventSettings(Section):
+    """How a platform's own JSON events become behaviors, without code."""
+
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Our field's name to the platform's; a dot steps into an object ("payload.user.id"). Our
+    fields: event_id, user_id, item_id, action, event_time, category_id, dwell_ms, source. A field
+    not listed has our name."""
+    constants: dict[str, str | int] = Field(default_factory=dict)
+    """Our field's name to the value it has when the event does not carry it (action = "click")."""
+    actions: dict[str, str] = Field(default_factory=dict)
+    """The platform's action to ours; an action not listed must be one of ours."""
+    time_unit: Literal["s", "ms", "us", "iso"] = "ms"
+    """What event_time counts since 1970, or "iso" for ISO 8601 text."""
+    earliest: datetime = datetime(2000, 1, 1, tzinfo=UTC)
+    """Events before this are rejected."""
+    max_ahead_s: Annotated[int, Field(ge=0)] = 86_400
+    """Events further than this in the future are rejected."""
+    max_id_bytes: Annotated[int, Field(ge=1, le=256)] = 256
+    """Longest user, item, event or category id in UTF-8 bytes."""
+    max_event_bytes: Positive = 65_536
+    """Largest event."""
+
+    @field_validator("fields")
+    @classmethod
+    def _fill_fields(cls, value: dict[str, str]) -> dict[str, str]:
+        _check_event_fields(value)
+        for name, theirs in value.items():
+            if not all(theirs.split(".")):
+                raise ValueError(f"{name} = {theirs!r} is not a name or a dotted path")
+        return {name: value.get(name, name) for name in EVENT_FIELDS}
+
+    @field_validator("constants")
+    @classmethod
+    def _check_constants(cls, value: dict[str, str | int]) -> dict[str, str | int]:
+        _check_event_fields(value)
+        if "action" in value:
+            _check_action(str(value["action"]))
+        return value
+
+    @field_validator("actions")
+    @classmethod
+    def _check_actions(cls, value: dict[str, str]) -> dict[str, str]:
+        for ours in value.values():
+            _check_action(ours)
+        return value
+
+    @field_validator("earliest", mode="before")
+    @classmethod
+    def _read_earliest(cls, value: object) -> object:
+        try:
+            text = value if isinstance(value, str) else value.isoformat()  # type: ignore[attr-defined]
+            moment = datetime.fromisoformat(text)
+        except (AttributeError, ValueError):
+            raise ValueError("must be a date like 2000-01-01") from None
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+    @property
+    def earliest_ms(self) -> int:
+        """`earliest` in ms since epoch."""
+        return int(self.earliest.timestamp() * 1000)
+
+
+class LogSettings(Section):
+    """What is logged and how it looks."""
+
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Upper] = "INFO"
+    """Least severity that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL."""
+    format: Annotated[Literal["auto", "json", "console"], Lower] = "auto"
+    """json: one object a line; console: for people; auto: console on a terminal, else json."""
+
+
+class Settings(Section):
+    """All settings of a Lifelong process. Constructing it reads nothing; see `load_settings`."""
+
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)
+    """Kafka."""
+    store: StoreSettings = Field(default_factory=StoreSettings)
+    """Sequences and interests."""
+    bundle: BundleSettings = Field(default_factory=BundleSettings)
+    """The model."""
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    """From events to interests."""
+    scorer: ScorerSettings = Field(default_factory=ScorerSettings)
+    """From interests to CTRs."""
+    events: EventSettings = Field(default_factory=EventSettings)
+    """The shape of events."""
+    log: LogSettings = Field(default_factory=LogSettings)
+    """Logging."""
+
+
+def load_settings(
+    overrides: Mapping[str, object] | None = None,
+    config: Path | None = None,
+    *,
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read all sources and check them.
+
+    Args:
+        overrides: what was given on the command line, by dotted key (``{"store.url": "memory://"}``)
+            or nested; a value of None means that the flag was not given.
+        config: the file named by ``--config``; it must exist. None: ``LIFELONG_CONFIG``, then
+            ``lifelong.toml`` if there is one.
+        flags: dotted key to the flag that sets it (``{"store.url": "--store"}``), so that an
+            error speaks of the flag that the user typed.
+        environ: the environment; None: the process's.
+
+    Raises:
+        SettingsError: one line that names the key as the user wrote it, the bad value (masked
+            where it is secret) and what is allowed.
+
+    >>> load_settings({"log.level": "debug"}, environ={}).log.level
+    'DEBUG'
+    """
+    environ = os.environ if environ is None else environ
+    sources = (
+        _flag_source(overrides or {}, flags or {}),
+        _environment_source(environ),
+        _file_source(config, environ),
+    )
+    merged: dict[str, Any] = {}
+    for source in reversed(sources):
+        _merge(merged, source.values)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, sources)) from None
+
+
+def example_toml() -> str:
+    """Every setting with its meaning and default, as a file that changes nothing until edited."""
+    lines = [
+        "# Settings of Lifelong, each commented out at its default. Copy to lifelong.toml, or name",
+        "# the file with --config or LIFELONG_CONFIG. The environment goes before the file:",
+        "# broker.bootstrap is LIFELONG_BROKER__BOOTSTRAP.",
+    ]
+    for section, field in Settings.model_fields.items():
+        model = _section(section)
+        lines += ["", f"[{section}]  # {field.description}"]
+        for name, leaf in model.model_fields.items():
+            lines += [f"# {line.strip()}" for line in (leaf.description or "").splitlines()]
+            lines.append(f"#{name} = {_toml(_EXAMPLES.get((section, name), leaf.get_default()))}")
+    return "\n".join(lines) + "\n"
+
+
+# What the example file shows where the default (nothing) would teach nothing.
+_EXAMPLES: Final[dict[tuple[str, str], object]] = {
+    ("broker", "sasl_mechanism"): "SCRAM-SHA-512",
+    ("broker", "sasl_username"): "lifelong",
+    ("broker", "sasl_password"): "...",
+    ("broker", "ca_file"): "/etc/ssl/kafka.pem",
+    ("bundle", "path"): "/srv/lifelong/bundle",
+    ("events", "fields"): {"user_id": "payload.user.id", "item_id": "payload.sku"},
+    ("events", "constants"): {"action": "click"},
+    ("events", "actions"): {"buy": "purchase"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One place that settings come from."""
+
+    values: dict[str, Any]
+    written: Callable[[tuple[str, ...]], str]
+    """The setting's name as the user of this source writes it."""
+
+    def get(self, path: tuple[str, ...]) -> tuple[bool, object]:
+        """Whether the source sets the path, and to what."""
+        value: object = self.values
+        for part in path:
+            if not isinstance(value, Mapping) or part not in value:
+                return False, None
+            value = value[part]
+        return True, value
+
+
+class _Environment(Settings, BaseSettings):
+    """Names and nesting for pydantic-settings; never instantiated."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True
+    )
+
+
+class _MappingEnvironment(EnvSettingsSource):
+    """pydantic-settings' reader over a given mapping instead of the process's environment."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        super().__init__(_Environment)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._environ.items() if value}
+
+
+def _section(name: str) -> type[Section]:
+    section = Settings.model_fields[name].annotation
+    assert isinstance(section, type) and issubclass(section, Section)
+    return section
+
+
+def _keys() -> list[tuple[str, ...]]:
+    """Every setting as (section, name)."""
+    return [(s, name) for s in Settings.model_fields for name in _section(s).model_fields]
+
+
+def _is_mapping(path: tuple[str, ...]) -> bool:
+    return path[0] == "events" and path[1:2] in {("fields",), ("constants",), ("actions",)}
+
+
+def _flag_source(overrides: Mapping[str, object], flags: Mapping[str, str]) -> _Source:
+    def written(path: tuple[str, ...]) -> str:
+        return flags.get(".".join(path), ".".join(path))
+
+    nested: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if value is None:
+            continue
+        branch = nested
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        if isinstance(value, Mapping):
+            given = {name: item for name, item in value.items() if item is not None}
+            _merge(branch.setdefault(leaf, {}), given)
+        else:
+            branch[leaf] = value
+    source = _Source(nested, written)
+    _check_names(source)
+    return source
+
+
+def _environment_source(environ: Mapping[str, str]) -> _Source:
+    known = {_env_name(path): path for path in _keys()}
+    for name, value in environ.items():
+        upper = name.upper()
+        if not upper.startswith(ENV_PREFIX) or upper == ENV_CONFIG or not value:
+            continue
+        if _SERVICE_LINK.search(upper) or _SERVICE_LINK_VALUE.match(value):
+            continue
+        path = known.get(upper) or known.get("__".join(upper.split("__")[:2]))
+        if path is None or (upper not in known and not _is_mapping(path)):
+            raise SettingsError(f"{name} is not a setting{_nearest(upper, known)}")
+        if upper in known and _is_mapping(path) and not _is_json_object(value):
+            raise SettingsError(
+                f'{name} = {value!r}: must be a JSON object like {{"ours": "theirs"}}'
+            )
+    return _Source(_MappingEnvironment(environ)(), _env_name)
+
+
+def _file_source(config: Path | None, environ: Mapping[str, str]) -> _Source:
+    named = config or (Path(environ[ENV_CONFIG]) if environ.get(ENV_CONFIG) else None)
+    path = named or DEFAULT_FILE
+    origin = "--config" if config else ENV_CONFIG
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if named is None:
+            return _Source({}, ".".join)
+        raise SettingsError(f"{origin}: there is no file {path}") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not TOML: {' '.join(str(error).split())}") from None
+    source = _Source(values, lambda key: f"{path}: {'.'.join(key)}")
+    _check_names(source)
+    return source
+
+
+def _check_names(source: _Source) -> None:
+    """Raise at the first name of the source that is no setting."""
+    known = {".".join(path) for path in _keys()}
+    for section, values in source.values.items():
+        if section not in Settings.model_fields:
+            hint = _nearest(section, Settings.model_fields)
+            if isinstance(values, Mapping) and not hint:
+                hint = f"; sections are {', '.join(Settings.model_fields)}"
+            elif not isinstance(values, Mapping):
+                hint = _nearest(section, known)
+            raise SettingsError(f"{source.written((section,))} is not a setting{hint}")
+        if not isinstance(values, Mapping):
+            raise SettingsError(
+                f"{source.written((section,))} is a section, not a setting: it holds "
+                + ", ".join(_section(section).model_fields)
+            )
+        for name in values:
+            key = f"{section}.{name}"
+            if key not in known:
+                raise SettingsError(
+                    f"{source.written((section, name))} is not a setting{_nearest(key, known)}"
+                )
+
+
+def _nearest(name: str, known: Mapping[str, object] | set[str]) -> str:
+    """A hint at what was meant: the closest known name, or one with the same last part."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    last = _last(name)
+    for key in (*(key for key in sorted(known) if _last(key) == last), *close):
+        return f"; did you mean {key}?"
+    return ""
+
+
+def _last(name: str) -> str:
+    return re.split(r"\.|__", name)[-1]
+
+
+def _explain(error: ValidationError, sources: tuple[_Source, ...]) -> str:
+    """One line about the first thing that is wrong."""
+    details = error.errors(include_url=False)
+    first = details[0]
+    path = tuple(str(part) for part in first["loc"])
+    key = path[:2]
+    written, value = ".".join(key), first["input"]
+    for source in sources:
+        given, found = source.get(key)
+        if given:
+            written, value = source.written(key), found
+            break
+    shown = "" if len(key) < 2 else f" = {_show(key, value)}"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{written}{shown}: {_allowed(first)}{more}"
+
+
+def _show(key: tuple[str, ...], value: object) -> str:
+    if key == ("store", "url"):
+        return repr(mask_url(str(value)))
+    return MASK if key == ("broker", "sasl_password") else repr(value)
+
+
+def _allowed(detail: ErrorDetails) -> str:
+    """What would have been right, in words for whoever set it."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    match kind:
+        case "value_error":
+            return str(context["error"])
+        case "literal_error":
+            return f"must be {context['expected']}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return "must be a whole number"
+        case "float_parsing" | "float_type":
+            return "must be a number"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']}"
+        case "greater_than":
+            return f"must be more than {context['gt']}"
+        case "less_than_equal":
+            return f"must be at most {context['le']}"
+        case "string_pattern_mismatch":
+            return f"must match {context['pattern']}"
+        case _:
+            return detail["msg"].replace("Input should be", "must be", 1)
+
+
+def _env_name(path: tuple[str, ...]) -> str:
+    return ENV_PREFIX + "__".join(path).upper()
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Lay one nested mapping over another, in place."""
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _check_event_fields(mapping: Mapping[str, object]) -> None:
+    for name in mapping:
+        if name not in EVENT_FIELDS:
+            raise ValueError(f"{name!r} is not one of our fields: {', '.join(EVENT_FIELDS)}")
+
+
+def _check_action(name: str) -> None:
+    if name not in ACTIONS:
+        raise ValueError(f"{name!r} is not one of our actions: {', '.join(ACTIONS)}")
+
+
+def _choice(names: Iterator[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
+
+
+def _toml(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+        case datetime():
+            return value.date().isoformat()
+        case int() | float():
+            return str(value)
+        case _:
+            return json.dumps(str(value))
