@@ -1,0 +1,281 @@
+"""All metrics that Lifelong exposes, for Prometheus.
+
+Base units only (seconds, behaviors, users). Histogram buckets stand on the objectives: interests
+fresh within 5 s, rankings within 10 ms (p50) and 50 ms (p99). User and item ids are never labels:
+every label value is one of a few known in advance.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable with the directory that the processes of one scorer share. It must be set
+before prometheus_client is imported for the first time."""
+
+FRESHNESS_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 30, 60, 300)
+RANK_BUCKETS: Final = (
+    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2, 5,
+)  # fmt: skip
+STAGE_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+BATCH_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+USER_BUCKETS: Final = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1)
+CANDIDATE_BUCKETS: Final = (1, 10, 50, 100, 250, 500, 1000, 2000, 3000, 5000, 10_000)
+NEWER_BUCKETS: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+
+EVENT_OUTCOMES: Final = ("applied", "replayed", "duplicate", "rejected")
+RECLUSTER_OUTCOMES: Final = ("stored", "stale", "gone", "failed")
+STAGES: Final = ("store", "features", "model")
+HISTORIES: Final = ("interests", "sequence", "none")
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry with the process's own figures (CPU, memory, files, Python version)."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
+    """The body and content type of a /metrics answer.
+
+    With several processes it is the sum over all of them, whichever process is asked.
+    """
+    if os.environ.get(MULTIPROCESS_DIR):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def forget_process(pid: int) -> None:
+    """Drop the gauges of a scorer process that has ended; its counters stay in the sums."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+class _BundleInfo:
+    """Which bundle version is in service: 1 for it, 0 for those before it.
+
+    An Info metric would be the usual form, but it does not exist in multi-process mode, and
+    neither does removing a label.
+    """
+
+    bundle_info: Gauge
+
+    def use_bundle(self, version: str) -> None:
+        """Report that ``version`` is in service from now on."""
+        for metric in list(self.bundle_info.collect()):
+            for sample in metric.samples:
+                self.bundle_info.labels(**sample.labels).set(0)
+        self.bundle_info.labels(version).set(1)
+
+
+class WorkerMetrics(_BundleInfo):
+    """What a worker measures, from fetched events to stored interests. One process, one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.events = Counter(
+            "lifelong_worker_events",
+            "Events read from Kafka, by what became of them: applied to a sequence, replayed "
+            "(applied before; normal after a restart), duplicate (an event id seen lately) or "
+            "rejected (sent to the dead-letter topic).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.rejects = Counter(
+            "lifelong_worker_rejects",
+            "Events sent to the dead-letter topic, by reason. A sudden rise means that a producer "
+            "changed its format.",
+            ["reason"],
+            registry=registry,
+        )
+        self.batches = Counter(
+            "lifelong_worker_batches",
+            "Batches of events stored and acknowledged. No increase while there is lag means that "
+            "the worker is stuck.",
+            registry=registry,
+        )
+        self.batch_seconds = Histogram(
+            "lifelong_worker_batch_seconds",
+            "Time from a batch's arrival to its acknowledgement: decoding, storing, dead letters.",
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
+        self.append_seconds = Histogram(
+            "lifelong_worker_append_seconds",
+            "Time of the store's part of a batch, retries not included. If it grows, the store is "
+            "the bottleneck.",
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
+        self.store_errors = Counter(
+            "lifelong_worker_store_errors",
+            "Store operations that failed, by error class. Events are not acknowledged until they "
+            "succeed, so none is lost; lag grows meanwhile.",
+            ["error"],
+            registry=registry,
+        )
+        self.store_retries = Counter(
+            "lifelong_worker_store_retries",
+            "Store writes tried again after a failure.",
+            registry=registry,
+        )
+        self.reclusters = Counter(
+            "lifelong_worker_reclusters",
+            "Users reclustered, by outcome: stored, stale (a newer state was there; normal after a "
+            "rebalance), gone (the user expired) or failed (an error; the user stays dirty).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.recluster_seconds = Histogram(
+            "lifelong_worker_recluster_seconds",
+            "Time to turn one user's sequence into an interest state, without the store.",
+            buckets=USER_BUCKETS,
+            registry=registry,
+        )
+        self.freshness_seconds = Histogram(
+            "lifelong_worker_freshness_seconds",
+            "Age of a user's oldest unclustered behavior when the interests that cover it were "
+            "stored. Objective: 99 % within 5 s.",
+            buckets=FRESHNESS_BUCKETS,
+            registry=registry,
+        )
+        self.dirty_users = Gauge(
+            "lifelong_worker_dirty_users",
+            "Users of this worker's partitions that wait to be reclustered, at the last look; the "
+            "look is limited, so a large value is a lower bound.",
+            registry=registry,
+        )
+        self.dirty_oldest_seconds = Gauge(
+            "lifelong_worker_dirty_oldest_seconds",
+            "Age of the oldest unclustered behavior of this worker's users. Above 5 s the "
+            "freshness objective is being missed now: add workers or recluster threads.",
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "lifelong_worker_ready",
+            "1 while the worker has joined its group and the store takes writes, else 0.",
+            registry=registry,
+        )
+        self.consumer_lag = Gauge(
+            "lifelong_worker_consumer_lag",
+            "Events of the partition that are not stored yet.",
+            ["partition"],
+            registry=registry,
+        )
+        self.last_batch_timestamp_seconds = Gauge(
+            "lifelong_worker_last_batch_timestamp_seconds",
+            "When the last batch was acknowledged, as seconds since epoch; 0: none yet.",
+            registry=registry,
+        )
+        self.bundle_info = Gauge(
+            "lifelong_worker_bundle_info",
+            "1 for the version of the bundle that interests are made with. Workers and scorers "
+            "that differ for long are a rollout that stopped half way.",
+            ["version"],
+            registry=registry,
+        )
+        for outcome in EVENT_OUTCOMES:
+            self.events.labels(outcome)
+        for outcome in RECLUSTER_OUTCOMES:
+            self.reclusters.labels(outcome)
+
+
+class ScorerMetrics(_BundleInfo):
+    """What a scorer measures. In multi-process mode each figure covers all its processes."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "lifelong_scorer_requests",
+            "Requests answered, by route and HTTP status. 4xx are the client's, 5xx are ours.",
+            ["route", "status"],
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "lifelong_scorer_request_seconds",
+            "Time from a request's arrival to its answer, waiting included. Objective for "
+            "rankings: half within 10 ms, 99 % within 50 ms.",
+            ["route"],
+            buckets=RANK_BUCKETS,
+            registry=registry,
+        )
+        self.candidates = Histogram(
+            "lifelong_scorer_candidates",
+            "Candidates in a ranking request. Latency grows with it: look here first when "
+            "request_seconds rises.",
+            buckets=CANDIDATE_BUCKETS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "lifelong_scorer_stage_seconds",
+            "Time of a ranking's stages: store (reading the user), features (gathering inputs, "
+            "clustering on the fly where no interests are stored) and model (the network).",
+            ["stage"],
+            buckets=STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "lifelong_scorer_rejected",
+            "Requests turned away before scoring, by reason (too large, too many waiting, "
+            "deadline). A rise of the last two means too few scorers.",
+            ["reason"],
+            registry=registry,
+        )
+        self.history = Counter(
+            "lifelong_scorer_history",
+            "Rankings by what was known of the user: interests (stored), sequence (clustered on "
+            "the fly: a new bundle, or workers that lag) or none (an unknown user).",
+            ["kind"],
+            registry=registry,
+        )
+        self.newer_behaviors = Histogram(
+            "lifelong_scorer_newer_behaviors",
+            "Behaviors newer than the interests that a ranking used; they were attended to one by "
+            "one. Growth means that the workers lag.",
+            buckets=NEWER_BUCKETS,
+            registry=registry,
+        )
+        self.unknown_items = Counter(
+            "lifelong_scorer_unknown_items",
+            "Candidates that the bundle does not know, scored as unknown. Growth means that the "
+            "bundle is too old for the catalog.",
+            registry=registry,
+        )
+        self.inflight = Gauge(
+            "lifelong_scorer_inflight",
+            "Requests being scored or waiting now.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "lifelong_scorer_ready",
+            "1 while the bundle is warm and the store answers, in every process; else 0.",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self.bundle_info = Gauge(
+            "lifelong_scorer_bundle_info",
+            "1 for the version of the bundle in service; several while processes differ.",
+            ["version"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+        for kind in HISTORIES:
+            self.history.labels(kind)
