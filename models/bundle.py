@@ -1,0 +1,508 @@
+"""The model bundle: one directory that holds all that serving needs of a trained model (D12).
+
+    manifest.json        what it is: system, dimensions, training, metrics, sha256 of every file
+    vocabulary.msgpack   item ids, titles and popularity, in the order of the embeddings' rows
+    embeddings.npy       f32[n + 1, d], row 0 for items unknown to the bundle
+    projection.onnx      embeddings[n, d] -> projected[n, m]  (ENCODE, Eq. 4)
+    scorer.onnx          one user and B candidates -> ctr[B]  (ENCODE, Eq. 10 and the tower)
+    golden.msgpack       requests with the CTRs that the trained network gave them
+
+This module needs no torch: it is the one that the services import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from infra.behaviors import item_key
+from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing
+from models.features import CROSS_FEATURES, USER_FEATURES
+
+FORMAT: Final = 1
+"""Version of the directory's format. Raised when an older reader would misread it."""
+
+MANIFEST: Final = "manifest.json"
+VOCABULARY: Final = "vocabulary.msgpack"
+EMBEDDINGS: Final = "embeddings.npy"
+PROJECTION: Final = "projection.onnx"
+SCORER: Final = "scorer.onnx"
+GOLDEN: Final = "golden.msgpack"
+FILES: Final = (VOCABULARY, EMBEDDINGS, PROJECTION, SCORER, GOLDEN)
+
+SCORER_INPUTS: Final = (
+    "interests",
+    "interest_mask",
+    "recent",
+    "recent_mask",
+    "user",
+    "candidates",
+    "cross",
+)
+"""Inputs of scorer.onnx, all float32: interests[K', d], interest_mask[K'], recent[M', d] (newest
+last, M' <= M), recent_mask[M'], user[u], candidates[B, d], cross[B, c]. K' and M' are at least 1;
+rows of mask 0 are ignored, and their content with them as long as it is finite."""
+
+GOLDEN_TOLERANCE: Final = 1e-4
+"""Largest difference from a golden CTR: wide enough for another processor's arithmetic, far too
+narrow for a wrong model."""
+
+BetaMode = Literal["divide", "multiply", "learned"]
+
+Floats = npt.NDArray[np.float32]
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """What a file of the bundle must be."""
+
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """manifest.json. Letters are the papers': L behaviors, K clusters, M recent behaviors."""
+
+    format: int = FORMAT
+    system: Literal["encode"] = "encode"
+    name: str
+    n_items: int
+    """Items of the vocabulary, the unknown one (row 0) not counted."""
+    d: int
+    """Width of an embedding."""
+    m: int
+    """Width of a projected embedding."""
+    K: int
+    """Clusters, hence interests, of a user."""
+    L: int
+    """Behaviors that are clustered, at most."""
+    M: int
+    """Recent behaviors that are attended to one by one, at most."""
+    u: int
+    """User features (`models.features.USER_FEATURES`)."""
+    c: int
+    """Cross features (`models.features.CROSS_FEATURES`)."""
+    T: int
+    """Iterations of k-means, at most."""
+    beta: float
+    """Scaling factor of Eq. 9."""
+    beta_mode: BetaMode
+    """Whether beta divides the cosine (the paper), multiplies it or is learned (D9)."""
+    scale: float
+    """What the cosine is multiplied with in Eqs. 8 and 10, whichever way it came about."""
+    user_features: tuple[str, ...] = USER_FEATURES
+    cross_features: tuple[str, ...] = CROSS_FEATURES
+    seed: int = 0
+    training: dict[str, Any] = {}
+    """The settings it was trained with."""
+    data: dict[str, Any] = {}
+    """What it was trained on."""
+    metrics: dict[str, float] = {}
+    """What the evaluation on held-out training data gave."""
+    files: dict[str, FileEntry] = {}
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """vocabulary.msgpack: one entry an item, row 0 ("") for unknown ones."""
+
+    item_ids: list[str]
+    titles: list[str]
+    popularity: list[float]
+
+
+class Tensor(msgspec.Struct, frozen=True, array_like=True):
+    """A float32 array in a msgpack file."""
+
+    shape: tuple[int, ...]
+    data: bytes
+    """Little-endian float32, row by row."""
+
+    @classmethod
+    def of(cls, array: Floats) -> Tensor:
+        return cls(array.shape, np.ascontiguousarray(array, "<f4").tobytes())
+
+    def array(self) -> Floats:
+        return np.frombuffer(self.data, "<f4").reshape(self.shape)
+
+
+class GoldenRequest(msgspec.Struct, frozen=True):
+    """A request, as the scorer's inputs, and the CTRs that the trained network gave."""
+
+    name: str
+    inputs: dict[str, Tensor]
+    ctr: Tensor
+
+    def feed(self) -> dict[str, Floats]:
+        """The request as inputs of scorer.onnx."""
+        return {name: tensor.array() for name, tensor in self.inputs.items()}
+
+
+def make_session(model: bytes) -> onnxruntime.InferenceSession:
+    """A session on one core that does not spin.
+
+    A service runs a process per core (D10); spinning threads would steal the neighbor's.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded, verified bundle. Immutable, and safe to share between threads."""
+
+    path: Path
+    manifest: Manifest
+    digest: bytes
+    """16 bytes that name the bundle's content; an interest state carries those it was made with."""
+    item_ids: list[str]
+    """n + 1 ids; row 0 is "" and stands for unknown items."""
+    titles: list[str]
+    """n + 1 titles, "" where there is none."""
+    popularity: Floats
+    """f32[n + 1]: training behaviors of the item per million; 0 for unknown items."""
+    embeddings: Floats
+    """f32[n + 1, d], read-only."""
+    projected: Floats
+    """f32[n + 1, m], read-only: h = W_h^T e of every row (Eq. 4)."""
+    scorer_model: bytes
+    """scorer.onnx; inputs as in SCORER_INPUTS."""
+    golden: list[GoldenRequest]
+
+    @classmethod
+    def load(cls, path: Path | str, verify: bool = True) -> Bundle:
+        """Read a bundle, check it, and project its item table.
+
+        Args:
+            path: the bundle's directory.
+            verify: also hash every file and repeat the golden requests. Only to be turned off
+                for a directory that this machine has just verified.
+
+        Raises:
+            BundleMissing: there is no bundle at ``path``.
+            BundleCorrupt: a file is absent, truncated, altered or unreadable.
+            BundleIncompatible: format, features or shapes are not those of this version.
+        """
+        path = Path(path)
+        raw = _read_manifest(path)
+        manifest = _decode_manifest(path, raw)
+        content = {name: _read_file(path, name, manifest, verify) for name in FILES}
+        vocabulary = _decode(path, VOCABULARY, content[VOCABULARY], Vocabulary)
+        embeddings = _decode_embeddings(path, content[EMBEDDINGS])
+        _check_shapes(path, manifest, vocabulary, embeddings)
+        bundle = cls(
+            path=path,
+            manifest=manifest,
+            digest=hashlib.sha256(raw).digest()[:16],
+            item_ids=vocabulary.item_ids,
+            titles=vocabulary.titles,
+            popularity=_frozen(np.array(vocabulary.popularity, np.float32)),
+            embeddings=_frozen(embeddings),
+            projected=_frozen(_project(path, content[PROJECTION], embeddings, manifest.m)),
+            scorer_model=content[SCORER],
+            golden=_decode(path, GOLDEN, content[GOLDEN], list[GoldenRequest]),
+        )
+        if verify:
+            bundle.check_golden(bundle.scorer_session())
+        return bundle
+
+    @property
+    def version(self) -> str:
+        """The digest in hexadecimal, for people and metrics."""
+        return self.digest.hex()
+
+    @cached_property
+    def _keys(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
+        keys = np.array([item_key(item_id) for item_id in self.item_ids[1:]], np.uint64)
+        order = np.argsort(keys)
+        return keys[order], (order + 1).astype(np.int32)
+
+    def rows(self, item_keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+        """The rows of items in this bundle's tables.
+
+        Args:
+            item_keys: u64[n], `infra.behaviors.item_key` of the items.
+
+        Returns:
+            i32[n]; 0 where the bundle does not know the item.
+        """
+        keys, rows = self._keys
+        if not len(keys):
+            return np.zeros(len(item_keys), np.int32)
+        place = np.searchsorted(keys, item_keys)
+        place[place == len(keys)] = 0
+        return np.where(keys[place] == item_keys, rows[place], np.int32(0))
+
+    def scorer_session(self) -> onnxruntime.InferenceSession:
+        """A fresh, warm session of scorer.onnx; make it after a fork, one a process.
+
+        Raises:
+            BundleIncompatible: onnxruntime cannot run the graph, or its inputs are others.
+        """
+        try:
+            session = make_session(self.scorer_model)
+            names = {node.name for node in session.get_inputs()}
+            if names != set(SCORER_INPUTS):
+                raise ValueError(f"its inputs are {', '.join(sorted(names))}")
+            for request in self.golden:
+                session.run(None, request.feed())
+        except Exception as error:  # onnxruntime raises its own and plain exceptions alike
+            raise BundleIncompatible(
+                f"{self.path / SCORER} cannot be run: {_line(error)}; export the bundle again"
+            ) from error
+        return session
+
+    def check_golden(self, session: onnxruntime.InferenceSession) -> float:
+        """Repeat the golden requests; the largest difference from their CTRs.
+
+        Raises:
+            BundleIncompatible: it exceeds GOLDEN_TOLERANCE, or a request cannot be run.
+        """
+        worst = 0.0
+        for request in self.golden:
+            (ctr,) = session.run(None, request.feed())
+            expected = request.ctr.array()
+            difference = (
+                float(np.abs(ctr - expected).max(initial=0.0))
+                if ctr.shape == expected.shape
+                else np.inf
+            )
+            if not difference <= GOLDEN_TOLERANCE:
+                raise BundleIncompatible(
+                    f"{self.path / SCORER} differs by {difference:.2g} from {GOLDEN} "
+                    f"({request.name}); export the bundle again"
+                )
+            worst = max(worst, difference)
+        return worst
+
+
+@dataclass(frozen=True)
+class BundleContents:
+    """What `save_bundle` writes."""
+
+    manifest: Manifest
+    """Its ``files`` are filled in on writing."""
+    vocabulary: Vocabulary
+    embeddings: Floats
+    """f32[n + 1, d]."""
+    projection_model: bytes
+    scorer_model: bytes
+    golden: Sequence[GoldenRequest]
+
+
+def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
+    """Write a bundle so that ``path`` never holds half of one; one that is there is replaced.
+
+    Returns:
+        The manifest as written, with the checksums.
+    """
+    path = Path(path)
+    embeddings = BytesIO()
+    np.save(embeddings, np.ascontiguousarray(contents.embeddings, "<f4"), allow_pickle=False)
+    files = {
+        VOCABULARY: msgspec.msgpack.encode(contents.vocabulary),
+        EMBEDDINGS: embeddings.getvalue(),
+        PROJECTION: contents.projection_model,
+        SCORER: contents.scorer_model,
+        GOLDEN: msgspec.msgpack.encode(list(contents.golden)),
+    }
+    entries = {
+        name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()
+    }
+    manifest = msgspec.structs.replace(contents.manifest, files=entries)
+    encoded = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2)
+    write_directory(path, {**files, MANIFEST: encoded + b"\n"})
+    return manifest
+
+
+def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a new directory beside ``path``, flush them, and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        for name, data in files.items():
+            with (fresh / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        fresh.chmod(0o755)
+        _replace_directory(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace_directory(fresh: Path, path: Path) -> None:
+    """Put ``fresh`` in the place of ``path``; a directory cannot be renamed onto a full one."""
+    if not path.exists():
+        fresh.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(old / path.name)
+    try:
+        fresh.rename(path)
+    except OSError:
+        (old / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_manifest(path: Path) -> bytes:
+    try:
+        return (path / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise BundleMissing(f"{path / MANIFEST} cannot be read: {_line(error)}") from error
+    if path.is_dir() and any(path.iterdir()):
+        raise BundleCorrupt(f"{path / MANIFEST} is absent; export the bundle again")
+    raise BundleMissing(
+        f"there is no bundle at {path}; make one with `lifelong train` and `lifelong export`, "
+        "or correct bundle.path"
+    )
+
+
+def _decode_manifest(path: Path, raw: bytes) -> Manifest:
+    """Format first: a manifest of another format need not look like ours."""
+    file = path / MANIFEST
+    try:
+        head = msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise BundleCorrupt(f"{file} is not JSON: {_line(error)}; export again") from error
+    found = head.get("format") if isinstance(head, dict) else None
+    if found != FORMAT:
+        raise BundleIncompatible(
+            f"{file} has format {found!r}, this version reads {FORMAT}; export the bundle again"
+        )
+    if head.get("system") != "encode":
+        raise BundleIncompatible(
+            f"{file} is of system {head.get('system')!r}, this version reads 'encode'"
+        )
+    try:
+        manifest = msgspec.convert(head, Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleCorrupt(f"{file} is not a manifest: {_line(error)}; export again") from error
+    _check_features(file, "user_features", manifest.user_features, USER_FEATURES)
+    _check_features(file, "cross_features", manifest.cross_features, CROSS_FEATURES)
+    return manifest
+
+
+def _check_features(
+    file: Path, name: str, found: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    if found != expected:
+        raise BundleIncompatible(
+            f"{file}: {name} are {', '.join(found)}, this version computes "
+            f"{', '.join(expected)}; train again"
+        )
+
+
+def _read_file(path: Path, name: str, manifest: Manifest, verify: bool) -> bytes:
+    file = path / name
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise BundleCorrupt(f"{path / MANIFEST} lists no {name}; export the bundle again")
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleCorrupt(f"{file} is absent; export or copy the bundle again") from error
+    except OSError as error:
+        raise BundleCorrupt(f"{file} cannot be read: {_line(error)}") from error
+    if len(data) != entry.size:
+        raise BundleCorrupt(
+            f"{file} has {len(data)} bytes instead of {entry.size}; export or copy the bundle again"
+        )
+    if verify and hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise BundleCorrupt(
+            f"{file} does not match its sha256 in {MANIFEST}; export or copy the bundle again"
+        )
+    return data
+
+
+def _decode(path: Path, name: str, data: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except msgspec.DecodeError as error:  # of which ValidationError is one
+        raise BundleCorrupt(f"{path / name} cannot be decoded: {_line(error)}") from error
+
+
+def _decode_embeddings(path: Path, data: bytes) -> Floats:
+    try:
+        table = np.load(BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BundleCorrupt(f"{path / EMBEDDINGS} cannot be decoded: {_line(error)}") from error
+    return np.ascontiguousarray(table, np.float32)
+
+
+def _check_shapes(
+    path: Path, manifest: Manifest, vocabulary: Vocabulary, embeddings: Floats
+) -> None:
+    rows = manifest.n_items + 1
+    if embeddings.shape != (rows, manifest.d):
+        raise BundleIncompatible(
+            f"{path / EMBEDDINGS} has shape {embeddings.shape}, "
+            f"{MANIFEST} says {(rows, manifest.d)}; export the bundle again"
+        )
+    for name, values in _columns(vocabulary):
+        if len(values) != rows:
+            raise BundleIncompatible(
+                f"{path / VOCABULARY} has {len(values)} {name}, {MANIFEST} says {rows}; "
+                "export the bundle again"
+            )
+    for name, given, expected in (
+        ("u", manifest.u, len(USER_FEATURES)),
+        ("c", manifest.c, len(CROSS_FEATURES)),
+    ):
+        if given != expected:
+            raise BundleIncompatible(
+                f"{path / MANIFEST}: {name} is {given}, this version computes {expected}"
+            )
+
+
+def _columns(vocabulary: Vocabulary) -> Iterable[tuple[str, Sequence[object]]]:
+    yield "item_ids", vocabulary.item_ids
+    yield "titles", vocabulary.titles
+    yield "popularity", vocabulary.popularity
+
+
+def _project(path: Path, model: bytes, embeddings: Floats, m: int) -> Floats:
+    """Project the whole item table once: h does not depend on the user (D8)."""
+    try:
+        (projected,) = make_session(model).run(None, {"embeddings": embeddings})
+    except Exception as error:  # onnxruntime raises its own and plain exceptions alike
+        raise BundleIncompatible(
+            f"{path / PROJECTION} cannot be run: {_line(error)}; export the bundle again"
+        ) from error
+    if projected.shape != (len(embeddings), m):
+        raise BundleIncompatible(
+            f"{path / PROJECTION} gives shape {projected.shape}, "
+            f"{MANIFEST} says {(len(embeddings), m)}; export the bundle again"
+        )
+    return np.ascontiguousarray(projected, np.float32)
+
+
+def _frozen(array: Floats) -> Floats:
+    array.flags.writeable = False
+    return array
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,134 @@
+"""Features of a user and of a (user, candidate) pair, by one code for training and for serving.
+
+Target attention compares embeddings and forgets how often an item was bought: "bought before" is
+the strongest signal of a repeat purchase and needs features of its own. All values are scaled to
+[0, 1] (ENCODE, section 3, embedding layer).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+CROSS_FEATURES: Final = ("bought", "count", "recency_day", "recency_month", "popularity")
+"""Columns of `cross_features`."""
+
+USER_FEATURES: Final = ("known", "count", "gap_hour", "gap_month")
+"""Columns of `user_features`."""
+
+PER_MILLION: Final = 1e6
+"""Unit of popularity: how many of a million training behaviors are of the item."""
+
+_DAY_S: Final = 86_400.0
+_MONTH_S: Final = 30 * _DAY_S
+_LOG_COUNT: Final = float(np.log1p(10_000))
+_LOG_POPULARITY: Final = float(np.log1p(PER_MILLION))
+
+
+class History(NamedTuple):
+    """How often and when last a user had to do with each distinct item (n of them)."""
+
+    item_keys: npt.NDArray[np.uint64]
+    """u64[n], ascending: `infra.behaviors.item_key` of the items."""
+    counts: npt.NDArray[np.unsignedinteger]
+    """Unsigned [n]: behaviors on the item."""
+    last: npt.NDArray[np.uint32]
+    """u32[n]: time of the latest of them, seconds since epoch."""
+
+
+EMPTY_HISTORY: Final = History(
+    np.empty(0, np.uint64), np.empty(0, np.uint16), np.empty(0, np.uint32)
+)
+"""The history of a user of whom nothing is known."""
+
+
+def cross_features(
+    candidate_keys: npt.NDArray[np.uint64],
+    popularity: npt.NDArray[np.float32],
+    history: History,
+    now_ms: int,
+) -> npt.NDArray[np.float32]:
+    """What the user's history says about each candidate itself.
+
+    Items are compared by key, so that an item outside the bundle's vocabulary counts as bought
+    before like any other.
+
+    Args:
+        candidate_keys: u64[B].
+        popularity: f32[B], behaviors per million (`models.bundle.Bundle.popularity`), 0 if unknown.
+        history: the user's history over the last L behaviors.
+        now_ms: time of the request, ms since epoch.
+
+    Returns:
+        f32[B, c], columns as in CROSS_FEATURES: bought before (0 or 1); logarithm of the number of
+        times; nearness of the last time at the scale of days and of months (1: now, 0: never);
+        logarithm of popularity.
+    """
+    counts = np.zeros(len(candidate_keys), np.float32)
+    last_s = np.zeros(len(candidate_keys), np.float64)
+    if len(history.item_keys):
+        place = np.searchsorted(history.item_keys, candidate_keys)
+        place[place == len(history.item_keys)] = 0
+        bought = history.item_keys[place] == candidate_keys
+        counts[bought] = history.counts[place[bought]]
+        last_s[bought] = history.last[place[bought]]
+    return cross_columns(counts, last_s, popularity, now_ms / 1000.0)
+
+
+def cross_columns(
+    counts: npt.NDArray[np.float32],
+    last_s: npt.NDArray[np.float64],
+    popularity: npt.NDArray[np.float32],
+    now_s: float | npt.NDArray[np.float64],
+) -> npt.NDArray[np.float32]:
+    """`cross_features` of pairs whose counts (0: never) and last times are known; any shape [...].
+
+    Returns:
+        f32[..., c].
+    """
+    bought = counts > 0
+    age_s = np.maximum(now_s - last_s, 0.0)
+    features = np.empty((*counts.shape, len(CROSS_FEATURES)), np.float32)
+    features[..., 0] = bought
+    features[..., 1] = np.log1p(counts) / _LOG_COUNT
+    features[..., 2] = bought / (1.0 + age_s / _DAY_S)
+    features[..., 3] = bought / (1.0 + age_s / _MONTH_S)
+    features[..., 4] = np.log1p(popularity) / _LOG_POPULARITY
+    return features
+
+
+def user_features(count: int, last_time_ms: int, now_ms: int) -> npt.NDArray[np.float32]:
+    """What does not depend on the candidate.
+
+    Args:
+        count: behaviors of the user ever applied; 0: unknown user.
+        last_time_ms: event time of the newest behavior, ms since epoch (ignored if count is 0).
+        now_ms: time of the request, ms since epoch.
+
+    Returns:
+        f32[u], columns as in USER_FEATURES: known user (0 or 1); logarithm of the number of
+        behaviors; nearness of the last behavior at the scale of hours and of months.
+    """
+    return user_columns(np.array(count), np.array(last_time_ms / 1000.0), np.array(now_ms / 1000.0))
+
+
+def user_columns(
+    counts: npt.NDArray[np.integer],
+    last_s: npt.NDArray[np.float64],
+    now_s: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float32]:
+    """`user_features` of many users at once; any shape [...], times in seconds.
+
+    Returns:
+        f32[..., u].
+    """
+    known = counts > 0
+    gap_s = np.maximum(now_s - last_s, 0.0)
+    features = np.empty((*counts.shape, len(USER_FEATURES)), np.float32)
+    features[..., 0] = known
+    features[..., 1] = np.log1p(counts) / _LOG_COUNT
+    features[..., 2] = known / (1.0 + gap_s / 3600.0)
+    features[..., 3] = known / (1.0 + gap_s / _MONTH_S)
+    return features

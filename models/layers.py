@@ -1,0 +1,152 @@
+"""Layers that networks share: attention, pooling within clusters, the metric-learning loss.
+
+Letters in shapes are the papers': B candidates, K interests, M recent behaviors, d embedding
+width, m projected width. ``...`` are leading batch dimensions, absent in the exported graph.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MASKED: Final = -1e30
+"""Score of a masked row: its softmax weight is exactly 0 beside any other, and a softmax over
+masked rows alone stays finite."""
+
+EPSILON: Final = 1e-6
+"""Least norm divided by; a zero vector has cosine 0 with everything."""
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors [..., d] scaled to length 1; zero vectors stay zero."""
+    norm = torch.sqrt((vectors * vectors).sum(-1, keepdim=True))
+    return vectors / torch.clamp(norm, min=EPSILON)
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """ENCODE, Eq. 11: 1 - cos(a, b) over the last dimension; [..., d] x2 -> [...]."""
+    return 1.0 - (unit(a) * unit(b)).sum(-1)
+
+
+def attend(scores: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention that ignores masked rows; over masked rows alone it gives zeros.
+
+    Softmax subtracts the greatest score before exponentiating, so no scale overflows.
+
+    Args:
+        scores: [..., B, K].
+        mask: [..., K], 1 for rows that count and 0 for others.
+        values: [..., K, d].
+
+    Returns:
+        [..., B, d].
+    """
+    masked = torch.where(mask > 0, 0.0, MASKED).unsqueeze(-2)
+    weights = torch.softmax(scores + masked, dim=-1)
+    return weights @ (values * mask.unsqueeze(-1))
+
+
+def cosine_attention(candidates: Tensor, interests: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
+    """ENCODE, Eq. 10: the user's long-term interest relative to each candidate.
+
+    With similarity (1 - dis) / beta (Eq. 9) and cosine distance (Eq. 11), a score is the cosine
+    times ``scale``.
+
+    Args:
+        candidates: [..., B, d].
+        interests: [..., K, d].
+        mask: [..., K].
+        scale: scalar.
+
+    Returns:
+        [..., B, d].
+    """
+    scores = unit(candidates) @ (unit(interests) * scale).transpose(-1, -2)
+    return attend(scores, mask, interests)
+
+
+class RecentAttention(nn.Module):
+    """Scaled dot-product target attention on the recent behaviors, with a bias for their age.
+
+    A query matrix and a key matrix only ever occur as their product, so there is one matrix.
+    """
+
+    def __init__(self, d: int, M: int) -> None:
+        super().__init__()
+        self.metric = nn.Parameter(torch.eye(d))
+        self.age = nn.Parameter(torch.zeros(M))
+
+    def forward(self, candidates: Tensor, recent: Tensor, mask: Tensor) -> Tensor:
+        """candidates [..., B, d], recent [..., M', d] newest last, mask [..., M'] -> [..., B, d]"""
+        d = recent.shape[-1]
+        keys = recent @ self.metric * d**-0.5
+        age = self.age[self.age.shape[0] - recent.shape[-2] :]
+        return attend(candidates @ keys.transpose(-1, -2) + age, mask, recent)
+
+
+class Tower(nn.Module):
+    """The MLP on top. What does not depend on the candidate enters the first layer once (D10)."""
+
+    def __init__(self, user: int, pair: int, hidden: tuple[int, int]) -> None:
+        super().__init__()
+        self.user = nn.Linear(user, hidden[0])
+        self.pair = nn.Linear(pair, hidden[0], bias=False)
+        self.hidden = nn.Linear(hidden[0], hidden[1])
+        self.out = nn.Linear(hidden[1], 1)
+
+    def forward(self, user: Tensor, pair: Tensor) -> Tensor:
+        """user [..., u'], pair [..., B, p] -> logits [..., B]"""
+        first = functional.relu(self.user(user).unsqueeze(-2) + self.pair(pair))
+        logits: Tensor = self.out(functional.relu(self.hidden(first)))
+        return logits.squeeze(-1)
+
+
+def segment_softmax(scores: Tensor, segments: Tensor, n_segments: int) -> Tensor:
+    """Softmax within each segment of a ragged batch.
+
+    Args:
+        scores: [N].
+        segments: i64[N], segment of each score, in [0, n_segments).
+
+    Returns:
+        [N], summing to 1 within every segment that occurs.
+    """
+    greatest = scores.new_full((n_segments,), -torch.inf)
+    greatest = greatest.scatter_reduce(0, segments, scores.detach(), "amax")
+    weights = torch.exp(scores - greatest[segments])
+    total = scores.new_zeros(n_segments).index_add(0, segments, weights)
+    return weights / total[segments]
+
+
+def dynamic_triplet_loss(
+    behaviors: Tensor, projected: Tensor, first: Tensor, second: Tensor
+) -> Tensor:
+    """ENCODE, Eqs. 5-7, per anchor: projected distances keep the order of the original ones.
+
+    Of two other behaviors of the user the nearer in the original space is the positive; the
+    margin is how much nearer it is. Original distances are constants here: the loss teaches the
+    projection to follow the embeddings, not the embeddings to suit the projection.
+
+    Args:
+        behaviors: [N, d], the anchors s_i.
+        projected: [N, m], their h_i.
+        first, second: i64[N], two other behaviors of each anchor's user.
+
+    Returns:
+        [N]: max(0, dis(h_i, h_p) - dis(h_i, h_n) + dis(s_i, s_n) - dis(s_i, s_p)).
+    """
+    with torch.no_grad():
+        to_first = cosine_distance(behaviors, behaviors[first])
+        to_second = cosine_distance(behaviors, behaviors[second])
+        nearer = to_first <= to_second
+        positive = torch.where(nearer, first, second)
+        negative = torch.where(nearer, second, first)
+        margin = (to_first - to_second).abs()
+    return functional.relu(
+        cosine_distance(projected, projected[positive])
+        - cosine_distance(projected, projected[negative])
+        + margin
+    )

@@ -1,0 +1,58 @@
+"""Tiny valid bundles for tests of whatever loads one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from models.bundle import BundleContents, save_bundle
+
+
+def tiny_bundle(
+    directory: Path,
+    items: int = 50,
+    d: int = 8,
+    m: int = 4,
+    K: int = 4,
+    L: int = 64,
+    M: int = 8,
+    seed: int = 0,
+    T: int = 15,
+    name: str = "tiny",
+) -> Path:
+    """Write a valid bundle of an untrained network into ``directory``, and give its path.
+
+    Items are "item-1" ... "item-<items>", titled "Item 1" and so on. Two calls with the same
+    arguments write the same bytes, hence the same digest. The first of a kind takes seconds (torch
+    is imported and the network exported), a repetition in the same process milliseconds.
+    """
+    save_bundle(_contents(items, d, m, K, L, M, seed, T, name), directory)
+    return directory
+
+
+@lru_cache
+def _contents(
+    items: int, d: int, m: int, K: int, L: int, M: int, seed: int, T: int, name: str
+) -> BundleContents:
+    import torch  # slow to import: only tests that make a bundle pay for it
+
+    from models.encode import Encode, EncodeConfig
+    from models.export import export_network
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = EncodeConfig(n_items=items, d=d, m=m, K=K, L=L, M=M, T=T, hidden=(16, 8))
+        network = Encode(config)
+    counts = np.random.default_rng(seed).integers(1, 100, items)
+    popularity = np.concatenate([[0.0], counts * (1e6 / counts.sum())]).astype(np.float32)
+    contents, _ = export_network(
+        network,
+        name=name,
+        item_ids=["", *(f"item-{i}" for i in range(1, items + 1))],
+        titles=["", *(f"Item {i}" for i in range(1, items + 1))],
+        popularity=popularity,
+        seed=seed,
+    )
+    return contents
