@@ -79,7 +79,7 @@ class Encode(nn.Module):
     def scale(self) -> Tensor:
         """What cosines are multiplied with: Eq. 9's 1/beta, or what stands for it (D9)."""
         if self.config.beta_mode == "learned":
-            return cast(Tensor, self.log_scale.exp())
+            return self.log_scale.exp()
         beta = self.config.beta
         value = 1.0 / beta if self.config.beta_mode == "divide" else beta
         return torch.tensor(value, dtype=torch.float32)
@@ -94,7 +94,7 @@ class Encode(nn.Module):
         An item that occurs n times weighs as n behaviors do. Gradients reach the embeddings and,
         through the weights, the projection.
         """
-        embeddings = self.embedding(clusters.rows)
+        embeddings: Tensor = self.embedding(clusters.rows)
         n_clusters = clusters.centers.shape[0]
         cosine = (unit(self.project(embeddings)) * unit(clusters.centers)[clusters.cluster]).sum(-1)
         scores = cosine * self.scale + clusters.counts.log()
