@@ -164,6 +164,7 @@ class EventFile:
         """Open the file far enough to know that its columns fit the mapping.
 
         Args:
+            path: the file.
             mapping: which column holds which of our fields, and within which limits.
             on_bad: what a row that is not an event does: ``stop`` raises and names it, ``skip``
                 counts it in `skipped`.
@@ -378,7 +379,7 @@ class EventFile:
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         """The file's bytes, decompressed, and the file below that tells how far it was read."""
-        with open(self.path, "rb", buffering=0) as disk:
+        with self.path.open("rb", buffering=0) as disk:
             if self.compressed:
                 with gzip.GzipFile(fileobj=io.BufferedReader(disk, 1 << 20)) as plain:
                     yield cast(BinaryIO, plain), cast(BinaryIO, disk)
@@ -456,29 +457,21 @@ class _Converter:
         if undecodable is not None:
             problems.append(_Problem(undecodable, f"{name} unreadable", _say(name, "is not UTF-8")))
         lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
-        empty = lengths == 0
-        if default is None and name not in REQUIRED_FIELDS and empty.all():
-            return None
-        if default is not None:
-            column = pc.if_else(pa.array(empty), str(default), column)
-        elif name in REQUIRED_FIELDS:
-            if empty.any():
-                problems.append(_Problem(empty, f"{name} missing", _say(name, "is missing")))
-        elif empty.any():
-            column = pc.if_else(pa.array(empty), pa.scalar(None, pa.string()), column)
         longest = self._mapping.max_id_bytes
-        if len(lengths) and lengths.max() > longest:
+        if (lengths > longest).any():
             told = _say(name, f"is longer than {longest} bytes")
             problems.append(_Problem(lengths > longest, f"{name} too long", told))
         if name == "user_id":
-            # Stores end keys with NUL.
-            nul = pc.match_substring(column, "\0")
-            if pc.any(nul).as_py():
-                rows = pc.fill_null(nul, False).to_numpy(zero_copy_only=False)
-                problems.append(
-                    _Problem(rows, f"{name} unreadable", _say(name, "holds a NUL character"))
-                )
-        return column
+            problems.extend(_with_nul(name, column))
+        empty = lengths == 0
+        if not empty.any():
+            return column
+        if name in REQUIRED_FIELDS and default is None:
+            problems.append(_Problem(empty, f"{name} missing", _say(name, "is missing")))
+            return column
+        if empty.all() and default is None:
+            return None
+        return pc.if_else(pa.array(empty), pa.scalar(default and str(default), pa.string()), column)
 
     def _to_text(self, name: str, column: Array) -> tuple[Array, Bools | None]:
         kind = column.type
@@ -612,7 +605,16 @@ def _show(name: str, column: Array, what: str) -> Callable[[int], str]:
     return tell
 
 
-def _utf8(value: bytes | None) -> str | None | Literal[False]:
+def _with_nul(name: str, column: Array) -> list[_Problem]:
+    """Stores end a user's key with NUL."""
+    found = pc.fill_null(pc.match_substring(column, "\0"), False)
+    if not pc.any(found).as_py():
+        return []
+    told = _say(name, "holds a NUL character")
+    return [_Problem(found.to_numpy(zero_copy_only=False), f"{name} unreadable", told)]
+
+
+def _utf8(value: bytes | None) -> str | Literal[False] | None:
     try:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
@@ -698,7 +700,7 @@ def _format(path: Path) -> tuple[str, bool]:
 
 
 def _identity(path: Path, size: int) -> int:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         digest = xxhash.xxh3_64(size.to_bytes(8, "little"))
         digest.update(file.read(IDENTITY_SAMPLE))
         file.seek(max(0, size - IDENTITY_SAMPLE))
@@ -803,10 +805,9 @@ def _decode_lines(
             texts.append(line)
     try:
         decoded = decoder.decode_lines(b"\n".join(texts))
-        exact = len(decoded) == len(texts)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        exact = False
-    if not exact:
+        decoded = []
+    if len(decoded) != len(texts):
         decoded, readable = [], []
         for row, text in zip(numbers, texts, strict=True):
             try:

@@ -68,6 +68,10 @@ def events(batches: Sequence[EventBatch]) -> list[tuple[int, str, str, int, int]
     ]
 
 
+def plain(column: Any) -> list[Any] | None:
+    return None if column is None else list(column.tolist())
+
+
 @pytest.fixture(params=FORMATS)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Sequence[Row]], Path]:
     """Writes rows as a file of each format in turn."""
@@ -136,9 +140,9 @@ def test_columns_are_mapped_and_constants_fill_in(make: Callable[[Sequence[Row]]
     )
     (batch,) = read_events(path, mapping)
     assert events([batch]) == [(0, "17", "x", T0, ACTIONS["purchase"])]
-    assert batch.categories.to_pylist() == ["toys"]
-    assert batch.sources.to_pylist() == ["shop"]
-    assert batch.dwells is not None and batch.dwells.tolist() == [12]
+    assert plain(batch.categories) == ["toys"]
+    assert plain(batch.sources) == ["shop"]
+    assert plain(batch.dwells) == [12]
 
 
 def test_optional_fields_may_be_there_or_not(make: Callable[[Sequence[Row]], Path]) -> None:
@@ -149,9 +153,9 @@ def test_optional_fields_may_be_there_or_not(make: Callable[[Sequence[Row]], Pat
         ]
     )
     (batch,) = read_events(path)
-    assert batch.categories.to_pylist() == ["c", None]
-    assert batch.event_ids.to_pylist() == ["e", None]
-    assert batch.dwells is not None and batch.dwells.tolist() == [5, 0]
+    assert plain(batch.categories) == ["c", None]
+    assert plain(batch.event_ids) == ["e", None]
+    assert plain(batch.dwells) == [5, 0]
     assert batch.sources is None
 
 
@@ -185,7 +189,7 @@ def test_future_and_ancient_times_are_bad(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "ms"),
+    "text, ms",
     [
         ("2020-09-13T12:26:40Z", T0),
         ("2020-09-13T12:26:40", T0),
@@ -222,7 +226,7 @@ def test_parquet_timestamps_need_no_unit(tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / "e.parquet")
         (batch,) = read_events(tmp_path / "e.parquet")
         assert batch.times.tolist() == [T0, T0]
-        assert batch.users.to_pylist() == ["12", "13"]
+        assert plain(batch.users) == ["12", "13"]
 
 
 def test_nested_fields_are_reached_by_a_dotted_path(tmp_path: Path) -> None:
@@ -230,7 +234,7 @@ def test_nested_fields_are_reached_by_a_dotted_path(tmp_path: Path) -> None:
     mapping = EventSettings(fields={"user_id": "u.id"})
     for name in ("e.jsonl", "e.parquet"):
         (batch,) = read_events(write(tmp_path / name, rows), mapping)
-        assert batch.users.to_pylist() == ["u1", "u2"]
+        assert plain(batch.users) == ["u1", "u2"]
 
 
 def test_json_values_of_wrong_types_are_bad_by_row(tmp_path: Path) -> None:
@@ -262,7 +266,7 @@ def test_lines_that_are_no_json_objects_are_bad_and_blank_ones_are_not(tmp_path:
     path = write_text(tmp_path / "e.jsonl", data.encode("utf-8", "surrogatepass"))
     file = EventFile(path, on_bad="skip")
     assert [e[0] for e in events(list(file.batches()))] == [0, 6]
-    assert file.skipped == {"unreadable": 3}
+    assert file.skipped == {"unreadable": 2, "user_id missing": 1}
 
 
 def test_an_endless_line_is_one_bad_row_in_bounded_memory(tmp_path: Path) -> None:
@@ -295,7 +299,7 @@ def test_csv_rows_of_wrong_width_or_encoding_are_bad_by_row(tmp_path: Path) -> N
 def test_csv_cells_may_hold_line_ends_and_commas(tmp_path: Path) -> None:
     data = f'user_id,item_id,action,event_time\nu,"a\nb,c",click,{T0}\nv,d,click,{T0}\n'
     (batch,) = read_events(write_text(tmp_path / "e.csv", data))
-    assert batch.items.to_pylist() == ["a\nb,c", "d"]
+    assert plain(batch.items) == ["a\nb,c", "d"]
 
 
 @pytest.mark.parametrize("name", ["events.parquet", "events.csv"])
