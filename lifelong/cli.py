@@ -1,0 +1,426 @@
+"""The command line: one function a command, each of which only composes and calls.
+
+Exit codes: 0 done; 1 an error, told in one line on standard error; 2 the command was misspelt;
+3 a check found something wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import typer
+
+from infra.errors import LifelongError, SettingsError
+
+if TYPE_CHECKING:
+    from infra.settings import Settings
+
+app: Final = typer.Typer(
+    name="lifelong",
+    help="Turns a user's whole behavior history into features for click-through-rate ranking,"
+    " and keeps them fresh.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+bench: Final = typer.Typer(help="Measures speed against peers, in the same run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (TOML); default: lifelong.toml.")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in --set store.length=2000."),
+]
+Bootstrap = Annotated[
+    str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="Kafka to connect to.")
+]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="lmdb://PATH, aerospike://HOST:PORT/NAMESPACE."),
+]
+BundlePath = Annotated[
+    Path | None, typer.Option("--bundle", metavar="DIR", help="Model bundle; default: the shipped one.")
+]
+JsonOut = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for standard output.")
+]
+
+
+def main() -> NoReturn:
+    """Run the command line; every error that a user can cause ends in one line."""
+    try:
+        app(standalone_mode=True)
+    except LifelongError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output went away (`lifelong ... | head`); nothing is wrong here.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+@app.command()
+def demo(
+    *,
+    keep: Annotated[bool, typer.Option(help="Leave everything running until Ctrl-C.")] = False,
+    events: Annotated[
+        int | None, typer.Option(min=100, help="Live purchases to stream; default: all 158,209.")
+    ] = None,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Events a second; 0: as fast as it goes.")
+    ] = 20_000,
+    broker: Annotated[
+        str, typer.Option(help="auto (Apache Kafka, or the mock), mock, or HOST:PORT.")
+    ] = "auto",
+    store: StoreUrl = None,
+    bundle: BundlePath = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Stream real purchases through Kafka into sequences, interests and CTRs."""
+    from lifelong.demo import DemoOptions, run_demo
+
+    with _terminable():
+        report = run_demo(
+            DemoOptions(
+                keep=keep, events=events, rate=rate, broker=broker, store=store, bundle=bundle
+            ),
+            quiet=json_out == "-",
+        )
+    _write_json(report, json_out)
+
+
+@app.command()
+def broker(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 9092,
+    directory: Annotated[Path, typer.Option(help="Where its data is kept.")] = Path(
+        ".lifelong/kafka"
+    ),
+    kind: Annotated[str, typer.Option(help="auto, apache or mock.")] = "auto",
+    config: Config = None,
+    assignments: Assignments = None,
+) -> None:
+    """Run a local Kafka with the topics that the settings name, until Ctrl-C."""
+    from lifelong.broker import run_broker
+
+    settings = _settings(config, assignments)
+    with _terminable():
+        run_broker(settings.broker, directory, port, kind)
+
+
+@app.command()
+def worker(
+    *,
+    bootstrap: Bootstrap = None,
+    store: StoreUrl = None,
+    bundle: BundlePath = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of /metrics and /health.")
+    ] = None,
+    config: Config = None,
+    assignments: Assignments = None,
+) -> None:
+    """Consume behavior events into sequences and keep interests fresh."""
+    from streaming.worker import run_worker
+
+    settings = _settings(
+        config,
+        assignments,
+        {
+            "broker.bootstrap": bootstrap,
+            "store.url": store,
+            "bundle.path": bundle,
+            "worker.metrics_port": metrics_port,
+        },
+    )
+    run_worker(_with_bundle(settings))
+
+
+@app.command()
+def scorer(
+    *,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="One a core.")] = None,
+    store: StoreUrl = None,
+    bundle: BundlePath = None,
+    config: Config = None,
+    assignments: Assignments = None,
+) -> None:
+    """Answer ranking requests."""
+    from scorer.server import run_scorer
+
+    settings = _settings(
+        config,
+        assignments,
+        {
+            "scorer.host": host,
+            "scorer.port": port,
+            "scorer.processes": processes,
+            "store.url": store,
+            "bundle.path": bundle,
+        },
+    )
+    run_scorer(_with_bundle(settings))
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="Events as .parquet, .csv or .jsonl (also .gz).")],
+    *,
+    rate: Annotated[float, typer.Option(min=0, help="Events a second; 0: as fast as it goes.")] = 0,
+    resume: Annotated[
+        Path | None, typer.Option(help="Keep the position in this file and go on from it.")
+    ] = None,
+    on_bad: Annotated[str, typer.Option(help="stop or skip (counted).")] = "stop",
+    bootstrap: Bootstrap = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Send the events of a file to Kafka."""
+    from lifelong.transfers import run_replay
+
+    settings = _settings(config, assignments, {"broker.bootstrap": bootstrap})
+    with _terminable():
+        result = run_replay(settings, file, rate=rate, resume=resume, on_bad=on_bad)
+    _write_json(result, json_out)
+
+
+@app.command()
+def backfill(
+    file: Annotated[Path, typer.Argument(help="Events as .parquet, .csv or .jsonl (also .gz).")],
+    *,
+    partitions: Annotated[
+        int | None,
+        typer.Option(min=1, help="Partitions of the topic; default: asked from Kafka."),
+    ] = None,
+    on_bad: Annotated[str, typer.Option(help="stop or skip (counted).")] = "stop",
+    bootstrap: Bootstrap = None,
+    store: StoreUrl = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Write the events of a file straight into the store; repeated or resumed, it doubles none."""
+    from lifelong.transfers import run_backfill
+
+    settings = _settings(
+        config, assignments, {"broker.bootstrap": bootstrap, "store.url": store}
+    )
+    with _terminable():
+        result = run_backfill(settings, file, partitions=partitions, on_bad=on_bad)
+    _write_json(result, json_out)
+
+
+@app.command()
+def train(
+    run: Annotated[Path, typer.Argument(help="Directory of the run: checkpoint and metrics.")],
+    *,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Train ENCODE on the shipped purchases' history (needs the extra `train`)."""
+    with _extra("train"):
+        from lifelong.learning import run_train
+    with _terminable():
+        result = run_train(run, epochs=epochs, seed=seed)
+    _write_json(result, json_out)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished training run.")],
+    bundle: Annotated[Path, typer.Argument(help="Directory of the bundle to write.")],
+    *,
+    json_out: JsonOut = None,
+) -> None:
+    """Export a trained model to a bundle, and check that both give the same CTRs."""
+    with _extra("train"):
+        from lifelong.learning import run_export
+    _write_json(run_export(run, bundle), json_out)
+
+
+@app.command()
+def inspect(
+    user: Annotated[str | None, typer.Argument(help="A user id; none: bundle and store.")] = None,
+    *,
+    last: Annotated[int, typer.Option(min=0, help="Behaviors to show.")] = 10,
+    store: StoreUrl = None,
+    bundle: BundlePath = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Show what is kept of a user: sequence, interests, what waits to be clustered."""
+    from lifelong.inspection import run_inspect
+
+    settings = _settings(config, assignments, {"store.url": store, "bundle.path": bundle})
+    _write_json(
+        run_inspect(_with_bundle(settings), user, last, quiet=json_out == "-"), json_out
+    )
+
+
+@app.command()
+def check(
+    *,
+    bootstrap: Bootstrap = None,
+    store: StoreUrl = None,
+    bundle: BundlePath = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Look at settings, broker, topics, store and bundle; say what is wrong and what to do."""
+    from lifelong.checks import run_checks
+
+    settings = _settings(
+        config,
+        assignments,
+        {"broker.bootstrap": bootstrap, "store.url": store, "bundle.path": bundle},
+    )
+    report = run_checks(_with_bundle(settings), quiet=json_out == "-")
+    _write_json(report, json_out)
+    if not report["ok"]:
+        raise typer.Exit(3)
+
+
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer and smaller rounds, under 50 s.")]
+
+
+@bench.command("stream")
+def bench_stream(
+    *,
+    quick: Quick = False,
+    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Events a second from Kafka into rolling sequences, beside Faust and Quix Streams."""
+    with _extra("bench"):
+        from lifelong.bench import stream
+    _report_bench(lambda: stream.run(quick=quick), "stream", chart, json_out)
+
+
+@bench.command("extract")
+def bench_extract(
+    *,
+    quick: Quick = False,
+    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Users a second from sequences to interests, beside scikit-learn, faiss and torch."""
+    with _extra("bench"):
+        from lifelong.bench import extract
+    _report_bench(lambda: extract.run(quick=quick), "extract", chart, json_out)
+
+
+def _report_bench(run: Any, title: str, chart: Path | None, json_out: str | None) -> None:
+    from lifelong.bench.report import show
+
+    with _terminable(), _extra("bench"):
+        result = run()
+    if json_out != "-":
+        show(title, result, chart)
+    _write_json(result, json_out)
+
+
+def _settings(
+    config: Path | None,
+    assignments: list[str] | None,
+    flags: Mapping[str, object] | None = None,
+) -> Settings:
+    """Settings with the command's own flags on top, then --set."""
+    from infra.settings import load_settings
+    from infra.telemetry import configure_logging
+
+    chosen = {key: value for key, value in (flags or {}).items() if value is not None}
+    for assignment in assignments or []:
+        key, separator, value = assignment.partition("=")
+        if not separator or not key:
+            raise SettingsError(f"--set {assignment!r}: write KEY=VALUE, as in store.length=2000")
+        chosen[key] = value
+    settings = load_settings(_nested(chosen), config)
+    configure_logging(settings.log)
+    return settings
+
+
+def _nested(flat: Mapping[str, object]) -> dict[str, Any]:
+    """{"store.url": x} as {"store": {"url": x}}."""
+    tree: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *sections, name = dotted.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[name] = value
+    return tree
+
+
+def _with_bundle(settings: Settings) -> Settings:
+    """The settings with the shipped bundle where none is named."""
+    from lifelong.shipped import BUNDLE
+
+    if settings.bundle.path is not None:
+        return settings
+    bundle = settings.bundle.model_copy(update={"path": BUNDLE})
+    return settings.model_copy(update={"bundle": bundle})
+
+
+@contextlib.contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Tell which extra to install when a package of it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"this command needs the package {error.name}: install the extra, as in"
+            f" pip install 'lifelong[{name}]' (here: make install-{name})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C, so that what the command started is ended too."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write_json(result: Mapping[str, Any], target: str | None) -> None:
+    if target is None:
+        return
+    text = json.dumps(result, indent=2, allow_nan=False)
+    if target == "-":
+        print(text)
+        return
+    try:
+        Path(target).write_text(text + "\n")
+    except OSError as error:
+        raise SettingsError(
+            f"--json {target}: cannot be written ({error.strerror}); name a file in a directory"
+            " that exists and is writable"
+        ) from error
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"lifelong: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,108 @@
+"""The demo's ranking requests: the item a user is about to buy, among 99 others.
+
+Everything that decides them is fixed before the stream starts, from the purchases alone, so that
+the live service, the offline evaluation and the rules answer exactly the same requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lifelong.shipped import Purchases
+
+CANDIDATES: Final = 100
+"""B: the target and 99 negatives."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRequest:
+    """One request, right before a purchase is sent."""
+
+    row: int
+    """The purchase that is about to come."""
+    candidates: npt.NDArray[np.int32]
+    """i32[B], item codes; the target's place is random."""
+    target: int
+    """Where among the candidates the item stands that is bought next."""
+    popularity: npt.NDArray[np.int64]
+    """i64[B]: purchases of each candidate by anybody, before this row."""
+    bought: npt.NDArray[np.int64]
+    """i64[B]: purchases of each candidate by this user, before this row."""
+
+
+def plan_requests(
+    purchases: Purchases, first: int, last: int, number: int, seed: int = 0
+) -> list[LiveRequest]:
+    """Up to ``number`` requests within rows [first, last), one a user, in the rows' order.
+
+    The purchase is drawn at random among those of a random user; an item that is in the user's
+    basket already is neither a target nor a negative. Negatives are distinct and drawn by
+    popularity up to that row.
+    """
+    random = np.random.default_rng(seed)
+    rows = _sample_rows(purchases, first, last, number, random)
+    popularity = np.bincount(purchases.item[:first], minlength=len(purchases.items))
+    by_user = _rows_by_user(purchases, rows)
+    requests = []
+    counted = first
+    for row in rows:
+        np.add.at(popularity, purchases.item[counted:row], 1)
+        counted = row
+        earlier = by_user[int(purchases.user[row])]
+        earlier = earlier[earlier < row]
+        basket = earlier[purchases.time_ms[earlier] == purchases.time_ms[row]]
+        target = int(purchases.item[row])
+        negatives = _draw(popularity, {target, *purchases.item[basket].tolist()}, random)
+        place = int(random.integers(CANDIDATES))
+        candidates = np.insert(negatives, place, target).astype(np.int32)
+        bought = np.bincount(purchases.item[earlier], minlength=len(purchases.items))
+        requests.append(
+            LiveRequest(
+                row=int(row),
+                candidates=candidates,
+                target=place,
+                popularity=popularity[candidates],
+                bought=bought[candidates],
+            )
+        )
+    return requests
+
+
+def _sample_rows(
+    purchases: Purchases, first: int, last: int, number: int, random: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """One eligible row for each of ``number`` random users, ascending."""
+    rows = np.arange(first, last)
+    basket_items = np.stack(
+        [purchases.user[rows], purchases.item[rows], purchases.time_ms[rows] // 60_000], axis=1
+    )
+    _, eligible = np.unique(basket_items, axis=0, return_index=True)
+    shuffled = random.permutation(rows[eligible])
+    _, one_each = np.unique(purchases.user[shuffled], return_index=True)
+    chosen = random.permutation(shuffled[one_each])[:number]
+    return np.sort(chosen)
+
+
+def _rows_by_user(
+    purchases: Purchases, rows: npt.NDArray[np.int64]
+) -> dict[int, npt.NDArray[np.int64]]:
+    """All rows of each user that ``rows`` belong to, ascending."""
+    order = np.argsort(purchases.user, kind="stable")
+    starts = np.searchsorted(purchases.user[order], np.arange(len(purchases.users) + 1))
+    users = {int(user) for user in purchases.user[rows]}
+    return {user: order[starts[user] : starts[user + 1]] for user in users}
+
+
+def _draw(
+    popularity: npt.NDArray[np.int64], taken: set[int], random: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """99 distinct items by popularity, none of ``taken``."""
+    weights = popularity.astype(np.float64)
+    weights[list(taken)] = 0
+    return random.choice(
+        len(weights), CANDIDATES - 1, replace=False, p=weights / weights.sum()
+    )
