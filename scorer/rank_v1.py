@@ -1,0 +1,111 @@
+"""``POST /v1/rank``: user and candidates in, items with their CTRs out, highest first."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from infra.errors import RequestError
+from scorer.ranking import HistoryKind, Ranker, Ranking
+from scorer.requests import Item, Time, User, check_candidate_count, check_user, decode_json
+
+
+class RankRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The request's body."""
+
+    user: User
+    candidates: list[Item]
+    """B item ids; one may occur several times."""
+    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """How many of the highest to answer; None or more than B: all."""
+    time: Time | None = None
+    """The moment for which to score, ms since epoch; None: now."""
+
+
+class RankedItem(msgspec.Struct, gc=False):
+    """One line of the answer."""
+
+    item: str
+    ctr: float
+
+
+class AsOf(msgspec.Struct):
+    """What the user's interests cover."""
+
+    epoch: int
+    """When the user's record began, ms since epoch."""
+    count: int
+    """Behaviors ever applied, up to which the sequence was clustered."""
+
+
+class RankAnswer(msgspec.Struct):
+    """The answer's body."""
+
+    user: str
+    model: str
+    version: str
+    history: HistoryKind
+    """none: nothing is known of the user, who was scored without history."""
+    items: list[RankedItem]
+    """Highest CTR first; equal ones in the order of the request."""
+    unknown_items: list[str]
+    """Distinct candidates that the bundle does not know; scored as an unknown item."""
+    newer: int
+    """Behaviors newer than `as_of`, which counted one by one."""
+    as_of: AsOf | msgspec.UnsetType = msgspec.UNSET
+    """Left out where there is no history."""
+
+
+class RankV1:
+    """Bodies of requests to bodies of answers. Safe to use from threads."""
+
+    def __init__(self, max_candidates: int) -> None:
+        self._max_candidates = max_candidates
+        self._decoder = msgspec.json.Decoder(RankRequest)
+        self._encoder = msgspec.json.Encoder()
+
+    def answer(self, ranker: Ranker, body: bytes) -> bytes:
+        """Rank what a body asks for.
+
+        Raises:
+            RequestError: the body is malformed or exceeds a limit; names the field.
+            StoreError: the user's record could not be read.
+        """
+        request = self.decode(body)
+        ranking = ranker.rank(request.user, request.candidates, request.time)
+        as_of = ranking.as_of
+        return self._encoder.encode(
+            RankAnswer(
+                user=request.user,
+                model=ranker.bundle.manifest.name,
+                version=ranker.bundle.version,
+                history=ranking.history,
+                items=ranked(request.candidates, ranking, request.top_k),
+                unknown_items=ranking.unknown_items,
+                newer=ranking.newer,
+                as_of=msgspec.UNSET if as_of is None else AsOf(as_of.epoch, as_of.count),
+            )
+        )
+
+    def decode(self, body: bytes) -> RankRequest:
+        """The request held in a body.
+
+        >>> RankV1(max_candidates=10).decode(b'{"user": "u", "candidates": ["a"]}')
+        RankRequest(user='u', candidates=['a'], top_k=None, time=None)
+        """
+        request = decode_json(self._decoder, body)
+        check_user(request.user)
+        check_candidate_count(len(request.candidates), self._max_candidates)
+        if request.top_k is not None and request.top_k > self._max_candidates:
+            raise RequestError("top_k", f"is {request.top_k}, expected 1 to {self._max_candidates}")
+        return request
+
+
+def ranked(candidates: list[str], ranking: Ranking, top_k: int | None) -> list[RankedItem]:
+    """The candidates by falling CTR, ties in their given order, at most ``top_k`` of them."""
+    order = np.argsort(-ranking.ctrs, kind="stable")[:top_k]
+    # A float32 holds no more than these digits of a rate, and each one costs time and bytes.
+    ctrs = np.round(ranking.ctrs[order].astype(np.float64), 9)
+    return list(map(RankedItem, map(candidates.__getitem__, order.tolist()), ctrs.tolist()))

@@ -1,0 +1,103 @@
+"""Whether a process can answer rankings, asked by probes as often as they like."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from infra.errors import StoreError
+from infra.metrics import ScorerMetrics
+
+CHECK_INTERVAL_S: Final = 1.0
+"""Shortest time between two questions to the store, however many probes come."""
+
+CHECK_TIMEOUT_S: Final = 1.0
+"""A store that takes longer to answer does not answer; rankings could not wait for it either."""
+
+LOADING: Final = "the bundle is being loaded"
+STOPPING: Final = "the process is stopping"
+
+
+class Readiness:
+    """Why a process is not ready, if it is not. Used from its event loop."""
+
+    def __init__(
+        self,
+        metrics: ScorerMetrics,
+        interval_s: float = CHECK_INTERVAL_S,
+        timeout_s: float = CHECK_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._ask: Callable[[], object] | None = None
+        self._loading = LOADING
+        self._stopping = False
+        self._found: str | None = None
+        self._found_at = float("-inf")
+        self._check: asyncio.Future[str | None] | None = None
+        # A thread of its own: the scoring thread may be the one that the store keeps waiting.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="readiness")
+        metrics.ready.set(0)
+
+    def loaded(self, ask: Callable[[], object]) -> None:
+        """The bundle is loaded and warm; ``ask`` reads something of the store or raises.
+
+        Not `Store.ping`, which also proves writes: a full store has rankings in it all the same,
+        and a scorer has no business in the way of the workers' writes.
+        """
+        self._ask = ask
+        self._found_at = float("-inf")
+
+    def waits_for(self, reason: str) -> None:
+        """What loading waits for."""
+        self._loading = reason
+
+    def stopping(self) -> None:
+        """No more requests, please: what is under way will be finished."""
+        self._stopping = True
+        self._metrics.ready.set(0)
+
+    async def reason(self) -> str | None:
+        """Why the process is not ready; None: it is."""
+        if self._stopping:
+            return STOPPING
+        if self._ask is None:
+            return self._loading
+        if self._clock() - self._found_at >= self._interval_s:
+            self._found = await self._asked(self._ask)
+            self._found_at = self._clock()
+            self._metrics.ready.set(self._found is None)
+        return self._found
+
+    async def _asked(self, ask: Callable[[], object]) -> str | None:
+        """The answer of the one question under way, which probes share."""
+        if self._check is None:
+            loop = asyncio.get_running_loop()
+            self._check = loop.run_in_executor(self._thread, _store_trouble, ask)
+        check = self._check
+        await asyncio.wait((check,), timeout=self._timeout_s)
+        if not check.done():
+            return f"the store has not answered for {self._timeout_s:g} s"
+        if self._check is check:
+            self._check = None
+        return check.result()
+
+    def close(self) -> None:
+        """Ask no more; a question under way is left to itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _store_trouble(ask: Callable[[], object]) -> str | None:
+    try:
+        ask()
+    except StoreError as error:
+        return f"the store does not answer: {error}"
+    except Exception as error:  # noqa: BLE001  # whatever it is, a store that raises is no use
+        return f"the store does not answer: {type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,116 @@
+"""What all ranking requests share: their limits, and what is said of one that is wrong.
+
+Every limit that a client can exceed is here or in `infra.settings.ScorerSettings`; each refusal
+names the field, as the client wrote it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+from infra.errors import RequestError
+from infra.store import MAX_USER_BYTES
+
+MAX_ITEM_CHARS: Final = 256
+"""Longest item id. Events with longer ones never enter a sequence, so none can be known."""
+
+MAX_TIME_MS: Final = 253_402_300_799_999
+"""Latest request time, ms since epoch: the end of the year 9999."""
+
+User = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_USER_BYTES)]
+Item = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ITEM_CHARS)]
+Time = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)]
+
+T = TypeVar("T")
+
+
+class Refused(RequestError):
+    """A request answered with another status than 400.
+
+    Attributes:
+        status: the HTTP status.
+        reason: one word for the metrics.
+        retry_after_s: when a client should come again; None: not without a change.
+    """
+
+    def __init__(
+        self, status: int, reason: str, field: str, message: str, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(field, message)
+        self.status = status
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+def check_user(user: str) -> None:
+    """Refuse an id longer than any store keeps."""
+    # Only an id with non-ASCII letters can pass the limit in characters and exceed it in bytes.
+    if not user.isascii() and len(user.encode()) > MAX_USER_BYTES:
+        raise RequestError("user", f"is longer than {MAX_USER_BYTES} bytes in UTF-8")
+
+
+def check_candidate_count(count: int, limit: int) -> None:
+    """Refuse a request without candidates or with too many."""
+    if count == 0:
+        raise RequestError("candidates", "is empty, expected at least one item id")
+    if count > limit:
+        raise RequestError(
+            "candidates", f"holds {count} ids, at most {limit} are ranked in one request"
+        )
+
+
+_UNKNOWN_FIELD: Final = re.compile(r"unknown field `(.*?)`(?: - at `(.*)`)?$", re.DOTALL)
+_MISSING_FIELD: Final = re.compile(r"missing required field `(.*?)`(?: - at `(.*)`)?$")
+_WRONG_FIELD: Final = re.compile(r"^(.*) - at `(.*)`$", re.DOTALL)
+
+SHOWN_CHARS: Final = 64
+"""How much of a client's own text an error repeats."""
+
+
+def decode_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """The body as the decoder's type; anything wrong with it is a `RequestError`."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error), decoder.type) from None
+    except (msgspec.DecodeError, UnicodeError) as error:
+        what = "is empty" if not body.strip() else f"is not JSON: {error}"
+        raise RequestError("body", f"{what}; expected a JSON object") from None
+    except RecursionError:
+        raise RequestError("body", "is nested too deeply") from None
+
+
+def _explained(message: str, expected: Any) -> RequestError:
+    """msgspec's sentence as field and message."""
+    if unknown := _UNKNOWN_FIELD.search(message):
+        name, at = unknown[1][:SHOWN_CHARS], _field(unknown[2])
+        # Nested structs have no hint: the path does not tell their type.
+        names = [] if at else [field.encode_name for field in msgspec.structs.fields(expected)]
+        return RequestError(f"{at}.{name}" if at else name, "is not a field" + nearest(name, names))
+    if missing := _MISSING_FIELD.search(message):
+        name, at = missing[1], _field(missing[2])
+        return RequestError(f"{at}.{name}" if at else name, "is missing")
+    if wrong := _WRONG_FIELD.search(message):
+        what = wrong[1].replace("`", "")
+        return RequestError(_field(wrong[2]) or "body", what[0].lower() + what[1:])
+    what = message.replace("`", "")
+    return RequestError("body", what[0].lower() + what[1:])
+
+
+def _field(path: str | None) -> str:
+    """msgspec's ``$.candidates[3]`` as ``candidates[3]``."""
+    return (path or "").removeprefix("$").removeprefix(".")[:SHOWN_CHARS]
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """A hint at the right name: the nearest of ``names``, or all of them."""
+    if not names:
+        return ""
+    if close := difflib.get_close_matches(name, names, n=1):
+        return f"; did you mean {close[0]}?"
+    return f"; expected {', '.join(names)}"

@@ -1,0 +1,55 @@
+"""What a process's routes answer from: one ranker, once it is there, and one thread to run it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from scorer.admission import RETRY_AFTER_S
+from scorer.ranking import Ranker
+from scorer.readiness import Readiness
+from scorer.requests import Refused
+
+T = TypeVar("T")
+
+
+class Service:
+    """The ranker in service, and where its work is done.
+
+    Rankings run one after another in a thread of their own (D10: one core a process). The event
+    loop stays free to refuse, to answer probes and to notice deadlines while a large ranking
+    computes or a store keeps one waiting.
+    """
+
+    def __init__(self, readiness: Readiness) -> None:
+        self.readiness = readiness
+        self._ranker: Ranker | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ranking")
+
+    @property
+    def ranker(self) -> Ranker:
+        """The ranker in service; raises `Refused` (503) while there is none."""
+        if self._ranker is None:
+            raise Refused(503, "loading", "model", "is being loaded; come again", RETRY_AFTER_S)
+        return self._ranker
+
+    def serve(self, ranker: Ranker, ask_store: Callable[[], object]) -> None:
+        """Answer with this ranker from now on; it is warm and replaces another between requests.
+
+        Args:
+            ask_store: reads something of the store or raises, for readiness.
+        """
+        self._ranker = ranker
+        self.readiness.loaded(ask_store)
+
+    async def run(self, job: Callable[[Ranker], T]) -> T:
+        """The job's result, computed when its turn comes; cancelled before that, it never runs."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, job, self.ranker)
+
+    def close(self) -> None:
+        """Accept no more jobs. One that the store keeps waiting is left to itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.readiness.close()
