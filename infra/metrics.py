@@ -86,7 +86,7 @@ class _BundleInfo:
 
 
 class WorkerMetrics(_BundleInfo):
-    """What a worker measures, from fetched events to stored interests. One process, one registry."""
+    """What a worker measures, from fetched events to stored interests. It is one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.events = Counter(

@@ -106,9 +106,9 @@ class BrokerSettings(Section):
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Upper
     ] = "PLAINTEXT"
     """How to speak to the brokers: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."""
-    sasl_mechanism: (
-        Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Upper] | None
-    ) = None
+    sasl_mechanism: Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Upper] | None = (
+        None
+    )
     """How to log in: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed with SASL_*."""
     sasl_username: str | None = None
     """User name to log in with; needed with SASL_*."""
@@ -422,7 +422,8 @@ class _MappingEnvironment(EnvSettingsSource):
 
 def _section(name: str) -> type[Section]:
     section = Settings.model_fields[name].annotation
-    assert isinstance(section, type) and issubclass(section, Section)
+    assert isinstance(section, type)
+    assert issubclass(section, Section)
     return section
 
 

@@ -1,0 +1,85 @@
+# Lifelong's commands. Everything goes into .venv; a second call of a target does only what changed.
+#
+#   make demo      install what serving needs (no torch) and run the demo
+#   make test      install everything and run the whole test suite      ARGS="-k store" narrows it
+#   make lint      formatting, lint rules, types, and who imports whom
+#   make bundle    retrain the model that comes with the project
+#   make bench     measure it beside its peers
+#   make install   only make .venv
+#   make lock      pin the requirements again      UPGRADE=--upgrade takes newer versions
+#   make clean     remove what these made
+
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+ARGS  ?=
+
+# The first Python 3.11 or newer, unless PYTHON names one.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	echo $$python && break; done)
+
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+STAMPS  := $(VENV)/stamps
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bundle bench lock clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(STAMPS)/serve
+
+demo: $(STAMPS)/serve
+	$(BIN)/lifelong demo $(ARGS)
+
+test: $(STAMPS)/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bundle: $(STAMPS)/train
+	$(BIN)/lifelong train --shipped $(ARGS)
+
+bench: $(STAMPS)/bench
+	$(BIN)/lifelong bench stream $(ARGS)
+	$(BIN)/lifelong bench extract $(ARGS)
+
+$(VENV)/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "Lifelong needs Python 3.11 or newer on the PATH; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The project goes in as links to this checkout, so an edit needs no new install.
+$(STAMPS)/project: pyproject.toml requirements/build.txt $(VENV)/pyvenv.cfg
+	@mkdir -p $(STAMPS)
+	$(INSTALL) -r requirements/build.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# serve, train, bench or dev: each set of pins agrees with the others, so they can be added up.
+$(STAMPS)/%: requirements/%.txt $(STAMPS)/project
+	@echo "Installing requirements/$*.txt"
+	$(INSTALL) -r requirements/$*.txt
+	@touch $@
+
+# dev is resolved first and bounds the rest. The files carry no registry's address, so that they
+# install from whichever one pip is set to.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header $(UPGRADE)
+
+lock: $(STAMPS)/dev
+	$(COMPILE) pyproject.toml --all-extras --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --constraint requirements/dev.txt --output-file requirements/serve.txt
+	$(COMPILE) pyproject.toml --extra train --constraint requirements/dev.txt --output-file requirements/train.txt
+	$(COMPILE) pyproject.toml --extra bench --constraint requirements/dev.txt --output-file requirements/bench.txt
+	$(COMPILE) requirements/build.in --constraint requirements/dev.txt --output-file requirements/build.txt
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
