@@ -1,0 +1,364 @@
+"""When to recluster whom: dirty users become fresh interests (D5, D6).
+
+The store remembers dirty users by owner, a partition of the topic, so a crash or a rebalance
+loses none: whoever consumes the partition next goes on. Two workers may recluster one user at the
+same time for a moment; interest writes are monotone, so the older result is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from extractor.state import InterestState
+from infra.errors import LifelongError, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from infra.metrics import WorkerMetrics
+from infra.settings import WorkerSettings
+from infra.store import (
+    DirtyUser,
+    InterestWrite,
+    Store,
+    StoredSequence,
+    Written,
+    wall_clock_ms,
+)
+from infra.telemetry import get_logger
+
+PAGE_BATCHES: Final = 2
+"""Batches taken from one owner in a pass. More would let an owner with a backlog delay the others;
+fewer would cost more looks at the store."""
+
+DEEP_LIMIT: Final = 65_536
+DEEP_EVERY_MS: Final = 1000
+"""Users become due by age in the order in which the store lists them, but by number of behaviors
+in any order. So where due by age may be long, a longer page is looked through now and then."""
+
+BACKOFF_MS: Final = 1000
+BACKOFF_MAX_MS: Final = 300_000
+"""Pause before a user whose reclustering failed is tried again: doubled at each failure."""
+
+BACKOFF_USERS: Final = 100_000
+"""Most users on a pause. Beyond it the ones waiting longest are forgotten, hence tried earlier."""
+
+RETRY_S: Final = 0.05
+"""First pause after the store failed; doubled up to `WorkerSettings.retry_max_s`."""
+
+log = get_logger(__name__)
+
+
+class SequenceExtractor(Protocol):
+    """What turns a sequence into an interest state: `extractor.extract.Extractor`."""
+
+    def extract(
+        self, sequence: StoredSequence, previous: InterestState | None = None
+    ) -> InterestState:
+        """The interests of ``sequence``, started from ``previous`` where that helps. Called from
+        several threads at once.
+        """
+        ...
+
+
+class _Due(NamedTuple):
+    owner: int
+    user: str
+    since: int
+    pending: int
+
+
+@dataclass(slots=True)
+class _Pause:
+    until: int
+    failures: int
+
+
+class Reclusterer:
+    """Keeps the interests of its owners' users fresh.
+
+    Per pass (`run_once`) each owner gives its due users, the longest dirty first: those with
+    ``recluster_min_new`` behaviors that no interest covers, or one older than
+    ``recluster_max_age_s``. They are read, reclustered and written back in batches that mix the
+    owners, ``recluster_threads`` batches at a time (the kernels release the GIL).
+
+    A user who cannot be reclustered is counted, logged and tried again later; the others go on.
+    `start` runs passes in a thread of its own until `stop`; that thread survives every error.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        extractor: SequenceExtractor,
+        settings: WorkerSettings,
+        metrics: WorkerMetrics,
+        clock: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        self._store = store
+        self._extractor = extractor
+        self._metrics = metrics
+        self._clock = clock
+        self._min_new = settings.recluster_min_new
+        self._max_age_ms = int(settings.recluster_max_age_s * 1000)
+        self._threads = settings.recluster_threads
+        self._poll_s = settings.recluster_poll_s
+        self._batch = settings.recluster_batch
+        self._retry_max_s = settings.retry_max_s
+        self._owners: frozenset[int] = frozenset()
+        self._turn = 0
+        self._deep_at = 0
+        self._pauses: dict[str, _Pause] = {}
+        self._pauses_lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._backlog = False
+
+    @property
+    def owners(self) -> frozenset[int]:
+        """Owner keys (`infra.behaviors.partition_owner`) whose users are reclustered here."""
+        return self._owners
+
+    def set_owners(self, owners: Iterable[int]) -> None:
+        """Recluster the users of these owners from now on; of others nothing more is written,
+        a batch in hand included.
+        """
+        self._owners = frozenset(owners)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs that `start` began."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin passes in a thread of their own."""
+        if self._thread is not None:
+            raise RuntimeError("this reclusterer was started already")
+        self._thread = threading.Thread(target=self._run, name="recluster", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the batches in hand, which are still written."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def run_once(self, now_ms: int | None = None) -> int:
+        """One pass over all owners; returns how many users got new interests.
+
+        Raises:
+            StoreUnavailable, StoreFull: the store failed; nothing is lost, the users stay dirty.
+        """
+        now = self._clock() if now_ms is None else now_ms
+        due = self._due(now)
+        batches = [due[i : i + self._batch] for i in range(0, len(due), self._batch)]
+        if self._threads == 1 or len(batches) <= 1:
+            return sum(self._recluster(batch) for batch in batches)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="recluster")
+        return sum(self._pool.map(self._recluster, batches))
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                self.run_once()
+            except Exception as error:  # freshness must outlive any one failure
+                pause = min(self._retry_max_s, RETRY_S * 2 ** min(failures, 16))
+                failures += 1
+                if failures == 1:
+                    log.warning("reclustering waits", error=_line(error))
+                    if not isinstance(error, LifelongError):
+                        log.exception("reclustering failed unexpectedly")
+                self._stopping.wait(pause)
+                continue
+            if failures:
+                log.info("reclustering goes on", failures=failures)
+                failures = 0
+            if not self._backlog:
+                self._stopping.wait(self._poll_s)
+
+    # Who is due
+
+    def _due(self, now: int) -> list[_Due]:
+        """The due users of all owners, their turns interleaved."""
+        owners = sorted(self._owners)
+        if owners:  # another owner comes first in each pass
+            self._turn = (self._turn + 1) % len(owners)
+            owners = owners[self._turn :] + owners[: self._turn]
+        queues: list[list[_Due]] = []
+        dirty, oldest = 0, now
+        self._backlog = False
+        page = PAGE_BATCHES * self._batch + len(self._pauses)
+        deep = self._max_age_ms > DEEP_EVERY_MS and now - self._deep_at >= DEEP_EVERY_MS
+        if deep:
+            self._deep_at = now
+        for owner in owners:
+            found = self._dirty(owner, DEEP_LIMIT if deep else page)
+            if found:
+                dirty += len(found)
+                oldest = min(oldest, found[0].since)
+            queue = [
+                _Due(owner, user, since, pending)
+                for user, since, pending in found
+                if pending >= self._min_new or now - since >= self._max_age_ms
+            ]
+            if self._pauses:
+                queue = [due for due in queue if not self._paused(due.user, now)]
+            more = len(queue) >= PAGE_BATCHES * self._batch
+            self._backlog |= more
+            queues.append(queue[: PAGE_BATCHES * self._batch])
+        self._metrics.dirty_users.set(dirty)
+        self._metrics.dirty_oldest_seconds.set(max(0, now - oldest) / 1000)
+        return _interleave(queues)
+
+    def _dirty(self, owner: int, limit: int) -> list[DirtyUser]:
+        try:
+            return self._store.dirty(owner, limit)
+        except (StoreUnavailable, StoreFull) as error:
+            self._count_store_error(error)
+            raise
+        except StoreError as error:  # one owner's list must not block the others'
+            self._count_store_error(error)
+            log.error("dirty users unreadable", owner=f"{owner:016x}", error=_line(error))  # noqa: TRY400
+            return []
+
+    def _paused(self, user: str, now: int) -> bool:
+        pause = self._pauses.get(user)
+        return pause is not None and now < pause.until
+
+    def _pause(self, user: str) -> int:
+        """Put off a user's next try; returns for how many ms."""
+        with self._pauses_lock:
+            old = self._pauses.pop(user, None)
+            failures = old.failures + 1 if old else 1
+            pause = min(BACKOFF_MAX_MS, BACKOFF_MS << min(failures - 1, 16))
+            self._pauses[user] = _Pause(self._clock() + pause, failures)
+            if len(self._pauses) > BACKOFF_USERS:
+                del self._pauses[next(iter(self._pauses))]
+            return pause
+
+    # A batch
+
+    def _recluster(self, batch: Sequence[_Due]) -> int:
+        """Read, extract and write one batch of distinct users; returns how many were stored."""
+        batch = [due for due in batch if due.owner in self._owners]
+        if not batch or self._stopping.is_set():
+            return 0
+        try:
+            writes = list(self._extracted(batch))
+            writes = [(due, write) for due, write in writes if due.owner in self._owners]
+            return self._write(writes)
+        except (StoreUnavailable, StoreFull) as error:
+            self._count_store_error(error)
+            raise
+
+    def _extracted(self, batch: Sequence[_Due]) -> Iterator[tuple[_Due, InterestWrite]]:
+        for due, sequence, state in self._read(batch):
+            if sequence is None:
+                # The sequence expired. Its dirty mark goes when the store sweeps.
+                self._metrics.reclusters.labels("gone").inc()
+                self._pause(due.user)
+                continue
+            started = time.perf_counter()
+            try:
+                new = self._extractor.extract(sequence, self._previous(due, state))
+                write = InterestWrite(due.user, sequence.version, new.encode())
+            except Exception as error:  # noqa: BLE001  # whatever one user's record does to it
+                self._fail(due.user, error)
+                continue
+            self._metrics.recluster_seconds.observe(time.perf_counter() - started)
+            yield due, write
+
+    def _read(
+        self, batch: Sequence[_Due]
+    ) -> Iterator[tuple[_Due, StoredSequence | None, bytes | None]]:
+        """Each user's sequence and stored interest state."""
+        try:
+            users = [due.user for due in batch]
+            sequences = self._store.sequences(users)
+            # A warm start needs the old interests; who was never clustered has none.
+            clustered = [
+                due.user
+                for due, sequence in zip(batch, sequences, strict=True)
+                if sequence is not None and sequence.version.count > due.pending
+            ]
+            profiles = self._store.profiles(clustered) if clustered else []
+        except (StoreUnavailable, StoreFull):
+            raise
+        except Exception as error:  # noqa: BLE001  # one record spoils the batch: find whose
+            if len(batch) == 1:
+                self._fail(batch[0].user, error)
+                return
+            for due in batch:
+                yield from self._read([due])
+            return
+        states = {
+            user: profile.interests
+            for user, profile in zip(clustered, profiles, strict=True)
+            if profile is not None
+        }
+        for due, sequence in zip(batch, sequences, strict=True):
+            yield due, sequence, states.get(due.user)
+
+    def _previous(self, due: _Due, record: bytes | None) -> InterestState | None:
+        if record is None:
+            return None
+        try:
+            return InterestState.decode(record, due.user)
+        except StoreCorrupt as error:  # about to be replaced anyway
+            log.warning("interest state unreadable, made anew", error=_line(error))
+            return None
+
+    def _write(self, writes: Sequence[tuple[_Due, InterestWrite]]) -> int:
+        if not writes:
+            return 0
+        now = self._clock()
+        try:
+            outcomes = self._store.put_interests([write for _, write in writes], now)
+        except (StoreUnavailable, StoreFull):
+            raise
+        except Exception as error:  # noqa: BLE001  # one record spoils the batch: find whose
+            if len(writes) == 1:
+                self._fail(writes[0][0].user, error)
+                return 0
+            return sum(self._write([write]) for write in writes)
+        stored = 0
+        for (due, _), outcome in zip(writes, outcomes, strict=True):
+            self._metrics.reclusters.labels(outcome.name.lower()).inc()
+            if outcome is Written.STORED:
+                stored += 1
+                self._metrics.freshness_seconds.observe(max(0, now - due.since) / 1000)
+                if self._pauses:
+                    with self._pauses_lock:
+                        self._pauses.pop(due.user, None)
+            else:
+                # Still dirty, perhaps: without a pause it would be tried in each pass.
+                self._pause(due.user)
+        return stored
+
+    def _fail(self, user: str, error: Exception) -> None:
+        self._metrics.reclusters.labels("failed").inc()
+        pause = self._pause(user)
+        log.warning("user not reclustered", user=user, error=_line(error), retry_s=pause / 1000)
+
+    def _count_store_error(self, error: StoreError) -> None:
+        self._metrics.store_errors.labels(type(error).__name__).inc()
+
+
+def _interleave(queues: Sequence[Sequence[_Due]]) -> list[_Due]:
+    """The queues' users in turns, each user once (whoever moved to another partition may be dirty
+    under two owners).
+    """
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))
+    return list({due.user: due for due in turns if due is not None}.values())
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LifelongError) else f"{type(error).__name__}: {text}"

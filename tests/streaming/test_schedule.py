@@ -1,0 +1,423 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from extractor.state import InterestState
+from infra.behaviors import Source, pack_behavior
+from infra.errors import StoreCorrupt, StoreFull, StoreUnavailable
+from infra.lmdb_store import LmdbStore
+from infra.memory_store import MemoryStore
+from infra.metrics import WorkerMetrics
+from infra.settings import WorkerSettings
+from infra.store import Append, InterestWrite, Store, StoredSequence, Version
+from streaming.schedule import Reclusterer
+
+START = 1_700_000_000_000
+A, B = Source(key=1, owner=11), Source(key=2, owner=22)
+
+
+class Clock:
+    """Time that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class CountingExtractor:
+    """An interest state that says how many behaviors it was made of and from which one."""
+
+    def __init__(self) -> None:
+        self.previous: list[InterestState | None] = []
+        self.users_failing: set[int] = set()
+        self.before: Callable[[], None] = lambda: None
+
+    def extract(
+        self, sequence: StoredSequence, previous: InterestState | None = None
+    ) -> InterestState:
+        self.before()
+        if int(sequence.behaviors["item"][0]) in self.users_failing:
+            raise ValueError("no interests\nfor this one")
+        self.previous.append(previous)
+        return InterestState(
+            bundle=b"b" * 16,
+            epoch=sequence.version.epoch,
+            count=sequence.version.count,
+            centers=np.zeros((1, 2), np.float32),
+            sizes=np.array([len(sequence.behaviors)], np.uint32),
+            interests=np.zeros((1, 2), np.float32),
+            recent=np.zeros(0, np.uint64),
+            item_keys=np.zeros(0, np.uint64),
+            item_counts=np.zeros(0, np.uint16),
+            item_last=np.zeros(0, np.uint32),
+            last_time_ms=0,
+        )
+
+
+class FaultyStore:
+    """A store whose operations can be made to fail; the rest passes through."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.faults: dict[str, Callable[[Any], None]] = {}
+        self.calls: list[tuple[str, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        def call(first: Any, *rest: Any) -> Any:
+            self.calls.append((name, len(first) if isinstance(first, list) else 0))
+            if name in self.faults:
+                self.faults[name](first)
+            return method(first, *rest)
+
+        return call
+
+
+class House:
+    """A reclusterer with everything around it in reach."""
+
+    def __init__(self, store: Store, **settings: Any) -> None:
+        self.clock = Clock()
+        self.store = FaultyStore(store)
+        self.extractor = CountingExtractor()
+        self.registry = CollectorRegistry()
+        self.reclusterer = Reclusterer(
+            cast("Store", self.store),
+            self.extractor,
+            WorkerSettings(**{"recluster_min_new": 3, "recluster_max_age_s": 1.0} | settings),
+            WorkerMetrics(self.registry),
+            self.clock,
+        )
+        self.reclusterer.set_owners([A.owner, B.owner])
+        self._offset = 0
+
+    def act(self, user: str, behaviors: int = 1, source: Source = A) -> None:
+        offsets = list(range(self._offset, self._offset + behaviors))
+        self._offset += behaviors
+        first = int(user.lstrip("u"))
+        packed = [pack_behavior(first, START, 0, 0, 2)] * behaviors
+        append = Append(user, packed, [0] * behaviors, offsets)
+        self.store.append(source, [append], self.clock.now)
+
+    def covered(self, user: str) -> int | None:
+        (profile,) = self.store.profiles([user])
+        version: Version | None = profile.interests_version
+        return version.count if version else None
+
+    def dirty(self, source: Source = A) -> list[str]:
+        return [dirty.user for dirty in self.store.dirty(source.owner, 1000)]
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"lifelong_worker_{name}", labels) or 0.0
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def house(request: pytest.FixtureRequest, tmp_path: Path) -> House:
+    store = MemoryStore() if request.param == "memory" else LmdbStore(tmp_path, max_size=1 << 24)
+    return House(store)
+
+
+def test_a_user_is_due_after_enough_behaviors(house: House) -> None:
+    house.act("u1", 2)
+    house.act("u2", 3)
+    assert house.reclusterer.run_once() == 1
+    assert (house.covered("u1"), house.covered("u2")) == (None, 3)
+
+
+def test_a_user_is_due_when_a_behavior_is_old_enough(house: House) -> None:
+    house.act("u1")
+    house.clock.now += 999
+    assert house.reclusterer.run_once() == 0
+    house.clock.now += 1
+    assert house.reclusterer.run_once() == 1
+    assert house.covered("u1") == 1
+
+
+def test_a_reclustered_user_is_clean_until_the_next_behavior(house: House) -> None:
+    house.act("u1", 3)
+    house.reclusterer.run_once()
+    assert house.dirty() == []
+    house.clock.now += 5000
+    assert house.reclusterer.run_once() == 0
+    house.act("u1")
+    assert house.dirty() == ["u1"]
+
+
+def test_the_previous_interests_warm_the_next_start(house: House) -> None:
+    for _ in range(2):
+        house.act("u1", 3)
+        house.reclusterer.run_once()
+    cold, warm = house.extractor.previous
+    assert cold is None
+    assert warm is not None
+    assert warm.version == Version(START, 3)
+
+
+def test_corrupt_interests_are_replaced(house: House) -> None:
+    house.act("u1", 4)
+    house.store.put_interests([InterestWrite("u1", Version(START, 1), b"junk")], START)
+    assert house.reclusterer.run_once() == 1
+    assert house.extractor.previous == [None]
+    assert house.covered("u1") == 4
+
+
+def test_only_the_own_partitions_users_are_reclustered(house: House) -> None:
+    house.act("u1", 3, A)
+    house.act("u2", 3, B)
+    house.reclusterer.set_owners([B.owner])
+    assert house.reclusterer.run_once() == 1
+    assert (house.covered("u1"), house.covered("u2")) == (None, 3)
+    house.reclusterer.set_owners([A.owner])
+    assert house.reclusterer.run_once() == 1
+
+
+def test_a_partition_lost_while_extracting_is_not_written(house: House) -> None:
+    house.act("u1", 3, A)
+    house.act("u2", 3, B)
+    house.extractor.before = lambda: house.reclusterer.set_owners([B.owner])
+    assert house.reclusterer.run_once() == 1
+    assert (house.covered("u1"), house.covered("u2")) == (None, 3)
+
+
+def test_the_longest_dirty_come_first(house: House) -> None:
+    for number in range(1, 4):
+        house.act(f"u{number}")
+        house.clock.now += 100
+    house.clock.now += 1000
+    house.reclusterer.run_once()
+    writes = [call for call in house.store.calls if call[0] == "put_interests"]
+    assert writes == [("put_interests", 3)]
+    assert house.dirty() == []
+
+
+def test_a_backlog_of_one_owner_does_not_delay_the_others(tmp_path: Path) -> None:
+    house = House(MemoryStore(), recluster_batch=4)
+    for number in range(100, 200):
+        house.act(f"u{number}", 3, A)
+    house.clock.now += 10
+    house.act("u1", 3, B)
+    house.reclusterer.run_once()
+    assert house.covered("u1") == 3
+    assert len(house.dirty(A)) == 100 - 8
+
+
+def test_a_batch_is_one_read_and_one_write(house: House) -> None:
+    for number in range(1, 50):
+        house.act(f"u{number}", 3, A if number % 2 else B)
+    house.store.calls.clear()
+    assert house.reclusterer.run_once() == 49
+    assert [call for call in house.store.calls if call[0] != "dirty"] == [
+        ("sequences", 49),
+        ("put_interests", 49),
+    ]
+
+
+def test_a_user_that_moved_between_owners_is_reclustered_once(house: House) -> None:
+    house.act("u1", 3, A)
+    house.store.mark_dirty(B.owner, ["u1"], START)
+    assert house.reclusterer.run_once() == 1
+    assert house.dirty(A) == house.dirty(B) == []
+
+
+def test_a_failing_user_is_counted_and_put_off_and_the_others_go_on(house: House) -> None:
+    house.act("u1", 3)
+    house.act("u2", 3)
+    house.extractor.users_failing = {1}
+    assert house.reclusterer.run_once() == 1
+    assert house.metric("reclusters_total", outcome="failed") == 1
+    house.clock.now += 999
+    house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="failed") == 1
+    house.clock.now += 1
+    house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="failed") == 2
+    house.extractor.users_failing = set()
+    house.clock.now += 1999
+    assert house.reclusterer.run_once() == 0
+    house.clock.now += 1
+    assert house.reclusterer.run_once() == 1
+
+
+def test_a_failing_user_is_named_in_one_line(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.act("u1", 3)
+    house.extractor.users_failing = {1}
+    house.reclusterer.run_once()
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "u1" in message
+    assert "no interests for this one" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("operation", ["sequences", "put_interests"])
+def test_a_corrupt_record_spoils_only_its_user(house: House, operation: str) -> None:
+    for number in range(1, 6):
+        house.act(f"u{number}", 3)
+
+    def corrupt(what: Sequence[Any]) -> None:
+        if any(getattr(entry, "user", entry) == "u3" for entry in what):
+            raise StoreCorrupt("the record of user 'u3' is truncated; remove it")
+
+    house.store.faults = {operation: corrupt}
+    assert house.reclusterer.run_once() == 4
+    assert house.metric("reclusters_total", outcome="failed") == 1
+    assert house.dirty() == ["u3"]
+
+
+def test_many_failing_users_leave_room_for_the_others() -> None:
+    house = House(MemoryStore(), recluster_batch=2)
+    for number in range(1, 20):
+        house.act(f"u{number}", 3)
+    house.extractor.users_failing = set(range(1, 19))
+    house.clock.now += 10
+    for _ in range(10):
+        house.reclusterer.run_once()
+    assert house.covered("u19") == 3
+
+
+def test_an_expired_user_is_counted_as_gone() -> None:
+    clock = Clock()
+    house = House(MemoryStore(ttl_s=10, clock=clock))
+    house.act("u1", 3)
+    clock.now += 20_000
+    assert house.reclusterer.run_once() == 0
+    assert house.metric("reclusters_total", outcome="gone") == 1
+    house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="gone") == 1
+
+
+def test_stale_interests_are_refused_and_counted(house: House) -> None:
+    house.act("u1", 3)
+    newer = InterestWrite("u1", Version(START, 9), b"newer")
+    house.extractor.before = lambda: house.store.put_interests([newer], START)
+    assert house.reclusterer.run_once() == 0
+    assert house.metric("reclusters_total", outcome="stale") == 1
+    assert house.covered("u1") == 9
+
+
+def test_users_beyond_the_page_become_due_by_their_number() -> None:
+    house = House(MemoryStore(), recluster_batch=2, recluster_max_age_s=3600)
+    for number in range(1, 100):
+        house.act(f"u{number}")
+        house.clock.now += 1
+    house.act("u200", 3)
+    assert house.reclusterer.run_once() == 1
+    assert house.covered("u200") == 3
+
+
+def test_metrics_tell_outcomes_freshness_and_what_waits(house: House) -> None:
+    house.act("u1", 3)
+    house.clock.now += 500
+    house.act("u2", 1, B)
+    house.clock.now += 200
+    house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="stored") == 1
+    assert house.metric("freshness_seconds_sum") == pytest.approx(0.7)
+    assert house.metric("recluster_seconds_count") == 1
+    assert house.metric("dirty_users") == 2
+    assert house.metric("dirty_oldest_seconds") == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("operation", ["dirty", "sequences", "profiles", "put_interests"])
+def test_a_failing_store_is_told_and_loses_nothing(house: House, operation: str) -> None:
+    house.act("u1", 3)
+    house.reclusterer.run_once()
+    house.act("u1", 3)
+
+    def away(_: Any) -> None:
+        raise StoreUnavailable("the store is away")
+
+    house.store.faults = {operation: away}
+    with pytest.raises(StoreUnavailable):
+        house.reclusterer.run_once()
+    assert house.metric("store_errors_total", error="StoreUnavailable") == 1
+    house.store.faults = {}
+    assert house.reclusterer.run_once() == 1
+    assert house.covered("u1") == 6
+
+
+def test_one_owners_unreadable_list_does_not_block_the_others(house: House) -> None:
+    house.act("u1", 3, A)
+    house.act("u2", 3, B)
+
+    def corrupt(owner: int) -> None:
+        if owner == A.owner:
+            raise StoreCorrupt("dirty list unreadable")
+
+    house.store.faults = {"dirty": corrupt}
+    assert house.reclusterer.run_once() == 1
+    assert house.metric("store_errors_total", error="StoreCorrupt") == 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_thread_reclusters_until_stopped(house: House, threads: int) -> None:
+    house = House(
+        cast("Store", house.store),
+        recluster_threads=threads,
+        recluster_poll_s=0.01,
+        recluster_batch=2,
+    )
+    done = threading.Event()
+    house.extractor.before = lambda: done.set() if len(house.extractor.previous) >= 9 else None
+    for number in range(1, 11):
+        house.act(f"u{number}", 3)
+    house.reclusterer.start()
+    assert done.wait(10)
+    house.reclusterer.stop()
+    assert not house.reclusterer.alive
+    assert all(house.covered(f"u{number}") == 3 for number in range(1, 11))
+
+
+def test_stopping_finishes_the_batch_in_hand() -> None:
+    house = House(MemoryStore(), recluster_poll_s=0.01, recluster_batch=2)
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        entered.set()
+        assert leave.wait(10)
+
+    house.extractor.before = wait
+    for number in range(1, 5):
+        house.act(f"u{number}", 3)
+    house.reclusterer.start()
+    assert entered.wait(10)
+    stopper = threading.Thread(target=house.reclusterer.stop)
+    stopper.start()
+    while not house.reclusterer._stopping.is_set():
+        pass
+    leave.set()
+    stopper.join(10)
+    assert not stopper.is_alive()
+    assert len(house.dirty()) == 2
+
+
+def test_the_thread_survives_every_error(caplog: pytest.LogCaptureFixture) -> None:
+    house = House(MemoryStore(), recluster_poll_s=0.01)
+    done = threading.Event()
+    faults = iter([StoreUnavailable("away"), StoreFull("full"), RuntimeError("a bug"), None])
+
+    def fail(_: Any) -> None:
+        error = next(faults, None)
+        if error is not None:
+            raise error
+
+    house.store.faults = {"dirty": fail}
+    house.extractor.before = done.set
+    house.act("u1", 3)
+    house.reclusterer.start()
+    assert done.wait(10)
+    assert house.reclusterer.alive
+    house.reclusterer.stop()
+    assert house.covered("u1") == 3
