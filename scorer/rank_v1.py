@@ -2,60 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
 import numpy as np
 
 from infra.errors import RequestError
-from scorer.ranking import HistoryKind, Ranker, Ranking
-from scorer.requests import Item, Time, User, check_candidate_count, check_user, decode_json
-
-
-class RankRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The request's body."""
-
-    user: User
-    candidates: list[Item]
-    """B item ids; one may occur several times."""
-    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    """How many of the highest to answer; None or more than B: all."""
-    time: Time | None = None
-    """The moment for which to score, ms since epoch; None: now."""
-
-
-class RankedItem(msgspec.Struct, gc=False):
-    """One line of the answer."""
-
-    item: str
-    ctr: float
-
-
-class AsOf(msgspec.Struct):
-    """What the user's interests cover."""
-
-    epoch: int
-    """When the user's record began, ms since epoch."""
-    count: int
-    """Behaviors ever applied, up to which the sequence was clustered."""
-
-
-class RankAnswer(msgspec.Struct):
-    """The answer's body."""
-
-    user: str
-    model: str
-    version: str
-    history: HistoryKind
-    """none: nothing is known of the user, who was scored without history."""
-    items: list[RankedItem]
-    """Highest CTR first; equal ones in the order of the request."""
-    unknown_items: list[str]
-    """Distinct candidates that the bundle does not know; scored as an unknown item."""
-    newer: int
-    """Behaviors newer than `as_of`, which counted one by one."""
-    as_of: AsOf | msgspec.UnsetType = msgspec.UNSET
-    """Left out where there is no history."""
+from scorer.messages import AsOf, RankAnswer, RankedItem, RankRequest
+from scorer.ranking import Ranker, Ranking
+from scorer.requests import check_candidate_count, check_user, decode_json
 
 
 class RankV1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,14 @@ from extractor.state import InterestState
 from infra.behaviors import BEHAVIOR
 from infra.errors import StoreCorrupt
 from infra.metrics import ScorerMetrics
-from infra.store import Behaviors, Profile, Store, StoredSequence, Version
+from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall_clock_ms
 from infra.telemetry import get_logger
 from models.bundle import Bundle
 from models.features import EMPTY_HISTORY, cross_features, user_features
+from scorer.messages import HistoryKind
 
 F32 = npt.NDArray[np.float32]
 U64 = npt.NDArray[np.uint64]
-
-HistoryKind = Literal["interests", "sequence", "none"]
 
 MAX_NEWER: Final = 256
 """Most behaviors newer than the interest state that become interests of their own. Each costs as
@@ -45,8 +44,6 @@ class Ranking:
     ctrs: F32
     """f32[B], click-through rates in the order of the candidates."""
     history: HistoryKind
-    """What the user was scored with: stored interests, interests extracted from the sequence in
-    this request, or nothing at all."""
     unknown: npt.NDArray[np.bool_]
     """bool[B]: the bundle does not know the candidate and scored it as an unknown item."""
     as_of: Version | None = None
@@ -83,7 +80,7 @@ class Ranker:
         bundle: Bundle,
         extractor: Extractor,
         metrics: ScorerMetrics,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         """Make a warm session. Do this after any fork.
 

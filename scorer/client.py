@@ -1,0 +1,351 @@
+"""Clients of the scorer, blocking and asyncio, over one small HTTP/1.1 codec.
+
+A ranking takes the server one or two milliseconds; a general HTTP client would add half of that
+again. So these speak to a socket directly and keep it open between requests.
+
+    ScorerError                what the scorer or the way to it did wrong
+    └── ScorerUnavailable      not reachable, overloaded or not ready: try again later
+    infra.errors.RequestError  what the request did wrong; names the field
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+from urllib.parse import urlsplit
+
+import httptools
+import msgspec
+
+from infra.errors import LifelongError, RequestError
+from scorer.messages import RankAnswer, RankRequest
+
+TIMEOUT_S: Final = 5.0
+"""Default for a whole request, connecting included."""
+
+IDLE_CONNECTIONS: Final = 16
+"""How many connections a client keeps open for later requests."""
+
+RECEIVE_BYTES: Final = 262_144
+"""One read takes a whole answer of some thousand candidates."""
+
+Ranking: TypeAlias = RankAnswer
+
+
+class ScorerError(LifelongError):
+    """The scorer failed, or what answered is not a scorer."""
+
+
+class ScorerUnavailable(ScorerError):
+    """The scorer cannot be reached, is overloaded or not ready; try again later.
+
+    Attributes:
+        retry_after_s: when, if the scorer said so.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RankClient:
+    """Asks a scorer for rankings, blocking. May be used from several threads.
+
+    with RankClient("http://127.0.0.1:8080") as client:
+        ranking = client.rank("17850", ["85123A", "22423"], top_k=1)
+        print(ranking.items[0].item, ranking.items[0].ctr)
+    """
+
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+        self._codec = _Codec(url)
+        self._timeout_s = timeout_s
+        self._idle: list[socket.socket] = []
+
+    def rank(
+        self,
+        user: str,
+        candidates: Sequence[str],
+        top_k: int | None = None,
+        time_ms: int | None = None,
+    ) -> Ranking:
+        """The candidates by falling CTR.
+
+        Args:
+            candidates: item ids.
+            top_k: how many of the highest; None: all.
+            time_ms: the moment for which to score, ms since epoch; None: now.
+
+        Raises:
+            RequestError: the scorer refused the request; names the field.
+            ScorerUnavailable: it cannot be reached, is overloaded or not ready.
+            ScorerError: it failed.
+        """
+        request = self._codec.rank_request(user, candidates, top_k, time_ms)
+        return self._codec.ranking(self._exchange(request))
+
+    def close(self) -> None:
+        """Close the connections that are open."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _exchange(self, request: bytes) -> _Response:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            while True:
+                connection, reused = self._connection()
+                response = _Response()
+                try:
+                    self._send_and_receive(connection, request, response, deadline)
+                except TimeoutError:
+                    connection.close()
+                    raise
+                except OSError:
+                    connection.close()
+                    # A server may close an idle connection just as it is used again. Ranking
+                    # changes nothing, so asking twice does no harm.
+                    if reused and not response.begun:
+                        continue
+                    raise
+                except BaseException:
+                    connection.close()
+                    raise
+                self._keep(connection, response)
+                return response
+        except OSError as error:
+            raise self._codec.unavailable(error, self._timeout_s) from error
+
+    def _connection(self) -> tuple[socket.socket, bool]:
+        with contextlib.suppress(IndexError):  # another thread may take the last one
+            return self._idle.pop(), True
+        connection = socket.create_connection(self._codec.address, self._timeout_s)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._codec.tls is not None:
+            connection = self._codec.tls.wrap_socket(
+                connection, server_hostname=self._codec.address[0]
+            )
+        return connection, False
+
+    def _send_and_receive(
+        self, connection: socket.socket, request: bytes, response: _Response, deadline: float
+    ) -> None:
+        connection.settimeout(_left(deadline))
+        connection.sendall(request)
+        while not response.complete:
+            connection.settimeout(_left(deadline))
+            response.feed(connection.recv(RECEIVE_BYTES))
+
+    def _keep(self, connection: socket.socket, response: _Response) -> None:
+        if response.keep_alive and len(self._idle) < IDLE_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+
+class AsyncRankClient:
+    """Asks a scorer for rankings, with asyncio; as `RankClient` otherwise. One event loop's."""
+
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+        self._codec = _Codec(url)
+        self._timeout_s = timeout_s
+        self._idle: list[_Streams] = []
+
+    async def rank(
+        self,
+        user: str,
+        candidates: Sequence[str],
+        top_k: int | None = None,
+        time_ms: int | None = None,
+    ) -> Ranking:
+        """The candidates by falling CTR; arguments and errors are those of `RankClient.rank`."""
+        request = self._codec.rank_request(user, candidates, top_k, time_ms)
+        return self._codec.ranking(await self._exchange(request))
+
+    async def close(self) -> None:
+        """Close the connections that are open."""
+        while self._idle:
+            _, writer = self._idle.pop()
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _exchange(self, request: bytes) -> _Response:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._tried(request)
+        except OSError as error:  # of which TimeoutError is one
+            raise self._codec.unavailable(error, self._timeout_s) from error
+
+    async def _tried(self, request: bytes) -> _Response:
+        while True:
+            streams, reused = await self._connection()
+            reader, writer = streams
+            response = _Response()
+            try:
+                writer.write(request)
+                while not response.complete:
+                    response.feed(await reader.read(RECEIVE_BYTES))
+            except OSError:
+                writer.close()
+                if reused and not response.begun:  # as in RankClient
+                    continue
+                raise
+            except BaseException:
+                writer.close()
+                raise
+            if response.keep_alive and len(self._idle) < IDLE_CONNECTIONS:
+                self._idle.append(streams)
+            else:
+                writer.close()
+            return response
+
+    async def _connection(self) -> tuple[_Streams, bool]:
+        if self._idle:
+            return self._idle.pop(), True
+        host, port = self._codec.address
+        return await asyncio.open_connection(host, port, ssl=self._codec.tls), False
+
+
+_Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class _Codec:
+    """Requests to bytes, responses to rankings or errors."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ScorerError(f"{url!r} is not the URL of a scorer; use http://HOST:PORT")
+        self.url = url
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        try:
+            self.address = (parts.hostname, parts.port or (443 if self.tls else 80))
+        except ValueError:
+            raise ScorerError(f"{url!r} has no valid port; use http://HOST:PORT") from None
+        host = parts.netloc.rpartition("@")[2]
+        self._head = (
+            f"POST {parts.path.rstrip('/')}/v1/rank HTTP/1.1\r\n"
+            f"Host: {host}\r\nContent-Type: application/json\r\nContent-Length: "
+        ).encode()
+        self._encoder = msgspec.json.Encoder()
+        self._decoder = msgspec.json.Decoder(RankAnswer)
+
+    def rank_request(
+        self, user: str, candidates: Sequence[str], top_k: int | None, time_ms: int | None
+    ) -> bytes:
+        request = RankRequest(user, list(candidates), top_k, time_ms)
+        try:
+            body = self._encoder.encode(request)
+        except UnicodeEncodeError:
+            raise RequestError("body", "holds text that is not valid Unicode") from None
+        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+
+    def ranking(self, response: _Response) -> RankAnswer:
+        """The ranking in a response, or the error in it as an exception."""
+        if response.status != 200:
+            raise self._refusal(response)
+        try:
+            return self._decoder.decode(response.body)
+        except msgspec.DecodeError as error:
+            raise ScorerError(f"{self.url} answered with no ranking: {error}") from None
+
+    def unavailable(self, error: OSError, timeout_s: float) -> ScorerUnavailable:
+        if isinstance(error, TimeoutError):
+            return ScorerUnavailable(f"{self.url} has not answered within {timeout_s:g} s")
+        what = error.strerror or str(error) or type(error).__name__
+        return ScorerUnavailable(f"{self.url} cannot be reached: {what}; is a scorer running?")
+
+    def _refusal(self, response: _Response) -> LifelongError:
+        try:
+            told = msgspec.json.decode(response.body, type=_Told).error
+        except msgspec.DecodeError:
+            told = _Error("request", f"status {response.status}")
+        if response.status == 503:
+            return ScorerUnavailable(
+                f"{self.url}: {told.field} {told.message}", response.retry_after_s
+            )
+        if 400 <= response.status < 500:
+            return RequestError(told.field, f"{told.field} {told.message}")
+        return ScorerError(f"{self.url} failed ({response.status}): {told.field} {told.message}")
+
+
+class _Error(msgspec.Struct):
+    field: str
+    message: str
+
+
+class _Told(msgspec.Struct):
+    error: _Error
+
+
+class _Response:
+    """One HTTP response as it comes in. The methods named on_* are called by the parser."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.complete = False
+        self.keep_alive = False
+        self.status = 0
+        self.retry_after_s: float | None = None
+        self._chunks: list[bytes] = []
+        self._parser = httptools.HttpResponseParser(self)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self._chunks)
+
+    def feed(self, data: bytes) -> None:
+        if not data:
+            raise ConnectionResetError("the connection was closed before the answer was complete")
+        self.begun = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            raise ConnectionError(f"what came back is not HTTP ({error})") from None
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"retry-after" and value.isdigit():
+            self.retry_after_s = float(value)
+
+    def on_body(self, data: bytes) -> None:
+        self._chunks.append(data)
+
+    def on_message_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        self.keep_alive = self._parser.should_keep_alive()
+        self.complete = True
+
+
+def _left(deadline: float) -> float:
+    """Seconds until the deadline; raises TimeoutError when there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
