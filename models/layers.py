@@ -26,11 +26,6 @@ def unit(vectors: Tensor) -> Tensor:
     return vectors / torch.clamp(norm, min=EPSILON)
 
 
-def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """ENCODE, Eq. 11: 1 - cos(a, b) over the last dimension; [..., d] x2 -> [...]."""
-    return 1.0 - (unit(a) * unit(b)).sum(-1)
-
-
 def attend(scores: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     """Softmax attention that ignores masked rows; over masked rows alone it gives zeros.
 
@@ -122,7 +117,7 @@ def segment_softmax(scores: Tensor, segments: Tensor, n_segments: int) -> Tensor
 
 
 def dynamic_triplet_loss(
-    behaviors: Tensor, projected: Tensor, first: Tensor, second: Tensor
+    behaviors: Tensor, projected: Tensor, anchor: Tensor, first: Tensor, second: Tensor
 ) -> Tensor:
     """ENCODE, Eqs. 5-7, per anchor: projected distances keep the order of the original ones.
 
@@ -131,22 +126,23 @@ def dynamic_triplet_loss(
     projection to follow the embeddings, not the embeddings to suit the projection.
 
     Args:
-        behaviors: [N, d], the anchors s_i.
-        projected: [N, m], their h_i.
-        first, second: i64[N], two other behaviors of each anchor's user.
+        behaviors: [N, d], behaviors s.
+        projected: [N, m], their h.
+        anchor: i64[A], indices i of the anchors.
+        first, second: i64[A], indices j and k of two other behaviors of each anchor's user.
 
     Returns:
-        [N]: max(0, dis(h_i, h_p) - dis(h_i, h_n) + dis(s_i, s_n) - dis(s_i, s_p)).
+        [A]: max(0, dis(h_i, h_p) - dis(h_i, h_n) + dis(s_i, s_n) - dis(s_i, s_p)).
     """
     with torch.no_grad():
-        to_first = cosine_distance(behaviors, behaviors[first])
-        to_second = cosine_distance(behaviors, behaviors[second])
+        originals = unit(behaviors)
+        to_first = 1.0 - (originals[anchor] * originals[first]).sum(-1)
+        to_second = 1.0 - (originals[anchor] * originals[second]).sum(-1)
         nearer = to_first <= to_second
         positive = torch.where(nearer, first, second)
         negative = torch.where(nearer, second, first)
         margin = (to_first - to_second).abs()
-    return functional.relu(
-        cosine_distance(projected, projected[positive])
-        - cosine_distance(projected, projected[negative])
-        + margin
-    )
+    directions = unit(projected)
+    to_positive = 1.0 - (directions[anchor] * directions[positive]).sum(-1)
+    to_negative = 1.0 - (directions[anchor] * directions[negative]).sum(-1)
+    return functional.relu(to_positive - to_negative + margin)

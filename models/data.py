@@ -1,0 +1,612 @@
+"""From interactions to training batches: what a request would have seen, and nothing later.
+
+A *request* is a moment of a user: right before their behavior at position p. Its positives are the
+next items of the basket (behaviors of one user at one time), its negatives are items drawn by
+popularity up to that moment. Two things differ between training and a live service, and both are
+drawn at random here, so that serving sees what training saw:
+
+- *staleness of interests*: behaviors newer than the last clustering stand beside the clusters as
+  interests of their own (D7);
+- *age of the bundle*: a bundle in service is older than the newest items. Items that first
+  appeared after its making have row 0, and popularity is what it was then.
+
+Reading parquet and drawing requests is numpy; gathering a batch is one numba pass, ragged and
+without Python per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numba import njit
+
+from infra.errors import TrainingError
+from models.clustering import spherical_kmeans
+from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES, cross_columns, user_columns
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int32]
+
+MAX_NEWER: Final = 63
+"""Most behaviors that training leaves newer than the clustering: the service reclusters at 64."""
+
+DAY_S: Final = 86_400
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Behaviors of many users, oldest first, as numbers (N behaviors, U users, n items)."""
+
+    user_ids: list[str]
+    """U ids."""
+    item_ids: list[str]
+    """n + 1 ids; row 0 ("") stands for unknown items."""
+    titles: list[str]
+    """n + 1 titles, "" where there is none."""
+    users: Rows
+    """i32[N]."""
+    items: Rows
+    """i32[N], rows in [1, n]."""
+    times: Ints
+    """i64[N], seconds since epoch, ascending."""
+
+    def head(self, size: int) -> Interactions:
+        """The first ``size`` behaviors, as if nothing had been recorded after them.
+
+        Items and users are numbered in the order of their first behavior, so those that come
+        later fall off the end of the tables.
+        """
+        users, items = self.users[:size], self.items[:size]
+        n_items = int(items.max(initial=0))
+        return Interactions(
+            user_ids=self.user_ids[: int(users.max(initial=-1)) + 1],
+            item_ids=self.item_ids[: n_items + 1],
+            titles=self.titles[: n_items + 1],
+            users=users,
+            items=items,
+            times=self.times[:size],
+        )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def first_seen(self) -> Ints:
+        """i64[n + 1]: position of each item's first behavior; row 0: 0."""
+        first = np.zeros(len(self.item_ids), np.int64)
+        rows, positions = np.unique(self.items, return_index=True)
+        first[rows] = positions
+        return first
+
+    @cached_property
+    def _by_item(self) -> Ints:
+        """item * (N + 1) + position of every behavior, ascending."""
+        keys = self.items.astype(np.int64) * (len(self) + 1) + np.arange(len(self))
+        keys.sort()
+        return keys
+
+    def popularity(self, items: Rows, position: Ints | int) -> Floats:
+        """Behaviors per million on items among the first ``position`` ones; any shapes that
+        broadcast."""
+        key = items.astype(np.int64) * (len(self) + 1)
+        count = np.searchsorted(self._by_item, key + position) - np.searchsorted(self._by_item, key)
+        share: Floats = (count * (PER_MILLION / np.maximum(position, 1))).astype(np.float32)
+        return share
+
+    def popularity_table(self) -> Floats:
+        """f32[n + 1]: popularity of all items over everything; 0 for row 0."""
+        return self.popularity(np.arange(len(self.item_ids), dtype=np.int32), len(self))
+
+
+def load_interactions(events: Path, items: Path | None = None, share: float = 1.0) -> Interactions:
+    """Read interactions from parquet: columns user_id, item_id and time (a timestamp).
+
+    Args:
+        events: the behaviors; sorted by time here if they are not (stable).
+        items: titles: columns item_id and description.
+        share: the first part of the behaviors to read, by time; the rest is not looked at.
+
+    Raises:
+        TrainingError: a file cannot be read, lacks a column, or holds no behavior.
+    """
+    table = _read(events, ["user_id", "item_id", "time"])
+    times = _seconds(events, table.column("time"))
+    order = np.argsort(times, kind="stable")[: int(len(times) * share)]
+    if not len(order):
+        raise TrainingError(f"{events} holds no behavior to train on")
+    user_ids, users = _numbered(table.column("user_id"), order)
+    item_ids, rows = _numbered(table.column("item_id"), order)
+    titles = {}
+    if items is not None:
+        named = _read(items, ["item_id", "description"])
+        titles = dict(
+            zip(
+                named.column("item_id").to_pylist(),
+                named.column("description").to_pylist(),
+                strict=True,
+            )
+        )
+    return Interactions(
+        user_ids=user_ids,
+        item_ids=["", *item_ids],
+        titles=["", *(titles.get(item_id) or "" for item_id in item_ids)],
+        users=users,
+        items=rows + np.int32(1),
+        times=times[order],
+    )
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        table = pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"{path} cannot be read as parquet: {reason}") from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise TrainingError(f"{path} lacks the column {missing[0]}; needed: {', '.join(columns)}")
+    return table
+
+
+def _seconds(path: Path, column: pa.ChunkedArray) -> Ints:
+    if not pa.types.is_timestamp(column.type) or column.null_count:
+        raise TrainingError(f"{path}: time must be a timestamp without nulls, not {column.type}")
+    seconds = column.cast(pa.timestamp("s", column.type.tz), safe=False)
+    return seconds.cast(pa.int64()).to_numpy()
+
+
+def _numbered(column: pa.ChunkedArray, order: Ints) -> tuple[list[str], Rows]:
+    """Distinct values in the order of their first occurrence, and each row's number."""
+    text = column.cast(pa.string()).combine_chunks().take(pa.array(order))
+    coded = text.dictionary_encode()  # numbers by first occurrence
+    return coded.dictionary.to_pylist(), coded.indices.to_numpy().astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The same interactions by user: sequences laid end to end, each oldest first."""
+
+    items: Rows
+    """i32[N]."""
+    times: Ints
+    """i64[N], seconds since epoch."""
+    position: Ints
+    """i64[N]: where the behavior stands in the interactions' order of time."""
+    start: Ints
+    """i64[N]: where the behavior's user starts."""
+    basket: Ints
+    """i64[N]: where the behavior's basket (same user, same time) starts."""
+    basket_end: Ints
+    """i64[N]: where it ends, exclusive."""
+
+    @classmethod
+    def of(cls, interactions: Interactions) -> Self:
+        order = np.argsort(interactions.users, kind="stable")
+        users = interactions.users[order]
+        times = interactions.times[order]
+        index = np.arange(len(order))
+        new_user = np.diff(users, prepend=-1) != 0
+        new_basket = new_user | (np.diff(times, prepend=-1) != 0)
+        number = np.cumsum(new_basket) - 1
+        starts = index[new_basket]
+        ends = np.append(starts[1:], len(order))
+        return cls(
+            items=interactions.items[order],
+            times=times,
+            position=order,
+            start=np.maximum.accumulate(np.where(new_user, index, 0)),
+            basket=starts[number] if len(order) else index,
+            basket_end=ends[number] if len(order) else index,
+        )
+
+
+class Requests(NamedTuple):
+    """R requests with B candidates each; indices point into `Sequences`."""
+
+    cut: Ints
+    """i64[R]: the request comes right before this behavior."""
+    as_of: Ints
+    """i64[R]: the clustering covers the user's behaviors before this index."""
+    bundle: Ints
+    """i64[R]: the bundle knows the interactions before this position."""
+    candidates: Rows
+    """i32[R, B], the rows the items have (or will have) in the vocabulary."""
+    labels: Floats
+    """f32[R, B]: 1 for positives."""
+    weights: Floats
+    """f32[R, B]: 0 for candidates that do not count."""
+
+    def part(self, rows: slice | Ints) -> Requests:
+        return Requests(*(column[rows] for column in self))
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How training requests are drawn."""
+
+    positives: int = 4
+    """Next items of the basket that a request predicts, at most."""
+    negatives: int = 20
+    """Items drawn by popularity a request."""
+    behaviors_per_request: int = 4
+    """A basket of n behaviors gives about n divided by this many requests an epoch."""
+    bundle_age_share: float = 0.5
+    """Share of requests that see a bundle older than the newest items."""
+    bundle_age_days: float = 100.0
+    """Greatest age of the bundle."""
+    burn_in: float = 0.02
+    """First part of the behaviors that gives no requests: there is nothing to learn from yet."""
+
+
+def training_requests(
+    interactions: Interactions,
+    sequences: Sequences,
+    config: SamplingConfig,
+    rng: np.random.Generator,
+) -> Requests:
+    """An epoch's requests, in random order.
+
+    Positives are the next items of the basket that it does not hold yet; negatives are never an
+    item of the basket, be it bought before or after the request.
+    """
+    n = len(interactions)
+    drawn = rng.random(n) < 1.0 / config.behaviors_per_request
+    cut = np.flatnonzero(drawn & (sequences.position >= config.burn_in * n))
+    rng.shuffle(cut)
+    age = rng.random(len(cut)) * config.bundle_age_days * DAY_S
+    age[rng.random(len(cut)) >= config.bundle_age_share] = 0
+    oldest = np.searchsorted(interactions.times, sequences.times[cut] - age.astype(np.int64))
+    bundle = np.where(age > 0, oldest, sequences.position[cut])
+    ahead = cut[:, None] + np.arange(config.positives)
+    inside = ahead < sequences.basket_end[cut][:, None]
+    positives = np.where(inside, sequences.items[np.minimum(ahead, n - 1)], -1)
+    negatives = _popular(interactions, sequences, cut, config.negatives, rng)
+    candidates = np.concatenate([positives, negatives], axis=1).astype(np.int32)
+    weights = np.empty(candidates.shape, np.float32)
+    _admit(
+        sequences.items,
+        sequences.basket,
+        sequences.basket_end,
+        cut,
+        candidates,
+        config.positives,
+        True,
+        weights,
+    )
+    labels = np.zeros(candidates.shape, np.float32)
+    labels[:, : config.positives] = 1
+    as_of = cut - _staleness(sequences, cut, rng)
+    return Requests(cut, as_of, bundle, np.maximum(candidates, 0), labels, weights)
+
+
+def evaluation_requests(
+    interactions: Interactions,
+    sequences: Sequences,
+    begin: int,
+    size: int,
+    rng: np.random.Generator,
+    negatives: int = 99,
+) -> Requests:
+    """Requests of the demo's kind: one item about to be bought among others drawn by popularity.
+
+    Args:
+        begin: the bundle knows the interactions before this position; requests come after it.
+        size: requests, at most.
+        negatives: other items, none of them in the basket so far, nor twice in the list.
+
+    Returns:
+        Requests whose first candidate is the positive. A behavior that repeats an item of its own
+        basket gives none.
+    """
+    cut = np.flatnonzero(sequences.position >= begin)
+    rng.shuffle(cut)
+    cut = cut[: size + size // 4]  # some fall out below
+    drawn = _popular(interactions, sequences, cut, 4 * negatives, rng)
+    candidates = np.concatenate([sequences.items[cut][:, None], drawn], axis=1).astype(np.int32)
+    weights = np.empty(candidates.shape, np.float32)
+    _admit(
+        sequences.items, sequences.basket, sequences.basket_end, cut, candidates, 1, False, weights
+    )
+    chosen = np.argsort(-weights, axis=1, kind="stable")[:, : negatives + 1]
+    kept = np.flatnonzero(np.take_along_axis(weights, chosen, 1).all(1) & (weights[:, 0] > 0))[
+        :size
+    ]
+    cut, candidates = cut[kept], np.take_along_axis(candidates, chosen, 1)[kept]
+    labels = np.zeros(candidates.shape, np.float32)
+    labels[:, 0] = 1
+    return Requests(
+        cut=cut,
+        as_of=cut - _staleness(sequences, cut, rng),
+        bundle=np.full(len(cut), begin, np.int64),
+        candidates=candidates,
+        labels=labels,
+        weights=np.ones(candidates.shape, np.float32),
+    )
+
+
+def _popular(
+    interactions: Interactions,
+    sequences: Sequences,
+    cut: Ints,
+    size: int,
+    rng: np.random.Generator,
+) -> Rows:
+    """i32[R, size]: the items of random earlier behaviors, which is popularity up to then."""
+    position = np.maximum(sequences.position[cut], 1)[:, None]
+    return interactions.items[(rng.random((len(cut), size)) * position).astype(np.int64)]
+
+
+def _staleness(sequences: Sequences, cut: Ints, rng: np.random.Generator) -> Ints:
+    """Behaviors newer than the clustering: often none or few, at most MAX_NEWER."""
+    few = rng.integers(0, 9, len(cut))
+    many = rng.integers(0, MAX_NEWER + 1, len(cut))
+    newer = np.where(rng.random(len(cut)) < 0.5, few, many)
+    return np.minimum(newer, cut - sequences.start[cut])
+
+
+@njit(cache=True, nogil=True)
+def _admit(  # type: ignore[no-untyped-def]
+    items, basket, basket_end, cut, candidates, positives, whole, weights
+):
+    """Weigh candidates: 1, or 0 for those that may not stand in the request.
+
+    A positive (the first columns) may not be in the basket before the cut, a negative neither (nor
+    after it, if ``whole``), and nothing may stand twice.
+    """
+    for r in range(len(cut)):
+        end = basket_end[cut[r]] if whole else cut[r]
+        for b in range(candidates.shape[1]):
+            item = candidates[r, b]
+            good = item > 0
+            for i in range(basket[cut[r]], cut[r] if b < positives else end):
+                if items[i] == item:
+                    good = False
+                    break
+            for other in range(b):
+                if candidates[r, other] == item:
+                    good = False
+                    break
+            weights[r, b] = 1.0 if good else 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R requests gathered: ragged clusters, dense rest (K' interest slots a request)."""
+
+    member_rows: Ints
+    """i64[N]: row of each cluster member."""
+    member_counts: Floats
+    """f32[N]: behaviors that it stands for."""
+    member_cluster: Ints
+    """i64[N], ascending."""
+    centers: Floats
+    """f32[C, m], unit length."""
+    slot: Ints
+    """i64[C]: request * K' + place among the request's interests."""
+    interest_mask: Floats
+    """f32[R, K']."""
+    recent: Ints
+    """i64[R, M]: rows, newest last."""
+    recent_mask: Floats
+    """f32[R, M]."""
+    user: Floats
+    """f32[R, u]."""
+    candidates: Ints
+    """i64[R, B]: rows, 0 for items newer than the bundle."""
+    cross: Floats
+    """f32[R, B, c]."""
+    labels: Floats
+    """f32[R, B]."""
+    weights: Floats
+    """f32[R, B]."""
+    anchors: Ints
+    """i64[A, 3]: member, and two other members of its request, for the triplet loss."""
+
+
+@dataclass(frozen=True)
+class BatchBuilder:
+    """Gathers requests into batches."""
+
+    interactions: Interactions
+    sequences: Sequences
+    K: int
+    L: int
+    M: int
+    T: int
+
+    def batches(
+        self, requests: Requests, size: int, projected: Any, rng: np.random.Generator
+    ) -> Iterator[Batch]:
+        """Batches of ``size`` requests; ``projected()`` gives f32[n + 1, m] at the moment."""
+        for begin in range(0, len(requests.cut), size):
+            yield self.batch(requests.part(slice(begin, begin + size)), projected(), rng)
+
+    def batch(self, requests: Requests, projected: Floats, rng: np.random.Generator) -> Batch:
+        """Gather requests, clustering each user's behaviors in the projected space.
+
+        Args:
+            projected: f32[n + 1, m], the item table's projection.
+            rng: chooses the anchors of the triplet loss.
+        """
+        sequences, interactions = self.sequences, self.interactions
+        norm = np.linalg.norm(projected, axis=1, keepdims=True)
+        directions = (projected / np.maximum(norm, 1e-12)).astype(np.float32)
+        (rows, counts, cluster, centers, owner, place, recent, recent_mask, bought, last) = _gather(
+            sequences.items,
+            sequences.times,
+            sequences.start,
+            interactions.first_seen,
+            requests.cut,
+            requests.as_of,
+            requests.bundle,
+            requests.candidates,
+            directions,
+            self.K,
+            self.L,
+            self.M,
+            self.T,
+        )
+        R = len(requests.cut)
+        width = int(place.max(initial=0)) + 1
+        slot = owner * width + place
+        mask = np.zeros((R, width), np.float32)
+        mask.reshape(-1)[slot] = 1
+        now_s = sequences.times[requests.cut].astype(np.float64)
+        count = requests.cut - sequences.start[requests.cut]
+        previous = sequences.times[np.maximum(requests.cut - 1, 0)].astype(np.float64)
+        bundle = requests.bundle[:, None]
+        unknown = interactions.first_seen[requests.candidates] >= bundle
+        popularity = interactions.popularity(requests.candidates, bundle)
+        return Batch(
+            member_rows=rows,
+            member_counts=counts,
+            member_cluster=cluster,
+            centers=centers,
+            slot=slot,
+            interest_mask=mask,
+            recent=recent,
+            recent_mask=recent_mask,
+            user=user_columns(count, previous, now_s),
+            candidates=np.where(unknown, 0, requests.candidates).astype(np.int64),
+            cross=cross_columns(bought, last, popularity, now_s[:, None]),
+            labels=requests.labels,
+            weights=requests.weights,
+            anchors=_anchors(owner[cluster], rng),
+        )
+
+
+def _anchors(owner: Ints, rng: np.random.Generator, share: int = 4) -> Ints:
+    """A part of the members, each with two random others of the same request (Eq. 5).
+
+    Args:
+        owner: i64[N], ascending: the request of each member.
+        share: one member in so many becomes an anchor; their loss is a mean, so that a part of
+            them estimates it.
+    """
+    sizes = np.bincount(owner) if len(owner) else np.zeros(1, np.int64)
+    starts = np.cumsum(sizes) - sizes
+    anchor = np.flatnonzero((rng.random(len(owner)) < 1.0 / share) & (sizes[owner] >= 3))
+    size, start = sizes[owner[anchor]], starts[owner[anchor]]
+    place = anchor - start
+    step = rng.integers(1, size)
+    skip = rng.integers(1, size - 1)
+    skip += skip >= step
+    first = start + (place + step) % size
+    second = start + (place + skip) % size
+    return np.stack([anchor, first, second], axis=1).astype(np.int64)
+
+
+@njit(cache=True, nogil=True)
+def _gather(  # type: ignore[no-untyped-def]
+    items, times, start, first_seen, cut, as_of, bundle, candidates, directions, K, L, M, T
+):
+    """One pass over a batch's sequences; see `Batch` for what it makes."""
+    R, B = candidates.shape
+    m = directions.shape[1]
+    most = 0
+    for r in range(R):
+        most += min(as_of[r] - start_of(start, cut[r]), L) + cut[r] - as_of[r]
+    rows = np.empty(most, np.int64)
+    counts = np.empty(most, np.float32)
+    cluster = np.empty(most, np.int64)
+    centers = np.empty((most, m), np.float32)
+    owner = np.empty(most, np.int64)
+    place = np.empty(most, np.int64)
+    recent = np.zeros((R, M), np.int64)
+    recent_mask = np.zeros((R, M), np.float32)
+    bought = np.zeros((R, B), np.float32)
+    last = np.zeros((R, B), np.float64)
+    member_of = np.full(len(first_seen), -1, np.int64)
+    item_count = np.zeros(len(first_seen), np.float32)
+    item_last = np.zeros(len(first_seen), np.float64)
+    members = 0
+    clusters = 0
+    for r in range(R):
+        begin = max(start_of(start, cut[r]), as_of[r] - L)
+        # Distinct rows of the clustered part: all behaviors on an item fall into one cluster.
+        head = members
+        for i in range(begin, as_of[r]):
+            row = items[i] if first_seen[items[i]] < bundle[r] else 0
+            if member_of[row] < 0:
+                member_of[row] = members
+                rows[members] = row
+                counts[members] = 0
+                members += 1
+            counts[member_of[row]] += 1
+        n = members - head
+        for member in range(head, members):
+            member_of[rows[member]] = -1
+        points = np.empty((m, n), np.float32)
+        for i in range(n):
+            for j in range(m):
+                points[j, i] = directions[rows[head + i], j]
+        labels = np.empty(n, np.int32)
+        own = np.empty((min(n, K), m), np.float32)
+        spherical_kmeans(points, counts[head:members], T, labels, own)
+        # Members in the order of their clusters, empty clusters left out.
+        order = np.argsort(labels, kind="mergesort")
+        sorted_rows = rows[head:members][order]
+        sorted_counts = counts[head:members][order]
+        first = clusters
+        for i in range(n):
+            if i == 0 or labels[order[i]] != labels[order[i - 1]]:
+                centers[clusters] = own[labels[order[i]]]
+                owner[clusters] = r
+                place[clusters] = clusters - first
+                clusters += 1
+            rows[head + i] = sorted_rows[i]
+            counts[head + i] = sorted_counts[i]
+            cluster[head + i] = clusters - 1
+        # Each newer behavior is an interest of its own (D7).
+        for i in range(as_of[r], cut[r]):
+            row = items[i] if first_seen[items[i]] < bundle[r] else 0
+            rows[members] = row
+            counts[members] = 1
+            cluster[members] = clusters
+            centers[clusters] = directions[row]
+            owner[clusters] = r
+            place[clusters] = clusters - first
+            members += 1
+            clusters += 1
+        earliest = max(start_of(start, cut[r]), cut[r] - M)
+        for i in range(earliest, cut[r]):
+            row = items[i] if first_seen[items[i]] < bundle[r] else 0
+            recent[r, M - (cut[r] - i)] = row
+            recent_mask[r, M - (cut[r] - i)] = 1
+        # Counts go by item, whether or not the bundle knows it.
+        for i in range(begin, cut[r]):
+            item_count[items[i]] += 1
+            item_last[items[i]] = times[i]
+        for b in range(B):
+            bought[r, b] = item_count[candidates[r, b]]
+            last[r, b] = item_last[candidates[r, b]]
+        for i in range(begin, cut[r]):
+            item_count[items[i]] = 0
+            item_last[items[i]] = 0
+    return (
+        rows[:members],
+        counts[:members],
+        cluster[:members],
+        centers[:clusters],
+        owner[:clusters],
+        place[:clusters],
+        recent,
+        recent_mask,
+        bought,
+        last,
+    )
+
+
+@njit(cache=True, inline="always")
+def start_of(start, index):  # type: ignore[no-untyped-def]
+    """Where the user of the behavior at ``index`` starts."""
+    return start[index]

@@ -1,0 +1,304 @@
+"""Measures of ranking quality, the two rules a model must beat, and a plain evaluation of bundles.
+
+`score_stored` and `evaluate_offline` state serving's arithmetic a second time, in plain numpy and
+onnxruntime and without `scorer`, so that the service can be held against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from models.bundle import Bundle
+from models.clustering import cluster
+from models.data import Interactions, Requests, Sequences
+from models.features import EMPTY_HISTORY, History, cross_features, user_features
+
+Floats = npt.NDArray[np.float32]
+Keys = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well scores rank each request's positive."""
+
+    auc: float
+    """Over all (request, candidate) pairs pooled: chance that a positive outranks a negative."""
+    gauc: float
+    """The same within each request, averaged over requests."""
+    hit10: float
+    """Share of requests whose positive is among the first ten; ties count at their expectation."""
+
+    def named(self, suffix: str) -> dict[str, float]:
+        """The measures as a flat dict: {"auc_<suffix>": ...}."""
+        return {f"{name}_{suffix}": value for name, value in asdict(self).items()}
+
+
+def ranking_quality(scores: npt.NDArray[np.floating], positive: int = 0) -> Quality:
+    """Quality of scores [R, B] where candidate ``positive`` of each request is the positive one.
+
+    >>> ranking_quality(np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1]])).gauc
+    0.875
+    """
+    target = scores[:, positive][:, None]
+    others = np.delete(scores, positive, axis=1)
+    above = (others > target).sum(1)
+    tied = (others == target).sum(1)
+    within = 1.0 - (above + tied / 2) / others.shape[1]
+    places = np.clip((10 - above) / (tied + 1), 0.0, 1.0)
+    labels = np.zeros(scores.shape, bool)
+    labels[:, positive] = True
+    return Quality(
+        auc=pooled_auc(scores.ravel(), labels.ravel()),
+        gauc=float(within.mean()),
+        hit10=float(places.mean()),
+    )
+
+
+def pooled_auc(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.bool_]) -> float:
+    """Area under the ROC curve, ties counted half; scores and labels [N].
+
+    >>> pooled_auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+    0.875
+    """
+    values, inverse, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(sizes) - (sizes - 1) / 2
+    n_positive = int(labels.sum())
+    n_negative = len(labels) - n_positive
+    if not len(values) or not n_positive or not n_negative:
+        return float("nan")
+    total = ranks[inverse][labels].sum() - n_positive * (n_positive + 1) / 2
+    return float(total / (n_positive * n_negative))
+
+
+def log_loss(ctrs: npt.NDArray[np.floating], labels: npt.NDArray[np.floating]) -> float:
+    """Mean binary cross-entropy (ENCODE, Eq. 2), in nats; any equal shapes."""
+    ctrs = np.clip(ctrs.astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-(labels * np.log(ctrs) + (1 - labels) * np.log1p(-ctrs)).mean())
+
+
+def popularity_scores(
+    interactions: Interactions, sequences: Sequences, requests: Requests
+) -> Floats:
+    """f32[R, B]: popularity up to the request's own moment, which is fresher than a bundle's."""
+    position = sequences.position[requests.cut][:, None]
+    return interactions.popularity(requests.candidates, position)
+
+
+def repeat_counts(sequences: Sequences, requests: Requests) -> Floats:
+    """f32[R, B]: how often the user had bought each candidate, over their whole past."""
+    counts = np.zeros(requests.candidates.shape, np.float32)
+    for r, cut in enumerate(requests.cut):
+        past = sequences.items[sequences.start[cut] : cut]
+        counts[r] = (requests.candidates[r][:, None] == past).sum(1)
+    return counts
+
+
+def baseline_qualities(
+    interactions: Interactions, sequences: Sequences, requests: Requests
+) -> dict[str, float]:
+    """Popularity; bought before, most often first; and the latter with ties by popularity."""
+    popularity = popularity_scores(interactions, sequences, requests).astype(np.float64)
+    repeats = repeat_counts(sequences, requests).astype(np.float64)
+    return {
+        **ranking_quality(popularity).named("popularity"),
+        **ranking_quality(repeats).named("repeat"),
+        **ranking_quality(repeats + popularity / 1e7).named("repeat_popularity"),
+    }
+
+
+@dataclass(frozen=True)
+class StoredUser:
+    """What is stored of a user: an interest state, and the behaviors newer than it (D7)."""
+
+    interests: Floats
+    """f32[K, d]."""
+    sizes: npt.NDArray[np.unsignedinteger]
+    """Unsigned [K]: behaviors of each cluster; 0: empty."""
+    recent: Keys
+    """u64[<= M]: item keys of the newest behaviors that the state covers, newest last."""
+    history: History
+    """Over the last L behaviors that the state covers."""
+    newer: Keys
+    """u64: item keys of the behaviors newer than the state, oldest first."""
+    newer_times: npt.NDArray[np.int64]
+    """i64, ms since epoch: their event times."""
+    count: int
+    """Behaviors of the user ever applied, the newer ones included."""
+    last_time_ms: int
+    """Event time of the newest behavior, ms since epoch."""
+
+
+def score_stored(
+    bundle: Bundle,
+    session: onnxruntime.InferenceSession,
+    user: StoredUser | None,
+    candidates: Keys,
+    now_ms: int,
+) -> Floats:
+    """CTRs f32[B] of candidates (item keys u64[B]) for a stored user, or (None) for a stranger."""
+    rows = bundle.rows(candidates)
+    M, d = bundle.manifest.M, bundle.manifest.d
+    if user is None:
+        interests, mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
+        recent, recent_mask = interests, mask
+        history, features = EMPTY_HISTORY, user_features(0, 0, now_ms)
+    else:
+        newer = bundle.embeddings[bundle.rows(user.newer)]
+        interests = np.concatenate([user.interests, newer])
+        mask = np.concatenate([user.sizes > 0, np.ones(len(newer), bool)]).astype(np.float32)
+        keys = np.concatenate([user.recent, user.newer])[-M:]
+        recent = bundle.embeddings[bundle.rows(keys)]
+        recent_mask = np.ones(len(keys), np.float32)
+        if not len(keys):
+            recent, recent_mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
+        history = add_to_history(user.history, user.newer, user.newer_times)
+        features = user_features(user.count, user.last_time_ms, now_ms)
+    feed = {
+        "interests": interests.astype(np.float32),
+        "interest_mask": mask,
+        "recent": recent,
+        "recent_mask": recent_mask,
+        "user": features,
+        "candidates": bundle.embeddings[rows],
+        "cross": cross_features(candidates, bundle.popularity[rows], history, now_ms),
+    }
+    (ctrs,) = session.run(None, feed)
+    return np.asarray(ctrs, np.float32)
+
+
+def add_to_history(history: History, item_keys: Keys, times_ms: npt.NDArray[np.int64]) -> History:
+    """A history with further behaviors counted in; a repeated item keeps its later time."""
+    if not len(item_keys):
+        return history
+    keys = np.concatenate([history.item_keys, item_keys])
+    counts = np.concatenate([history.counts.astype(np.int64), np.ones(len(item_keys), np.int64)])
+    last = np.concatenate([history.last.astype(np.int64), times_ms // 1000])
+    distinct, place = np.unique(keys, return_inverse=True)
+    total = np.zeros(len(distinct), np.uint32)
+    np.add.at(total, place, counts.astype(np.uint32))
+    latest = np.zeros(len(distinct), np.uint32)
+    np.maximum.at(latest, place, last.astype(np.uint32))
+    return History(distinct, total, latest)
+
+
+def extract_plainly(
+    bundle: Bundle, item_keys: Keys, times_ms: npt.NDArray[np.int64], count: int | None = None
+) -> StoredUser:
+    """A user's state by a cold clustering of their exact sequence (oldest first), nothing newer.
+
+    Args:
+        count: behaviors ever applied, where ``item_keys`` is not all of them.
+    """
+    manifest = bundle.manifest
+    kept = item_keys[-manifest.L :]
+    history = add_to_history(EMPTY_HISTORY, kept, times_ms[-manifest.L :])
+    interests = np.zeros((manifest.K, manifest.d), np.float32)
+    sizes = np.zeros(manifest.K, np.uint32)
+    rows, first, counts = np.unique(bundle.rows(kept), return_index=True, return_counts=True)
+    order = np.argsort(first)
+    rows, counts = rows[order], counts[order].astype(np.float32)
+    projected = bundle.projected[rows]
+    labels, centers = cluster(projected, counts, manifest.K, manifest.T)
+    for k in range(len(centers)):
+        inside = labels == k
+        if inside.any():
+            interests[k] = pool(
+                bundle.embeddings[rows[inside]],
+                projected[inside],
+                centers[k],
+                counts[inside],
+                manifest.scale,
+            )
+            sizes[k] = int(counts[inside].sum())
+    return StoredUser(
+        interests=interests,
+        sizes=sizes,
+        recent=kept[-manifest.M :],
+        history=history,
+        newer=np.empty(0, np.uint64),
+        newer_times=np.empty(0, np.int64),
+        count=len(item_keys) if count is None else count,
+        last_time_ms=int(times_ms[-1]) if len(times_ms) else 0,
+    )
+
+
+def pool(
+    embeddings: Floats, projected: Floats, center: Floats, counts: Floats, scale: float
+) -> Floats:
+    """ENCODE, Eq. 8 for one cluster: embeddings [n, d], projected [n, m], center [m] -> [d]."""
+    norms = np.linalg.norm(projected, axis=1) * np.linalg.norm(center)
+    scores = projected @ center / np.maximum(norms, 1e-12) * scale
+    weights = counts * np.exp(scores - scores.max())
+    pooled: Floats = ((weights / weights.sum()) @ embeddings).astype(np.float32)
+    return pooled
+
+
+@dataclass(frozen=True)
+class OfflineRequest:
+    """One request to evaluate; its first candidate is the positive."""
+
+    user: StoredUser | None
+    """None: a stranger."""
+    candidates: Keys
+    """u64[B]: item keys."""
+    now_ms: int
+    """Time of the request, ms since epoch."""
+
+
+@dataclass(frozen=True)
+class OfflineEvaluation:
+    """What a bundle gives on stored states."""
+
+    ctrs: list[Floats]
+    """f32[B] per request."""
+    quality: Quality
+
+
+def evaluate_offline(bundle: Bundle, requests: Iterable[OfflineRequest]) -> OfflineEvaluation:
+    """Score requests (all of as many candidates) with a bundle, and measure the ranking."""
+    session = bundle.scorer_session()
+    ctrs = [
+        score_stored(bundle, session, request.user, request.candidates, request.now_ms)
+        for request in requests
+    ]
+    return OfflineEvaluation(ctrs, ranking_quality(np.stack(ctrs)))
+
+
+def sequence_requests(
+    bundle: Bundle,
+    interactions: Interactions,
+    sequences: Sequences,
+    requests: Requests,
+    item_keys: Keys,
+) -> Iterable[OfflineRequest]:
+    """Requests with states extracted plainly as of each request's clustering.
+
+    Args:
+        item_keys: u64[n + 1], keys of the interactions' items (`Interactions.item_ids`).
+    """
+    for cut, as_of, candidates in zip(
+        requests.cut, requests.as_of, requests.candidates, strict=True
+    ):
+        start = int(sequences.start[cut])
+        keys = item_keys[sequences.items[start:cut]]
+        times_ms = sequences.times[start:cut] * 1000
+        covered = int(as_of) - start
+        user = None
+        if len(keys):
+            state = extract_plainly(bundle, keys[:covered], times_ms[:covered])
+            user = StoredUser(
+                interests=state.interests,
+                sizes=state.sizes,
+                recent=state.recent,
+                history=state.history,
+                newer=keys[covered:],
+                newer_times=times_ms[covered:],
+                count=len(keys),
+                last_time_ms=int(times_ms[-1]),
+            )
+        yield OfflineRequest(user, item_keys[candidates], int(sequences.times[cut]) * 1000)
