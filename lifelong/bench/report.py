@@ -1,0 +1,95 @@
+"""What a bench prints: one JSON object for programs, a table and a bar chart for people."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+
+
+def machine() -> str:
+    """The machine that the figures are from, in a few words."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def compose(
+    ours: str, rounds: dict[str, list[float]], unit: str, peers: list[str]
+) -> dict[str, Any]:
+    """The bench's result: medians over rounds, and per peer how many times faster ours is.
+
+    Args:
+        ours: name of our own row.
+        rounds: per name, one value a round; more is better.
+        unit: of the values.
+        peers: the names to compare with.
+    """
+    medians = {name: median(values) for name, values in rounds.items() if values}
+    return {
+        "machine": machine(),
+        "rounds": max(len(values) for values in rounds.values()),
+        "results": [
+            {"name": name, "value": round(value, 1), "unit": unit}
+            for name, value in medians.items()
+        ],
+        # Pair by pair, since the machine's speed drifts between rounds.
+        "ratios": {
+            peer: round(median(a / b for a, b in zip(rounds[ours], rounds[peer], strict=False)), 2)
+            for peer in peers
+            if rounds.get(peer)
+        },
+    }
+
+
+def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
+    """Print the table with bars; draw the chart if a file is named for it."""
+    console = Console()
+    most = max(row["value"] for row in result["results"])
+    ratios = result["ratios"]
+    table = Table(title=f"{title}: {result['machine']}", title_justify="left")
+    for column in ("", "value", "unit", "ours is faster by"):
+        table.add_column(column, justify="right" if column in ("value",) else "left")
+    table.add_column("", width=40)
+    for row in result["results"]:
+        faster = f"{ratios[row['name']]:.1f} x" if row["name"] in ratios else ""
+        table.add_row(
+            row["name"],
+            f"{row['value']:,.0f}",
+            row["unit"],
+            faster,
+            Bar(most, 0, row["value"], width=40),
+        )
+    console.print(table)
+    if chart is not None:
+        _draw(title, result, chart)
+        console.print(f"chart: {chart}", highlight=False)
+
+
+def _draw(title: str, result: dict[str, Any], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    names = [row["name"] for row in result["results"]][::-1]
+    values = [row["value"] for row in result["results"]][::-1]
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.45 * len(names)))
+    bars = axes.barh(names, values, color=["#9aa5b1"] * len(names))
+    bars[-1].set_color("#1f6feb")
+    axes.bar_label(bars, fmt="{:,.0f}", padding=4)
+    axes.set_title(f"{title} ({result['results'][0]['unit']})", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.15)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

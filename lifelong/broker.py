@@ -1,0 +1,31 @@
+"""``lifelong broker``: a local Kafka with our topics, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Literal, cast
+
+from infra.errors import SettingsError
+from infra.kafka import LocalKafka, create_topic
+from infra.settings import BrokerSettings
+
+KINDS = ("auto", "apache", "mock")
+
+
+def run_broker(settings: BrokerSettings, directory: Path, port: int, kind: str) -> None:
+    """Start Kafka on 127.0.0.1, create both topics, and wait to be interrupted.
+
+    Raises:
+        BrokerError: it cannot be started; the message says why.
+    """
+    if kind not in KINDS:
+        raise SettingsError(f"--kind {kind!r}: choose one of {', '.join(KINDS)}")
+    with LocalKafka(directory, port, kind=cast(Literal["auto", "apache", "mock"], kind)) as kafka:
+        bootstrap = kafka.bootstrap
+        for topic in (settings.topic, settings.dead_letter_topic):
+            create_topic(bootstrap, topic, settings.partitions)
+        print(f"Kafka ({kafka.kind}) on {bootstrap}, topics {settings.topic} and"
+              f" {settings.dead_letter_topic}; Ctrl-C ends it", file=sys.stderr)
+        signal.pause()

@@ -1,0 +1,529 @@
+"""``lifelong demo``: the whole system on real purchases and a real Kafka, in about two minutes.
+
+Every part is started as a user would start it. What is printed is measured from outside: counts
+against the input, freshness from the store, latency at the client, quality on requests that were
+fixed in advance and that the offline model and the rules answer too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from extractor.extract import Extractor
+from infra.behaviors import partition_owner
+from infra.errors import LifelongError
+from infra.kafka import LocalKafka, create_topic, ping
+from infra.settings import Settings, load_settings
+from infra.store import Store, StoredSequence, Version
+from infra.stores import open_store
+from lifelong.freshness import FreshnessProbe
+from lifelong.live import LARGE, Client, LiveResult, LiveStream, in_order
+from lifelong.portrait import NamedInterest, name_interests
+from lifelong.processes import Service, free_port
+from lifelong.quality import Quality, measure_quality
+from lifelong.requests import LiveRequest, plan_requests
+from lifelong.shipped import BUNDLE, MAPPING, Purchases, write_purchases
+from models.bundle import Bundle
+from models.evaluation import score_profile
+from scorer.client import RankClient
+from scorer.ranking import score
+from streaming.backfill import backfill
+from streaming.replay import EventProducer, purchase_event
+
+REQUESTS: Final = 1500
+"""Ranking requests of 100 candidates, each of another user, where the stream has so many users."""
+
+COMPARED: Final = 200
+"""Users whose CTRs are compared after the stream has drained."""
+
+READY_S: Final = 90.0
+"""A service compiles its kernels on its first start on a machine."""
+
+DRAIN_S: Final = 120.0
+"""Longest wait for the worker to apply and cluster what was sent."""
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the command line chose."""
+
+    keep: bool = False
+    """Leave all running until interrupted."""
+    events: int | None = None
+    """Live purchases to stream; None: all."""
+    rate: float = 20_000
+    """Events a second; 0: as fast as it goes."""
+    broker: str = "auto"
+    """auto, apache, mock or HOST:PORT."""
+    store: str | None = None
+    """Store URL; None: LMDB in a temporary directory."""
+    bundle: Path | None = None
+    """Bundle; None: the shipped one."""
+
+
+class Steps:
+    """The demo's steps on the terminal, each with its bar."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<34}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            # Without a terminal a bar would be redrawn as lines without end.
+            disable=not console.is_terminal,
+        )
+
+    @contextlib.contextmanager
+    def step(self, title: str, total: int = 1) -> Iterator[Callable[[int], None]]:
+        """A step of ``total`` units; the yielded function takes how many are done."""
+        begin = time.perf_counter()
+        task = self._progress.add_task(title, total=total)
+
+        def at(done: int) -> None:
+            self._progress.update(task, completed=min(done, total))
+
+        yield at
+        at(total)
+        self._progress.stop_task(task)
+        if self._progress.disable:
+            self._console.print(f"{title}: {time.perf_counter() - begin:.1f} s", highlight=False)
+
+    def __enter__(self) -> Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def run_demo(options: DemoOptions, *, quiet: bool) -> dict[str, Any]:
+    """Run the demo and return its figures; prints them unless ``quiet``.
+
+    Everything started here has ended when this returns or raises.
+    """
+    console = Console(file=sys.stderr) if quiet else Console()
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lifelong-demo-")))
+        with Steps(console) as steps:
+            demo = Demo(options, directory, stack, steps)
+            demo.start()
+            demo.stream()
+            report = demo.report()
+        if not quiet:
+            from lifelong.demo_report import show
+
+            show(console, report, demo.portrait())
+        if options.keep:
+            _wait_for_interrupt(console, demo)
+    return report
+
+
+class Demo:
+    """The running parts and what was measured of them."""
+
+    def __init__(
+        self,
+        options: DemoOptions,
+        directory: Path,
+        stack: contextlib.ExitStack,
+        steps: Steps,
+    ) -> None:
+        self._options = options
+        self._directory = directory
+        self._stack = stack
+        self._steps = steps
+        self._purchases = Purchases.load()
+        self._first = self._purchases.history_rows
+        live = len(self._purchases) - self._first
+        self._last = self._first + min(options.events or live, live)
+        self._bundle = Bundle.load(options.bundle or BUNDLE)
+        self._broker_kind = options.broker
+
+    def start(self) -> None:
+        """Kafka, topics, history, worker, scorer."""
+        with self._steps.step("start Kafka"):
+            bootstrap = self._start_kafka()
+        self.settings = self._make_settings(bootstrap)
+        with self._steps.step("create topics", 2) as at:
+            for i, topic in enumerate(self._topics()):
+                create_topic(self.settings.broker, topic, self.settings.broker.partitions)
+                at(i + 1)
+        self._store = open_store(self.settings.store)
+        self._stack.callback(self._store.close)
+        with self._steps.step("backfill the history", self._first) as at:
+            self._backfill(at)
+        with self._steps.step("start the worker"):
+            self._worker = self._start_worker()
+        history_users = len(np.unique(self._purchases.user[: self._first]))
+        with self._steps.step("cluster the history's users", history_users) as at:
+            self._wait_until_clean(lambda dirty: at(history_users - dirty))
+        with self._steps.step("start the scorer"):
+            self._scorer = self._start_scorer()
+
+    def stream(self) -> None:
+        """Replay the live purchases while asking for rankings, until all is clustered."""
+        purchases = self._purchases
+        self._requests = plan_requests(purchases, self._first, self._last, REQUESTS)
+        large = np.random.default_rng(0).permutation(len(purchases.items))[:LARGE]
+        large_items = [purchases.items[code] for code in large]
+        probe = FreshnessProbe(self._store)
+        producer = EventProducer(self.settings.broker)
+        with self._steps.step("stream and rank", self._last - self._first) as at:
+            live = LiveStream(
+                purchases,
+                self._first,
+                self._last,
+                self._requests,
+                send=lambda row: producer.send(purchase_event(purchases, row)),
+                client_of=lambda answered: Client(
+                    self._scorer_url, purchases, answered, large_items
+                ),
+                probe=probe,
+                rate=self._options.rate,
+                on_progress=at,
+                check=self._check_services,
+            )
+            begin = time.perf_counter()
+            self._live, _ = live.run()
+            producer.close()
+        with self._steps.step("wait until all is applied"):
+            self._wait_until_applied()
+            self._stream_seconds = time.perf_counter() - begin
+        with self._steps.step("wait until all is clustered"):
+            self._freshness = probe.finish(DRAIN_S)
+            self._wait_until_clean(lambda _: None)
+
+    def report(self) -> dict[str, Any]:
+        """All figures, under the keys of ``--json``."""
+        live, requests = self._live, self._requests
+        targets = [request.target for request in requests]
+        lost, doubled = self._count_lost_and_doubled()
+        with self._steps.step("score the same requests offline", len(requests)) as at:
+            offline = self._score_offline(at)
+        qualities = {
+            "live": measure_quality([live.ctrs[request.row] for request in requests], targets),
+            "offline": measure_quality(offline, targets),
+            "popularity": measure_quality([r.popularity for r in requests], targets),
+            "repeat": measure_quality([r.bought for r in requests], targets),
+        }
+        with self._steps.step("compare CTRs on the stored states", COMPARED) as at:
+            difference = self._max_ctr_difference(at)
+        events = self._last - self._first
+        return {
+            "broker": self._broker_kind,
+            "events": events,
+            "sequences": self._sequences,
+            "lost": lost,
+            "doubled": doubled,
+            "events_per_second": round(events / self._stream_seconds, 1),
+            "freshness_p50_s": _percentile(self._freshness, 50),
+            "freshness_p99_s": _percentile(self._freshness, 99),
+            "requests": sum(map(len, live.seconds.values())),
+            "requests_per_second": round(
+                sum(map(len, live.seconds.values())) / live.ask_seconds, 1
+            ),
+            **_latencies(live),
+            **_quality_figures(qualities),
+            "max_ctr_difference": difference,
+            "worker_memory_bytes": self._worker.anonymous_memory(),
+            "scorer_memory_bytes": self._scorer.anonymous_memory(),
+        }
+
+    def portrait(self) -> Portrait:
+        """One real user: their interests in words, and what they would be shown first."""
+        purchases = self._purchases
+        user = self._portrait_user()
+        sequence = self._store.sequences([user])[0]
+        state = stored_state(self._store, user)
+        assert sequence is not None and state is not None
+        popular = np.argsort(-np.bincount(purchases.item[: self._last]), kind="stable")[:LARGE]
+        with RankClient(self._scorer_url) as client:
+            ranking = client.rank(
+                user,
+                [purchases.items[code] for code in popular],
+                top_k=10,
+                time_ms=int(purchases.time_ms[self._last - 1]),
+            )
+        return Portrait(
+            user=user,
+            events=sequence.version.count,
+            interests=name_interests(self._bundle, sequence, state, 6),
+            ranked=[(purchases.titles.get(e.item, e.item), e.ctr) for e in ranking.items],
+        )
+
+    def addresses(self) -> dict[str, str]:
+        """What is where, for somebody who goes on from here."""
+        return {
+            "kafka": self.settings.broker.bootstrap,
+            "topic": self.settings.broker.topic,
+            "store": self.settings.store.masked_url,
+            "scorer": self._scorer_url,
+            "worker": self._worker_url,
+            "user": self._portrait_user(),
+            "item": self._purchases.items[0],
+        }
+
+    def _start_kafka(self) -> str:
+        choice = self._options.broker
+        if ":" in choice:
+            ping(choice)
+            self._broker_kind = choice
+            return choice
+        if choice not in ("auto", "apache", "mock"):
+            raise LifelongError(f"--broker {choice!r}: choose auto, apache, mock or HOST:PORT")
+        kafka = self._stack.enter_context(LocalKafka(self._directory / "kafka", kind=choice))
+        self._broker_kind = kafka.kind
+        return kafka.bootstrap
+
+    def _make_settings(self, bootstrap: str) -> Settings:
+        # Topics of its own: on somebody's Kafka the demo must not meet their events.
+        topic = f"lifelong-demo-{uuid.uuid4().hex[:8]}"
+        return load_settings(
+            {
+                "broker": {
+                    "bootstrap": bootstrap,
+                    "topic": topic,
+                    "dead_letter_topic": f"{topic}.dead",
+                    "group": topic,
+                },
+                "store": {"url": self._options.store or f"lmdb://{self._directory / 'store'}"},
+                "bundle": {"path": str(self._bundle.path)},
+            }
+        )
+
+    def _topics(self) -> tuple[str, str]:
+        return self.settings.broker.topic, self.settings.broker.dead_letter_topic
+
+    def _backfill(self, at: Callable[[int], None]) -> None:
+        if self._store.users("", 1):
+            raise LifelongError(
+                f"--store {self.settings.store.masked_url}: the demo counts every event and needs"
+                " an empty store; name another"
+            )
+        file = self._directory / "history.parquet"
+        write_purchases(0, self._first, file)
+        backfill(
+            file,
+            self._store,
+            topic=self.settings.broker.topic,
+            partitions=self.settings.broker.partitions,
+            mapping=MAPPING,
+            on_progress=at,
+        )
+
+    def _start_worker(self) -> Service:
+        port = free_port(self.settings.worker.metrics_port)
+        self._worker_url = f"http://127.0.0.1:{port}"
+        arguments = ["worker", "--metrics-port", str(port), *self._common_arguments()]
+        return self._start_service("worker", arguments, f"{self._worker_url}/health/ready")
+
+    def _start_scorer(self) -> Service:
+        port = free_port(self.settings.scorer.port)
+        self._scorer_url = f"http://127.0.0.1:{port}"
+        arguments = ["scorer", "--port", str(port), *self._common_arguments()]
+        return self._start_service("scorer", arguments, f"{self._scorer_url}/v2/health/ready")
+
+    def _start_service(self, name: str, arguments: Sequence[str], ready_url: str) -> Service:
+        service = Service(name, arguments, self._directory / f"{name}.log", ready_url)
+        self._stack.enter_context(service)
+        service.wait_ready(READY_S)
+        return service
+
+    def _common_arguments(self) -> list[str]:
+        broker = self.settings.broker
+        chosen = {
+            "broker.bootstrap": broker.bootstrap,
+            "broker.topic": broker.topic,
+            "broker.dead_letter_topic": broker.dead_letter_topic,
+            "broker.group": broker.group,
+            "store.url": self.settings.store.url,
+            "bundle.path": str(self.settings.bundle.path),
+        }
+        return [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
+
+    def _check_services(self) -> None:
+        self._worker.check()
+        self._scorer.check()
+
+    def _wait_until_clean(self, at: Callable[[int], None]) -> None:
+        """Until the worker has clustered every dirty user."""
+        owners = [
+            partition_owner(self.settings.broker.topic, partition)
+            for partition in range(self.settings.broker.partitions)
+        ]
+
+        def waiting() -> int:
+            return sum(len(self._store.dirty(owner, 10_000)) for owner in owners)
+
+        self._wait(lambda: (at(left := waiting()), left == 0)[1], "cluster all users")
+
+    def _wait_until_applied(self) -> None:
+        """Until the store has as many events as were sent; a shortfall is reported, not waited
+        for longer than DRAIN_S."""
+        expected = np.bincount(self._purchases.user[: self._last])
+        open_users = set(np.unique(self._purchases.user[self._first : self._last]).tolist())
+
+        def applied() -> bool:
+            users = list(open_users)
+            found = self._store.profiles([self._purchases.users[user] for user in users])
+            for user, profile in zip(users, found, strict=True):
+                if profile is not None and profile.version.count >= expected[user]:
+                    open_users.discard(user)
+            return not open_users
+
+        with contextlib.suppress(TimeoutError):
+            self._wait(applied, "apply all events")
+
+    def _wait(self, done: Callable[[], bool], deed: str) -> None:
+        deadline = time.monotonic() + DRAIN_S
+        while not done():
+            self._check_services()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the worker did not {deed} within {DRAIN_S:.0f} s")
+            time.sleep(0.05)
+
+    def _count_lost_and_doubled(self) -> tuple[int, int]:
+        """Events that are missing from the sequences, and events that are there too often.
+
+        Each user's count, and each behavior that is kept, is held against the input.
+        """
+        behaviors = self._purchases.behaviors()[: self._last]
+        order = np.argsort(self._purchases.user[: self._last], kind="stable")
+        users = self._purchases.user[order]
+        starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+        lost = doubled = self._sequences = 0
+        for rows in np.split(order, starts[1:]):
+            user = self._purchases.users[self._purchases.user[rows[0]]]
+            stored = self._store.sequences([user])[0]
+            self._sequences += stored is not None
+            missing, extra = _compare(behaviors[rows], stored)
+            lost += missing
+            doubled += extra
+        return lost, doubled
+
+    def _score_offline(self, at: Callable[[int], None]) -> list[F32]:
+        """The same requests on exact sequences and a cold clustering, without the service."""
+        purchases = self._purchases
+        behaviors = purchases.behaviors()
+        extractor = Extractor(self._bundle)
+        session = self._bundle.scorer_session()
+        rows_of = _rows_by_user(purchases.user)
+        scores = []
+        for i, request in enumerate(self._requests):
+            rows = rows_of[int(purchases.user[request.row])]
+            before = rows[rows < request.row]
+            state = None
+            if len(before):
+                kept = behaviors[before[-self.settings.store.length :]]
+                state = extractor.extract(StoredSequence(Version(0, len(before)), kept, {}))
+            scores.append(
+                score(
+                    session,
+                    self._bundle,
+                    state,
+                    behaviors[:0],
+                    item_keys([purchases.items[code] for code in request.candidates]),
+                    int(purchases.time_ms[request.row]),
+                )
+            )
+            at(i + 1)
+        return scores
+
+    def _max_ctr_difference(self, at: Callable[[int], None]) -> float:
+        """The service's CTRs against a plain evaluation of the bundle on the stored states."""
+        purchases = self._purchases
+        worst = 0.0
+        with RankClient(self._scorer_url) as client:
+            for i, request in enumerate(self._requests[:COMPARED]):
+                user = purchases.users[purchases.user[request.row]]
+                items = [purchases.items[code] for code in request.candidates]
+                time_ms = int(purchases.time_ms[self._last - 1])
+                served = in_order(client.rank(user, items, time_ms=time_ms), items)
+                profile = self._store.profiles([user])[0]
+                plain = score_profile(self._bundle, profile, items, time_ms)
+                worst = max(worst, float(np.abs(served - plain).max()))
+                at(i + 1)
+        return worst
+
+    def _portrait_user(self) -> str:
+        """The user with the most live requests' worth of history that is still one person's."""
+        counts = np.bincount(self._purchases.user[: self._last])
+        asked = [int(self._purchases.user[request.row]) for request in self._requests]
+        return self._purchases.users[min(asked, key=lambda user: abs(int(counts[user]) - 300))]
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One real user."""
+
+    user: str
+    events: int
+    interests: list[NamedInterest]
+    ranked: list[tuple[str, float]]
+    """Titles and CTRs, highest first."""
+
+
+def _compare(expected: npt.NDArray[np.void], stored: StoredSequence | None) -> tuple[int, int]:
+    """How many behaviors of one user are lost and doubled."""
+    if stored is None:
+        return len(expected), 0
+    kept = stored.behaviors
+    wanted = expected[-len(kept) :] if len(kept) else expected[:0]
+    surplus = stored.version.count - len(expected)
+    if surplus == 0 and len(kept) == len(wanted) and bool((kept == wanted).all()):
+        return 0, 0
+    there, due = Counter(kept.tolist()), Counter(wanted.tolist())
+    return (
+        max(-surplus, (due - there).total()),
+        max(surplus, (there - due).total()),
+    )
+
+
+def _rows_by_user(user: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int64]]:
+    order = np.argsort(user, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(user))[:-1])
+
+
+def _latencies(live: LiveResult) -> dict[str, float]:
+    return {
+        f"rank_p{p}_ms_{size}": round(1000 * _percentile(seconds, p), 3)
+        for size, seconds in sorted(live.seconds.items())
+        for p in (50, 99)
+    }
+
+
+def _quality_figures(qualities: dict[str, Quality]) -> dict[str, float]:
+    figures = {f"auc_{name}": round(quality.auc, 5) for name, quality in qualities.items()}
+    hits = {f"hit10_{name}": round(quality.hit10, 5) for name, quality in qualities.items()}
+    return figures | hits
+
+
+def _percentile(values: Sequence[float], p: float) -> float:
+    return round(float(np.percentile(values, p)), 4) if values else 0.0
+
+
+def _wait_for_interrupt(console: Console, demo: Demo) -> None:
+    from lifelong.demo_report import show_addresses
+
+    show_addresses(console, demo.addresses())
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()

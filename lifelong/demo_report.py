@@ -1,0 +1,109 @@
+"""What the demo prints when it has run: its figures, and one user in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lifelong.bench.report import machine
+
+if TYPE_CHECKING:
+    from lifelong.demo import Portrait
+
+
+def show(console: Console, report: dict[str, Any], portrait: Portrait) -> None:
+    """Print everything."""
+    console.print()
+    console.print(_figures(report))
+    console.print(_qualities(report))
+    console.print(f"On {machine()}; broker: {report['broker']}.", highlight=False)
+    console.print()
+    _show_portrait(console, portrait)
+
+
+def show_addresses(console: Console, where: dict[str, str]) -> None:
+    """Print what is where and what to try; all on this machine."""
+    event = (
+        f'{{"event_id":"try-1","user_id":"{where["user"]}","item_id":"{where["item"]}",'
+        '"action":"purchase","event_time":\'$(date +%s000)\'}'
+    )
+    lines = (
+        "Everything is still running; Ctrl-C ends it.",
+        f"  scorer   {where['scorer']}/v2/health/ready   metrics {where['scorer']}/metrics",
+        f"  worker   {where['worker']}/health/ready   metrics {where['worker']}/metrics",
+        f"  kafka    {where['kafka']}   topic {where['topic']}",
+        f"  store    {where['store']}",
+        "Try:",
+        f"  curl -s {where['scorer']}/v1/rank -H 'Content-Type: application/json' \\",
+        f"    -d '{{\"user\":\"{where['user']}\",\"candidates\":[\"{where['item']}\",\"22423\"]}}'",
+        f"  lifelong inspect {where['user']} --store {where['store']}",
+        f"An event, keyed by its user, onto {where['topic']}:",
+        f"  {event}",
+    )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _figures(report: dict[str, Any]) -> Table:
+    table = Table(title="What happened", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    rows = {
+        "events": f"{report['events']:,} into {report['sequences']:,} sequences",
+        "lost / doubled": f"{report['lost']} / {report['doubled']}",
+        "events a second": f"{report['events_per_second']:,.0f}",
+        "freshness": f"p50 {report['freshness_p50_s']:.2f} s, p99 {report['freshness_p99_s']:.2f} s"
+        " from an event sent to interests that cover it",
+        "requests": f"{report['requests']:,}, {report['requests_per_second']:,.0f} a second",
+        "latency, 100 candidates": _latency(report, 100),
+        "latency, 3,000 candidates": _latency(report, 3000),
+        "memory": f"worker {report['worker_memory_bytes'] / 1e6:.0f} MB,"
+        f" scorer {report['scorer_memory_bytes'] / 1e6:.0f} MB",
+        "served against evaluated": f"CTRs differ by {report['max_ctr_difference']:.1e} at most",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _latency(report: dict[str, Any], size: int) -> str:
+    if f"rank_p50_ms_{size}" not in report:
+        return "not asked"
+    p50, p99 = report[f"rank_p50_ms_{size}"], report[f"rank_p99_ms_{size}"]
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+
+
+def _qualities(report: dict[str, Any]) -> Table:
+    table = Table(title="The item bought next, among 100", title_justify="left")
+    table.add_column("ranked by")
+    table.add_column("AUC", justify="right")
+    table.add_column("hit rate at 10", justify="right")
+    names = {
+        "live": "the service, live",
+        "offline": "the same model, offline",
+        "repeat": "bought before, most often first",
+        "popularity": "popularity",
+    }
+    for key, name in names.items():
+        table.add_row(name, f"{report[f'auc_{key}']:.4f}", f"{report[f'hit10_{key}']:.4f}")
+    return table
+
+
+def _show_portrait(console: Console, portrait: Portrait) -> None:
+    table = Table(
+        title=f"User {portrait.user}: {portrait.events} purchases, largest interests",
+        title_justify="left",
+    )
+    table.add_column("weight", justify="right")
+    table.add_column("most typical")
+    for interest in portrait.interests:
+        table.add_row(f"{interest.share:.1%}", ", ".join(interest.items))
+    console.print(table)
+    ranking = Table(title="Ranked first for this user", title_justify="left")
+    ranking.add_column("CTR", justify="right")
+    ranking.add_column("product")
+    for title, ctr in portrait.ranked:
+        ranking.add_row(f"{ctr:.3f}", title)
+    console.print(ranking)

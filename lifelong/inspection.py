@@ -1,0 +1,141 @@
+"""``lifelong inspect``: what is kept of a user, as people and programs can read it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from extractor.state import InterestState
+from infra.behaviors import ACTIONS
+from infra.errors import SettingsError
+from infra.settings import Settings
+from infra.store import Store, StoredSequence
+from infra.stores import open_store
+from lifelong.portrait import name_interests, title_of
+from models.bundle import Bundle
+
+_ACTION_NAMES = {code: name for name, code in ACTIONS.items()}
+MOST_INTERESTS = 10
+
+
+def run_inspect(settings: Settings, user: str | None, last: int, *, quiet: bool) -> dict[str, Any]:
+    """Describe a user, or the bundle and the store's first users; prints unless ``quiet``.
+
+    Raises:
+        SettingsError: the store has no such user.
+        BundleError, StoreError: the bundle or the store cannot be read.
+    """
+    assert settings.bundle.path is not None
+    bundle = Bundle.load(settings.bundle.path)
+    store = open_store(settings.store)
+    try:
+        if user is None:
+            report = _describe_all(bundle, store)
+        else:
+            report = _describe_user(bundle, store, settings, user, last)
+    finally:
+        store.close()
+    if not quiet:
+        _show(report)
+    return report
+
+
+def _describe_all(bundle: Bundle, store: Store) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": {
+            "name": manifest.name,
+            "version": bundle.version,
+            "system": manifest.system,
+            "items": manifest.n_items,
+            **{letter: getattr(manifest, letter) for letter in ("d", "m", "K", "L", "M", "T")},
+            **{name: round(value, 4) for name, value in manifest.metrics.items()},
+        },
+        "users": store.users("", 20),
+    }
+
+
+def _describe_user(
+    bundle: Bundle, store: Store, settings: Settings, user: str, last: int
+) -> dict[str, Any]:
+    sequence = store.sequences([user])[0]
+    profile = store.profiles([user])[0]
+    if sequence is None or profile is None:
+        raise SettingsError(
+            f"user {user!r} is not in the store {settings.store.masked_url}: check the id and the"
+            " store, or list some users with `lifelong inspect`"
+        )
+    report: dict[str, Any] = {
+        "user": user,
+        "events": sequence.version.count,
+        "kept": len(sequence.behaviors),
+        "since": _time(sequence.version.epoch),
+        "newest": [_describe_behavior(bundle, row) for row in sequence.behaviors[::-1][:last]],
+        "interests": None,
+    }
+    if profile.interests is not None:
+        state = InterestState.decode(profile.interests, user)
+        report["interests"] = _describe_state(bundle, sequence, state)
+    return report
+
+
+def _describe_state(
+    bundle: Bundle, sequence: StoredSequence, state: InterestState
+) -> dict[str, Any]:
+    current = state.bundle == bundle.digest
+    named = name_interests(bundle, sequence, state, MOST_INTERESTS) if current else []
+    return {
+        "bundle": state.bundle.hex(),
+        "of_this_bundle": current,
+        "covers": state.count,
+        "waiting": sequence.version.count - state.count,
+        "clusters": int((state.sizes > 0).sum()),
+        "largest": [{"share": round(one.share, 4), "typical": one.items} for one in named],
+    }
+
+
+def _describe_behavior(bundle: Bundle, behavior: Any) -> dict[str, Any]:
+    row = int(bundle.rows(behavior["item"].reshape(1))[0])
+    return {
+        "time": _time(int(behavior["time"])),
+        "action": _ACTION_NAMES.get(int(behavior["action"]), "?"),
+        "item": title_of(bundle, row) if row else f"unknown ({int(behavior['item']):016x})",
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    console = Console()
+    for name, value in report.items():
+        if isinstance(value, dict):
+            _show_section(console, name, value)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            table = Table(*value[0], title=name, title_justify="left")
+            for entry in value:
+                table.add_row(*(str(field) for field in entry.values()))
+            console.print(table)
+        else:
+            console.print(f"{name}: {_words(value)}", highlight=False)
+
+
+def _show_section(console: Console, name: str, section: dict[str, Any]) -> None:
+    console.print(f"{name}:", highlight=False)
+    for key, value in section.items():
+        if key == "largest":
+            for interest in value:
+                line = f"{interest['share']:6.1%}  {', '.join(interest['typical'])}"
+                console.print(f"    {line}", highlight=False, markup=False)
+        else:
+            console.print(f"  {key}: {_words(value)}", highlight=False, markup=False)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
