@@ -19,7 +19,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	echo $$python && break; done)
 
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+# Compiling all of what is installed takes longer than the rest of the installation; Python compiles
+# what is used when it is used.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes
 STAMPS  := $(VENV)/stamps
 
 .DEFAULT_GOAL := help

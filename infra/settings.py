@@ -627,3 +627,7 @@ def _toml(value: object) -> str:
             return str(value)
         case _:
             return json.dumps(str(value))
+
+
+if __name__ == "__main__":
+    print(example_toml(), end="")  # noqa: T201  # python -m infra.settings > lifelong.example.toml

@@ -1,0 +1,88 @@
+"""Importing does nothing, and a serving install gets by without what training needs."""
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = ("infra", "streaming", "extractor", "scorer", "lifelong")
+ONLY_TRAINING_AND_BENCH = ("torch", "onnx", "onnxscript", "sklearn", "faiss", "quixstreams")
+
+# lifelong.bench measures the peers, which are an extra of their own.
+MODULES = [
+    "models.bundle",
+    "models.features",
+    *(
+        module.name
+        for module in pkgutil.walk_packages([str(ROOT)])
+        if module.name.split(".")[0] in SERVICES and not module.name.startswith("lifelong.bench")
+    ),
+]
+
+IMPORT_BLOCKED = """
+import importlib, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"{{name}} is not in a serving install", name=name)
+
+sys.meta_path.insert(0, Blocker())
+for name in {modules!r}:
+    importlib.import_module(name)
+"""
+
+IMPORT_WATCHED = """
+import importlib, os, sys, threading
+
+WATCHED = ("socket.bind", "socket.connect", "socket.sendto", "subprocess.Popen", "os.fork")
+OURS = {ours!r}
+seen = []
+
+def ours(frame):
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(OURS):
+            return True
+        frame = frame.f_back
+    return False
+
+def watch(event, args):
+    if event.startswith(WATCHED) and ours(sys._getframe(1)):
+        seen.append((event, args))
+
+sys.addaudithook(watch)
+for name in {modules!r}:
+    importlib.import_module(name)
+threads = [thread.name for thread in threading.enumerate()]
+assert not seen, seen
+assert threads == ["MainThread"], threads
+"""
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_walk_finds_every_room() -> None:
+    assert {name.split(".")[0] for name in MODULES} == {*SERVICES, "models"}
+
+
+def test_serving_needs_nothing_of_training() -> None:
+    done = run(IMPORT_BLOCKED.format(blocked=ONLY_TRAINING_AND_BENCH, modules=MODULES))
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_opens_no_socket_and_starts_no_thread_or_process() -> None:
+    done = run(IMPORT_WATCHED.format(ours=str(ROOT), modules=MODULES))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["models.bundle", "infra.settings", "lifelong.cli"])
+def test_importing_alone_works(module: str) -> None:
+    done = run(f"import {module}")
+    assert done.returncode == 0, done.stderr

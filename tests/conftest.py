@@ -1,0 +1,31 @@
+"""What every test stands on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+# Fixtures that start a real Kafka; several packages' tests use them.
+pytest_plugins = [
+    name for name in ("tests.kafka_fixture",) if importlib.util.find_spec(name) is not None
+]
+
+
+def require(condition: object, what: str) -> None:
+    """Go on only if the machine has ``what``: without it a test skips, and under CI it fails.
+
+    A check that quietly stops running is worse than none.
+    """
+    if condition:
+        return
+    if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
+        pytest.fail(f"CI must have {what}", pytrace=False)
+    pytest.skip(f"needs {what}")
+
+
+def pytest_configure() -> None:
+    """Keep the settings of whoever runs the tests out of them."""
+    for name in [name for name in os.environ if name.startswith("LIFELONG_")]:
+        del os.environ[name]

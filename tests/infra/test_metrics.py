@@ -1,0 +1,108 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from infra.metrics import ScorerMetrics, WorkerMetrics, exposition, new_registry
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+def test_names_say_whose_they_are_and_in_which_unit(registry: CollectorRegistry) -> None:
+    WorkerMetrics(registry)
+    ScorerMetrics(registry)
+    for family in registry.collect():
+        assert re.match(r"lifelong_(worker|scorer)_[a-z_]+$", family.name)
+        assert not re.search(r"_(ms|millis\w*|minutes|kb|mb|percent)$", family.name)
+        assert len(family.documentation) > 30
+        if family.type == "histogram" and "seconds" not in family.name:
+            assert family.name.endswith(("candidates", "behaviors"))
+
+
+def test_known_outcomes_are_there_before_they_happen(registry: CollectorRegistry) -> None:
+    WorkerMetrics(registry)
+    for outcome in ("applied", "replayed", "duplicate", "rejected"):
+        labels = {"outcome": outcome}
+        assert registry.get_sample_value("lifelong_worker_events_total", labels) == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "objective"),
+    [
+        ("lifelong_worker_freshness_seconds", {}, "5.0"),
+        ("lifelong_scorer_request_seconds", {"route": "rank"}, "0.01"),
+        ("lifelong_scorer_request_seconds", {"route": "rank"}, "0.05"),
+    ],
+)
+def test_buckets_stand_on_the_objectives(
+    registry: CollectorRegistry, metric: str, labels: dict[str, str], objective: str
+) -> None:
+    WorkerMetrics(registry)
+    ScorerMetrics(registry).request_seconds.labels("rank")
+    bucket = {**labels, "le": objective}
+    assert registry.get_sample_value(f"{metric}_bucket", bucket) == 0
+
+
+def test_one_bundle_is_in_service_at_a_time(registry: CollectorRegistry) -> None:
+    metrics = WorkerMetrics(registry)
+    metrics.use_bundle("old")
+    metrics.use_bundle("new")
+    name = "lifelong_worker_bundle_info"
+    assert registry.get_sample_value(name, {"version": "old"}) == 0
+    assert registry.get_sample_value(name, {"version": "new"}) == 1
+
+
+def test_the_exposition_is_what_prometheus_reads() -> None:
+    registry = new_registry()
+    WorkerMetrics(registry).batches.inc()
+    body, content_type = exposition(registry)
+    families = {family.name for family in text_string_to_metric_families(body.decode())}
+    assert content_type.startswith("text/plain")
+    assert {"lifelong_worker_batches", "python_info"} <= families
+    assert not any(name.endswith("_created") for name in families)
+
+
+SCORER_PROCESS = """
+import os, sys
+from infra.metrics import ScorerMetrics, exposition, new_registry
+registry = new_registry()
+metrics = ScorerMetrics(registry)
+pid = os.fork()
+metrics.requests.labels("rank", "200").inc()
+metrics.inflight.inc()
+metrics.ready.set(pid != 0)
+if pid == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+before = exposition(registry)[0].decode()
+from infra.metrics import forget_process
+forget_process(pid)
+print(before, exposition(registry)[0].decode(), sep="=====")
+"""
+
+
+def test_processes_of_one_scorer_add_up(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCORER_PROCESS],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    both, survivor = done.stdout.split("=====")
+    total = 'lifelong_scorer_requests_total{route="rank",status="200"} 2.0'
+    assert total in both
+    assert total in survivor
+    assert "lifelong_scorer_inflight 2.0" in both
+    assert "lifelong_scorer_inflight 1.0" in survivor
+    assert "lifelong_scorer_ready 0.0" in both
+    assert "lifelong_scorer_ready 1.0" in survivor

@@ -1,0 +1,233 @@
+import pickle
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from infra.errors import SettingsError
+from infra.settings import EVENT_FIELDS, EventSettings, Settings, StoreSettings, load_settings
+
+
+def error(
+    overrides: Mapping[str, object] | None = None,
+    config: Path | None = None,
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    **variables: str,
+) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(overrides, config, flags=flags, environ=environ or variables)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "some.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_hold_when_nothing_is_said() -> None:
+    assert load_settings(environ={}) == Settings()
+
+
+def test_a_flag_goes_before_the_environment_and_that_before_the_file(tmp_path: Path) -> None:
+    config = write(tmp_path, "[broker]\ntopic = 'file'\ngroup = 'file'\npartitions = 3\n")
+    settings = load_settings(
+        {"broker.topic": "flag"},
+        config,
+        environ={"LIFELONG_BROKER__TOPIC": "env", "LIFELONG_BROKER__GROUP": "env"},
+    ).broker
+    assert (settings.topic, settings.group, settings.partitions) == ("flag", "env", 3)
+
+
+def test_a_flag_that_was_not_given_sets_nothing() -> None:
+    assert load_settings({"store.url": None, "log": {"level": None}}, environ={}) == Settings()
+
+
+def test_overrides_may_be_nested() -> None:
+    assert load_settings({"worker": {"fetch_max": 5}}, environ={}).worker.fetch_max == 5
+
+
+def test_the_environment_may_name_the_file(tmp_path: Path) -> None:
+    config = write(tmp_path, "[scorer]\nport = 81\n")
+    assert load_settings(environ={"LIFELONG_CONFIG": str(config)}).scorer.port == 81
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    environ = {"LIFELONG_SCORER__PORT": "", "LIFELONG_CONFIG": ""}
+    assert load_settings(environ=environ) == Settings()
+
+
+def test_service_links_of_a_cluster_are_not_settings() -> None:
+    environ = {
+        "LIFELONG_SCORER_PORT": "tcp://10.0.0.1:8080",
+        "LIFELONG_SCORER_SERVICE_HOST": "10.0.0.1",
+        "LIFELONG_SCORER_PORT_8080_TCP_ADDR": "10.0.0.1",
+    }
+    assert load_settings(environ=environ) == Settings()
+
+
+def test_a_mapping_may_be_given_by_key_or_as_json() -> None:
+    by_key = load_settings(environ={"LIFELONG_EVENTS__FIELDS__USER_ID": "uid"})
+    as_json = load_settings(environ={"LIFELONG_EVENTS__FIELDS": '{"user_id": "uid"}'})
+    assert by_key.events.fields["user_id"] == as_json.events.fields["user_id"] == "uid"
+
+
+def test_fields_not_listed_keep_our_names() -> None:
+    fields = EventSettings(fields={"user_id": "u.id"}).fields
+    assert fields == {**{name: name for name in EVENT_FIELDS}, "user_id": "u.id"}
+
+
+def test_earliest_is_a_date_or_a_moment() -> None:
+    moment = datetime(2010, 1, 1, tzinfo=UTC)
+    for written in ("2010-01-01", "2010-01-01T00:00:00Z", "2010-01-01T02:00:00+02:00"):
+        settings = load_settings({"events.earliest": written}, environ={})
+        assert settings.events.earliest_ms == moment.timestamp() * 1000
+
+
+def test_a_bad_variable_is_named_with_its_value() -> None:
+    message = error(LIFELONG_BROKER__PARTITIONS="eight")
+    assert message == "LIFELONG_BROKER__PARTITIONS = 'eight': must be a whole number"
+
+
+def test_a_bad_flag_is_named_as_it_was_typed() -> None:
+    message = error({"store.url": "redis://h"}, flags={"store.url": "--store"})
+    assert message.startswith("--store = 'redis://h': must begin with memory://")
+
+
+def test_a_bad_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> None:
+    config = write(tmp_path, "[scorer]\nport = 70000\n")
+    assert error(config=config) == f"{config}: scorer.port = 70000: must be at most 65535"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LIFELONG_BROKER__PARTITION", "LIFELONG_BROKER__PARTITIONS"),
+        ("LIFELONG_SCORER_PORT", "LIFELONG_SCORER__PORT"),
+        ("LIFELONG_WORKER__TOPIC", "LIFELONG_BROKER__TOPIC"),
+    ],
+)
+def test_an_unknown_variable_meets_the_nearest_one(name: str, meant: str) -> None:
+    assert error(environ={name: "1"}) == f"{name} is not a setting; did you mean {meant}?"
+
+
+def test_an_unknown_key_of_a_file_meets_the_nearest_one(tmp_path: Path) -> None:
+    config = write(tmp_path, "[brokr]\ntopic = 'x'\n")
+    assert error(config=config) == f"{config}: brokr is not a setting; did you mean broker?"
+
+
+def test_an_unknown_flag_meets_the_nearest_key() -> None:
+    assert error({"worker.fetchmax": 1}).endswith("did you mean worker.fetch_max?")
+
+
+def test_a_section_is_not_a_setting() -> None:
+    assert error({"bundle": "x"}) == "bundle is a section, not a setting: it holds path"
+
+
+def test_several_mistakes_are_counted() -> None:
+    assert error({"worker": {"fetch_max": 0, "stall_s": 0}}).endswith("(and 1 more)")
+
+
+def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.toml"
+    assert error(config=gone) == f"--config: there is no file {gone}"
+    assert error(LIFELONG_CONFIG=str(gone)) == f"LIFELONG_CONFIG: there is no file {gone}"
+
+
+def test_a_file_that_is_not_toml_says_where(tmp_path: Path) -> None:
+    message = error(config=write(tmp_path, "[broker]\ntopic = x\n"))
+    assert "is not TOML" in message
+    assert "line 2" in message
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    assert error(config=tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
+
+
+def test_broken_json_in_a_variable_is_named() -> None:
+    assert error(LIFELONG_EVENTS__FIELDS="{x").startswith("LIFELONG_EVENTS__FIELDS = '{x'")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("broker.bootstrap", "localhost", "HOST:PORT"),
+        ("broker.topic", "a b", "must match"),
+        ("log.level", "loud", "must be 'DEBUG'"),
+        ("worker.stall_s", "inf", "finite"),
+        ("worker.stall_s", "soon", "must be a number"),
+        ("events.earliest", "yesterday", "a date like 2000-01-01"),
+        ("events.earliest", 3, "a date like 2000-01-01"),
+        ("events.fields", {"user": "x"}, "'user' is not one of our fields"),
+        ("events.fields", {"user_id": "a..b"}, "dotted path"),
+        ("events.constants", {"action": "buy"}, "'buy' is not one of our actions"),
+        ("events.actions", {"buy": "bought"}, "'bought' is not one of our actions"),
+    ],
+)
+def test_a_bad_value_says_what_is_allowed(key: str, value: object, reason: str) -> None:
+    message = error({key: value})
+    assert message.startswith(key)
+    assert reason in message
+
+
+def test_logging_in_needs_all_of_it() -> None:
+    message = error(LIFELONG_BROKER__SECURITY_PROTOCOL="sasl_ssl")
+    assert "SASL_SSL needs sasl_mechanism, sasl_username, sasl_password too" in message
+
+
+SECRET = "hunter2"
+URL = f"aerospike://reader:{SECRET}@db:3000/users"
+
+
+def test_secrets_are_masked_wherever_settings_are_shown() -> None:
+    settings = load_settings(
+        {"store.url": URL, "broker.sasl_password": SECRET, "broker.sasl_username": "reader"},
+        environ={},
+    )
+    shown = [repr(settings), str(settings.store), repr(settings.store), settings.model_dump_json()]
+    shown += [str(settings.model_dump()), settings.store.masked_url]
+    assert not any(SECRET in text for text in shown)
+
+
+def test_secrets_are_there_for_those_who_need_them() -> None:
+    settings = load_settings({"store.url": URL, "broker.sasl_password": SECRET}, environ={})
+    copy = pickle.loads(pickle.dumps(settings))  # noqa: S301  # our own bytes
+    assert copy.store.url == URL
+    assert copy.broker.sasl_password.get_secret_value() == SECRET
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"store.url": f"redis://u:{SECRET}@h"},
+        {"broker.sasl_password": [SECRET]},
+        {"broker.sasl_pasword": SECRET},
+        {"store.url": f"memory://u:{SECRET}@h", "worker.fetch_max": 0},
+    ],
+)
+def test_secrets_are_masked_in_errors(overrides: dict[str, object]) -> None:
+    assert SECRET not in error(overrides)
+
+
+def test_an_odd_password_is_masked_as_a_whole() -> None:
+    assert StoreSettings(url="aerospike://u:a/b@c:d@h:1/n").masked_url == (
+        "aerospike://u:**********@h:1/n"
+    )
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Settings().broker.topic = "other"  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for name, section in Settings.model_fields.items():
+        assert section.description, name
+        model = type(getattr(Settings(), name))
+        for key, field in model.model_fields.items():
+            assert field.description, f"{name}.{key}"

@@ -1,0 +1,142 @@
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from infra.settings import LogSettings
+from infra.telemetry import configure_logging, get_logger
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def logging_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    for name in ("faust", "aiokafka", "uvicorn.access", "httpx", "httpcore", "mode", "asyncio"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def logged(level: str = "INFO") -> io.StringIO:
+    stream = io.StringIO()
+    configure_logging(LogSettings(level=level, format="json"), stream)
+    return stream
+
+
+def only(stream: io.StringIO) -> dict[str, object]:
+    (line,) = stream.getvalue().splitlines()
+    event = json.loads(line)
+    assert isinstance(event, dict)
+    return event
+
+
+def test_an_event_is_one_json_object_a_line() -> None:
+    stream = logged()
+    get_logger("streaming.worker").info("batch stored", events=4000)
+    event = only(stream)
+    assert datetime.fromisoformat(str(event.pop("time"))).utcoffset() is not None
+    assert event == {
+        "level": "info",
+        "event": "batch stored",
+        "events": 4000,
+        "logger": "streaming.worker",
+    }
+
+
+def test_libraries_pass_through_the_same_formatter() -> None:
+    stream = logged()
+    logging.getLogger("uvicorn.error").info("listening on %s", 8080)
+    assert only(stream)["event"] == "listening on 8080"
+
+
+def test_an_exception_stays_on_its_line() -> None:
+    stream = logged()
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        get_logger("x").exception("failed")
+    assert "ValueError: first\nsecond" in str(only(stream)["exception"])
+
+
+def test_a_library_that_logs_a_table_gets_one_line() -> None:
+    stream = logged()
+    logging.getLogger("faust.app").error("topics\n  a\n  b\n")
+    assert only(stream)["event"] == "topics | a | b"
+
+
+def test_talkative_libraries_are_heard_from_warnings_on() -> None:
+    stream = logged()
+    logging.getLogger("aiokafka.consumer").info("heartbeat")
+    logging.getLogger("aiokafka.consumer").warning("heartbeat failed")
+    assert only(stream)["event"] == "heartbeat failed"
+
+
+def test_debug_hears_everything() -> None:
+    stream = logged("DEBUG")
+    logging.getLogger("aiokafka.consumer").debug("heartbeat")
+    assert only(stream)["event"] == "heartbeat"
+
+
+def test_what_is_below_the_level_is_not_logged() -> None:
+    stream = logged("ERROR")
+    get_logger("x").warning("no")
+    assert not stream.getvalue()
+
+
+def test_handlers_of_libraries_are_replaced() -> None:
+    own = io.StringIO()
+    library = logging.getLogger("some.library")
+    library.addHandler(logging.StreamHandler(own))
+    library.propagate = False
+    stream = logged()
+    library.warning("hello")
+    assert not own.getvalue()
+    assert only(stream)["event"] == "hello"
+
+
+def test_warnings_are_logged() -> None:
+    stream = logged()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=False)
+        logging.captureWarnings(capture=True)
+        warnings.warn("careful", stacklevel=1)
+    assert "careful" in str(only(stream)["event"])
+
+
+def test_what_json_does_not_know_becomes_text() -> None:
+    stream = logged()
+    get_logger("x").info("e", where=io)
+    assert "module 'io'" in str(only(stream)["where"])
+
+
+def test_auto_is_for_people_on_a_terminal() -> None:
+    stream = Terminal()
+    configure_logging(LogSettings(), stream)
+    get_logger("x").info("ready", port=1)
+    assert "ready" in stream.getvalue()
+    assert not stream.getvalue().startswith("{")
+
+
+def test_auto_is_json_elsewhere() -> None:
+    stream = io.StringIO()
+    configure_logging(LogSettings(), stream)
+    get_logger("x").info("ready")
+    assert only(stream)["event"] == "ready"
+
+
+def test_bound_values_stay_with_the_logger() -> None:
+    stream = logged()
+    get_logger("x").bind(partition=3).info("assigned")
+    assert only(stream)["partition"] == 3
