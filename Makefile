@@ -45,7 +45,8 @@ lint: $(STAMPS)/dev
 	$(BIN)/lint-imports
 
 bundle: $(STAMPS)/train
-	$(BIN)/lifelong train --shipped $(ARGS)
+	$(BIN)/lifelong train runs/shipped $(ARGS)
+	$(BIN)/lifelong export runs/shipped lifelong/data/bundle
 
 bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench stream $(ARGS)
