@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,12 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from extractor.extract import Extractor
+from extractor.state import InterestState
 from infra.behaviors import partition_owner
 from infra.errors import LifelongError
-from infra.kafka import LocalKafka, create_topic, ping
+from infra.kafka import LocalKafka, create_topic, ping, producer_config
 from infra.settings import Settings, load_settings
-from infra.store import Store, StoredSequence, Version
+from infra.store import Profile, Store, StoredSequence
 from infra.stores import open_store
 from lifelong.freshness import FreshnessProbe
 from lifelong.live import LARGE, Client, LiveResult, LiveStream, in_order
@@ -38,11 +39,11 @@ from lifelong.quality import Quality, measure_quality
 from lifelong.requests import LiveRequest, plan_requests
 from lifelong.shipped import BUNDLE, MAPPING, Purchases, write_purchases
 from models.bundle import Bundle
-from models.evaluation import score_profile
+from models.evaluation import StoredUser, extract_plainly, score_stored
 from scorer.client import RankClient
-from scorer.ranking import score
+from scorer.ranking import item_keys
 from streaming.backfill import backfill
-from streaming.replay import EventProducer, purchase_event
+from streaming.replay import BehaviorEvent, EventProducer
 
 REQUESTS: Final = 1500
 """Ranking requests of 100 candidates, each of another user, where the stream has so many users."""
@@ -186,14 +187,16 @@ class Demo:
         large = np.random.default_rng(0).permutation(len(purchases.items))[:LARGE]
         large_items = [purchases.items[code] for code in large]
         probe = FreshnessProbe(self._store)
-        producer = EventProducer(self.settings.broker)
+        producer = EventProducer(
+            producer_config(self.settings.broker), self.settings.broker.topic
+        )
         with self._steps.step("stream and rank", self._last - self._first) as at:
             live = LiveStream(
                 purchases,
                 self._first,
                 self._last,
                 self._requests,
-                send=lambda row: producer.send(purchase_event(purchases, row)),
+                send=lambda row: producer.send(self._event(row)),
                 client_of=lambda answered: Client(
                     self._scorer_url, purchases, answered, large_items
                 ),
@@ -211,6 +214,16 @@ class Demo:
         with self._steps.step("wait until all is clustered"):
             self._freshness = probe.finish(DRAIN_S)
             self._wait_until_clean(lambda _: None)
+
+    def _event(self, row: int) -> BehaviorEvent:
+        purchases = self._purchases
+        return BehaviorEvent(
+            event_id=f"purchase-{row}",
+            user_id=purchases.users[purchases.user[row]],
+            item_id=purchases.items[purchases.item[row]],
+            action="purchase",
+            event_time=int(purchases.time_ms[row]),
+        )
 
     def report(self) -> dict[str, Any]:
         """All figures, under the keys of ``--json``."""
@@ -253,8 +266,9 @@ class Demo:
         purchases = self._purchases
         user = self._portrait_user()
         sequence = self._store.sequences([user])[0]
-        state = stored_state(self._store, user)
-        assert sequence is not None and state is not None
+        profile = self._store.profiles([user])[0]
+        assert sequence is not None and profile is not None and profile.interests is not None
+        state = InterestState.decode(profile.interests, user)
         popular = np.argsort(-np.bincount(purchases.item[: self._last]), kind="stable")[:LARGE]
         with RankClient(self._scorer_url) as client:
             ranking = client.rank(
@@ -327,7 +341,7 @@ class Demo:
             topic=self.settings.broker.topic,
             partitions=self.settings.broker.partitions,
             mapping=MAPPING,
-            on_progress=at,
+            on_progress=lambda progress: at(progress.next_row),
         )
 
     def _start_worker(self) -> Service:
@@ -424,26 +438,17 @@ class Demo:
         """The same requests on exact sequences and a cold clustering, without the service."""
         purchases = self._purchases
         behaviors = purchases.behaviors()
-        extractor = Extractor(self._bundle)
         session = self._bundle.scorer_session()
         rows_of = _rows_by_user(purchases.user)
         scores = []
         for i, request in enumerate(self._requests):
             rows = rows_of[int(purchases.user[request.row])]
-            before = rows[rows < request.row]
-            state = None
-            if len(before):
-                kept = behaviors[before[-self.settings.store.length :]]
-                state = extractor.extract(StoredSequence(Version(0, len(before)), kept, {}))
+            before = behaviors[rows[rows < request.row]]
+            user = extract_plainly(self._bundle, before["item"].copy(), before["time"].copy())
+            keys = item_keys([purchases.items[code] for code in request.candidates])
+            time_ms = int(purchases.time_ms[request.row])
             scores.append(
-                score(
-                    session,
-                    self._bundle,
-                    state,
-                    behaviors[:0],
-                    item_keys([purchases.items[code] for code in request.candidates]),
-                    int(purchases.time_ms[request.row]),
-                )
+                score_stored(self._bundle, session, user if len(before) else None, keys, time_ms)
             )
             at(i + 1)
         return scores
@@ -451,6 +456,7 @@ class Demo:
     def _max_ctr_difference(self, at: Callable[[int], None]) -> float:
         """The service's CTRs against a plain evaluation of the bundle on the stored states."""
         purchases = self._purchases
+        session = self._bundle.scorer_session()
         worst = 0.0
         with RankClient(self._scorer_url) as client:
             for i, request in enumerate(self._requests[:COMPARED]):
@@ -458,8 +464,8 @@ class Demo:
                 items = [purchases.items[code] for code in request.candidates]
                 time_ms = int(purchases.time_ms[self._last - 1])
                 served = in_order(client.rank(user, items, time_ms=time_ms), items)
-                profile = self._store.profiles([user])[0]
-                plain = score_profile(self._bundle, profile, items, time_ms)
+                stored = _stored_user(self._store.profiles([user])[0])
+                plain = score_stored(self._bundle, session, stored, item_keys(items), time_ms)
                 worst = max(worst, float(np.abs(served - plain).max()))
                 at(i + 1)
         return worst
@@ -495,6 +501,24 @@ def _compare(expected: npt.NDArray[np.void], stored: StoredSequence | None) -> t
     return (
         max(-surplus, (due - there).total()),
         max(surplus, (there - due).total()),
+    )
+
+
+def _stored_user(profile: Profile | None) -> StoredUser | None:
+    """What the store holds of a user, for the plain evaluation; None: nothing."""
+    if profile is None or profile.interests is None:
+        return None
+    state = InterestState.decode(profile.interests)
+    newer = profile.recent[len(profile.recent) - (profile.version.count - state.count) :]
+    return StoredUser(
+        interests=state.interests,
+        sizes=state.sizes,
+        recent=state.recent,
+        history=state.history,
+        newer=newer["item"].copy(),
+        newer_times=newer["time"].copy(),
+        count=profile.version.count,
+        last_time_ms=max([state.last_time_ms, *newer["time"].tolist()]),
     )
 
 
