@@ -1,0 +1,1 @@
+"""What everything stands on: settings, logs, metrics, errors, records, stores, the local Kafka."""
