@@ -57,7 +57,7 @@ OPEN_WAIT_S: Final = 10.0
 TIMEOUT_S: Final = 5.0
 """How long one call to the servers may take, retries included."""
 
-QUERY_TIMEOUT_S: Final = 60.0
+WALK_TIMEOUT_S: Final = 60.0
 """How long a walk over all users may take; for tools only."""
 
 BATCH: Final = 1000
@@ -73,6 +73,9 @@ CONFLICTS: Final = 30
 
 READ_ATTEMPTS: Final = 5
 """Times a user is read again because their segments moved on while they were read."""
+
+MAX_TTL_S: Final = 10 * 365 * 24 * 3600
+"""The longest TTL that a server takes: ten years."""
 
 _SEQUENCE: Final = "sequence"
 _SEGMENT: Final = "segment"
@@ -110,6 +113,7 @@ _FILTERED_OUT: Final = 27
 _SECURITY: Final = range(50, 100)
 _INDEX_NOT_FOUND: Final = 201
 _INDEX_NOT_READABLE: Final = 203
+_BATCH_FAILED: Final = -16  # the client's: some of the records have a code of their own
 
 _WRITTEN: Final = frozenset((_OK,))
 _CONFLICT: Final = frozenset((_OK, _NOT_FOUND, _GENERATION, _EXISTS))
@@ -205,9 +209,9 @@ class AerospikeStore:
         self._clock = clock
         # The client's 0 is the namespace's default; what is kept must say so, always: an update
         # without a TTL takes the record's own away.
-        self._ttl: int = max(1, round(ttl_s)) if ttl_s else aerospike.TTL_NEVER_EXPIRE
+        self._ttl: int = _ttl(ttl_s)
         # Segments and interests are written less often than their head, and must not go first.
-        self._long_ttl: int = 2 * self._ttl if ttl_s else aerospike.TTL_NEVER_EXPIRE
+        self._long_ttl: int = _ttl(2 * ttl_s)
 
     @classmethod
     def open(
@@ -285,7 +289,7 @@ class AerospikeStore:
     def profiles(self, users: Sequence[str]) -> list[Profile | None]:
         found: list[Profile | None] = [None] * len(users)
         waiting = list(range(len(users)))
-        for _ in range(READ_ATTEMPTS):
+        for attempt in range(READ_ATTEMPTS):
             names = [users[place] for place in waiting]
             keys = [self._key(_SEQUENCE, user) for user in names]
             keys += [self._key(_INTEREST, user) for user in names]
@@ -297,7 +301,7 @@ class AerospikeStore:
                 if head is None:
                     continue
                 version, payload = _interests(stored[len(waiting) + i], head.epoch)
-                if version is not None and version > head.version:
+                if version and version > head.version and attempt < READ_ATTEMPTS - 1:
                     # Written, with the events they cover, after the head was read.
                     again.append(place)
                     continue
@@ -384,9 +388,7 @@ class AerospikeStore:
     def users(self, after: str, limit: int) -> list[str]:
         start = after.encode()
         found = [
-            bins[_USER]
-            for bins in self._query([_USER], None, 0)[0]
-            if _USER in bins and bins[_USER] > start
+            bins[_USER] for bins in self._query([_USER])[0] if _USER in bins and bins[_USER] > start
         ]
         return [user.decode() for user in sorted(found)[:limit]]
 
@@ -414,7 +416,7 @@ class AerospikeStore:
     def ping(self) -> None:
         key = self._key(_POSITION, "ping")
         try:
-            self._client.put(key, {_DATA: b""}, policy={"ttl": self._ttl})
+            self._client.put(key, {_DATA: b"ping"}, policy={"ttl": self._ttl})
             self._client.get(key)
         except exception.AerospikeError as error:
             raise self._failed(error) from error
@@ -661,7 +663,7 @@ class AerospikeStore:
     def _dirty_until(self, owner: int, until_s: int, page: int) -> tuple[list[DirtyUser], bool]:
         """(some dirty users of an owner since a time up to ``until_s``, whether that is all)."""
         span = predicates.between(_DIRTY, _dirty_key(owner, 0), _dirty_key(owner, until_s))
-        rows, complete = self._query(_DIRTY_BINS, span, page)
+        rows, complete = self._query(_DIRTY_BINS, span=span, page=page)
         mine = _signed(owner)
         return [
             DirtyUser(bins[_USER].decode(), bins[_SINCE], bins[_PENDING])
@@ -692,8 +694,8 @@ class AerospikeStore:
                 batch = self._client.batch_read(list(keys[start : start + BATCH]), bins)
             except exception.AerospikeError as error:
                 raise self._failed(error) from error
+            self._check(batch)
             for answer in batch.batch_records:
-                # The call itself does not raise when the server is away.
                 if answer.result == _OK:
                     _, meta, values = answer.record
                     found.append(_Stored(meta["gen"], values))
@@ -716,6 +718,7 @@ class AerospikeStore:
                 self._client.batch_write(batch)
             except exception.AerospikeError as error:
                 raise self._failed(error) from error
+            self._check(batch)
             for answer in batch.batch_records:
                 if answer.result not in answers:
                     failure = failure or _failure(
@@ -727,19 +730,32 @@ class AerospikeStore:
             raise failure
         return codes, generations
 
+    def _check(self, batch: BatchRecords) -> None:
+        """Raise where a batch did not take place.
+
+        The client does not when the server is away, and then its records cannot be believed: once
+        it has given a node up, reads come back without any, and writes with the code of success.
+        """
+        if batch.result not in (_OK, _BATCH_FAILED):
+            detail = next((r.message for r in batch.batch_records if r.message), None)
+            raise _failure(self._address, batch.result, detail)
+
     def _query(
-        self, bins: list[str], span: tuple[Any, ...] | None, page: int
+        self, bins: list[str], *, span: tuple[Any, ...] | None = None, page: int = 0
     ) -> tuple[list[dict[str, Any]], bool]:
-        """(sequence records' bins, whether that is all); ``page`` 0: all."""
+        """(sequence records' bins, whether that is all); without a page it takes as long as
+        a walk over all users may.
+        """
         query = self._client.query(self._address.namespace, self._set(_SEQUENCE))
         query.select(*bins)
         if span is not None:
             query.where(span)
+        policy = {} if page else {"total_timeout": int(WALK_TIMEOUT_S * 1000)}
         if page:
             query.max_records = page
             query.paginate()
         try:
-            rows = query.results()
+            rows = query.results(policy)
         except exception.AerospikeError as error:
             if error.code in (_INDEX_NOT_FOUND, _INDEX_NOT_READABLE):
                 raise _IndexMissing(
@@ -761,7 +777,6 @@ def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
     total = int(timeout_s * 1000)
     # Every write is conditional or idempotent, so that repeating one in doubt does no harm.
     timeouts = {"total_timeout": total, "socket_timeout": total, "max_retries": 2}
-    walk = {"total_timeout": int(QUERY_TIMEOUT_S * 1000), "socket_timeout": total}
     config: dict[str, Any] = {
         "hosts": list(address.hosts),
         "policies": {
@@ -769,7 +784,7 @@ def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
             "write": timeouts,
             "remove": timeouts,
             "batch": timeouts,
-            "query": walk,
+            "query": timeouts,
             "info": {"timeout": total},
         },
         "connect_timeout": total,
@@ -817,7 +832,11 @@ def _failure(
 def _line(detail: str | None) -> str:
     """The first line of what the client says, which lists the same error per try after it."""
     lines = (detail or "").strip().splitlines()
-    return lines[0] if lines else "no reason given"
+    return lines[0] if lines else "no node of the cluster answers"
+
+
+def _ttl(seconds: float) -> int:
+    return min(max(1, round(seconds)), MAX_TTL_S) if seconds else aerospike.TTL_NEVER_EXPIRE
 
 
 def _bad_url(why: str) -> SettingsError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import aerospike
@@ -13,6 +13,7 @@ import pytest
 from aerospike import exception
 
 from infra.aerospike_store import AerospikeStore
+from infra.store import wall_clock_ms
 
 from .server import AerospikeDouble
 
@@ -71,10 +72,11 @@ def open_aerospike(
     ttl_s: float = 0,
     wait_s: float = 10,
     timeout_s: float = 5,
+    clock: Callable[[], int] = wall_clock_ms,
 ) -> AerospikeStore:
     """A store on that server."""
     return AerospikeStore.open(
-        server.url, length=length, ttl_s=ttl_s, wait_s=wait_s, timeout_s=timeout_s
+        server.url, length=length, ttl_s=ttl_s, wait_s=wait_s, timeout_s=timeout_s, clock=clock
     )
 
 

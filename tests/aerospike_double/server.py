@@ -233,17 +233,20 @@ class AerospikeDouble:
             return
         names = [operation.bin for operation in message.operations]
         parts: list[bytes] = []
+        size = 0
         for partition in partitions:
             for digest, record in found.get(partition, ()):
                 if room == 0:
                     break
                 room -= 1
                 parts.append(self._row(set_name, digest, record, names))
+                size += len(parts[-1])
             else:
                 parts.append(pack_partition_done(partition))
-            if sum(map(len, parts)) > CHUNK:
+            if size > CHUNK:
                 connection.sendall(frame(MESSAGE, b"".join(parts)))
                 parts = []
+                size = 0
         connection.sendall(frame(MESSAGE, b"".join(parts) + pack_last()))
 
     def _find(

@@ -1,0 +1,578 @@
+"""What only the Aerospike store has: its URL, outages, races, crashes between its writes, TTLs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import aerospike
+import pytest
+
+from infra.aerospike_store import SLICE, AerospikeAddress, AerospikeStore
+from infra.behaviors import item_key, pack_behavior, partition_source
+from infra.errors import (
+    RecordTooLarge,
+    SettingsError,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
+from infra.store import Append, InterestWrite, Version, Written
+from tests.aerospike_double import (
+    AerospikeDouble,
+    AerospikeServer,
+    aerospike_server,
+    double,
+    open_aerospike,
+    refuse_writes,
+)
+from tests.aerospike_double.wire import Request
+
+__all__ = ["aerospike_server", "double"]
+
+SOURCE = partition_source("behaviors", "topic-1", 0)
+OTHER = partition_source("behaviors", "topic-1", 1)
+NEVER = 0
+INDEX = {"sequence-dirty": ("sequence", "dirty")}
+
+
+class Clock:
+    """Time as the store and the double's server see it, moved by hand."""
+
+    def __init__(self, server: AerospikeDouble) -> None:
+        self._server = server
+        self.now_ms = time.time_ns() // 1_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+    def advance(self, seconds: int) -> None:
+        self.now_ms += seconds * 1000
+        self._server.advance(seconds)
+
+
+@pytest.fixture
+def store(aerospike_server: AerospikeServer) -> Iterator[AerospikeStore]:
+    store = open_aerospike(aerospike_server, length=200)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def rival(aerospike_server: AerospikeServer) -> Iterator[AerospikeStore]:
+    """Another worker's store on the same server."""
+    store = open_aerospike(aerospike_server, length=200)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def clock(double: AerospikeDouble) -> Clock:
+    return Clock(double)
+
+
+@pytest.fixture
+def mortal(aerospike_server: AerospikeServer, clock: Clock) -> Iterator[AerospikeStore]:
+    """A store that forgets users after 100 seconds without events."""
+    store = open_aerospike(aerospike_server, length=200, ttl_s=100, clock=clock)
+    yield store
+    store.close()
+
+
+def append(user: str, first: int, number: int = 1) -> Append:
+    """Events ``first`` to ``first + number``; event i has time i and offset i."""
+    ids = range(first, first + number)
+    behaviors = [pack_behavior(item_key(str(i)), i, 0, 0, 1) for i in ids]
+    return Append(user, behaviors, [0] * number, list(ids))
+
+
+def times(store: AerospikeStore, user: str) -> list[int]:
+    sequence = store.sequences([user])[0]
+    assert sequence is not None
+    found: list[int] = sequence.behaviors["time"].tolist()
+    return found
+
+
+def version_of(store: AerospikeStore, user: str) -> Version:
+    sequence = store.sequences([user])[0]
+    assert sequence is not None
+    return sequence.version
+
+
+def interests_of(store: AerospikeStore, user: str) -> bytes | None:
+    profile = store.profiles([user])[0]
+    assert profile is not None
+    return profile.interests
+
+
+def before(
+    action: Callable[[], object], set_name: str, *, occurrence: int = 1
+) -> Callable[[Request], int | None]:
+    """A fault that does something behind the client's back before one write to a set."""
+    seen = 0
+
+    def fault(request: Request) -> int | None:
+        nonlocal seen
+        if request.writes and request.set == set_name:
+            seen += 1
+            if seen == occurrence:
+                action()
+        return None
+
+    return fault
+
+
+# Where it lies
+
+
+def test_an_address_names_hosts_and_namespace() -> None:
+    address = AerospikeAddress.parse("aerospike://one:3000,two:3100/test")
+    assert address.hosts == (("one", 3000), ("two", 3100))
+    assert (address.namespace, address.user) == ("test", None)
+
+
+def test_an_address_carries_credentials_and_hides_the_password() -> None:
+    address = AerospikeAddress.parse("aerospike://ann:s%40crt:x@one:3000/test")
+    assert (address.user, address.password) == ("ann", "s@crt:x")
+    assert "crt" not in repr(address) + str(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "aerospike://one/test",
+        "aerospike://one:port/test",
+        "aerospike://one:70000/test",
+        "aerospike://one:3000",
+        "aerospike://one:3000/",
+        "aerospike://one:3000/a/b",
+        "aerospike://:3000/test",
+        "aerospike://one:3000/test?lenght=5",
+    ],
+)
+def test_a_malformed_address_is_refused_in_one_line(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^store\.url: .*HOST:PORT") as caught:
+        AerospikeAddress.parse(url)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_prefixes_share_a_namespace() -> None:
+    with AerospikeDouble(indexes={**INDEX, "shop": ("shop-sequence", "dirty")}) as server:
+        url = f"aerospike://127.0.0.1:{server.port}/test"
+        plain = AerospikeStore.open(url)
+        other = AerospikeStore.open(f"{url}?set=shop-")
+        plain.append(SOURCE, [append("ann", 0)], now_ms=1)
+        assert other.sequences(["ann"]) == [None]
+        plain.close()
+        other.close()
+
+
+# Opening
+
+
+def test_opening_makes_the_index_of_dirty_users() -> None:
+    with AerospikeDouble() as server:
+        store = AerospikeStore.open(f"aerospike://127.0.0.1:{server.port}/test")
+        store.append(SOURCE, [append("ann", 0)], now_ms=5)
+        assert store.dirty(SOURCE.owner, 9) == [("ann", 5, 1)]
+        store.close()
+
+
+def test_no_server_is_one_line_that_names_it() -> None:
+    with AerospikeDouble() as server:
+        port = server.port
+    with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}/test") as caught:
+        AerospikeStore.open(f"aerospike://127.0.0.1:{port}/test", wait_s=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_listens_but_does_not_serve_is_waited_for() -> None:
+    with AerospikeDouble(indexes=INDEX) as server:
+        server.refuses_data = True
+        timer = threading.Timer(0.3, setattr, (server, "refuses_data", False))
+        timer.start()
+        store = AerospikeStore.open(f"aerospike://127.0.0.1:{server.port}/test", wait_s=30)
+        timer.join()
+        store.ping()
+        store.close()
+
+
+def test_a_server_that_never_serves_is_given_up() -> None:
+    with AerospikeDouble(indexes=INDEX) as server:
+        server.refuses_data = True
+        with pytest.raises(StoreUnavailable):
+            AerospikeStore.open(f"aerospike://127.0.0.1:{server.port}/test", wait_s=0.1)
+
+
+def test_a_namespace_that_is_not_there_is_a_setting_to_correct(
+    aerospike_server: AerospikeServer,
+) -> None:
+    url = aerospike_server.url.removesuffix(aerospike_server.namespace) + "nowhere"
+    with pytest.raises(SettingsError, match="'nowhere'"):
+        AerospikeStore.open(url, wait_s=5)
+
+
+def test_refused_credentials_are_a_setting_to_correct(double: AerospikeDouble) -> None:
+    double.security_code = 65
+    with pytest.raises(SettingsError, match="user or password") as caught:
+        AerospikeStore.open(f"aerospike://ann:sesame@127.0.0.1:{double.port}/test", wait_s=5)
+    assert "sesame" not in str(caught.value)
+
+
+def test_credentials_do_no_harm_where_the_server_has_no_security(double: AerospikeDouble) -> None:
+    store = AerospikeStore.open(f"aerospike://ann:sesame@127.0.0.1:{double.port}/test")
+    store.ping()
+    store.close()
+
+
+# Away and back
+
+
+CALLS: dict[str, Callable[[AerospikeStore], object]] = {
+    "append": lambda store: store.append(SOURCE, [append("ann", 0)], now_ms=1),
+    "sequences": lambda store: store.sequences(["ann"]),
+    "profiles": lambda store: store.profiles(["ann"]),
+    "put_interests": lambda store: store.put_interests(
+        [InterestWrite("ann", Version(1, 1), b"")], 2
+    ),
+    "dirty": lambda store: store.dirty(SOURCE.owner, 10),
+    "mark_dirty": lambda store: store.mark_dirty(SOURCE.owner, ["ann"], 2),
+    "users": lambda store: store.users("", 10),
+    "get_position": lambda store: store.get_position("x"),
+    "put_position": lambda store: store.put_position("x", b"1"),
+    "remove_position": lambda store: store.put_position("x", None),
+    "ping": lambda store: store.ping(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_reports_a_server_that_went_away(
+    store: AerospikeStore, double: AerospikeDouble, call: str
+) -> None:
+    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    double.go_away()
+    with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{double.port}") as caught:
+        CALLS[call](store)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_write_is_believed_once_the_client_has_given_the_server_up(
+    aerospike_server: AerospikeServer, double: AerospikeDouble
+) -> None:
+    """The client then reports success for each record of a batch."""
+    config = {"hosts": [(double.host, double.port)], "tend_interval": 250}
+    client = aerospike.client(config).connect()
+    store = AerospikeStore(
+        client, AerospikeAddress.parse(aerospike_server.url), length=200, ttl_s=NEVER
+    )
+    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    double.go_away()
+    deadline = time.monotonic() + 30
+    while client.get_nodes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not client.get_nodes()
+    for call in CALLS.values():
+        with pytest.raises(StoreUnavailable):
+            call(store)
+    store.close()
+
+
+def test_work_goes_on_when_the_server_comes_back(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    store.append(SOURCE, [append("ann", 0, 3)], now_ms=1)
+    double.go_away()
+    with pytest.raises(StoreUnavailable):
+        store.append(SOURCE, [append("ann", 0, 5)], now_ms=2)
+    double.come_back()
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            store.append(SOURCE, [append("ann", 0, 5)], now_ms=3)
+            break
+        except StoreUnavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert times(store, "ann") == [0, 1, 2, 3, 4]
+
+
+def test_a_slow_server_is_unavailable(
+    aerospike_server: AerospikeServer, double: AerospikeDouble
+) -> None:
+    store = open_aerospike(aerospike_server, timeout_s=0.1)
+    double.delay_s = 0.5
+    with pytest.raises(StoreUnavailable):
+        store.sequences(["ann"])
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "words"),
+    [
+        (8, StoreFull, "no room"),
+        (18, StoreUnavailable, "overloaded"),
+        (13, RecordTooLarge, "'ann'"),
+        (22, StoreUnavailable, "nsup-period"),
+        (9, StoreUnavailable, "code 9"),
+    ],
+)
+def test_a_refused_append_says_why(
+    store: AerospikeStore, double: AerospikeDouble, code: int, error: type[StoreError], words: str
+) -> None:
+    double.fault = refuse_writes(code)
+    with pytest.raises(error, match=words):
+        store.append(SOURCE, [append("ann", 0)], now_ms=1)
+
+
+def test_a_full_server_fails_the_ping(store: AerospikeStore, double: AerospikeDouble) -> None:
+    double.fault = refuse_writes(8)
+    with pytest.raises(StoreFull):
+        store.ping()
+
+
+def test_interests_too_large_for_a_record_name_the_user(store: AerospikeStore) -> None:
+    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    with pytest.raises(RecordTooLarge, match="'ann'"):
+        store.put_interests([InterestWrite("ann", version_of(store, "ann"), bytes(9 << 20))], 2)
+
+
+# Crashes between writes
+
+
+def test_a_crash_before_the_segments_loses_nothing(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.fault = refuse_writes(8, "segment")
+    with pytest.raises(StoreFull):
+        store.append(SOURCE, [append("ann", 0, 150)], now_ms=1)
+    assert times(store, "ann") == list(range(150))
+    double.fault = None
+    assert store.append(SOURCE, [append("ann", 0, 150)], now_ms=2).replayed == 150
+    assert double.records("segment") == []
+    store.append(SOURCE, [append("ann", 150)], now_ms=3)
+    assert len(double.records("segment")) == 2
+    assert times(store, "ann") == list(range(151))
+
+
+def test_a_crash_before_the_head_is_trimmed_loses_nothing(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    def crash() -> None:
+        double.fault = refuse_writes(8)
+
+    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    double.fault = before(crash, "segment", occurrence=2)
+    with pytest.raises(StoreFull):
+        store.append(SOURCE, [append("ann", 1, 149)], now_ms=2)
+    double.fault = None
+    assert times(store, "ann") == list(range(150))
+    store.append(SOURCE, [append("ann", 150, 100)], now_ms=3)
+    assert times(store, "ann") == list(range(50, 250))
+
+
+def test_a_crash_before_a_user_is_clean_leaves_them_dirty(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    store.append(SOURCE, [append("ann", 0)], now_ms=7)
+    double.fault = refuse_writes(8, "sequence")
+    with pytest.raises(StoreFull):
+        store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 8)
+    double.fault = None
+    assert interests_of(store, "ann") == b"state"
+    assert store.dirty(SOURCE.owner, 9) == [("ann", 7, 1)]
+
+
+# Others at work
+
+
+def test_an_append_in_between_is_kept(
+    store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
+) -> None:
+    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    double.fault = before(
+        lambda: rival.append(OTHER, [append("ann", 100, 5)], now_ms=2), "sequence"
+    )
+    done = store.append(SOURCE, [append("ann", 1)], now_ms=3)
+    assert (done.applied, done.counts) == (1, [7])
+    assert times(store, "ann") == [0, 100, 101, 102, 103, 104, 1]
+
+
+def test_two_who_create_a_user_at_once_both_count(
+    store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.fault = before(lambda: rival.append(OTHER, [append("ann", 9)], now_ms=2), "sequence")
+    assert store.append(SOURCE, [append("ann", 0)], now_ms=3).counts == [2]
+    assert times(store, "ann") == [9, 0]
+
+
+def test_workers_on_one_user_lose_and_double_nothing(
+    store: AerospikeStore, rival: AerospikeStore
+) -> None:
+    """Also on a real server, where the races are real."""
+
+    def work(mine: AerospikeStore, partition: int) -> None:
+        source = partition_source("behaviors", "topic-1", partition)
+        for start in range(0, 100, 5):
+            mine.append(source, [append("ann", start, 5), append("zoe", start, 5)], now_ms=1)
+
+    threads = [
+        threading.Thread(target=work, args=(mine, partition))
+        for partition, mine in enumerate([store, rival])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for user in ("ann", "zoe"):
+        assert sorted(times(store, user)) == sorted([*range(100)] * 2)
+
+
+def test_a_stale_worker_cannot_put_a_segment_back(
+    store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.fault = before(
+        lambda: rival.append(OTHER, [append("ann", 1000, 400)], now_ms=2), "segment"
+    )
+    store.append(SOURCE, [append("ann", 0, 64)], now_ms=1)
+    double.fault = None
+    assert times(store, "ann") == list(range(1200, 1400))
+
+
+def test_newer_interests_that_came_in_between_stay(
+    store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
+) -> None:
+    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    old = version_of(store, "ann")
+    store.append(SOURCE, [append("ann", 1)], now_ms=2)
+    new = version_of(store, "ann")
+    double.fault = before(
+        lambda: rival.put_interests([InterestWrite("ann", new, b"new")], 3), "interest"
+    )
+    assert store.put_interests([InterestWrite("ann", old, b"old")], 4) == [Written.STALE]
+    assert interests_of(store, "ann") == b"new"
+    assert store.dirty(SOURCE.owner, 9) == []
+
+
+def test_an_append_while_a_user_is_cleaned_keeps_them_dirty(
+    store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
+) -> None:
+    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    double.fault = before(lambda: rival.append(SOURCE, [append("ann", 1)], now_ms=2), "sequence")
+    store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 3)
+    assert store.dirty(SOURCE.owner, 9) == [("ann", 3, 1)]
+
+
+def test_a_read_while_segments_move_on_is_made_again(
+    store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
+) -> None:
+    store.append(SOURCE, [append("ann", 0, 200)], now_ms=1)
+    moved = False
+
+    def move(request: Request) -> None:
+        nonlocal moved
+        if request.set == "segment" and not request.writes and not moved:
+            moved = True
+            rival.append(SOURCE, [append("ann", 200, 300)], now_ms=2)
+
+    double.fault = move
+    assert times(store, "ann") == list(range(300, 500))
+
+
+def test_a_user_written_by_others_all_the_time_is_unavailable(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.fault = refuse_writes(3)
+    with pytest.raises(StoreUnavailable, match="'ann'"):
+        store.append(SOURCE, [append("ann", 0)], now_ms=1)
+
+
+# Many
+
+
+def test_the_longest_dirty_of_many_come_first(store: AerospikeStore) -> None:
+    for second in range(60, 0, -1):
+        users = [append(f"{second}-{i}", 0) for i in range(50)]
+        store.append(SOURCE, users, now_ms=second * 1000 + 7)
+    found = store.dirty(SOURCE.owner, 120)
+    assert [user.since for user in found] == [1007] * 50 + [2007] * 50 + [3007] * 20
+
+
+def test_all_dirty_users_are_found_where_that_many_are_asked_for(store: AerospikeStore) -> None:
+    store.append(SOURCE, [append(str(i), 0) for i in range(3000)], now_ms=1)
+    assert len(store.dirty(SOURCE.owner, 5000)) == 3000
+
+
+def test_one_user_s_backfill_fits_though_no_record_holds_it(store: AerospikeStore) -> None:
+    number = 2 * SLICE + 100
+    done = store.append(SOURCE, [append("ann", 0, number), append("zoe", 0, 3)], now_ms=1)
+    assert (done.applied, done.counts) == (number + 3, [number, 3])
+    assert times(store, "ann") == list(range(number - 200, number))
+
+
+def test_ids_that_differ_after_a_nul_are_two_users(store: AerospikeStore) -> None:
+    store.append(SOURCE, [append("a\0b", 0), append("a\0c", 1)], now_ms=1)
+    assert (times(store, "a\0b"), times(store, "a\0c")) == ([0], [1])
+    assert store.users("", 9) == ["a\0b", "a\0c"]
+    assert [user.user for user in store.dirty(SOURCE.owner, 9)] == ["a\0b", "a\0c"]
+
+
+# Time
+
+
+def test_without_a_ttl_no_record_expires(store: AerospikeStore, double: AerospikeDouble) -> None:
+    double.data.default_ttl = 10
+    store.append(SOURCE, [append("ann", 0, 100)], now_ms=1)
+    store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 2)
+    store.put_position("x", b"1")
+    records = [
+        r for name in ("sequence", "segment", "interest", "position") for r in double.records(name)
+    ]
+    assert len(records) == 5
+    assert {record.void_time for record in records} == {0}
+
+
+def test_the_server_forgets_a_user_without_events(
+    mortal: AerospikeStore, double: AerospikeDouble, clock: Clock
+) -> None:
+    mortal.append(SOURCE, [append("ann", 0, 100)], now_ms=clock())
+    mortal.put_interests([InterestWrite("ann", version_of(mortal, "ann"), b"state")], clock())
+    clock.advance(98)
+    assert len(times(mortal, "ann")) == 100
+    clock.advance(3)
+    assert mortal.sequences(["ann"]) == [None]
+    assert double.records("sequence") == []
+    clock.advance(100)
+    assert double.records("segment") + double.records("interest") == []
+
+
+def test_clustering_does_not_prolong_a_user_s_life(
+    mortal: AerospikeStore, double: AerospikeDouble, clock: Clock
+) -> None:
+    mortal.append(SOURCE, [append("ann", 0)], now_ms=clock())
+    clock.advance(60)
+    mortal.put_interests([InterestWrite("ann", version_of(mortal, "ann"), b"state")], clock())
+    mortal.mark_dirty(OTHER.owner, ["ann"], clock())
+    clock.advance(60)
+    assert double.records("sequence") == []
+
+
+def test_the_segments_of_a_slow_user_live_as_long_as_they_do(
+    mortal: AerospikeStore, clock: Clock
+) -> None:
+    mortal.append(SOURCE, [append("ann", 0, 150)], now_ms=clock())
+    for i in range(150, 160):
+        clock.advance(90)
+        mortal.append(SOURCE, [append("ann", i)], now_ms=clock())
+        clock.advance(9)
+        assert times(mortal, "ann") == list(range(i + 1))
+
+
+def test_a_user_who_comes_back_begins_anew(mortal: AerospikeStore, clock: Clock) -> None:
+    mortal.append(SOURCE, [append("ann", 0, 150)], now_ms=clock())
+    mortal.put_interests([InterestWrite("ann", version_of(mortal, "ann"), b"old")], clock())
+    clock.advance(120)
+    mortal.append(SOURCE, [append("ann", 150, 70)], now_ms=clock())
+    assert version_of(mortal, "ann") == Version(clock(), 70)
+    assert times(mortal, "ann") == list(range(150, 220))
+    assert interests_of(mortal, "ann") is None
