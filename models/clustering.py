@@ -6,21 +6,34 @@ constants as far as gradients go (ENCODE, section 3.2.2).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int32]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+if TYPE_CHECKING:  # numba ships no types; a kernel keeps those of the function it was made from
+
+    def kernel(function: Function) -> Function:
+        """Compile a function on first use, and keep it on disk for the next process."""
+        return function
+
+else:
+    from numba import njit
+
+    kernel = njit(nogil=True, cache=True, fastmath=True)
 
 
-def cluster(
-    projected: Floats, weights: Floats, K: int, T: int
-) -> tuple[npt.NDArray[np.int32], Floats]:
+def cluster(projected: Floats, weights: Floats, K: int, T: int) -> tuple[Labels, Floats]:
     """Cluster points by cosine, from a farthest-first start.
 
-    The start is deterministic: the first point, then again and again the point that is least
-    similar to every center so far. An iteration assigns each point to the most similar center and
-    moves each center to the direction of its points' weighted mean; it stops at T or when nothing
+    The start is deterministic: the heaviest point, then again and again the point that is least
+    similar to every center so far. An iteration moves each center to the direction of its points'
+    weighted sum and assigns each point to the most similar center; it stops at T or when nothing
     changes. With no more points than clusters, each point is a cluster of its own.
 
     Args:
@@ -45,64 +58,67 @@ def cluster(
     return labels, centers
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def spherical_kmeans(points, weights, T, labels, centers):  # type: ignore[no-untyped-def]
+@kernel
+def spherical_kmeans(
+    points: Floats, weights: Floats, T: int, labels: Labels, centers: Floats
+) -> None:
     """`cluster` on unit points f32[m, n] (points along the vector axis), into labels and centers.
 
     ``centers`` has min(n, K) rows; n may be 0.
     """
-    m, n = points.shape
-    K = centers.shape[0]
-    if n <= K:
+    n = points.shape[1]
+    if n <= len(centers):
         for i in range(n):
             labels[i] = i
-            for j in range(m):
-                centers[i, j] = points[j, i]
+            centers[i] = points[:, i]
         return
-    similarity = np.empty(n, np.float32)
     best = np.full(n, np.float32(-2.0))
-    newest = 0
-    for k in range(K):
-        for j in range(m):
-            centers[k, j] = points[j, newest]
-        _similarity(points, centers[k], similarity)
-        for i in range(n):
-            if similarity[i] > best[i]:
-                best[i] = similarity[i]
-                labels[i] = k
-        newest = np.argmin(best)
+    similarity = np.empty(n, np.float32)
+    start = np.argmax(weights)
+    for k in range(len(centers)):
+        centers[k] = points[:, start]
+        _meet(points, centers[k], k, similarity, best, labels)
+        start = np.argmin(best)
     previous = np.empty(n, np.int32)
-    sums = np.empty((K, m), np.float32)
-    for _ in range(T):
-        sums[:] = 0
-        for i in range(n):
-            for j in range(m):
-                sums[labels[i], j] += weights[i] * points[j, i]
-        for k in range(K):
-            norm = np.float32(0.0)
-            for j in range(m):
-                norm += sums[k, j] * sums[k, j]
-            if norm > 1e-12:  # an empty cluster, or one that cancels out, keeps its center
-                for j in range(m):
-                    centers[k, j] = sums[k, j] / np.sqrt(norm)
+    sums = np.empty(centers.shape, np.float32)
+    for _ in range(T - 1):  # the start was the first assignment
+        _move(points, weights, labels, sums, centers)
         previous[:] = labels
         best[:] = np.float32(-2.0)
-        for k in range(K):
-            _similarity(points, centers[k], similarity)
-            for i in range(n):
-                if similarity[i] > best[i]:
-                    best[i] = similarity[i]
-                    labels[i] = k
+        for k in range(len(centers)):
+            _meet(points, centers[k], k, similarity, best, labels)
         if np.array_equal(previous, labels):
             return
+    _move(points, weights, labels, sums, centers)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def _similarity(points, center, out):  # type: ignore[no-untyped-def]
-    """Cosines of all points with one unit center."""
+@kernel
+def _meet(
+    points: Floats, center: Floats, k: int, similarity: Floats, best: Floats, labels: Labels
+) -> None:
+    """Give to center k the points that are more similar to it than to those before."""
     m, n = points.shape
-    for i in range(n):
-        out[i] = points[0, i] * center[0]
-    for j in range(1, m):
+    similarity[:] = 0
+    for j in range(m):
         for i in range(n):
-            out[i] += points[j, i] * center[j]
+            similarity[i] += points[j, i] * center[j]
+    for i in range(n):
+        if similarity[i] > best[i]:
+            best[i] = similarity[i]
+            labels[i] = k
+
+
+@kernel
+def _move(points: Floats, weights: Floats, labels: Labels, sums: Floats, centers: Floats) -> None:
+    """Point each center where its points point together; an empty cluster, or one whose points
+    cancel each other out, keeps its center.
+    """
+    m, n = points.shape
+    sums[:] = 0
+    for i in range(n):
+        for j in range(m):
+            sums[labels[i], j] += weights[i] * points[j, i]
+    for k in range(len(centers)):
+        norm = np.sqrt(np.sum(sums[k] * sums[k]))
+        if norm > 1e-6:
+            centers[k] = sums[k] / norm

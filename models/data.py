@@ -17,7 +17,7 @@ without Python per request.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -26,11 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numba import njit
 
 from infra.errors import TrainingError
-from models.clustering import spherical_kmeans
-from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES, cross_columns, user_columns
+from models.clustering import kernel, spherical_kmeans
+from models.features import PER_MILLION, cross_columns, user_columns
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -95,8 +94,10 @@ class Interactions:
         return keys
 
     def popularity(self, items: Rows, position: Ints | int) -> Floats:
-        """Behaviors per million on items among the first ``position`` ones; any shapes that
-        broadcast."""
+        """Behaviors per million on items among the first ``position`` behaviors.
+
+        Any shapes that broadcast.
+        """
         key = items.astype(np.int64) * (len(self) + 1)
         count = np.searchsorted(self._by_item, key + position) - np.searchsorted(self._by_item, key)
         share: Floats = (count * (PER_MILLION / np.maximum(position, 1))).astype(np.float32)
@@ -157,18 +158,19 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
     return table
 
 
-def _seconds(path: Path, column: pa.ChunkedArray) -> Ints:
+def _seconds(path: Path, column: pa.ChunkedArray[Any]) -> Ints:
     if not pa.types.is_timestamp(column.type) or column.null_count:
         raise TrainingError(f"{path}: time must be a timestamp without nulls, not {column.type}")
     seconds = column.cast(pa.timestamp("s", column.type.tz), safe=False)
     return seconds.cast(pa.int64()).to_numpy()
 
 
-def _numbered(column: pa.ChunkedArray, order: Ints) -> tuple[list[str], Rows]:
+def _numbered(column: pa.ChunkedArray[Any], order: Ints) -> tuple[list[str], Rows]:
     """Distinct values in the order of their first occurrence, and each row's number."""
-    text = column.cast(pa.string()).combine_chunks().take(pa.array(order))
+    text = column.cast(pa.string()).combine_chunks().take(order)
     coded = text.dictionary_encode()  # numbers by first occurrence
-    return coded.dictionary.to_pylist(), coded.indices.to_numpy().astype(np.int32)
+    values = [str(value) for value in coded.dictionary.to_pylist()]
+    return values, coded.indices.to_numpy().astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,15 @@ class Requests(NamedTuple):
     """f32[R, B]: 0 for candidates that do not count."""
 
     def part(self, rows: slice | Ints) -> Requests:
-        return Requests(*(column[rows] for column in self))
+        """Some of the requests."""
+        return Requests(
+            cut=self.cut[rows],
+            as_of=self.as_of[rows],
+            bundle=self.bundle[rows],
+            candidates=self.candidates[rows],
+            labels=self.labels[rows],
+            weights=self.weights[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -272,16 +282,8 @@ def training_requests(
     negatives = _popular(interactions, sequences, cut, config.negatives, rng)
     candidates = np.concatenate([positives, negatives], axis=1).astype(np.int32)
     weights = np.empty(candidates.shape, np.float32)
-    _admit(
-        sequences.items,
-        sequences.basket,
-        sequences.basket_end,
-        cut,
-        candidates,
-        config.positives,
-        True,
-        weights,
-    )
+    begin, end = sequences.basket[cut], sequences.basket_end[cut]
+    _admit(sequences.items, begin, cut, end, candidates, config.positives, weights)
     labels = np.zeros(candidates.shape, np.float32)
     labels[:, : config.positives] = 1
     as_of = cut - _staleness(sequences, cut, rng)
@@ -313,9 +315,7 @@ def evaluation_requests(
     drawn = _popular(interactions, sequences, cut, 4 * negatives, rng)
     candidates = np.concatenate([sequences.items[cut][:, None], drawn], axis=1).astype(np.int32)
     weights = np.empty(candidates.shape, np.float32)
-    _admit(
-        sequences.items, sequences.basket, sequences.basket_end, cut, candidates, 1, False, weights
-    )
+    _admit(sequences.items, sequences.basket[cut], cut, cut, candidates, 1, weights)
     chosen = np.argsort(-weights, axis=1, kind="stable")[:, : negatives + 1]
     kept = np.flatnonzero(np.take_along_axis(weights, chosen, 1).all(1) & (weights[:, 0] > 0))[
         :size
@@ -350,32 +350,35 @@ def _staleness(sequences: Sequences, cut: Ints, rng: np.random.Generator) -> Int
     few = rng.integers(0, 9, len(cut))
     many = rng.integers(0, MAX_NEWER + 1, len(cut))
     newer = np.where(rng.random(len(cut)) < 0.5, few, many)
-    return np.minimum(newer, cut - sequences.start[cut])
+    stale: Ints = np.minimum(newer, cut - sequences.start[cut])
+    return stale
 
 
-@njit(cache=True, nogil=True)
-def _admit(  # type: ignore[no-untyped-def]
-    items, basket, basket_end, cut, candidates, positives, whole, weights
-):
+@kernel
+def _admit(
+    items: Rows,
+    begin: Ints,
+    cut: Ints,
+    end: Ints,
+    candidates: Rows,
+    positives: int,
+    weights: Floats,
+) -> None:
     """Weigh candidates: 1, or 0 for those that may not stand in the request.
 
-    A positive (the first columns) may not be in the basket before the cut, a negative neither (nor
-    after it, if ``whole``), and nothing may stand twice.
+    A positive (the first columns) may not be among the items [begin, cut) of its basket, a negative
+    not among those in [begin, end), and nothing may stand twice.
     """
     for r in range(len(cut)):
-        end = basket_end[cut[r]] if whole else cut[r]
         for b in range(candidates.shape[1]):
             item = candidates[r, b]
+            until = cut[r] if b < positives else end[r]
             good = item > 0
-            for i in range(basket[cut[r]], cut[r] if b < positives else end):
-                if items[i] == item:
-                    good = False
-                    break
+            for i in range(begin[r], until):
+                good = good and items[i] != item
             for other in range(b):
-                if candidates[r, other] == item:
-                    good = False
-                    break
-            weights[r, b] = 1.0 if good else 0.0
+                good = good and candidates[r, other] != item
+            weights[r, b] = good
 
 
 @dataclass(frozen=True)
@@ -440,28 +443,37 @@ class BatchBuilder:
         sequences, interactions = self.sequences, self.interactions
         norm = np.linalg.norm(projected, axis=1, keepdims=True)
         directions = (projected / np.maximum(norm, 1e-12)).astype(np.float32)
-        (rows, counts, cluster, centers, owner, place, recent, recent_mask, bought, last) = _gather(
-            sequences.items,
-            sequences.times,
-            sequences.start,
-            interactions.first_seen,
-            requests.cut,
-            requests.as_of,
-            requests.bundle,
-            requests.candidates,
+        start = sequences.start[requests.cut]
+        window = np.maximum(start, requests.as_of - self.L)
+        known = _known_rows(
+            sequences.items, interactions.first_seen, window, requests.cut, requests.bundle
+        )
+        starts = np.cumsum(requests.cut - window) - (requests.cut - window)
+        rows, counts, cluster, centers, owner, place = _gather_clusters(
+            known,
+            starts,
+            requests.as_of - window,
+            requests.cut - window,
             directions,
             self.K,
-            self.L,
-            self.M,
             self.T,
         )
+        bought, last = _gather_counts(
+            sequences.items,
+            sequences.times,
+            window,
+            requests.cut,
+            requests.candidates,
+            len(interactions.item_ids),
+        )
+        recent, recent_mask = self._recent(requests)
         R = len(requests.cut)
         width = int(place.max(initial=0)) + 1
         slot = owner * width + place
         mask = np.zeros((R, width), np.float32)
         mask.reshape(-1)[slot] = 1
         now_s = sequences.times[requests.cut].astype(np.float64)
-        count = requests.cut - sequences.start[requests.cut]
+        count = requests.cut - start
         previous = sequences.times[np.maximum(requests.cut - 1, 0)].astype(np.float64)
         bundle = requests.bundle[:, None]
         unknown = interactions.first_seen[requests.candidates] >= bundle
@@ -482,6 +494,14 @@ class BatchBuilder:
             weights=requests.weights,
             anchors=_anchors(owner[cluster], rng),
         )
+
+    def _recent(self, requests: Requests) -> tuple[Ints, Floats]:
+        """Rows i64[R, M] of the newest behaviors, newest last, and their mask f32[R, M]."""
+        index = requests.cut[:, None] + np.arange(-self.M, 0)
+        mask = index >= self.sequences.start[requests.cut][:, None]
+        items = self.sequences.items[np.maximum(index, 0)]
+        known = self.interactions.first_seen[items] < requests.bundle[:, None]
+        return np.where(mask & known, items, 0).astype(np.int64), mask.astype(np.float32)
 
 
 def _anchors(owner: Ints, rng: np.random.Generator, share: int = 4) -> Ints:
@@ -505,93 +525,71 @@ def _anchors(owner: Ints, rng: np.random.Generator, share: int = 4) -> Ints:
     return np.stack([anchor, first, second], axis=1).astype(np.int64)
 
 
-@njit(cache=True, nogil=True)
-def _gather(  # type: ignore[no-untyped-def]
-    items, times, start, first_seen, cut, as_of, bundle, candidates, directions, K, L, M, T
-):
-    """One pass over a batch's sequences; see `Batch` for what it makes."""
-    R, B = candidates.shape
-    m = directions.shape[1]
-    most = 0
-    for r in range(R):
-        most += min(as_of[r] - start_of(start, cut[r]), L) + cut[r] - as_of[r]
+@kernel
+def _known_rows(items: Rows, first_seen: Ints, begin: Ints, end: Ints, bundle: Ints) -> Rows:
+    """The rows of items [begin, end) of every request, end to end; 0 for items newer than the
+    request's bundle.
+    """
+    rows = np.empty((end - begin).sum(), np.int32)
+    at = 0
+    for r in range(len(begin)):
+        for i in range(begin[r], end[r]):
+            rows[at] = items[i] if first_seen[items[i]] < bundle[r] else 0
+            at += 1
+    return rows
+
+
+@kernel
+def _gather_clusters(
+    known: Rows,
+    starts: Ints,
+    clustered: Ints,
+    sizes: Ints,
+    directions: Floats,
+    K: int,
+    T: int,
+) -> tuple[Ints, Floats, Ints, Floats, Ints, Ints]:
+    """Cluster the first ``clustered`` of each request's ``sizes`` behaviors, and let each of the
+    newer ones stand alone (D7).
+
+    Returns:
+        Of the members rows, counts and clusters, of the clusters centers, requests and places.
+    """
+    most = len(known)
     rows = np.empty(most, np.int64)
     counts = np.empty(most, np.float32)
     cluster = np.empty(most, np.int64)
-    centers = np.empty((most, m), np.float32)
+    centers = np.empty((most, directions.shape[1]), np.float32)
     owner = np.empty(most, np.int64)
     place = np.empty(most, np.int64)
-    recent = np.zeros((R, M), np.int64)
-    recent_mask = np.zeros((R, M), np.float32)
-    bought = np.zeros((R, B), np.float32)
-    last = np.zeros((R, B), np.float64)
-    member_of = np.full(len(first_seen), -1, np.int64)
-    item_count = np.zeros(len(first_seen), np.float32)
-    item_last = np.zeros(len(first_seen), np.float64)
-    members = 0
-    clusters = 0
-    for r in range(R):
-        begin = max(start_of(start, cut[r]), as_of[r] - L)
-        # Distinct rows of the clustered part: all behaviors on an item fall into one cluster.
-        head = members
-        for i in range(begin, as_of[r]):
-            row = items[i] if first_seen[items[i]] < bundle[r] else 0
-            if member_of[row] < 0:
-                member_of[row] = members
-                rows[members] = row
-                counts[members] = 0
-                members += 1
-            counts[member_of[row]] += 1
-        n = members - head
-        for member in range(head, members):
-            member_of[rows[member]] = -1
-        points = np.empty((m, n), np.float32)
-        for i in range(n):
-            for j in range(m):
-                points[j, i] = directions[rows[head + i], j]
-        labels = np.empty(n, np.int32)
-        own = np.empty((min(n, K), m), np.float32)
-        spherical_kmeans(points, counts[head:members], T, labels, own)
-        # Members in the order of their clusters, empty clusters left out.
-        order = np.argsort(labels, kind="mergesort")
-        sorted_rows = rows[head:members][order]
-        sorted_counts = counts[head:members][order]
+    member_of = np.full(len(directions), -1, np.int64)
+    members = clusters = 0
+    for r in range(len(starts)):
         first = clusters
-        for i in range(n):
-            if i == 0 or labels[order[i]] != labels[order[i - 1]]:
-                centers[clusters] = own[labels[order[i]]]
-                owner[clusters] = r
-                place[clusters] = clusters - first
-                clusters += 1
-            rows[head + i] = sorted_rows[i]
-            counts[head + i] = sorted_counts[i]
-            cluster[head + i] = clusters - 1
-        # Each newer behavior is an interest of its own (D7).
-        for i in range(as_of[r], cut[r]):
-            row = items[i] if first_seen[items[i]] < bundle[r] else 0
-            rows[members] = row
+        old = known[starts[r] : starts[r] + clustered[r]]
+        n = _distinct(old, member_of, rows[members:], counts[members:])
+        made = _cluster_members(
+            rows[members : members + n],
+            counts[members : members + n],
+            cluster[members : members + n],
+            centers[clusters:],
+            directions,
+            K,
+            T,
+        )
+        cluster[members : members + n] += clusters
+        members += n
+        clusters += made
+        for i in range(starts[r] + clustered[r], starts[r] + sizes[r]):
+            rows[members] = known[i]
             counts[members] = 1
             cluster[members] = clusters
-            centers[clusters] = directions[row]
-            owner[clusters] = r
-            place[clusters] = clusters - first
+            centers[clusters] = directions[known[i]]
             members += 1
             clusters += 1
-        earliest = max(start_of(start, cut[r]), cut[r] - M)
-        for i in range(earliest, cut[r]):
-            row = items[i] if first_seen[items[i]] < bundle[r] else 0
-            recent[r, M - (cut[r] - i)] = row
-            recent_mask[r, M - (cut[r] - i)] = 1
-        # Counts go by item, whether or not the bundle knows it.
-        for i in range(begin, cut[r]):
-            item_count[items[i]] += 1
-            item_last[items[i]] = times[i]
-        for b in range(B):
-            bought[r, b] = item_count[candidates[r, b]]
-            last[r, b] = item_last[candidates[r, b]]
-        for i in range(begin, cut[r]):
-            item_count[items[i]] = 0
-            item_last[items[i]] = 0
+        for k in range(first, clusters):
+            owner[k] = r
+            place[k] = k - first
     return (
         rows[:members],
         counts[:members],
@@ -599,14 +597,78 @@ def _gather(  # type: ignore[no-untyped-def]
         centers[:clusters],
         owner[:clusters],
         place[:clusters],
-        recent,
-        recent_mask,
-        bought,
-        last,
     )
 
 
-@njit(cache=True, inline="always")
-def start_of(start, index):  # type: ignore[no-untyped-def]
-    """Where the user of the behavior at ``index`` starts."""
-    return start[index]
+@kernel
+def _distinct(known: Rows, member_of: Ints, rows: Ints, counts: Floats) -> int:
+    """Write the distinct rows, in order of occurrence, and their counts; how many they are.
+
+    ``member_of`` is scratch, -1 throughout before and after.
+    """
+    n = 0
+    for row in known:
+        if member_of[row] < 0:
+            member_of[row] = n
+            rows[n] = row
+            counts[n] = 0
+            n += 1
+        counts[member_of[row]] += 1
+    for i in range(n):
+        member_of[rows[i]] = -1
+    return n
+
+
+@kernel
+def _cluster_members(
+    rows: Ints,
+    counts: Floats,
+    cluster: Ints,
+    centers: Floats,
+    directions: Floats,
+    K: int,
+    T: int,
+) -> int:
+    """Cluster one request's members and sort them by cluster; how many clusters are not empty."""
+    n, m = len(rows), directions.shape[1]
+    points = np.empty((m, n), np.float32)
+    for i in range(n):
+        points[:, i] = directions[rows[i]]
+    labels = np.empty(n, np.int32)
+    own = np.empty((min(n, K), m), np.float32)
+    spherical_kmeans(points, counts, T, labels, own)
+    order = np.argsort(labels, kind="mergesort")
+    rows[:] = rows[order]
+    counts[:] = counts[order]
+    made = 0
+    for i in range(n):
+        label = labels[order[i]]
+        if i == 0 or label != labels[order[i - 1]]:
+            centers[made] = own[label]
+            made += 1
+        cluster[i] = made - 1
+    return made
+
+
+@kernel
+def _gather_counts(
+    items: Rows, times: Ints, begin: Ints, end: Ints, candidates: Rows, n_items: int
+) -> tuple[Floats, npt.NDArray[np.float64]]:
+    """How often (f32[R, B]) and when last (f64[R, B], seconds) each candidate occurs in
+    [begin, end) of its request, whether or not the bundle knows the item.
+    """
+    counts = np.zeros(candidates.shape, np.float32)
+    last = np.zeros(candidates.shape, np.float64)
+    count_of = np.zeros(n_items, np.float32)
+    last_of = np.zeros(n_items, np.float64)
+    for r in range(len(begin)):
+        for i in range(begin[r], end[r]):
+            count_of[items[i]] += 1
+            last_of[items[i]] = times[i]
+        for b in range(candidates.shape[1]):
+            counts[r, b] = count_of[candidates[r, b]]
+            last[r, b] = last_of[candidates[r, b]]
+        for i in range(begin[r], end[r]):
+            count_of[items[i]] = 0
+            last_of[items[i]] = 0
+    return counts, last

@@ -1,7 +1,8 @@
 """Measures of ranking quality, the two rules a model must beat, and a plain evaluation of bundles.
 
 `score_stored` and `evaluate_offline` state serving's arithmetic a second time, in plain numpy and
-onnxruntime and without `scorer`, so that the service can be held against them.
+onnxruntime and without `scorer`, so that the service can be held against them. No torch here: the
+demo evaluates too.
 """
 
 from __future__ import annotations
@@ -201,9 +202,9 @@ def extract_plainly(
     sizes = np.zeros(manifest.K, np.uint32)
     rows, first, counts = np.unique(bundle.rows(kept), return_index=True, return_counts=True)
     order = np.argsort(first)
-    rows, counts = rows[order], counts[order].astype(np.float32)
+    rows, weights = rows[order], counts[order].astype(np.float32)
     projected = bundle.projected[rows]
-    labels, centers = cluster(projected, counts, manifest.K, manifest.T)
+    labels, centers = cluster(projected, weights, manifest.K, manifest.T)
     for k in range(len(centers)):
         inside = labels == k
         if inside.any():
@@ -211,10 +212,10 @@ def extract_plainly(
                 bundle.embeddings[rows[inside]],
                 projected[inside],
                 centers[k],
-                counts[inside],
+                weights[inside],
                 manifest.scale,
             )
-            sizes[k] = int(counts[inside].sum())
+            sizes[k] = int(weights[inside].sum())
     return StoredUser(
         interests=interests,
         sizes=sizes,
@@ -271,7 +272,6 @@ def evaluate_offline(bundle: Bundle, requests: Iterable[OfflineRequest]) -> Offl
 
 def sequence_requests(
     bundle: Bundle,
-    interactions: Interactions,
     sequences: Sequences,
     requests: Requests,
     item_keys: Keys,

@@ -10,7 +10,8 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -27,8 +28,10 @@ from models.bundle import (
     Tensor,
     Vocabulary,
     make_session,
+    save_bundle,
 )
 from models.encode import Encode, Projection, Scorer
+from models.training import load_run
 
 OPSET: Final = 18
 """ONNX operator set of the graphs; onnxruntime has read it since 1.14."""
@@ -47,6 +50,28 @@ class ExportChecks:
     """Scorer requests compared, degenerate ones among them."""
     max_ctr_difference: float
     max_projection_difference: float
+
+
+def export(run_dir: Path, out: Path) -> ExportChecks:
+    """Export a finished training run into a bundle; one that is at ``out`` is replaced.
+
+    Raises:
+        TrainingError: there is no readable run, or a graph disagrees with the network.
+    """
+    run = load_run(run_dir)
+    contents, checks = export_network(
+        run.network,
+        name=run.config.name,
+        item_ids=run.vocabulary.item_ids,
+        titles=run.vocabulary.titles,
+        popularity=np.array(run.vocabulary.popularity, np.float32),
+        seed=run.config.seed,
+        training={**asdict(run.config), "epochs_best": run.epochs},
+        data=run.data,
+        metrics=run.metrics,
+    )
+    save_bundle(contents, out)
+    return checks
 
 
 def export_network(
@@ -235,7 +260,8 @@ def _export(
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """The exporter warns of every package that it could support and that is not installed, of
-    axes that share a name (as ours are meant to), and of its own dependencies' deprecations."""
+    axes that share a name (as ours are meant to), and of its own dependencies' deprecations.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -172,7 +172,7 @@ def train(
         TrainingError: there is too little to learn from, or the loss is not a number.
     """
     began = time.monotonic()
-    with _deterministic(config):
+    with _Deterministic(config):
         size = int(len(interactions) * (1 - config.validation.share))
         earlier = interactions.head(size)
         watch = _Validation(config, interactions, size)
@@ -218,11 +218,13 @@ def predict(network: Encode, batches: BatchBuilder, requests: Requests, size: in
     """CTRs f32[R, B] by the torch network; items that it has no row for count as unknown."""
     rng = np.random.default_rng(0)  # anchors are drawn and not used
     projected = project_table(network, len(batches.interactions.item_ids))
-    out = [np.empty((0, requests.candidates.shape[1]), np.float32)]
     with torch.no_grad():
-        for batch in batches.batches(requests, size, lambda: projected, rng):
-            out.append(torch.sigmoid(forward(network, batch)).numpy())
-    return np.concatenate(out)
+        return np.concatenate(
+            [
+                torch.sigmoid(forward(network, batch)).numpy()
+                for batch in batches.batches(requests, size, lambda: projected, rng)
+            ]
+        )
 
 
 def project_table(network: Encode, rows: int) -> Floats:
@@ -396,7 +398,7 @@ def network_config(model: ModelConfig, n_items: int) -> EncodeConfig:
     return EncodeConfig(n_items=n_items, **vars(model))
 
 
-class _deterministic:
+class _Deterministic:
     """torch's threads and algorithms as the run wants them, put back afterwards."""
 
     def __init__(self, config: TrainConfig) -> None:
