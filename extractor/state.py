@@ -133,7 +133,8 @@ class InterestState:
 
     def encode(self) -> bytes:
         """The record. Raises ValueError when the arrays do not fit each other: a programming
-        error, caught before it becomes somebody's corrupt record."""
+        error, caught before it becomes somebody's corrupt record.
+        """
         self._check_shapes()
         k, m = self.centers.shape
         body = b"".join(
