@@ -217,6 +217,20 @@ def test_no_process_is_left_after_a_stop(kafka: LocalKafka) -> None:
 
 
 @pytest.mark.kafka
+def test_a_killed_broker_can_be_started_again(kafka: LocalKafka) -> None:
+    pid = kafka.pid
+    assert pid is not None
+
+    os.kill(pid, signal.SIGKILL)
+    wait_until_gone(pid)
+    while kafka.running:  # until its guard has noticed
+        time.sleep(0.01)
+
+    assert ping(kafka.start()).brokers == (kafka.bootstrap,)
+    assert kafka.pid != pid
+
+
+@pytest.mark.kafka
 def test_a_second_kafka_stays_off_the_directory(kafka: LocalKafka) -> None:
     with pytest.raises(BrokerError, match="another Kafka uses"):
         LocalKafka(kafka.directory, kind="apache").start()
@@ -403,7 +417,7 @@ def test_what_a_killed_fetch_left_behind_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said, obstacle",
+    ("said", "obstacle"),
     [
         ("""echo 'openjdk version "11.0.2"' >&2""", "too old"),
         ("""echo 'java version "1.8.0_292"' >&2""", "too old"),
