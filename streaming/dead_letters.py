@@ -1,0 +1,157 @@
+"""The dead-letter topic: every event that was refused, with the reason, as it came.
+
+A message there has the original key and the original payload, byte for byte, and these headers:
+``reason`` (`streaming.events.Reason`), ``detail`` (one line for people), ``topic``, ``partition``,
+``offset`` and ``timestamp`` (ms since epoch) of the original record. A payload or key that exceeds
+what the topic takes is cut; then ``original_size`` (or ``original_key_size``) holds its bytes.
+
+Letters are delivered at least once: after a crash between delivery and acknowledgement the same
+letter comes again, recognizable by its topic, partition and offset.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from infra.errors import BrokerError
+from infra.kafka import producer_config
+from infra.settings import BrokerSettings
+
+MAX_BYTES: Final = 900_000
+"""Payload bytes kept. Kafka's default limit of a topic is 1,048,588 for the whole message; the
+rest is for key and headers."""
+
+MAX_KEY_BYTES: Final = 10_000
+DETAIL_CHARS: Final = 500
+
+DELIVERY_TIMEOUT_S: Final = 20.0
+"""Time for the broker to take a letter; then the caller is told and tries again."""
+
+# A letter that the topic does not take even when cut to this was not refused for its size.
+SMALLEST_BYTES: Final = 256
+
+
+class DeadLetter(NamedTuple):
+    """A refused record."""
+
+    key: bytes | None
+    value: bytes | None
+    reason: str
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    """Of the record, ms since epoch."""
+
+
+class DeadLetters(Protocol):
+    """Where refused records go."""
+
+    def send(self, letters: Sequence[DeadLetter]) -> None:
+        """Deliver all letters; return when the broker has them. Blocks: call it in a thread.
+
+        Raises:
+            BrokerError: some were not delivered. Sending all of them again is safe.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the connection."""
+        ...
+
+
+class KafkaDeadLetters:
+    """Dead letters on a Kafka topic, through an idempotent producer."""
+
+    def __init__(self, broker: BrokerSettings, *, max_bytes: int = MAX_BYTES) -> None:
+        self._topic = broker.dead_letter_topic
+        self._max_bytes = max_bytes
+        settings = producer_config(broker) | {
+            "message.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
+            # The topic's own limit decides; librdkafka's must not come before it.
+            "message.max.bytes": 10_000_000,
+        }
+        self._producer = Producer(settings, logger=logging.getLogger(f"{__name__}.client"))
+
+    def send(self, letters: Sequence[DeadLetter]) -> None:
+        limit = self._max_bytes
+        while letters:
+            too_large, failure = self._deliver(letters, limit)
+            if failure is not None:
+                raise BrokerError(
+                    f"{len(letters)} dead letters not delivered to topic {self._topic}"
+                    f" ({failure.str()}): does the topic exist, and may we write to it?"
+                )
+            if too_large and limit <= SMALLEST_BYTES:
+                raise BrokerError(
+                    f"topic {self._topic} takes no message of {SMALLEST_BYTES} bytes:"
+                    " raise its max.message.bytes"
+                )
+            letters, limit = too_large, limit // 4
+
+    def close(self) -> None:
+        self._producer.purge()
+        self._producer.flush(1.0)
+
+    def _deliver(
+        self, letters: Sequence[DeadLetter], limit: int
+    ) -> tuple[list[DeadLetter], KafkaError | None]:
+        """Send each letter once; those that were too large, and the first other failure."""
+        too_large: list[DeadLetter] = []
+        failures: list[KafkaError] = []
+        delivered = 0
+
+        def report(letter: DeadLetter, error: KafkaError | None) -> None:
+            nonlocal delivered
+            delivered += 1
+            if error is None:
+                return
+            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                too_large.append(letter)
+            else:
+                failures.append(error)
+
+        for letter in letters:
+            self._produce(letter, limit, report)
+        while delivered < len(letters):
+            # Each letter is reported sooner or later: message.timeout.ms sees to it.
+            self._producer.poll(0.1)
+        return too_large, failures[0] if failures else None
+
+    def _produce(self, letter: DeadLetter, limit: int, report: Any) -> None:
+        key, value = letter.key, letter.value
+        headers: list[tuple[str, str | bytes | None]] = [
+            ("reason", letter.reason),
+            ("detail", letter.detail[:DETAIL_CHARS]),
+            ("topic", letter.topic),
+            ("partition", str(letter.partition)),
+            ("offset", str(letter.offset)),
+            ("timestamp", str(letter.timestamp)),
+        ]
+        if value is not None and len(value) > limit:
+            headers.append(("original_size", str(len(value))))
+            value = value[:limit]
+        if key is not None and len(key) > min(MAX_KEY_BYTES, limit):
+            headers.append(("original_key_size", str(len(key))))
+            key = key[: min(MAX_KEY_BYTES, limit)]
+
+        def on_delivery(error: KafkaError | None, _message: Message) -> None:
+            report(letter, error)
+
+        while True:
+            try:
+                self._producer.produce(
+                    self._topic, value=value, key=key, headers=headers, on_delivery=on_delivery
+                )
+            except BufferError:
+                self._producer.poll(0.1)
+            except KafkaException as error:
+                report(letter, error.args[0])
+                return
+            else:
+                return
