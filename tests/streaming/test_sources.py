@@ -189,7 +189,7 @@ def test_future_and_ancient_times_are_bad(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, ms",
+    ("text", "ms"),
     [
         ("2020-09-13T12:26:40Z", T0),
         ("2020-09-13T12:26:40", T0),
