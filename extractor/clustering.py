@@ -107,8 +107,6 @@ def cluster(
         start = np.empty((0, h.shape[1]), np.float32)
     elif start.shape[1:] != h.shape[1:] or len(start) > clusters:
         raise ValueError(f"start of shape {start.shape} for K={clusters}, m={h.shape[1]}")
-    if len(start):
-        iterations = min(iterations, WARM_ITERATIONS)
     return Clusters(
         *cluster_kernel(plain_f32(h), plain_u32(counts), plain_f32(start), clusters, iterations)
     )
@@ -144,7 +142,7 @@ def plain_u32(array: U32) -> U32:
 def cluster_kernel(
     h: F32, counts: U32, start: F32, clusters: int, iterations: int
 ) -> tuple[I32, F32, U32, int]:
-    """`cluster`, on plain arrays, with the iterations that the start allows."""
+    """`cluster`, on plain arrays."""
     length, m = h.shape
     assign = np.full(length, -1, np.int32)
     found = np.zeros((clusters, m), np.float32)
@@ -165,6 +163,7 @@ def cluster_kernel(
     else:
         live = _take_start(start, centers)
         if live:
+            iterations = min(iterations, WARM_ITERATIONS)
             _meet_all(columns, centers, live, cosine, nearest)
         live = _seed(columns, centers, live, clusters, cosine, nearest)
         done = _lloyd(columns, weights, centers, live, iterations, cosine, nearest)
@@ -549,4 +548,4 @@ def _worst_served(cosine: F32, lowest: F32, where: I32) -> int:
             where[lane] = there if value < low else at
             lowest[lane] = min(low, value)
         half //= 2
-    return where[0]
+    return int(where[0])

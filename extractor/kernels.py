@@ -14,9 +14,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 if TYPE_CHECKING:  # numba ships no types; a kernel keeps those of the function it was made from
 
-    def kernel(function: Function) -> Function: ...
+    def kernel(function: Function) -> Function:
+        """Compiled with IEEE arithmetic."""
 
-    def fast_kernel(function: Function) -> Function: ...
+    def fast_kernel(function: Function) -> Function:
+        """Compiled with reordered arithmetic."""
 
 else:
     from numba import njit

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +37,7 @@ import xxhash
 
 from infra.errors import StoreCorrupt
 from infra.store import Behaviors, Version
-
-if TYPE_CHECKING:
-    from models.features import History
+from models.features import History
 
 MAGIC: Final = b"LLIS"
 FORMAT: Final = 1
@@ -47,8 +45,8 @@ DIGEST_BYTES: Final = 16
 
 _PREFIX: Final = struct.Struct("<4sIQ")
 _HEADER: Final = struct.Struct("<4sIQ16sqQqHHHHIH2x")
-_COUNT_MAX: Final = np.iinfo(np.uint16).max
-_SECONDS_MAX: Final = np.iinfo(np.uint32).max
+COUNT_MAX: Final = np.iinfo(np.uint16).max
+SECONDS_MAX: Final = np.iinfo(np.uint32).max
 
 F32 = npt.NDArray[np.float32]
 U16 = npt.NDArray[np.uint16]
@@ -97,8 +95,6 @@ class InterestState:
     @property
     def history(self) -> History:
         """The repeat-purchase signal's input: distinct items, their counts and last times."""
-        from models.features import History
-
         return History(self.item_keys, self.item_counts, self.item_last)
 
     def with_newer(self, newer: Behaviors) -> Self:
@@ -271,9 +267,7 @@ def _merge(
     merged_keys = np.concatenate((item_keys[kept], fresh))
     order = np.argsort(merged_keys, kind="stable")
     merged_counts = np.concatenate(
-        (item_counts[kept], np.minimum(counts, _COUNT_MAX).astype(np.uint16))
+        (item_counts[kept], np.minimum(counts, COUNT_MAX).astype(np.uint16))
     )
-    merged_last = np.concatenate(
-        (item_last[kept], np.clip(last, 0, _SECONDS_MAX).astype(np.uint32))
-    )
+    merged_last = np.concatenate((item_last[kept], np.clip(last, 0, SECONDS_MAX).astype(np.uint32)))
     return merged_keys[order], merged_counts[order], merged_last[order]
