@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import xxhash
-from extractor.extract import Extractor
 
+from extractor.extract import Extractor
 from extractor.state import InterestState
 from infra.behaviors import BEHAVIOR
 from infra.errors import StoreCorrupt

@@ -26,8 +26,8 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
-from extractor.extract import Extractor
 
+from extractor.extract import Extractor
 from infra.errors import BundleMissing, LifelongError, SettingsError, StoreUnavailable
 from infra.metrics import MULTIPROCESS_DIR, ScorerMetrics, forget_process, new_registry
 from infra.settings import ScorerSettings, Settings
@@ -138,7 +138,6 @@ class ScorerProcess:
             LifelongError: see `run_scorer`.
         """
         # Not at the top: a supervisor needs none of this, and numba alone takes 50 MB.
-
 
         if self._settings.bundle.path is None:
             raise BundleMissing("bundle.path is not set; name the directory of a model bundle")

@@ -1,0 +1,139 @@
+"""A tiny bundle, a store with a user in it, and the application over them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from extractor.extract import Extractor
+from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
+from infra.errors import StoreUnavailable
+from infra.memory_store import MemoryStore
+from infra.metrics import ScorerMetrics
+from infra.settings import ScorerSettings
+from infra.store import Append, InterestWrite, Profile, StoredSequence
+from models.bundle import Bundle
+from scorer.app import create_app
+from scorer.ranking import Ranker
+from scorer.readiness import Readiness
+from scorer.service import Service
+from tests.bundles import tiny_bundle
+
+NOW_MS = 1_700_000_000_000
+SOURCE = Source(key=1, owner=1)
+
+
+class FragileStore(MemoryStore):
+    """A memory store that can go away and come back, and that counts its reads."""
+
+    def __init__(self) -> None:
+        super().__init__(length=1000, ttl_s=0)
+        self.away = False
+        self.reads = 0
+
+    def profiles(self, users: Sequence[str]) -> list[Profile | None]:
+        self._check()
+        return super().profiles(users)
+
+    def sequences(self, users: Sequence[str]) -> list[StoredSequence | None]:
+        self._check()
+        return super().sequences(users)
+
+    def get_position(self, name: str) -> bytes | None:
+        self._check()
+        return super().get_position(name)
+
+    def _check(self) -> None:
+        self.reads += 1
+        if self.away:
+            raise StoreUnavailable("the store at 127.0.0.1:1 cannot be reached; is it running?")
+
+
+@dataclass
+class Clock:
+    """A clock that is set by hand."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class World:
+    """Everything behind one application."""
+
+    bundle: Bundle
+    store: FragileStore
+    extractor: Extractor
+    ranker: Ranker
+    service: Service
+    metrics: ScorerMetrics
+    registry: CollectorRegistry
+    settings: ScorerSettings
+    clock: Clock
+
+    def append(self, user: str, items: list[str], at_ms: int = NOW_MS) -> None:
+        """Behaviors of a user, a minute apart."""
+        sequence = self.store.sequences([user])[0]
+        first = sequence.version.count if sequence is not None else 0
+        behaviors = [
+            pack_behavior(item_key(item), at_ms + 60_000 * i, 0, 0, ACTIONS["click"])
+            for i, item in enumerate(items)
+        ]
+        offsets = [first + i for i in range(len(items))]
+        append = Append(user, behaviors, [0] * len(items), offsets)
+        self.store.append(SOURCE, [append], at_ms)
+
+    def cluster(self, user: str) -> None:
+        """Store the user's interests as of now, as a worker would."""
+        (sequence,) = self.store.sequences([user])
+        assert sequence is not None
+        state = self.extractor.extract(sequence)
+        self.store.put_interests([InterestWrite(user, state.version, state.encode())], NOW_MS)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.load(bundle_directory(tmp_path_factory.mktemp("bundle")))
+
+
+def bundle_directory(parent: Path) -> Path:
+    return tiny_bundle(parent / "tiny")
+
+
+@pytest.fixture
+def world(bundle: Bundle) -> Iterator[World]:
+    """The application's parts, with user "u" clustered at 30 behaviors."""
+    registry = CollectorRegistry()
+    metrics = ScorerMetrics(registry)
+    store = FragileStore()
+    extractor = Extractor(bundle)
+    clock = Clock()
+    service = Service(Readiness(metrics, clock=clock))
+    ranker = Ranker(store, bundle, extractor, metrics, clock_ms=lambda: NOW_MS)
+    service.serve(ranker, lambda: store.get_position("scorer"))
+    settings = ScorerSettings(max_candidates=200, max_body_bytes=20_000)
+    world = World(bundle, store, extractor, ranker, service, metrics, registry, settings, clock)
+    world.append("u", [f"item-{1 + i % 20}" for i in range(30)], NOW_MS - 10_000_000)
+    world.cluster("u")
+    yield world
+    service.close()
+
+
+@pytest.fixture
+async def http(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application, without a socket between."""
+    async with client_of(world) as client:
+        yield client
+
+
+def client_of(world: World) -> httpx.AsyncClient:
+    app = create_app(world.service, world.settings, world.metrics, world.registry)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://scorer")
