@@ -112,11 +112,12 @@ def cluster(
     )
 
 
-def farthest_first(h: F32, clusters: int) -> F32:
-    """The centers at which `cluster` begins for the same h, f32[<=K,m]; fewer than K where there
-    are fewer distinct directions.
+def farthest_first(h: F32, clusters: int, counts: U32 | None = None) -> F32:
+    """The centers at which `cluster` begins for the same h and counts, f32[<=K,m]; fewer than K
+    where there are fewer distinct directions.
     """
-    return _farthest_first(plain_f32(h), clusters)
+    counts = np.ones(len(h), np.uint32) if counts is None else plain_u32(counts)
+    return _farthest_first(plain_f32(h), counts, clusters)
 
 
 def plain_f32(array: F32) -> F32:
@@ -165,7 +166,7 @@ def cluster_kernel(
         if live:
             iterations = min(iterations, WARM_ITERATIONS)
             _meet_all(columns, centers, live, cosine, nearest)
-        live = _seed(columns, centers, live, clusters, cosine, nearest)
+        live = _seed(columns, weights, centers, live, clusters, cosine, nearest)
         done = _lloyd(columns, weights, centers, live, iterations, cosine, nearest)
     for i in range(n):
         assign[members[i]] = nearest[i]
@@ -177,7 +178,7 @@ def cluster_kernel(
 
 
 @kernel
-def _farthest_first(h: F32, clusters: int) -> F32:
+def _farthest_first(h: F32, counts: U32, clusters: int) -> F32:
     columns, members = _unit_columns(h)
     n = len(members)
     width, padded = columns.shape
@@ -185,7 +186,8 @@ def _farthest_first(h: F32, clusters: int) -> F32:
     cosine[:n] = NOWHERE
     nearest = np.zeros(padded, np.int32)
     centers = np.zeros((clusters, width), np.float32)
-    live = _seed(columns, centers, 0, min(clusters, n), cosine, nearest)
+    weights = counts[members]
+    live = _seed(columns, weights, centers, 0, min(clusters, n), cosine, nearest)
     return centers[:live, : h.shape[1]].copy()
 
 
@@ -229,11 +231,16 @@ def _take_start(start: F32, centers: F32) -> int:
 
 
 @kernel
-def _seed(columns: F32, centers: F32, live: int, clusters: int, cosine: F32, nearest: I32) -> int:
+def _seed(
+    columns: F32, weights: U32, centers: F32, live: int, clusters: int, cosine: F32, nearest: I32
+) -> int:
     """Add centers farthest first, until there are K or each item has one; how many there are."""
     lowest = np.empty(LANES, np.float32)
     where = np.empty(LANES, np.int32)
-    i = _worst_served(cosine, lowest, where) if live else 0
+    if live == 0 and len(weights) > 0:
+        i = int(np.argmax(weights))
+    else:
+        i = _worst_served(cosine, lowest, where)
     while live < clusters and cosine[i] < 1.0 - SAME:
         for j in range(len(columns)):
             centers[live, j] = columns[j, i]
@@ -253,7 +260,9 @@ def _lloyd(
     cosine: F32,
     nearest: I32,
 ) -> int:
-    """Iterate from a first assignment (``cosine``, ``nearest``); the iterations made."""
+    """Iterate from a first assignment (``cosine``, ``nearest``); the assignments made, that one
+    included. Centers are those of the last assignment's members.
+    """
     n = len(weights)
     sums = np.zeros((len(columns), live), np.float64)
     members = np.zeros(live, np.int64)
@@ -266,13 +275,13 @@ def _lloyd(
         column, total = columns[j], sums[j]
         for i in range(n):
             total[nearest[i]] += weights[i] * np.float64(column[i])
-    for done in range(1, iterations + 1):
+    for done in range(1, iterations):
         _update_centers(columns, weights, centers, sums, members, moved, cosine, nearest)
         before[:] = nearest
         _reassign(columns, centers, moved, n, cosine, nearest)
         count = _differing(before, nearest, changed)
         if count == 0:
-            return done
+            return done + 1
         moved[:] = False
         for a in range(count):
             old, new = before[changed[a]], nearest[changed[a]]
@@ -286,6 +295,7 @@ def _lloyd(
                 share = weights[i] * np.float64(column[i])
                 total[before[i]] -= share
                 total[nearest[i]] += share
+    _update_centers(columns, weights, centers, sums, members, moved, cosine, nearest)
     return iterations
 
 

@@ -111,16 +111,14 @@ class Extractor:
         behaviors = sequence.behaviors[-dimensions.L :]
         keys = np.ascontiguousarray(behaviors["item"])
         summary = summarize(keys, np.ascontiguousarray(behaviors["time"]))
-        rows = bundle.rows(summary.item_keys)
-        centers, sizes, interests = _interests_kernel(
-            rows[summary.place],
-            summary.counts,
-            self._projected,
-            self._embeddings,
-            self._start(sequence, previous),
-            dimensions.K,
-            dimensions.T,
-            np.float32(dimensions.scale),
+        rows, counts, h = _points_kernel(
+            bundle.rows(summary.item_keys), summary.place, summary.counts, self._projected
+        )
+        assign, centers, sizes, _ = cluster_kernel(
+            h, counts, self._start(sequence, previous), dimensions.K, dimensions.T
+        )
+        interests = attend_kernel(
+            h, assign, centers, rows, self._embeddings, np.float32(dimensions.scale), counts
         )
         return InterestState(
             bundle=bundle.digest,
@@ -249,36 +247,27 @@ def _order_kernel(
 
 
 @kernel
-def _interests_kernel(
-    rows: I32,
-    counts: U32,
-    projected: F32,
-    embeddings: F32,
-    start: F32,
-    clusters: int,
-    iterations: int,
-    scale: np.float32,
-) -> tuple[F32, U32, F32]:
-    """Centers, sizes and interests of distinct items (Algorithm 1, lines 9 to 16); unknown ones
-    (row 0) become one point, where the first of them stands.
+def _points_kernel(
+    sorted_rows: I32, place: I32, counts: U32, projected: F32
+) -> tuple[I32, U32, F32]:
+    """The points to cluster, in the order in which their items first appear: rows i32[n], counts
+    u32[n] and h f32[n,m]. Unknown items (row 0) become one point, where the first of them stands.
     """
-    rows = rows.copy()
-    counts = counts.copy()
+    m = projected.shape[1]
+    rows = np.empty(len(place), np.int32)
+    weights = np.empty(len(place), np.uint32)
+    h = np.empty((len(place), m), np.float32)
     unknown = -1
     n = 0
-    for i in range(len(rows)):
-        if rows[i] == 0 and unknown >= 0:
-            counts[unknown] += counts[i]
+    for i in range(len(place)):
+        row = sorted_rows[place[i]]
+        if row == 0 and unknown >= 0:
+            weights[unknown] += counts[i]
             continue
-        if rows[i] == 0:
+        if row == 0:
             unknown = n
-        rows[n], counts[n] = rows[i], counts[i]
-        n += 1
-    rows, counts = rows[:n], counts[:n]
-    m = projected.shape[1]
-    h = np.empty((n, m), np.float32)
-    for i in range(n):
+        rows[n], weights[n] = row, counts[i]
         for j in range(m):
-            h[i, j] = projected[rows[i], j]
-    assign, centers, sizes, _ = cluster_kernel(h, counts, start, clusters, iterations)
-    return centers, sizes, attend_kernel(h, assign, centers, rows, embeddings, scale, counts)
+            h[n, j] = projected[row, j]
+        n += 1
+    return rows[:n], weights[:n], h[:n]

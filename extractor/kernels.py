@@ -3,6 +3,9 @@
 Kernels release the GIL, so that a worker's threads cluster different users at once, and are cached
 on disk, so that only the first process on a machine waits for the compiler. Nothing is compiled at
 import: `extractor.extract.Extractor.warm` calls each kernel once.
+
+A kernel calls kernels of its own file alone. The cache compares a file with what was compiled from
+it, and would go on serving an old version of a kernel that it took from another file.
 """
 
 from __future__ import annotations
