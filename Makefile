@@ -10,6 +10,8 @@
 #   make clean     remove what these made
 
 SHELL := /bin/bash
+# Where this is set, as in many containers, every process would compile all it imports again.
+unexport PYTHONDONTWRITEBYTECODE
 VENV  := .venv
 BIN   := $(VENV)/bin
 ARGS  ?=

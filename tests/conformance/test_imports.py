@@ -11,14 +11,16 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("infra", "streaming", "extractor", "scorer", "lifelong")
 ONLY_TRAINING_AND_BENCH = ("torch", "onnx", "onnxscript", "sklearn", "faiss", "quixstreams")
 
-# lifelong.bench measures the peers, which are an extra of their own.
+# Commands that say which extra they need.
+OF_AN_EXTRA = ("lifelong.bench", "lifelong.learning")
+
 MODULES = [
     "models.bundle",
     "models.features",
     *(
         module.name
         for module in pkgutil.walk_packages([str(ROOT)])
-        if module.name.split(".")[0] in SERVICES and not module.name.startswith("lifelong.bench")
+        if module.name.split(".")[0] in SERVICES and not module.name.startswith(OF_AN_EXTRA)
     ),
 ]
 
@@ -43,8 +45,12 @@ OURS = {ours!r}
 seen = []
 
 def ours(frame):
+    # Of the code that is not Python's own, the innermost: a library's doings are the library's.
     while frame is not None:
-        if frame.f_code.co_filename.startswith(OURS):
+        name = frame.f_code.co_filename
+        if "site-packages" in name:
+            return False
+        if name.startswith(OURS):
             return True
         frame = frame.f_back
     return False
@@ -62,9 +68,9 @@ assert threads == ["MainThread"], threads
 """
 
 
-def run(program: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=False
     )
 
 
@@ -80,6 +86,22 @@ def test_serving_needs_nothing_of_training() -> None:
 def test_importing_opens_no_socket_and_starts_no_thread_or_process() -> None:
     done = run(IMPORT_WATCHED.format(ours=str(ROOT), modules=MODULES))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import socket; socket.create_server(('127.0.0.1', 0))",
+        "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()",
+        "import subprocess; subprocess.run(['true'])",
+        "import torch",
+    ],
+)
+def test_the_watch_and_the_block_see_what_they_are_for(tmp_path: Path, line: str) -> None:
+    (tmp_path / "misbehaving.py").write_text(line)
+    program = IMPORT_BLOCKED if "torch" in line else IMPORT_WATCHED
+    filled = program.format(blocked=("torch",), ours=str(tmp_path), modules=["misbehaving"])
+    assert run(filled, cwd=tmp_path).returncode != 0
 
 
 @pytest.mark.parametrize("module", ["models.bundle", "infra.settings", "lifelong.cli"])
