@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, Final, cast
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.errors import ConsumerStoppedError, KafkaError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
@@ -30,6 +31,10 @@ log: Final = get_logger(__name__)
 
 # Faust's services speak through the logger of their class's module; these still speak as Faust.
 faust_log: Final = logging.getLogger("faust")
+
+
+FETCH_WAIT_MS: Final = 100
+"""How long the broker may hold back the answer to a fetch when there is nothing new."""
 
 
 @dataclass(slots=True)
@@ -109,10 +114,9 @@ class _Places:
     seeks: int = 0
     places: dict[TP, _Place] = field(default_factory=dict)
 
-    def sought(self, tp: TP) -> int:
+    def sought(self, tp: TP) -> None:
         self.seeks += 1
         self.places[tp] = _Place(self.seeks)
-        return self.seeks
 
     def number(
         self, tp: TP, records: list[ConsumerRecord[bytes, bytes]], generation: int, highwater: int
@@ -134,6 +138,13 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._places = _Places()
+
+    def _create_worker_consumer(self, transport: FaustTransport) -> AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust sets 1,500 with no setting for it. A partition that was just drained is not asked
+        # for again before the fetch under way returns, and that waits for the quiet ones.
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
 
     async def _fetch_records(  # type: ignore[override]
         self,
@@ -178,20 +189,29 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     async def _seek_to_committed(self) -> dict[TP, int | None]:
         consumer = self._ensure_consumer()
+        assigned = list(consumer.assignment())
+        committed = await consumer._coordinator.fetch_committed_offsets(assigned)
         positions: dict[TP, int | None] = {}
-        for aiokafka_tp in consumer.assignment():
+        for aiokafka_tp in consumer.assignment().intersection(assigned):
             tp = TP(aiokafka_tp.topic, aiokafka_tp.partition)
-            offset = await consumer.committed(aiokafka_tp)
-            if aiokafka_tp not in consumer.assignment():
-                continue
+            known = committed.get(aiokafka_tp)
+            offset = known.offset if known is not None and known.offset >= 0 else None
             positions[tp] = offset
-            # The number and the position change together: nothing is awaited between them.
-            self._places.sought(tp)
-            if offset is not None:
-                consumer.seek(aiokafka_tp, offset)
-            else:
-                await consumer.seek_to_beginning(aiokafka_tp)
+            self._seek(aiokafka_tp, offset)
         return positions
+
+    def _seek(self, aiokafka_tp: TopicPartition, offset: int | None) -> None:
+        """Position the partition at an offset, or at its beginning, and number what follows anew.
+
+        Both at once: nothing is awaited, not even the offset of the beginning (aiokafka asks for
+        it between two fetches, which for a quiet topic takes a while).
+        """
+        self._places.sought(TP(aiokafka_tp.topic, aiokafka_tp.partition))
+        fetcher = self._ensure_consumer()._fetcher
+        if offset is not None:
+            fetcher.seek_to(aiokafka_tp, offset)
+        else:
+            fetcher.request_offset_reset([aiokafka_tp], OffsetResetStrategy.EARLIEST)
 
     async def rewind(self) -> Mapping[TP, int]:
         """Position every partition at its beginning, whatever was committed.
@@ -203,13 +223,9 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         return seeks
 
     async def _rewind(self) -> dict[TP, int]:
-        consumer = self._ensure_consumer()
-        seeks = {}
-        for aiokafka_tp in consumer.assignment():
-            tp = TP(aiokafka_tp.topic, aiokafka_tp.partition)
-            seeks[tp] = self._places.sought(tp)
-            await consumer.seek_to_beginning(aiokafka_tp)
-        return seeks
+        for aiokafka_tp in self._ensure_consumer().assignment():
+            self._seek(aiokafka_tp, None)
+        return {tp: place.seek for tp, place in self._places.places.items()}
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """Commit; a broker that does not take it now is no reason to crash.

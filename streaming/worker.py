@@ -1,0 +1,392 @@
+"""The worker process: behaviors from Kafka into sequences, and sequences into fresh interests.
+
+`run_worker` is the command; `Worker` is its inside, composed of parts that are given to it. Nothing
+here keeps state that matters: a worker can be killed at any moment, and another goes on (D1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final, TypeVar
+
+import mode.loop
+from prometheus_client import CollectorRegistry
+
+from infra.behaviors import partition_owner
+from infra.errors import (
+    BrokerError,
+    BundleMissing,
+    LifelongError,
+    SettingsError,
+    StoreFull,
+    StoreUnavailable,
+)
+from infra.kafka import create_topic, topic_id, topic_partitions
+from infra.metrics import WorkerMetrics, exposition, new_registry
+from infra.settings import BrokerSettings, Settings
+from infra.store import Store
+from infra.telemetry import configure_logging, get_logger
+from streaming.app import LifelongApp, create_app
+from streaming.dead_letters import DeadLetters, KafkaDeadLetters
+from streaming.schedule import Reclusterer, SequenceExtractor
+from streaming.transport import BatchConsumer
+
+log: Final = get_logger(__name__)
+
+LOOK_S: Final = 0.5
+"""How often health is judged."""
+
+CHECK_S: Final = 3.0
+"""How often the broker is asked for the topic's id, and the store whether it takes writes."""
+
+AGAIN_S: Final = 1.0
+"""Pause before a part that is away is tried again, at the start and after a crash."""
+
+STOP_S: Final = 8.0
+"""Time for a clean stop of Faust; what it leaves undone is safe to leave."""
+
+# They report each failed connection, for as long as the broker is away. Our line says it once.
+QUIET: Final = ("aiokafka", "streaming.dead_letters.client", "infra.kafka.client")
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Health:
+    """Whether the worker lives and is ready, and why not. Written in the loop, read anywhere."""
+
+    stall_s: float
+    seen_at: float = field(default_factory=time.monotonic)
+    """When the worker last moved, or had a good reason not to; monotonic seconds."""
+    obstacles: dict[str, str] = field(default_factory=lambda: {"start": "starting"})
+    """What keeps it from being ready, by part."""
+
+    def blocked(self, part: str, why: str) -> None:
+        """The part is away; logged when it was not before."""
+        if part not in self.obstacles:
+            log.warning("away, waiting", part=part, reason=why)
+        self.obstacles = self.obstacles | {part: why}
+
+    def cleared(self, part: str) -> None:
+        """The part is there."""
+        if part in self.obstacles:
+            self.obstacles = {name: why for name, why in self.obstacles.items() if name != part}
+            if part != "start":
+                log.info("back", part=part)
+
+    def alive(self) -> bool:
+        """False once nothing has moved for `stall_s` although it should have.
+
+        Judged by the clock of whoever asks, so that a loop that is stuck is found out too.
+        """
+        return time.monotonic() - self.seen_at < self.stall_s
+
+    def ready(self) -> bool:
+        """Whether events are being taken and stored."""
+        return not self.obstacles and self.alive()
+
+
+class Worker:
+    """One worker of the group, made of given parts; `run` it.
+
+    Args:
+        settings: all of them.
+        store: sequences and interests; closed by whoever opened it.
+        extractor: makes interest states.
+        dead_letters: takes what cannot be read.
+        metrics: counts.
+        health: what the endpoints tell.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        extractor: SequenceExtractor,
+        dead_letters: DeadLetters,
+        metrics: WorkerMetrics,
+        health: Health,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._health = health
+        self._lively = True
+        self._reclusterer = Reclusterer(store, extractor, settings.worker, metrics)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set, whatever goes away and comes back meanwhile."""
+        checks = asyncio.create_task(self._check_store())
+        self._reclusterer.start()
+        try:
+            while not stop.is_set():
+                if await _retried(self._prepare_topics, "broker", self._health, stop) is None:
+                    break
+                await self._run_app(stop)
+        finally:
+            checks.cancel()
+            self._metrics.ready.set(0)
+            await asyncio.to_thread(self._reclusterer.stop)
+
+    async def _run_app(self, stop: asyncio.Event) -> None:
+        """Run the Faust app until ``stop``, or until it crashes: then a new one goes on."""
+        broker = self._settings.broker
+        app = create_app(
+            self._settings,
+            self._store,
+            self._dead_letters,
+            self._metrics,
+            topic_id=lambda: topic_id(broker, broker.topic),
+            on_assigned=self._take_partitions,
+        )
+        checks = asyncio.create_task(self._check_broker(app))
+        try:
+            await app.start()
+            self._health.cleared("start")
+            while not stop.is_set() and app.crash_reason is None and not app.should_stop:
+                self._judge(app)
+                await _first(stop.wait(), LOOK_S)
+            if app.crash_reason is not None:
+                log.error("consumer crashed, starting it again", error=_line(app.crash_reason))
+        except Exception as error:  # noqa: BLE001 - a consumer that cannot start is tried again
+            log.warning("consumer did not start, trying again", error=_line(error))
+        finally:
+            checks.cancel()
+            await _stop_app(app)
+        if not stop.is_set():
+            await _first(stop.wait(), AGAIN_S)
+
+    def _judge(self, app: LifelongApp) -> None:
+        """Look at every part's signs of life."""
+        health, progress = self._health, app.writer.progress
+        consumer = app.consumer
+        polled = consumer.polled_at if isinstance(consumer, BatchConsumer) else 0.0
+        # The fetcher waits for a full queue, and the agent for events: either one moving is
+        # enough, and none is to blame while the broker is away.
+        moved = max(polled, progress.moved_at)
+        if "broker" in health.obstacles:
+            moved = time.monotonic()
+        if self._reclusterer.alive:
+            health.seen_at = max(health.seen_at, moved)
+        if self._lively and not health.alive():
+            log.error("no progress, reported as not live", stall_s=health.stall_s)
+        self._lively = health.alive()
+        if progress.failure is None:
+            health.obstacles = {k: v for k, v in health.obstacles.items() if k != "writing"}
+        else:
+            health.obstacles = health.obstacles | {"writing": progress.failure}
+        if progress.assigned:
+            health.cleared("group")
+        else:
+            health.obstacles = health.obstacles | {"group": "not joined yet"}
+        self._metrics.ready.set(health.ready())
+
+    async def _check_broker(self, app: LifelongApp) -> None:
+        """Know whether the broker answers, and start over with a topic that was created anew."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            try:
+                await app.batches.check_topic()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
+                self._health.blocked("broker", _line(error))
+            else:
+                self._health.cleared("broker")
+
+    async def _check_store(self) -> None:
+        """Know whether the store takes writes, events or not."""
+        while True:
+            try:
+                await asyncio.to_thread(self._store.ping)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
+                self._health.blocked("store", _line(error))
+            else:
+                self._health.cleared("store")
+            await asyncio.sleep(CHECK_S)
+
+    def _take_partitions(self, partitions: set[int]) -> None:
+        topic = self._settings.broker.topic
+        self._reclusterer.set_owners({partition_owner(topic, number) for number in partitions})
+
+    def _prepare_topics(self) -> bool:
+        broker = self._settings.broker
+        for topic in (broker.topic, broker.dead_letter_topic):
+            _ensure_topic(broker, topic)
+        return True
+
+
+def run_worker(settings: Settings) -> None:
+    """Be a worker until SIGTERM or SIGINT.
+
+    Waits for a store or a broker that is not there yet, and goes on when one goes away and comes
+    back.
+
+    Raises:
+        SettingsError: an address cannot be listened on, or the store's URL is wrong.
+        BundleError: the bundle cannot be used.
+    """
+    configure_logging(settings.log)
+    if settings.log.level != "DEBUG":
+        for name in QUIET:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # For the consumer's own thread too, which makes its loop from the policy.
+    mode.loop.use("uvloop")
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    registry = new_registry()
+    metrics = WorkerMetrics(registry)
+    health = Health(settings.worker.stall_s)
+    with serve_health(settings, registry, health):
+        extractor = await asyncio.to_thread(_load_extractor, settings, metrics)
+        store = await _retried(lambda: _open_store(settings), "store", health, stop)
+        if store is None:
+            return
+        dead_letters = KafkaDeadLetters(settings.broker)
+        worker = Worker(settings, store, extractor, dead_letters, metrics, health)
+        try:
+            await worker.run(stop)
+        finally:
+            dead_letters.close()
+            store.close()
+    log.info("worker stopped")
+
+
+def _load_extractor(settings: Settings, metrics: WorkerMetrics) -> SequenceExtractor:
+    # Numerical libraries are slow to import; health answers meanwhile.
+    from extractor.extract import Extractor
+    from models.bundle import Bundle
+
+    if settings.bundle.path is None:
+        raise BundleMissing("bundle.path is not set: name a bundle's directory")
+    bundle = Bundle.load(settings.bundle.path)
+    metrics.use_bundle(bundle.version)
+    return Extractor(bundle)
+
+
+def _open_store(settings: Settings) -> Store:
+    from infra.stores import open_store
+
+    return open_store(settings.store)
+
+
+def _ensure_topic(broker: BrokerSettings, topic: str) -> None:
+    """Create the topic unless it is there; existing ones are left as they are."""
+    if topic_partitions(broker, topic) == 0 and create_topic(
+        broker, topic, broker.partitions, replication=broker.replication
+    ):
+        log.info("topic created", topic=topic, partitions=broker.partitions)
+
+
+async def _retried(
+    call: Callable[[], T], part: str, health: Health, stop: asyncio.Event
+) -> T | None:
+    """What ``call`` returns once it succeeds; None if ``stop`` was set before."""
+    while not stop.is_set():
+        try:
+            result = await asyncio.to_thread(call)
+        except (BrokerError, StoreUnavailable, StoreFull) as error:
+            health.blocked(part, _line(error))
+            health.seen_at = time.monotonic()
+            await _first(stop.wait(), AGAIN_S)
+        else:
+            health.cleared(part)
+            return result
+    return None
+
+
+async def _first(event: Awaitable[Any], timeout_s: float) -> None:
+    """Wait for the event, but not longer."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event, timeout_s)
+
+
+async def _stop_app(app: LifelongApp) -> None:
+    """Stop Faust, and wait for what is being written, which nothing may cut off."""
+    try:
+        await asyncio.wait_for(asyncio.ensure_future(app.stop()), STOP_S)
+    except Exception as error:  # noqa: BLE001 - all that matters is in the store
+        log.info("consumer did not stop cleanly", error=_line(error))
+    await asyncio.to_thread(app.writer.close)
+
+
+@contextlib.contextmanager
+def serve_health(settings: Settings, registry: CollectorRegistry, health: Health) -> Iterator[int]:
+    """Answer /metrics, /health/live and /health/ready in a thread of its own.
+
+    Not in the worker's loop: whether that is stuck is one of the things asked for. Yields the port.
+    """
+    host, port = settings.worker.metrics_host, settings.worker.metrics_port
+    handler = type("Handler", (_Handler,), {"registry": registry, "health": health})
+    try:
+        server = ThreadingHTTPServer((host, port), handler)
+    except OSError as error:
+        raise SettingsError(
+            f"worker.metrics_port = {port}: cannot listen on {host}:{port} ({error.strerror});"
+            " choose another port, 0 for any free one"
+        ) from None
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
+    thread.start()
+    log.info("worker listens", url=f"http://{host}:{server.server_port}")
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    registry: CollectorRegistry
+    health: Health
+
+    def do_GET(self) -> None:
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                body, kind = exposition(self.registry)
+                self._answer(200, body, kind)
+            case "/health/live":
+                self._answer_health(self.health.alive(), {"worker": "no progress"})
+            case "/health/ready":
+                self._answer_health(self.health.ready(), self.health.obstacles)
+            case _:
+                self._answer_json(404, {"error": "there are /metrics, /health/live, /health/ready"})
+
+    def _answer_health(self, good: bool, obstacles: dict[str, str]) -> None:
+        if good:
+            self._answer_json(200, {"status": "ok"})
+        else:
+            self._answer_json(503, {"status": "unavailable", "because": obstacles})
+
+    def _answer_json(self, status: int, content: dict[str, Any]) -> None:
+        self._answer(status, json.dumps(content).encode() + b"\n", "application/json")
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name
+        """Nothing: probes come every few seconds."""
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LifelongError) else f"{type(error).__name__}: {text}"
