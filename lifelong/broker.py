@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Literal, cast
+from typing import Final
 
 from infra.errors import SettingsError
-from infra.kafka import LocalKafka, create_topic
+from infra.kafka import Kind, LocalKafka, create_topic
 from infra.settings import BrokerSettings
 
-KINDS = ("auto", "apache", "mock")
+KINDS: Final[tuple[Kind, ...]] = ("auto", "apache", "mock")
 
 
 def run_broker(settings: BrokerSettings, directory: Path, port: int, kind: str) -> None:
@@ -22,7 +22,7 @@ def run_broker(settings: BrokerSettings, directory: Path, port: int, kind: str) 
     """
     if kind not in KINDS:
         raise SettingsError(f"--kind {kind!r}: choose one of {', '.join(KINDS)}")
-    with LocalKafka(directory, port, kind=cast(Literal["auto", "apache", "mock"], kind)) as kafka:
+    with LocalKafka(directory, port, kind=kind) as kafka:
         bootstrap = kafka.bootstrap
         for topic in (settings.topic, settings.dead_letter_topic):
             create_topic(bootstrap, topic, settings.partitions)

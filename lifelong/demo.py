@@ -26,11 +26,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from extractor.state import InterestState
 from infra.behaviors import partition_owner
-from infra.errors import LifelongError
-from infra.kafka import LocalKafka, create_topic, ping, producer_config
+from infra.errors import LifelongError, SettingsError
+from infra.kafka import Kind, LocalKafka, create_topic, ping, producer_config
 from infra.settings import Settings, load_settings
 from infra.store import Profile, Store, StoredSequence
 from infra.stores import open_store
+from lifelong.broker import KINDS
 from lifelong.freshness import FreshnessProbe
 from lifelong.live import LARGE, Client, LiveResult, LiveStream, in_order
 from lifelong.portrait import NamedInterest, name_interests
@@ -58,6 +59,10 @@ DRAIN_S: Final = 120.0
 """Longest wait for the worker to apply and cluster what was sent."""
 
 F32 = npt.NDArray[np.float32]
+
+
+class NotInTime(LifelongError):
+    """A part of the demo took far longer than it should."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ class Demo:
         self._last = self._first + min(options.events or live, live)
         self._bundle = Bundle.load(options.bundle or BUNDLE)
         self._broker_kind = options.broker
+        self._services: list[Service] = []
 
     def start(self) -> None:
         """Kafka, topics, history, worker, scorer."""
@@ -302,9 +308,11 @@ class Demo:
             ping(choice)
             self._broker_kind = choice
             return choice
-        if choice not in ("auto", "apache", "mock"):
-            raise LifelongError(f"--broker {choice!r}: choose auto, apache, mock or HOST:PORT")
-        kafka = self._stack.enter_context(LocalKafka(self._directory / "kafka", kind=choice))
+        if choice not in KINDS:
+            raise SettingsError(f"--broker {choice!r}: choose {', '.join(KINDS)} or HOST:PORT")
+        kafka = self._stack.enter_context(
+            LocalKafka(self._directory / "kafka", kind=choice)
+        )
         self._broker_kind = kafka.kind
         return kafka.bootstrap
 
@@ -359,6 +367,7 @@ class Demo:
     def _start_service(self, name: str, arguments: Sequence[str], ready_url: str) -> Service:
         service = Service(name, arguments, self._directory / f"{name}.log", ready_url)
         self._stack.enter_context(service)
+        self._services.append(service)
         service.wait_ready(READY_S)
         return service
 
@@ -375,8 +384,8 @@ class Demo:
         return [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
 
     def _check_services(self) -> None:
-        self._worker.check()
-        self._scorer.check()
+        for service in self._services:
+            service.check()
 
     def _wait_until_clean(self, at: Callable[[int], None]) -> None:
         """Until the worker has clustered every dirty user."""
@@ -388,7 +397,12 @@ class Demo:
         def waiting() -> int:
             return sum(len(self._store.dirty(owner, 10_000)) for owner in owners)
 
-        self._wait(lambda: (at(left := waiting()), left == 0)[1], "cluster all users")
+        def clean() -> bool:
+            left = waiting()
+            at(left)
+            return left == 0
+
+        self._wait(clean, "cluster all users")
 
     def _wait_until_applied(self) -> None:
         """Until the store has as many events as were sent; a shortfall is reported, not waited
@@ -404,7 +418,7 @@ class Demo:
                     open_users.discard(user)
             return not open_users
 
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(NotInTime):
             self._wait(applied, "apply all events")
 
     def _wait(self, done: Callable[[], bool], deed: str) -> None:
@@ -412,7 +426,9 @@ class Demo:
         while not done():
             self._check_services()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the worker did not {deed} within {DRAIN_S:.0f} s")
+                raise NotInTime(
+                    f"the worker did not {deed} within {DRAIN_S:.0f} s; is the machine very busy?"
+                )
             time.sleep(0.05)
 
     def _count_lost_and_doubled(self) -> tuple[int, int]:

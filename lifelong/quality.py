@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Scores = npt.NDArray[np.floating]
+Scores = npt.NDArray[np.floating] | npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
