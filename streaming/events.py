@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from math import isfinite
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -218,13 +217,13 @@ class EventDecoder:
         types: dict[str, Any] = dict.fromkeys(names, str)
         types["event_time"] = {"ms": int, "us": int, "s": int | float, "iso": str}[self._unit]
         types["dwell_ms"] = int
-        defaults = {"event_id": "", "category_id": "", "dwell_ms": 0}
-        defaults |= {
-            name: self._constants[name]
-            for name in names
-            # A constant of another type than the field's own is the careful path's to convert.
-            if isinstance(self._constants[name], types[name])
-        }
+        defaults: dict[str, Any] = {"event_id": "", "category_id": "", "dwell_ms": 0}
+        for name, constant in self._constants.items():
+            if constant is not None:
+                value = str(constant) if types[name] is str else constant
+                if not isinstance(value, types[name]):
+                    return None
+                defaults[name] = value
         # Null stands for "absent" in optional fields; those events take the careful path.
         fields: list[Any] = [
             (name, types[name], defaults[name]) if name in defaults else (name, types[name])
@@ -391,8 +390,7 @@ class EventDecoder:
         return int(value)
 
     def _check_number(self, name: str, value: Any) -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             raise _Rejected(
                 Reason.WRONG_TYPE, f"{self._shown[name]} is {_kind(value)}, not a number"
             )

@@ -1,0 +1,314 @@
+"""Events: what is accepted, what is refused and why, and that the two paths agree."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.behaviors import ACTIONS, BEHAVIOR, category_key, event_key, item_key
+from infra.settings import EventSettings
+from streaming.events import Decoded, EventDecoder, Reason, Reject
+
+NOW = 1_700_000_000_000
+EVENT: dict[str, Any] = {
+    "event_id": "e1",
+    "user_id": "u1",
+    "item_id": "i1",
+    "action": "click",
+    "event_time": NOW - 5,
+    "category_id": "c1",
+    "dwell_ms": 250,
+    "source": "web",
+}
+
+
+def payload(**changes: Any) -> bytes:
+    event = EVENT | changes
+    return json.dumps({k: v for k, v in event.items() if v is not ...}).encode()
+
+
+def decode(
+    value: bytes | None, key: bytes | None = b"u1", settings: EventSettings | None = None
+) -> Decoded:
+    return EventDecoder(settings or EventSettings()).decode_batch([(7, key, value)], NOW)
+
+
+def behavior(decoded: Decoded) -> np.void:
+    assert decoded.rejects == []
+    (append,) = decoded.appends
+    (packed,) = append.behaviors
+    record: np.void = np.frombuffer(packed, BEHAVIOR)[0]
+    return record
+
+
+def rejection(decoded: Decoded) -> Reject:
+    assert decoded.appends == []
+    (reject,) = decoded.rejects
+    return reject
+
+
+def test_an_event_becomes_a_behavior() -> None:
+    decoded = decode(payload())
+
+    stored = behavior(decoded)
+    assert stored["item"] == item_key("i1")
+    assert stored["time"] == NOW - 5
+    assert stored["category"] == category_key("c1")
+    assert stored["dwell"] == 250
+    assert stored["action"] == ACTIONS["click"]
+    assert decoded.appends[0].user == "u1"
+    assert decoded.appends[0].event_keys == [event_key("e1")]
+    assert decoded.appends[0].offsets == [7]
+
+
+@pytest.mark.parametrize("absent", [..., None, ""])
+def test_optional_fields_may_be_absent(absent: object) -> None:
+    nothing = 0 if absent == "" else absent
+    decoded = decode(payload(event_id=absent, category_id=absent, dwell_ms=nothing, source=absent))
+
+    stored = behavior(decoded)
+    assert (stored["category"], stored["dwell"]) == (0, 0)
+    assert decoded.appends[0].event_keys == [0]
+
+
+def test_a_whole_number_is_the_same_id_as_its_decimal_text() -> None:
+    number = decode(payload(user_id=42, item_id=17), b"42")
+
+    assert number.appends[0].user == "42"
+    assert behavior(number)["item"] == item_key("17")
+
+
+def test_events_are_grouped_by_user_in_the_order_of_offsets() -> None:
+    users = ["a", "b", "a", "c", "b", "a"]
+    records = [(10 + n, u.encode(), payload(user_id=u)) for n, u in enumerate(users)]
+
+    decoded = EventDecoder(EventSettings()).decode_batch(records, NOW)
+
+    assert {a.user: a.offsets for a in decoded.appends} == {
+        "a": [10, 12, 15],
+        "b": [11, 14],
+        "c": [13],
+    }
+
+
+DEEP = b'{"user_id":"u1","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+BAD: list[tuple[str, bytes | None, Reason, str]] = [
+    ("tombstone", None, Reason.EMPTY, "no payload"),
+    ("nothing", b"", Reason.EMPTY, "no payload"),
+    ("blank", b"  ", Reason.NOT_JSON, ""),
+    ("text", b"click", Reason.NOT_JSON, ""),
+    ("cut", payload()[:-5], Reason.NOT_JSON, ""),
+    ("two", payload() + payload(), Reason.NOT_JSON, ""),
+    ("binary", b"\x00\xff\xfe", Reason.NOT_JSON, ""),
+    ("not UTF-8", b'{"user_id": "\xff"}', Reason.NOT_JSON, ""),
+    ("lone surrogate", b'{"user_id": "\\ud800x"}', Reason.NOT_JSON, ""),
+    ("deep", DEEP[:60_000], Reason.NOT_JSON, "nested"),
+    ("array", b"[1, 2]", Reason.WRONG_SHAPE, "an array"),
+    ("number", b"5", Reason.WRONG_SHAPE, "a number"),
+    ("null", b"null", Reason.WRONG_SHAPE, "null"),
+    ("no user", payload(user_id=...), Reason.MISSING_FIELD, "user_id"),
+    ("no item", payload(item_id=...), Reason.MISSING_FIELD, "item_id"),
+    ("no action", payload(action=...), Reason.MISSING_FIELD, "action"),
+    ("no time", payload(event_time=...), Reason.MISSING_FIELD, "event_time"),
+    ("another shape", b'{"visitor": 1, "sku": 2}', Reason.MISSING_FIELD, "user_id"),
+    ("null user", payload(user_id=None), Reason.NULL_FIELD, "user_id"),
+    ("null item", payload(item_id=None), Reason.NULL_FIELD, "item_id"),
+    ("null time", payload(event_time=None), Reason.NULL_FIELD, "event_time"),
+    ("empty user", payload(user_id=""), Reason.EMPTY, "user_id"),
+    ("empty item", payload(item_id=""), Reason.EMPTY, "item_id"),
+    ("user as object", payload(user_id={"id": "u1"}), Reason.WRONG_TYPE, "user_id is an object"),
+    ("item as list", payload(item_id=["i1"]), Reason.WRONG_TYPE, "item_id is an array"),
+    ("item as fraction", payload(item_id=1.5), Reason.WRONG_TYPE, "item_id is a number"),
+    ("item as truth", payload(item_id=True), Reason.WRONG_TYPE, "item_id is a boolean"),
+    ("action as object", payload(action={}), Reason.WRONG_TYPE, "action"),
+    ("time as text", payload(event_time="1700000000000"), Reason.WRONG_TYPE, "event_time"),
+    ("time as truth", payload(event_time=True), Reason.WRONG_TYPE, "event_time"),
+    ("dwell as text", payload(dwell_ms="250"), Reason.WRONG_TYPE, "dwell_ms"),
+    ("category as list", payload(category_id=[1]), Reason.WRONG_TYPE, "category_id"),
+    ("event id as object", payload(event_id={}), Reason.WRONG_TYPE, "event_id"),
+    ("negative item", payload(item_id=-3), Reason.NEGATIVE, "item_id"),
+    ("negative time", payload(event_time=-1), Reason.NEGATIVE, "event_time"),
+    ("negative dwell", payload(dwell_ms=-1), Reason.NEGATIVE, "dwell_ms"),
+    ("long item", payload(item_id="i" * 257), Reason.TOO_LONG, "item_id"),
+    ("long item in UTF-8", payload(item_id="ü" * 129), Reason.TOO_LONG, "258 bytes"),
+    ("long event id", payload(event_id="e" * 5_000), Reason.TOO_LONG, "event_id"),
+    ("long category", payload(category_id="c" * 257), Reason.TOO_LONG, "category_id"),
+    ("long dwell", payload(dwell_ms=2**32), Reason.TOO_LONG, "dwell_ms"),
+    ("endless dwell", payload(dwell_ms=10**3000), Reason.TOO_LONG, "dwell_ms"),
+    ("endless number", b'{"user_id": ' + b"9" * 5000 + b"}", Reason.TOO_LONG, "range"),
+    ("long ago", payload(event_time=5), Reason.TOO_OLD, "2000-01-01"),
+    ("far future", payload(event_time=NOW * 2), Reason.IN_FUTURE, "event_time"),
+    ("time beyond 64 bits", payload(event_time=10**30), Reason.IN_FUTURE, "event_time"),
+    ("unknown action", payload(action="teleport"), Reason.UNKNOWN_ACTION, "teleport"),
+    ("another user", payload(user_id="u2"), Reason.KEY_MISMATCH, "user_id"),
+    ("large", payload(source="x" * 70_000), Reason.TOO_LARGE, "max_event_bytes"),
+    ("10 MB", b"x" * 10_000_000, Reason.TOO_LARGE, "10000000 bytes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "detail"), [b[1:] for b in BAD], ids=[b[0] for b in BAD]
+)
+def test_a_bad_event_is_refused_with_its_reason(
+    value: bytes | None, reason: Reason, detail: str
+) -> None:
+    reject = rejection(decode(value))
+
+    assert reject.reason is reason
+    assert detail in reject.detail
+    assert "\n" not in reject.detail
+    assert len(reject.detail) < 300
+    assert (reject.offset, reject.key, reject.value) == (7, b"u1", value)
+
+
+def test_a_long_user_id_is_refused() -> None:
+    user = "u" * 257
+
+    assert rejection(decode(payload(user_id=user), user.encode())).reason is Reason.TOO_LONG
+
+
+@pytest.mark.parametrize("key", [None, b"", b"u", b"u11", b"\xff"])
+def test_a_key_that_is_not_the_user_is_refused(key: bytes | None) -> None:
+    assert rejection(decode(payload(), key)).reason is Reason.KEY_MISMATCH
+
+
+def test_records_without_key_may_be_allowed() -> None:
+    decoder = EventDecoder(EventSettings(), keyless=True)
+
+    decoded = decoder.decode_batch([(0, None, payload()), (1, b"u2", payload())], NOW)
+
+    assert decoded.appends[0].offsets == [0]
+    assert rejection(Decoded([], decoded.rejects)).reason is Reason.KEY_MISMATCH
+
+
+def test_bad_events_leave_their_neighbors_alone() -> None:
+    records: list[tuple[int, bytes | None, bytes | None]] = []
+    for _, value, _, _ in BAD:
+        records.append((len(records), b"u1", value))
+        records.append((len(records), b"u1", payload()))
+
+    decoded = EventDecoder(EventSettings()).decode_batch(records, NOW)
+
+    assert [r.reason for r in decoded.rejects] == [b[2] for b in BAD]
+    assert [a.offsets for a in decoded.appends] == [list(range(1, len(records), 2))]
+
+
+def test_a_platforms_own_shape_needs_no_code() -> None:
+    settings = EventSettings(
+        fields={
+            "user_id": "payload.visitor.id",
+            "item_id": "payload.sku",
+            "event_time": "ts",
+            "action": "kind",
+            "event_id": "uuid",
+        },
+        actions={"BUY": "purchase"},
+        time_unit="iso",
+    )
+    event = {
+        "uuid": "x",
+        "kind": "BUY",
+        "ts": "2023-11-14T22:13:20Z",
+        "payload": {"visitor": {"id": 9}, "sku": "i1"},
+    }
+
+    stored = behavior(decode(json.dumps(event).encode(), b"9", settings))
+
+    assert stored["item"] == item_key("i1")
+    assert stored["time"] == NOW
+    assert stored["action"] == ACTIONS["purchase"]
+
+
+def test_details_name_the_platforms_field_too() -> None:
+    settings = EventSettings(fields={"user_id": "payload.visitor"})
+
+    reject = rejection(decode(b'{"payload": {}}', settings=settings))
+
+    assert reject.detail == "user_id (payload.visitor) is missing"
+
+
+def test_a_field_inside_what_is_no_object_is_refused() -> None:
+    settings = EventSettings(fields={"user_id": "payload.visitor"})
+
+    reject = rejection(decode(b'{"payload": [1]}', settings=settings))
+
+    assert reject.reason is Reason.WRONG_TYPE
+    assert "payload.visitor" in reject.detail
+
+
+@pytest.mark.parametrize("carried", [..., None])
+def test_a_constant_stands_for_what_the_event_does_not_carry(carried: object) -> None:
+    settings = EventSettings(constants={"action": "view", "category_id": 3})
+
+    stored = behavior(decode(payload(action=carried, category_id=carried), settings=settings))
+
+    assert stored["action"] == ACTIONS["view"]
+    assert stored["category"] == category_key("3")
+
+
+@pytest.mark.parametrize(
+    ("unit", "value"),
+    [
+        ("ms", NOW),
+        ("ms", float(NOW)),
+        ("s", NOW // 1000),
+        ("s", NOW / 1000),
+        ("us", NOW * 1000),
+        ("iso", "2023-11-14T22:13:20+00:00"),
+        ("iso", "2023-11-14T23:13:20.000+01:00"),
+        ("iso", "2023-11-14T22:13:20"),
+    ],
+)
+def test_times_come_in_the_platforms_unit(unit: Any, value: object) -> None:
+    decoded = decode(payload(event_time=value), settings=EventSettings(time_unit=unit))
+
+    assert behavior(decoded)["time"] == NOW
+
+
+@pytest.mark.parametrize("value", ["yesterday", "", "2023-13-40", "9" * 300])
+def test_a_time_that_cannot_be_parsed_is_refused(value: str) -> None:
+    reject = rejection(decode(payload(event_time=value), settings=EventSettings(time_unit="iso")))
+
+    assert reject.reason is Reason.BAD_TIME
+
+
+def test_one_field_may_serve_two_purposes() -> None:
+    settings = EventSettings(fields={"event_id": "item_id"})
+
+    decoded = decode(payload(), settings=settings)
+
+    assert decoded.appends[0].event_keys == [event_key("i1")]
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=300),
+    st.lists(st.integers(), max_size=2),
+    st.just("u1"),
+    st.just("click"),
+    st.integers(NOW - 10**12, NOW + 10**9),
+)
+
+
+@given(
+    event=st.fixed_dictionaries({}, optional=dict.fromkeys(EVENT, ANYTHING)),
+    sound=st.sets(st.sampled_from(sorted(EVENT))),
+)
+def test_the_fast_path_agrees_with_the_careful_one(event: dict[str, Any], sound: set[str]) -> None:
+    value = json.dumps(event | {name: EVENT[name] for name in sound}).encode()
+    fast = EventDecoder(EventSettings())
+    careful = EventDecoder(EventSettings())
+    careful._decode_typed = None
+
+    assert fast.decode_batch([(1, b"u1", value)], NOW) == careful.decode_batch(
+        [(1, b"u1", value)], NOW
+    )
