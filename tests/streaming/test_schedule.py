@@ -3,12 +3,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from prometheus_client import CollectorRegistry
 
+from extractor.extract import Extractor
 from extractor.state import InterestState
 from infra.behaviors import Source, pack_behavior
 from infra.errors import StoreCorrupt, StoreFull, StoreUnavailable
@@ -61,6 +64,19 @@ class CountingExtractor:
             item_last=np.zeros(0, np.uint32),
             last_time_ms=0,
         )
+
+
+class SmallBundle:
+    """What an extractor needs of a bundle: 20 items on a circle, known by their row."""
+
+    digest = b"small bundle.\0\0\0"
+    manifest = SimpleNamespace(m=2, K=3, L=64, M=8, T=15, scale=20.0)
+    _angles = np.linspace(0, 2 * np.pi, 21)
+    projected = np.stack([np.cos(_angles), np.sin(_angles)], axis=1).astype(np.float32)
+    embeddings = projected
+
+    def rows(self, item_keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+        return np.where(item_keys <= 20, item_keys, 0).astype(np.int32)
 
 
 class FaultyStore:
@@ -359,6 +375,30 @@ def test_one_owners_unreadable_list_does_not_block_the_others(house: House) -> N
     house.store.faults = {"dirty": corrupt}
     assert house.reclusterer.run_once() == 1
     assert house.metric("store_errors_total", error="StoreCorrupt") == 1
+
+
+def test_the_real_extractor_works_in_its_threads(tmp_path: Path) -> None:
+    house = House(LmdbStore(tmp_path, max_size=1 << 24))
+    reclusterer = Reclusterer(
+        cast("Store", house.store),
+        Extractor(SmallBundle()),
+        WorkerSettings(recluster_min_new=3, recluster_threads=2, recluster_batch=4),
+        WorkerMetrics(CollectorRegistry()),
+        house.clock,
+    )
+    reclusterer.set_owners([A.owner])
+    for behaviors in (3, 5):  # a cold start and a warm one
+        for number in range(1, 21):
+            house.act(f"u{number}", behaviors)
+        while reclusterer.run_once():
+            pass
+    reclusterer.stop()
+    assert house.dirty() == []
+    (profile,) = house.store.profiles(["u7"])
+    state = InterestState.decode(profile.interests)
+    assert state.version == Version(START, 8)
+    assert state.sizes.sum() == 8
+    assert state.recent.tolist() == [7] * 8
 
 
 @pytest.mark.parametrize("threads", [1, 3])
