@@ -1,0 +1,211 @@
+"""What the tests of the hot path share: topics, events, a running app, and patience with an end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from prometheus_client import CollectorRegistry
+
+from infra.behaviors import Source
+from infra.kafka import create_topic, producer_config, topic_id
+from infra.memory_store import MemoryStore
+from infra.metrics import WorkerMetrics
+from infra.settings import Settings
+from infra.store import Append, Appended
+from streaming.app import LifelongApp, create_app
+from streaming.dead_letters import DeadLetter, DeadLetters, KafkaDeadLetters
+
+PATIENCE_S = 40.0
+NOW = 1_700_000_000_000
+
+
+def new_settings(bootstrap: str, **changes: Any) -> Settings:
+    """Settings of a group, a topic and a dead-letter topic that no other test has."""
+    name = f"hot.{uuid.uuid4().hex[:10]}"
+    broker = {
+        "bootstrap": bootstrap,
+        "topic": name,
+        "dead_letter_topic": f"{name}.dead",
+        "group": name,
+        "partitions": 4,
+    }
+    worker = {"session_timeout_s": 6.0, "retry_max_s": 0.2, "metrics_port": 0}
+    given: dict[str, Any] = {"broker": broker, "worker": worker, "store": {"url": "memory://"}}
+    for section, values in changes.items():
+        given[section] = given.get(section, {}) | values
+    return Settings.model_validate(given)
+
+
+def create_topics(settings: Settings, **config: str | int) -> None:
+    broker = settings.broker
+    create_topic(broker, broker.topic, broker.partitions, **config)
+    create_topic(broker, broker.dead_letter_topic, 1)
+
+
+def event(user: str, number: int = 0, **changes: Any) -> bytes:
+    """A sound event; the same number gives the same event."""
+    content = {
+        "event_id": f"{user}-{number}",
+        "user_id": user,
+        "item_id": f"item-{number % 50}",
+        "action": "click",
+        "event_time": NOW + number,
+    }
+    return json.dumps(content | changes).encode()
+
+
+def produce(settings: Settings, events: Iterable[tuple[str, bytes | None]], **where: Any) -> int:
+    """Send (key, value) pairs and return how many the broker took."""
+    producer = Producer(producer_config(settings.broker) | {"message.max.bytes": 15_000_000})
+    count = 0
+    for count, (key, value) in enumerate(events, start=1):  # noqa: B007 - the last one is the answer
+        producer.produce(settings.broker.topic, value, key.encode(), **where)
+        producer.poll(0)
+    assert producer.flush(PATIENCE_S) == 0
+    return count
+
+
+def committed(settings: Settings) -> dict[int, int]:
+    """Committed offset of each partition that has one."""
+    consumer = Consumer(
+        {"bootstrap.servers": settings.broker.bootstrap, "group.id": settings.broker.group}
+    )
+    partitions = [
+        TopicPartition(settings.broker.topic, n) for n in range(settings.broker.partitions)
+    ]
+    try:
+        found = consumer.committed(partitions, timeout=10)
+        return {p.partition: p.offset for p in found if p.offset >= 0}
+    finally:
+        consumer.close()
+
+
+def dead_letters_of(settings: Settings, count: int) -> list[Message]:
+    """The first ``count`` messages of the dead-letter topic."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.broker.bootstrap,
+            "group.id": uuid.uuid4().hex,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "fetch.message.max.bytes": 15_000_000,
+        }
+    )
+    consumer.subscribe([settings.broker.dead_letter_topic])
+    found: list[Message] = []
+    deadline = time.monotonic() + PATIENCE_S
+    try:
+        while len(found) < count and time.monotonic() < deadline:
+            message = consumer.poll(0.5)
+            if message is not None and message.error() is None:
+                found.append(message)
+        return found
+    finally:
+        consumer.close()
+
+
+def headers_of(message: Message) -> dict[str, str]:
+    return {name: bytes(value or b"").decode() for name, value in message.headers() or []}
+
+
+async def until(done: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
+    """Wait for a condition, but not for ever."""
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s until {what}"
+        await asyncio.sleep(0.02)
+
+
+class WatchedStore(MemoryStore):
+    """A memory store that remembers what was appended, and fails when told to."""
+
+    def __init__(self) -> None:
+        super().__init__(length=100_000)
+        self.appends: list[tuple[Source, int, int]] = []
+        """Source, first and last offset of each append that succeeded."""
+        self.failure: Callable[[Source, Sequence[Append]], Exception | None] = lambda _s, _a: None
+        self.failures = 0
+
+    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
+        failure = self.failure(source, appends)
+        if failure is not None:
+            self.failures += 1
+            raise failure
+        appended = super().append(source, appends, now_ms)
+        offsets = [offset for append in appends for offset in append.offsets]
+        self.appends.append((source, min(offsets), max(offsets)))
+        return appended
+
+    def counts(self) -> dict[str, int]:
+        """Behaviors ever applied, by user."""
+        users = self.users("", 1_000_000)
+        found = self.sequences(users)
+        return {u: s.version.count for u, s in zip(users, found, strict=True) if s is not None}
+
+
+@dataclass
+class KeptLetters:
+    """Dead letters kept in memory; they fail as long as ``failure`` is set."""
+
+    letters: list[DeadLetter] = field(default_factory=list)
+    failure: Exception | None = None
+    failures: int = 0
+
+    def send(self, letters: Sequence[DeadLetter]) -> None:
+        if self.failure is not None:
+            self.failures += 1
+            raise self.failure
+        self.letters += letters
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Running:
+    """An app at work."""
+
+    app: LifelongApp
+    metrics: WorkerMetrics
+    partitions: set[int] = field(default_factory=set)
+    rebalances: int = 0
+
+    def assigned(self, partitions: set[int]) -> None:
+        self.partitions = partitions
+        self.rebalances += 1
+
+    def events(self, outcome: str) -> int:
+        return int(self.metrics.events.labels(outcome)._value.get())
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, store: MemoryStore, dead_letters: DeadLetters | None = None
+) -> AsyncIterator[Running]:
+    """An app that consumes, until the block ends."""
+    metrics = WorkerMetrics(CollectorRegistry())
+    letters = dead_letters or KafkaDeadLetters(settings.broker)
+    app = create_app(
+        settings,
+        store,
+        letters,
+        metrics,
+        topic_id=lambda: topic_id(settings.broker, settings.broker.topic),
+        on_assigned=lambda partitions: worker.assigned(partitions),  # noqa: PLW0108 - made below
+    )
+    worker = Running(app, metrics)
+    try:
+        await app.start()
+        yield worker
+    finally:
+        await app.stop()
+        await asyncio.to_thread(app.writer.close)
+        await asyncio.to_thread(letters.close)

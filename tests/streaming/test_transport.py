@@ -1,0 +1,184 @@
+"""The batch transport: on a real Kafka, every record of every partition arrives once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.types import TP
+
+from infra.kafka import LocalKafka
+from streaming.transport import InOrder
+from tests.streaming.running import (
+    WatchedStore,
+    committed,
+    create_topics,
+    event,
+    new_settings,
+    produce,
+    running,
+    until,
+)
+
+TP0, TP1 = TP("t", 0), TP("t", 1)
+
+
+def numbered(seek: int, number: int, tp: TP = TP0) -> Any:
+    return SimpleNamespace(tp=tp, seek=seek, number=number)
+
+
+def events(users: int, each: int) -> Iterator[tuple[str, bytes]]:
+    for number in range(each):
+        for user in range(users):
+            yield f"u{user}", event(f"u{user}", number)
+
+
+def slow(some: Iterator[tuple[str, bytes]], seconds: float) -> Iterator[tuple[str, bytes]]:
+    """The same, some of them at a time."""
+    for index, one in enumerate(some):
+        if index % 50 == 0:
+            time.sleep(seconds / 80)
+        yield one
+
+
+def test_only_the_direct_successor_follows() -> None:
+    order = InOrder()
+    order.done(numbered(1, 1))
+
+    assert order.follows(numbered(1, 2))
+    assert not order.follows(numbered(1, 1))
+    assert not order.follows(numbered(1, 3))
+
+
+def test_after_a_seek_only_the_first_batch_follows() -> None:
+    order = InOrder()
+    order.done(numbered(1, 5))
+
+    assert order.follows(numbered(2, 1))
+    assert not order.follows(numbered(2, 2))
+
+
+def test_what_was_fetched_before_a_seek_is_old() -> None:
+    order = InOrder()
+    order.expect(TP0, 4)
+
+    assert order.is_old(numbered(3, 1))
+    assert not order.follows(numbered(3, 1))
+    assert not order.is_old(numbered(4, 1))
+    assert order.follows(numbered(4, 1))
+
+
+def test_partitions_are_numbered_apart() -> None:
+    order = InOrder()
+    order.done(numbered(1, 1))
+
+    assert order.follows(numbered(1, 1, TP1))
+
+
+def assert_contiguous(store: WatchedStore) -> None:
+    """In each partition the appends began where others had ended, or before."""
+    reached: dict[int, int] = defaultdict(lambda: -1)
+    for source, first, last in store.appends:
+        assert first <= reached[source.key] + 1
+        reached[source.key] = max(reached[source.key], last)
+
+
+@pytest.mark.kafka
+async def test_every_record_is_applied_once_in_batches(kafka: LocalKafka) -> None:
+    settings = new_settings(kafka.bootstrap, worker={"fetch_max": 500})
+    create_topics(settings)
+    sent = produce(settings, events(users=40, each=100))
+    store = WatchedStore()
+
+    async with running(settings, store) as worker:
+        await until(lambda: worker.events("applied") >= sent, "all events are applied")
+        await until(lambda: sum(committed(settings).values()) == sent, "all are committed")
+
+    assert store.counts() == {f"u{n}": 100 for n in range(40)}
+    assert worker.events("applied") == sent
+    assert worker.events("replayed") == 0
+    assert len(store.appends) < sent / 50
+    assert_contiguous(store)
+
+
+@pytest.mark.kafka
+async def test_nothing_is_lost_or_doubled_over_rebalances(kafka: LocalKafka) -> None:
+    settings = new_settings(kafka.bootstrap, worker={"fetch_max": 100})
+    create_topics(settings)
+    store = WatchedStore()
+
+    async with running(settings, store) as first:
+        slowly = slow(events(users=100, each=40), seconds=4)
+        sending = asyncio.create_task(asyncio.to_thread(produce, settings, slowly))
+        await until(lambda: first.events("applied") > 0, "the first works")
+        async with running(settings, store) as second:
+            await until(lambda: second.events("applied") > 0, "the second works")
+            assert first.partitions | second.partitions == {0, 1, 2, 3}
+            assert not first.partitions & second.partitions
+        await until(lambda: len(first.partitions) == 4, "the first has all partitions back")
+        sent = await sending
+        await until(lambda: sum(committed(settings).values()) == sent, "all are committed")
+
+    assert store.counts() == {f"u{n}": 40 for n in range(100)}
+    assert first.events("applied") + second.events("applied") == sent
+    assert_contiguous(store)
+
+
+@pytest.mark.kafka
+async def test_a_restart_goes_on_where_the_last_one_stopped(kafka: LocalKafka) -> None:
+    settings = new_settings(kafka.bootstrap)
+    create_topics(settings)
+    store = WatchedStore()
+    produce(settings, events(users=10, each=10))
+    async with running(settings, store) as first:
+        await until(lambda: first.events("applied") == 100, "all events are applied")
+    produce(settings, events(users=10, each=10))
+    async with running(settings, store) as second:
+        await until(lambda: second.events("duplicate") == 100, "what was sent twice is known")
+
+    assert second.events("replayed") == 0
+    assert sum(committed(settings).values()) == 200
+
+
+@pytest.mark.kafka
+async def test_a_batch_dropped_before_anything_was_committed_comes_again(
+    kafka: LocalKafka,
+) -> None:
+    settings = new_settings(kafka.bootstrap, worker={"fetch_max": 20})
+    create_topics(settings)
+    store = WatchedStore()
+    async with running(settings, store) as worker:
+        await until(lambda: len(worker.partitions) == 4, "partitions are assigned")
+        batches = worker.app.batches
+        apply, dropped = batches.apply, []
+
+        async def lossy(batch: Any, decoded: Any) -> bool:
+            if batch.tp not in dropped:
+                dropped.append(batch.tp)
+                return False
+            return await apply(batch, decoded)
+
+        batches.apply = lossy  # type: ignore[method-assign]
+        sent = await asyncio.to_thread(produce, settings, events(users=20, each=20))
+        await until(lambda: worker.events("applied") >= sent, "all events are applied")
+
+    assert len(dropped) == 4
+    assert store.counts() == {f"u{n}": 20 for n in range(20)}
+    assert_contiguous(store)
+
+
+@pytest.mark.kafka
+async def test_a_large_record_does_not_stall_the_partition(kafka: LocalKafka) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings, max_message_bytes=12_000_000)
+    store = WatchedStore()
+    produce(settings, [("a", event("a", 1)), ("b", b"x" * 10_000_000), ("a", event("a", 2))])
+
+    async with running(settings, store) as worker:
+        await until(lambda: worker.events("rejected") == 1, "the large record is refused")
+        await until(lambda: worker.events("applied") == 2, "its neighbors are applied")
