@@ -91,7 +91,7 @@ def cluster(
     >>> import numpy as np
     >>> h = np.array([[1, 0], [2, 0.1], [0, 1], [0, 0]], np.float32)
     >>> cluster(h, clusters=3, iterations=15).assign
-    array([ 0,  2,  1, -1], dtype=int32)
+    array([ 0,  1,  2, -1], dtype=int32)
     >>> cluster(h, clusters=2, iterations=15).sizes
     array([2, 1], dtype=uint32)
     """
