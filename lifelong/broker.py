@@ -26,6 +26,9 @@ def run_broker(settings: BrokerSettings, directory: Path, port: int, kind: str) 
         bootstrap = kafka.bootstrap
         for topic in (settings.topic, settings.dead_letter_topic):
             create_topic(bootstrap, topic, settings.partitions)
-        print(f"Kafka ({kafka.kind}) on {bootstrap}, topics {settings.topic} and"
-              f" {settings.dead_letter_topic}; Ctrl-C ends it", file=sys.stderr)
+        print(
+            f"Kafka ({kafka.kind}) on {bootstrap}, topics {settings.topic} and"
+            f" {settings.dead_letter_topic}; Ctrl-C ends it",
+            file=sys.stderr,
+        )
         signal.pause()

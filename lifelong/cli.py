@@ -30,7 +30,9 @@ app: Final = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-bench: Final = typer.Typer(help="Measures speed against peers, in the same run.", no_args_is_help=True)
+bench: Final = typer.Typer(
+    help="Measures speed against peers, in the same run.", no_args_is_help=True
+)
 app.add_typer(bench, name="bench")
 
 Config = Annotated[
@@ -48,10 +50,12 @@ StoreUrl = Annotated[
     typer.Option("--store", metavar="URL", help="lmdb://PATH, aerospike://HOST:PORT/NAMESPACE."),
 ]
 BundlePath = Annotated[
-    Path | None, typer.Option("--bundle", metavar="DIR", help="Model bundle; default: the shipped one.")
+    Path | None,
+    typer.Option("--bundle", metavar="DIR", help="Model bundle; default: the shipped one."),
 ]
 JsonOut = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for standard output.")
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for standard output."),
 ]
 
 
@@ -216,9 +220,7 @@ def backfill(
     """Write the events of a file straight into the store; repeated or resumed, it doubles none."""
     from lifelong.transfers import run_backfill
 
-    settings = _settings(
-        config, assignments, {"broker.bootstrap": bootstrap, "store.url": store}
-    )
+    settings = _settings(config, assignments, {"broker.bootstrap": bootstrap, "store.url": store})
     with _terminable():
         result = run_backfill(settings, file, partitions=partitions, on_bad=on_bad)
     _write_json(result, json_out)
@@ -268,9 +270,7 @@ def inspect(
     from lifelong.inspection import run_inspect
 
     settings = _settings(config, assignments, {"store.url": store, "bundle.path": bundle})
-    _write_json(
-        run_inspect(_with_bundle(settings), user, last, quiet=json_out == "-"), json_out
-    )
+    _write_json(run_inspect(_with_bundle(settings), user, last, quiet=json_out == "-"), json_out)
 
 
 @app.command()

@@ -193,9 +193,7 @@ class Demo:
         large = np.random.default_rng(0).permutation(len(purchases.items))[:LARGE]
         large_items = [purchases.items[code] for code in large]
         probe = FreshnessProbe(self._store)
-        producer = EventProducer(
-            producer_config(self.settings.broker), self.settings.broker.topic
-        )
+        producer = EventProducer(producer_config(self.settings.broker), self.settings.broker.topic)
         with self._steps.step("stream and rank", self._last - self._first) as at:
             live = LiveStream(
                 purchases,
@@ -310,9 +308,7 @@ class Demo:
             return choice
         if choice not in KINDS:
             raise SettingsError(f"--broker {choice!r}: choose {', '.join(KINDS)} or HOST:PORT")
-        kafka = self._stack.enter_context(
-            LocalKafka(self._directory / "kafka", kind=choice)
-        )
+        kafka = self._stack.enter_context(LocalKafka(self._directory / "kafka", kind=choice))
         self._broker_kind = kafka.kind
         return kafka.bootstrap
 

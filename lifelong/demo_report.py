@@ -37,7 +37,7 @@ def show_addresses(console: Console, where: dict[str, str]) -> None:
         f"  store    {where['store']}",
         "Try:",
         f"  curl -s {where['scorer']}/v1/rank -H 'Content-Type: application/json' \\",
-        f"    -d '{{\"user\":\"{where['user']}\",\"candidates\":[\"{where['item']}\",\"22423\"]}}'",
+        f'    -d \'{{"user":"{where["user"]}","candidates":["{where["item"]}","22423"]}}\'',
         f"  lifelong inspect {where['user']} --store {where['store']}",
         f"An event, keyed by its user, onto {where['topic']}:",
         f"  {event}",

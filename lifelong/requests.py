@@ -103,6 +103,4 @@ def _draw(
     """99 distinct items by popularity, none of ``taken``."""
     weights = popularity.astype(np.float64)
     weights[list(taken)] = 0
-    return random.choice(
-        len(weights), CANDIDATES - 1, replace=False, p=weights / weights.sum()
-    )
+    return random.choice(len(weights), CANDIDATES - 1, replace=False, p=weights / weights.sum())

@@ -6,11 +6,14 @@ import os
 import platform
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
+
+BAR: Final = 24
+"""Characters of the longest bar; the whole table fits into 80."""
 
 
 def machine() -> str:
@@ -57,17 +60,17 @@ def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
     most = max(row["value"] for row in result["results"])
     ratios = result["ratios"]
     table = Table(title=f"{title}: {result['machine']}", title_justify="left")
-    for column in ("", "value", "unit", "ours is faster by"):
-        table.add_column(column, justify="right" if column in ("value",) else "left")
-    table.add_column("", width=40)
+    table.add_column("", no_wrap=True)
+    table.add_column(result["results"][0]["unit"], justify="right", no_wrap=True)
+    table.add_column("ours is", justify="right", no_wrap=True)
+    table.add_column("", width=BAR)
     for row in result["results"]:
-        faster = f"{ratios[row['name']]:.1f} x" if row["name"] in ratios else ""
+        faster = f"{ratios[row['name']]:.1f} x faster" if row["name"] in ratios else ""
         table.add_row(
             row["name"],
             f"{row['value']:,.0f}",
-            row["unit"],
             faster,
-            Bar(most, 0, row["value"], width=40),
+            Bar(most, 0, row["value"], width=BAR),
         )
     console.print(table)
     if chart is not None:
