@@ -43,6 +43,7 @@ ACTIONS: Final = {
 }
 """Known actions and their stored codes. Codes are never reused."""
 
+
 def item_key(item_id: str) -> int:
     """The 64-bit key under which an item stands in sequences."""
     return xxhash.xxh3_64_intdigest(item_id.encode())

@@ -175,11 +175,7 @@ class LmdbStore:
                     if its_owner != owner:
                         break
                     name = key[_DIRTY_KEY.size :]
-                    head = _get(txn, name, self._heads)
-                    user = name.decode()
-                    if head is not None:
-                        summary = records.summarize(head, user)
-                        found.append(DirtyUser(user, since, summary.count - summary.covered))
+                    found.append(self._dirty_user(txn, name, since))
                     more = cursor.next()
             return found
 
@@ -252,6 +248,16 @@ class LmdbStore:
     def close(self) -> None:
         self._env.close()
 
+    def _dirty_user(self, txn: lmdb.Transaction, key: bytes, since: int) -> DirtyUser:
+        user = key.decode()
+        head = _get(txn, key, self._heads)
+        try:
+            pending = records.pending(head, user) if head is not None else 0
+        except StoreCorrupt:
+            # Listed all the same: whoever reads this user finds out, and the others are served.
+            pending = 0
+        return DirtyUser(user, since, pending)
+
     def _sequence(self, txn: lmdb.Transaction, user: str) -> StoredSequence | None:
         key = user.encode()
         raw = self._live_head(txn, key, user)
@@ -268,7 +274,7 @@ class LmdbStore:
             return None
         head = records.decode_head(raw, user)
         stored = _get(txn, key, self._interests)
-        version = Version(*_VERSION.unpack_from(stored)) if stored is not None else None
+        version = _version_of(stored, user) if stored is not None else None
         covered = version.count if version and version.epoch == head.epoch else 0
         wanted = max(len(head.tail), min(head.count - covered, self._length))
         return Profile(
@@ -296,20 +302,22 @@ class LmdbStore:
         behaviors = np.concatenate([*parts, head.tail]) if parts else head.tail
         return behaviors[-wanted:] if wanted else np.empty(0, BEHAVIOR)
 
-    def _put_interest(
-        self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int
-    ) -> Written:
+    def _put_interest(self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int) -> Written:
         key = write.user.encode()
         head = self._live_head(txn, key, write.user)
         if head is None:
             return Written.GONE
         stored = _get(txn, key, self._interests)
-        if stored is not None and Version(*_VERSION.unpack_from(stored)) > write.version:
+        if stored is not None and _version_of(stored, write.user) > write.version:
             return Written.STALE
         summary = records.summarize(head, write.user)
         if summary.epoch != write.version.epoch:
             return Written.STALE
-        txn.put(key, _VERSION.pack(write.version.epoch, write.version.count) + write.payload, db=self._interests)
+        txn.put(
+            key,
+            _VERSION.pack(write.version.epoch, write.version.count) + write.payload,
+            db=self._interests,
+        )
         if summary.since:
             txn.delete(_DIRTY_KEY.pack(summary.owner, summary.since) + key, db=self._dirty)
         if summary.since and summary.count > write.version.count:
@@ -371,6 +379,16 @@ class LmdbStore:
                 f"the LMDB store at {self._path} failed: {_line(error)};"
                 " check the disk and the directory's permissions"
             ) from error
+
+
+def _version_of(stored: bytes, user: str) -> Version:
+    """The version in front of a stored interest state."""
+    if len(stored) < _VERSION.size:
+        raise StoreCorrupt(
+            f"the interest record of user {user!r} has {len(stored)} bytes; remove the user's"
+            " record or restore the store"
+        )
+    return Version(*_VERSION.unpack_from(stored))
 
 
 def _line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from infra.behaviors import Source
 MAX_USER_BYTES = 256
 """Longest user id in UTF-8 bytes; LMDB keys end at 511 bytes and carry a prefix."""
 
+
 def wall_clock_ms() -> int:
     """The time in ms since epoch, UTC."""
     return time.time_ns() // 1_000_000
@@ -167,7 +168,8 @@ class Store(Protocol):
 
     def users(self, after: str, limit: int) -> list[str]:
         """Up to ``limit`` users with a sequence, in a stable order, following ``after`` ("" from
-        the start). For tools; a store without an order may return them in one page."""
+        the start). For tools; a store without an order may return them in one page.
+        """
         ...
 
     def get_position(self, name: str) -> bytes | None:
@@ -180,7 +182,8 @@ class Store(Protocol):
 
     def sweep(self, now_ms: int, limit: int) -> int:
         """Remove up to ``limit`` expired users where the database does not do so by itself;
-        returns how many."""
+        returns how many.
+        """
         ...
 
     def ping(self) -> None:

@@ -20,7 +20,7 @@ def open_store(settings: StoreSettings) -> Store:
         SettingsError: the URL names no store.
         StoreUnavailable: the store does not answer.
     """
-    url = settings.url.get_secret_value() if hasattr(settings.url, "get_secret_value") else settings.url
+    url = settings.url
     scheme = urlsplit(url).scheme
     if scheme == "memory":
         from infra.memory_store import MemoryStore
@@ -46,7 +46,9 @@ def _open_lmdb(url: str, settings: StoreSettings) -> Store:
     unknown = sorted(options.keys() - {"max_size", "sync"})
     if unknown or not place:
         wrong = f"unknown option {unknown[0]!r}" if unknown else "no path"
-        raise SettingsError(f"store.url: {url!r} has {wrong}; use lmdb://PATH[?max_size=BYTES&sync=0]")
+        raise SettingsError(
+            f"store.url: {url!r} has {wrong}; use lmdb://PATH[?max_size=BYTES&sync=0]"
+        )
     try:
         max_size = int(options.get("max_size", DEFAULT_MAX_SIZE))
     except ValueError as error:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from extractor.state import InterestState
 from infra.behaviors import partition_owner
 from infra.errors import LifelongError, SettingsError
-from infra.kafka import Kind, LocalKafka, create_topic, ping, producer_config
+from infra.kafka import LocalKafka, create_topic, ping, producer_config
 from infra.settings import Settings, load_settings
-from infra.store import Profile, Store, StoredSequence
+from infra.store import Profile, StoredSequence
 from infra.stores import open_store
 from lifelong.broker import KINDS
 from lifelong.freshness import FreshnessProbe
@@ -37,7 +37,7 @@ from lifelong.live import LARGE, Client, LiveResult, LiveStream, in_order
 from lifelong.portrait import NamedInterest, name_interests
 from lifelong.processes import Service, free_port
 from lifelong.quality import Quality, measure_quality
-from lifelong.requests import LiveRequest, plan_requests
+from lifelong.requests import plan_requests
 from lifelong.shipped import BUNDLE, MAPPING, Purchases, write_purchases
 from models.bundle import Bundle
 from models.evaluation import StoredUser, extract_plainly, score_stored
@@ -113,7 +113,7 @@ class Steps:
         if self._progress.disable:
             self._console.print(f"{title}: {time.perf_counter() - begin:.1f} s", highlight=False)
 
-    def __enter__(self) -> Steps:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -271,7 +271,9 @@ class Demo:
         user = self._portrait_user()
         sequence = self._store.sequences([user])[0]
         profile = self._store.profiles([user])[0]
-        assert sequence is not None and profile is not None and profile.interests is not None
+        assert sequence is not None
+        assert profile is not None
+        assert profile.interests is not None
         state = InterestState.decode(profile.interests, user)
         popular = np.argsort(-np.bincount(purchases.item[: self._last]), kind="stable")[:LARGE]
         with RankClient(self._scorer_url) as client:
@@ -402,7 +404,8 @@ class Demo:
 
     def _wait_until_applied(self) -> None:
         """Until the store has as many events as were sent; a shortfall is reported, not waited
-        for longer than DRAIN_S."""
+        for longer than DRAIN_S.
+        """
         expected = np.bincount(self._purchases.user[: self._last])
         open_users = set(np.unique(self._purchases.user[self._first : self._last]).tolist())
 

@@ -62,7 +62,7 @@ class FreshnessProbe:
         try:
             while not self._ending.wait(POLL_S):
                 self._look()
-        except Exception as error:  # told by finish(): a thread's death must not pass unseen
+        except Exception as error:  # noqa: BLE001  # told by finish(): a thread's death must not pass unseen
             self._failure = error
 
     def _look(self) -> None:

@@ -112,7 +112,7 @@ class Client:
             with RankClient(self._url) as client:
                 while (request := self._tasks.get()) is not None:
                     self._ask(client, request)
-        except Exception as error:  # raised by check() and finish(), in the caller's thread
+        except Exception as error:  # noqa: BLE001  # raised by check() and finish(), in the caller's thread
             self._failure = error
 
     def _ask(self, client: RankClient, request: LiveRequest) -> None:

@@ -82,11 +82,11 @@ def _draw(title: str, result: dict[str, Any], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     names = [row["name"] for row in result["results"]][::-1]
     values = [row["value"] for row in result["results"]][::-1]
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.45 * len(names)))
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.45 * len(names)))
     bars = axes.barh(names, values, color=["#9aa5b1"] * len(names))
     bars[-1].set_color("#1f6feb")
     axes.bar_label(bars, fmt="{:,.0f}", padding=4)
@@ -95,4 +95,4 @@ def _draw(title: str, result: dict[str, Any], path: Path) -> None:
     axes.margins(x=0.15)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    plt.close(figure)

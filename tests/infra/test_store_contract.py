@@ -19,7 +19,15 @@ from infra.behaviors import (
 from infra.errors import RecordTooLarge
 from infra.lmdb_store import LmdbStore
 from infra.memory_store import MemoryStore
-from infra.store import Append, InterestWrite, Store, StoredSequence, Version, Written, wall_clock_ms
+from infra.store import (
+    Append,
+    InterestWrite,
+    Store,
+    StoredSequence,
+    Version,
+    Written,
+    wall_clock_ms,
+)
 from tests.aerospike_double import aerospike_server, open_aerospike  # noqa: F401  (a fixture)
 
 LENGTH = 200
@@ -41,7 +49,8 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenS
         elif request.param == "lmdb":
             store = LmdbStore(tmp_path, **options)  # type: ignore[arg-type]
         else:
-            store = open_aerospike(request.getfixturevalue("aerospike_server"), **options)
+            server = request.getfixturevalue("aerospike_server")
+            store = open_aerospike(server, **options)  # type: ignore[arg-type]
         opened.append(store)
         return store
 
@@ -71,7 +80,7 @@ def append(
 
 def items(sequence: StoredSequence | None) -> list[int]:
     assert sequence is not None
-    return (sequence.behaviors["time"] - 1000).tolist()
+    return [time - 1000 for time in sequence.behaviors["time"].tolist()]
 
 
 def version_of(store: Store, user: str) -> Version:
@@ -315,7 +324,9 @@ def test_positions_are_kept_and_removed(store: Store) -> None:
     assert store.get_position("backfill-x") is None
 
 
-def test_another_client_sees_what_was_written(open_store: OpenStore, request: pytest.FixtureRequest) -> None:
+def test_another_client_sees_what_was_written(
+    open_store: OpenStore, request: pytest.FixtureRequest
+) -> None:
     if "memory" in request.node.callspec.id:
         pytest.skip("memory is one process's own")
     writer = open_store()
