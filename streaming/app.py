@@ -44,7 +44,7 @@ RETRY_MIN_S: Final = 0.05
 COMMIT_INTERVAL_S: Final = 1.0
 """How often offsets are committed. What a killed worker had not committed is skipped by marks."""
 
-METADATA_MAX_AGE_S: Final = 15.0
+METADATA_MAX_AGE_S: Final = 5.0
 """How soon new partitions, and a topic that appears, are noticed."""
 
 REQUEST_TIMEOUT_S: Final = 40.0

@@ -68,47 +68,50 @@ class DeadLetters(Protocol):
 class KafkaDeadLetters:
     """Dead letters on a Kafka topic, through an idempotent producer."""
 
-    def __init__(self, broker: BrokerSettings, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        broker: BrokerSettings,
+        *,
+        max_bytes: int = MAX_BYTES,
+        timeout_s: float = DELIVERY_TIMEOUT_S,
+    ) -> None:
         self._topic = broker.dead_letter_topic
         self._max_bytes = max_bytes
         settings = producer_config(broker) | {
-            "message.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
+            "message.timeout.ms": int(timeout_s * 1000),
             # The topic's own limit decides; librdkafka's must not come before it.
             "message.max.bytes": 10_000_000,
+            # Well below any topic's limit, see `send`.
+            "batch.size": 131_072,
         }
         self._producer = Producer(settings, logger=logging.getLogger(f"{__name__}.client"))
 
     def send(self, letters: Sequence[DeadLetter]) -> None:
-        limit = self._max_bytes
-        while letters:
-            too_large, failure = self._deliver(letters, limit)
-            if failure is not None:
-                raise BrokerError(
-                    f"{len(letters)} dead letters not delivered to topic {self._topic}"
-                    f" ({failure.str()}): does the topic exist, and may we write to it?"
-                )
-            if too_large and limit <= SMALLEST_BYTES:
-                raise BrokerError(
-                    f"topic {self._topic} takes no message of {SMALLEST_BYTES} bytes:"
-                    " raise its max.message.bytes"
-                )
-            letters, limit = too_large, limit // 4
+        # Letters travel in batches, and a batch that is too large is refused as a whole. So each
+        # letter of it goes alone, whole at first, then cut until the topic takes it.
+        for letter in self._deliver(letters, self._max_bytes):
+            limit = self._max_bytes
+            while self._deliver([letter], limit):
+                limit //= 2
+                if limit < SMALLEST_BYTES:
+                    raise BrokerError(
+                        f"topic {self._topic} takes no message of {SMALLEST_BYTES} bytes:"
+                        " raise its max.message.bytes"
+                    )
 
     def close(self) -> None:
         self._producer.purge()
         self._producer.flush(1.0)
 
-    def _deliver(
-        self, letters: Sequence[DeadLetter], limit: int
-    ) -> tuple[list[DeadLetter], KafkaError | None]:
-        """Send each letter once; those that were too large, and the first other failure."""
+    def _deliver(self, letters: Sequence[DeadLetter], limit: int) -> list[DeadLetter]:
+        """Send each letter once; returns those that were too large."""
         too_large: list[DeadLetter] = []
         failures: list[KafkaError] = []
-        delivered = 0
+        reported = 0
 
         def report(letter: DeadLetter, error: KafkaError | None) -> None:
-            nonlocal delivered
-            delivered += 1
+            nonlocal reported
+            reported += 1
             if error is None:
                 return
             if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
@@ -118,10 +121,15 @@ class KafkaDeadLetters:
 
         for letter in letters:
             self._produce(letter, limit, report)
-        while delivered < len(letters):
+        while reported < len(letters):
             # Each letter is reported sooner or later: message.timeout.ms sees to it.
             self._producer.poll(0.1)
-        return too_large, failures[0] if failures else None
+        if failures:
+            raise BrokerError(
+                f"{len(failures)} of {len(letters)} dead letters not delivered to topic"
+                f" {self._topic} ({failures[0].str()}): is it there, and may we write to it?"
+            )
+        return too_large
 
     def _produce(self, letter: DeadLetter, limit: int, report: Any) -> None:
         key, value = letter.key, letter.value

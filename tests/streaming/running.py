@@ -44,9 +44,9 @@ def new_settings(bootstrap: str, **changes: Any) -> Settings:
     return Settings.model_validate(given)
 
 
-def create_topics(settings: Settings, **config: str | int) -> None:
+def create_topics(settings: Settings, max_message_bytes: int = 1_048_588) -> None:
     broker = settings.broker
-    create_topic(broker, broker.topic, broker.partitions, **config)
+    create_topic(broker, broker.topic, broker.partitions, max_message_bytes=max_message_bytes)
     create_topic(broker, broker.dead_letter_topic, 1)
 
 
