@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
+from infra.errors import StoreUnavailable
+from infra.memory_store import MemoryStore
+from infra.store import Append, InterestWrite, Profile, Version
+from lifelong.freshness import FreshnessProbe
+
+NOW_MS = 1_700_000_000_000
+ENOUGH_S = 10.0
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """A store that holds three behaviors of "ann" and no interests yet."""
+    store = MemoryStore()
+    behavior = pack_behavior(item_key("a"), NOW_MS, 0, 0, ACTIONS["click"])
+    store.append(Source(1, 1), [Append("ann", [behavior] * 3, [0] * 3, [0, 1, 2])], NOW_MS)
+    return store
+
+
+def cover(store: MemoryStore, count: int) -> None:
+    """Store interests of "ann" that cover ``count`` behaviors."""
+    profile = store.profiles(["ann"])[0]
+    assert profile is not None
+    version = Version(profile.version.epoch, count)
+    store.put_interests([InterestWrite("ann", version, b"interests")], NOW_MS)
+
+
+def test_an_event_that_interests_cover_is_measured(store: MemoryStore) -> None:
+    probe = FreshnessProbe(store)
+    probe.sent("ann", 3)
+    cover(store, 3)
+
+    [seconds] = probe.finish(ENOUGH_S)
+
+    assert 0 <= seconds < ENOUGH_S
+
+
+def test_interests_that_cover_more_do_as_well(store: MemoryStore) -> None:
+    probe = FreshnessProbe(store)
+    probe.sent("ann", 1)
+    probe.sent("ann", 2)
+    cover(store, 3)
+
+    assert max(probe.finish(ENOUGH_S)) < ENOUGH_S
+
+
+def test_an_event_that_is_not_covered_counts_with_the_time_waited(store: MemoryStore) -> None:
+    probe = FreshnessProbe(store)
+    probe.sent("ann", 3)
+    cover(store, 2)
+
+    [seconds] = probe.finish(0.2)
+
+    assert seconds >= 0.2
+
+
+def test_an_event_of_an_unknown_user_is_waited_for(store: MemoryStore) -> None:
+    probe = FreshnessProbe(store)
+    probe.sent("nobody", 1)
+
+    [seconds] = probe.finish(0.1)
+
+    assert seconds >= 0.1
+
+
+def test_without_events_there_is_nothing_to_wait_for(store: MemoryStore) -> None:
+    assert FreshnessProbe(store).finish(ENOUGH_S) == []
+
+
+def test_a_store_that_goes_away_is_told_and_not_measured(store: MemoryStore) -> None:
+    class Away(MemoryStore):
+        def profiles(self, users: Sequence[str]) -> list[Profile | None]:
+            raise StoreUnavailable("the store at 127.0.0.1:1 cannot be reached; is it running?")
+
+    probe = FreshnessProbe(Away())
+    probe.sent("ann", 1)
+
+    with pytest.raises(StoreUnavailable):
+        probe.finish(ENOUGH_S)
+
+
+def test_its_thread_ends_with_it(store: MemoryStore) -> None:
+    before = set(threading.enumerate())
+    FreshnessProbe(store).finish(ENOUGH_S)
+
+    assert set(threading.enumerate()) <= before
