@@ -160,7 +160,8 @@ def cluster_kernel(
     if n <= clusters:
         for i in range(n):
             nearest[i] = i
-            centers[i] = columns[:, i]
+            for j in range(width):
+                centers[i, j] = columns[j, i]
     else:
         live = _take_start(start, centers)
         if live:
@@ -173,7 +174,8 @@ def cluster_kernel(
         sizes[nearest[i]] += weights[i]
     for k in range(clusters):
         if sizes[k]:
-            found[k] = centers[k, :m]
+            for j in range(m):
+                found[k, j] = centers[k, j]
     return assign, found, sizes, done
 
 
@@ -277,7 +279,8 @@ def _lloyd(
             total[nearest[i]] += weights[i] * np.float64(column[i])
     for done in range(1, iterations):
         _update_centers(columns, weights, centers, sums, members, moved, cosine, nearest)
-        before[:] = nearest
+        for i in range(len(nearest)):
+            before[i] = nearest[i]
         _reassign(columns, centers, moved, n, cosine, nearest)
         count = _differing(before, nearest, changed)
         if count == 0:
@@ -449,7 +452,8 @@ def _meet(columns: F32, centers: F32, labels: I32, count: int, cosine: F32, near
     the label of the center it belongs to. An equal cosine changes nothing.
     """
     for k in range(count, (count + 3) // 4 * 4):  # fill up the last four: equal, so no change
-        centers[k] = centers[count - 1]
+        for j in range(centers.shape[1]):
+            centers[k, j] = centers[count - 1, j]
         labels[k] = labels[count - 1]
     if len(columns) == 4:
         for k in range(0, count, 4):
