@@ -364,6 +364,11 @@ def _nested(flat: Mapping[str, object]) -> dict[str, Any]:
         branch = tree
         for section in sections:
             branch = branch.setdefault(section, {})
+            if not isinstance(branch, dict):
+                raise SettingsError(
+                    f"--set {section}={branch} and {dotted} contradict each other:"
+                    f" {section} is a section, set its keys one by one"
+                )
         branch[name] = value
     return tree
 

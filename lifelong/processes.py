@@ -92,12 +92,12 @@ class Service:
             return int(own.split()[1]) * 1024
         return 0
 
-    def stop(self) -> None:
-        """End it: asked first, killed after STOP_S."""
+    def stop(self, patience_s: float = STOP_S) -> None:
+        """End it: asked first, killed after ``patience_s``."""
         if self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_S)
+                self._process.wait(patience_s)
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
