@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+COMMANDS = (
+    "demo",
+    "broker",
+    "worker",
+    "scorer",
+    "replay",
+    "backfill",
+    "train",
+    "export",
+    "inspect",
+    "check",
+    "bench stream",
+    "bench extract",
+)
+NOBODY = "127.0.0.1:9"
+EVENT = {"user_id": "ann", "item_id": "22423", "action": "click", "event_time": 1_700_000_000_000}
+
+
+def lifelong(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would, in a directory without settings."""
+    return subprocess.run(
+        [sys.executable, "-m", "lifelong", *map(str, arguments)],
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """It failed with exit code 1 and one line on standard error that holds all words."""
+    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("lifelong: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> Path:
+    file = tmp_path / "events.jsonl"
+    file.write_text("".join(json.dumps({**EVENT, "event_id": f"e{i}"}) + "\n" for i in range(3)))
+    return file
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
+    done = lifelong(*command.split(), "--help", cwd=tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{command} [OPTIONS]" in done.stdout
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    done = lifelong("--help", cwd=tmp_path)
+
+    assert all(f"\n  {command.split()[0]} " in done.stdout for command in COMMANDS)
+
+
+def test_a_misspelt_command_is_a_usage_error(tmp_path: Path) -> None:
+    done = lifelong("wroker", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "wroker" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+BAD_SETTINGS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "no value": (["--set", "store.length"], ["store.length", "KEY=VALUE"]),
+    "a bad value": (["--set", "store.length=many"], ["store.length", "many"]),
+    "a misspelt key": (["--set", "store.lenght=5"], ["store.lenght", "store.length"]),
+    "a misspelt section": (["--set", "stoer.length=5"], ["stoer"]),
+    "a section as a value": (["--set", "store=5"], ["store"]),
+    "both a section and a key": (["--set", "store=5", "--set", "store.length=5"], ["store"]),
+    "no such file": (["--config", "absent.toml"], ["absent.toml"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_settings_are_told_in_one_line(case: str, tmp_path: Path) -> None:
+    arguments, words = BAD_SETTINGS[case]
+
+    assert_one_line(lifelong("check", *arguments, cwd=tmp_path), *words)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    done = lifelong("replay", "absent.jsonl", "--bootstrap", NOBODY, cwd=tmp_path)
+
+    assert_one_line(done, "absent.jsonl")
+
+
+def test_replay_tells_a_broker_that_does_not_answer(tmp_path: Path, events: Path) -> None:
+    assert_one_line(lifelong("replay", events, "--bootstrap", NOBODY, cwd=tmp_path), NOBODY)
+
+
+def test_replay_tells_a_choice_that_it_does_not_have(tmp_path: Path, events: Path) -> None:
+    assert_one_line(lifelong("replay", events, "--on-bad", "cry", cwd=tmp_path), "cry", "skip")
+
+
+def test_backfill_tells_a_store_url_that_it_cannot_read(tmp_path: Path, events: Path) -> None:
+    done = lifelong(
+        "backfill", events, "--partitions", "8", "--store", "redis://here", cwd=tmp_path
+    )
+
+    assert_one_line(done, "redis://here", "lmdb://")
+
+
+def test_backfill_fills_the_store_that_inspect_reads(tmp_path: Path, events: Path) -> None:
+    store = ["--store", f"lmdb://{tmp_path / 'store'}"]
+
+    filled = lifelong("backfill", events, "--partitions", "8", *store, "--json", "-", cwd=tmp_path)
+    shown = lifelong("inspect", "ann", *store, "--json", "-", cwd=tmp_path)
+
+    assert json.loads(filled.stdout)["applied"] == 3
+    assert json.loads(shown.stdout)["events"] == 3
+
+
+def test_inspect_tells_a_user_that_it_does_not_know(tmp_path: Path) -> None:
+    done = lifelong("inspect", "nobody", "--store", f"lmdb://{tmp_path / 'store'}", cwd=tmp_path)
+
+    assert_one_line(done, "'nobody'")
+
+
+def test_a_json_file_that_cannot_be_written_is_told(tmp_path: Path, events: Path) -> None:
+    target = tmp_path / "absent" / "result.json"
+
+    done = lifelong(
+        "inspect", "--store", f"lmdb://{tmp_path / 'store'}", "--json", target, cwd=tmp_path
+    )
+
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "--json" in line
+    assert str(target) in line
+
+
+@pytest.mark.parametrize("command", ["worker", "scorer"])
+def test_a_service_tells_a_bundle_that_is_not_there(command: str, tmp_path: Path) -> None:
+    store = ["--store", f"lmdb://{tmp_path / 'store'}"]
+
+    done = lifelong(command, "--bundle", "absent", *store, cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "absent" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["worker", "scorer"])
+def test_a_service_tells_a_store_url_that_it_cannot_read(command: str, tmp_path: Path) -> None:
+    done = lifelong(command, "--store", "lmdb:/once", cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "lmdb:/once" in done.stderr.splitlines()[-1]
+
+
+def test_check_says_what_is_wrong_and_what_is_not(tmp_path: Path) -> None:
+    done = lifelong(
+        "check", "--bootstrap", NOBODY, "--store", "memory://", "--json", "-", cwd=tmp_path
+    )
+
+    assert (done.returncode, done.stderr) == (3, "")
+    report = json.loads(done.stdout)
+    assert report["ok"] is False
+    found = {check["name"]: check["ok"] for check in report["checks"]}
+    assert found == {
+        "settings": True,
+        "broker": False,
+        "topic": False,
+        "dead letters": False,
+        "store": True,
+        "bundle": True,
+    }
+
+
+def test_the_demo_tells_a_kind_of_broker_that_it_does_not_have(tmp_path: Path) -> None:
+    done = lifelong("demo", "--broker", "rabbit", cwd=tmp_path)
+
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "rabbit" in line
