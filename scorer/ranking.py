@@ -19,7 +19,7 @@ from extractor.extract import Extractor
 from extractor.state import InterestState
 from infra.behaviors import BEHAVIOR
 from infra.errors import StoreCorrupt
-from infra.metrics import ScorerMetrics
+from infra.metrics import HISTORIES, STAGES, ScorerMetrics
 from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall_clock_ms
 from infra.telemetry import get_logger
 from models.bundle import Bundle
@@ -93,10 +93,8 @@ class Ranker:
         self._session = bundle.scorer_session()
         self._clock_ms = clock_ms
         self._metrics = metrics
-        self._stage = {
-            name: metrics.stage_seconds.labels(stage=name)
-            for name in ("store", "features", "model")
-        }
+        self._stage = {name: metrics.stage_seconds.labels(stage=name) for name in STAGES}
+        self._kind = {kind: metrics.history.labels(kind=kind) for kind in HISTORIES}
         self._warm()
 
     def rank(self, user: str, candidates: Sequence[str], time_ms: int | None = None) -> Ranking:
@@ -184,7 +182,7 @@ class Ranker:
 
     def _count(self, history: UserHistory, unknown: npt.NDArray[np.bool_]) -> None:
         self._metrics.candidates.observe(len(unknown))
-        self._metrics.history.labels(kind=history.kind).inc()
+        self._kind[history.kind].inc()
         self._metrics.newer_behaviors.observe(len(history.newer))
         if unknowns := int(np.count_nonzero(unknown)):
             self._metrics.unknown_items.inc(unknowns)

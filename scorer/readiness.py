@@ -59,13 +59,16 @@ class Readiness:
         self._loading = reason
 
     def stopping(self) -> None:
-        """No more requests, please: what is under way will be finished."""
+        """No more requests, please: what is under way will be finished.
+
+        Called from a signal handler, hence no lock here, and the gauge has one.
+        """
         self._stopping = True
-        self._metrics.ready.set(0)
 
     async def reason(self) -> str | None:
         """Why the process is not ready; None: it is."""
         if self._stopping:
+            self._metrics.ready.set(0)
             return STOPPING
         if self._ask is None:
             return self._loading

@@ -128,6 +128,18 @@ def test_a_scorer_answers_and_finishes_what_is_under_way_at_sigterm(settings: Se
         assert "Traceback" not in said
 
 
+def test_a_store_that_is_away_at_the_start_is_waited_for(settings: Settings) -> None:
+    away = StoreSettings(url=f"aerospike://127.0.0.1:{free_port()}/lifelong")
+    with running(settings.model_copy(update={"store": away})) as process:
+        until(lambda: "the store does not answer" in get(settings, "/v2/health/ready")[1])
+        assert get(settings, "/v2/health/ready")[0] == 503
+        assert get(settings, "/v2/health/live")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "Traceback" not in said
+
+
 def until_refused(settings: Settings) -> None:
     def refused() -> bool:
         try:
