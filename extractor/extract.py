@@ -50,7 +50,7 @@ class Dimensions(Protocol):
 
     @property
     def scale(self) -> float:
-        """What the cosine is multiplied with (Eq. 9, D9)."""
+        """What the cosine is multiplied with (Eq. 9)."""
 
 
 class ItemTable(Protocol):

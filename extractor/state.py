@@ -89,7 +89,7 @@ class InterestState:
 
     @property
     def version(self) -> Version:
-        """What the store orders states by (D5)."""
+        """What the store orders states by."""
         return Version(self.epoch, self.count)
 
     @property
@@ -98,7 +98,7 @@ class InterestState:
         return History(self.item_keys, self.item_counts, self.item_last)
 
     def with_newer(self, newer: Behaviors) -> Self:
-        """This state with behaviors that came after it merged into `recent` and the history (D7).
+        """This state with behaviors that came after it merged into `recent` and the history.
 
         ``newer`` is BEHAVIOR[n], oldest first: those from the state's count on. Interests stay as
         they are; the scorer sets each newer behavior beside them as an interest of its own.

@@ -35,7 +35,7 @@ class Written(IntEnum):
     """What became of one interest write. Anything else raises."""
 
     STORED = 0
-    STALE = 1  # the store held a newer state, which stays (D5)
+    STALE = 1  # the store held a newer state, which stays
     GONE = 2  # the user's sequence is not there any more, so the state was not stored
 
 
@@ -71,9 +71,9 @@ class Appended:
     applied: int
     """Behaviors that entered a sequence."""
     replayed: int
-    """Behaviors skipped because their offset was at or below the user's mark (D3)."""
+    """Behaviors skipped because their offset was at or below the user's mark."""
     duplicates: int
-    """Behaviors skipped because their event id is in the user's recent window (D3)."""
+    """Behaviors skipped because their event id is in the user's recent window."""
     counts: list[int]
     """Per user, in the order given: behaviors ever applied."""
 
@@ -150,7 +150,7 @@ class Store(Protocol):
         ...
 
     def put_interests(self, writes: Sequence[InterestWrite], now_ms: int) -> list[Written]:
-        """Store interest states, each unless a newer version is there (D5; equal is replaced).
+        """Store interest states, each unless a newer version is there (equal is replaced).
 
         A user whose sequence has no behaviors beyond the state's version stops being dirty in the
         same atomic operation; otherwise they stay dirty since ``now_ms``. A failure leaves

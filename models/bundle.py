@@ -1,4 +1,4 @@
-"""The model bundle: one directory that holds all that serving needs of a trained model (D12).
+"""The model bundle: one directory that holds all that serving needs of a trained model.
 
     manifest.json        what it is: system, dimensions, training, metrics, sha256 of every file
     vocabulary.msgpack   item ids, titles and popularity, in the order of the embeddings' rows
@@ -100,7 +100,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     beta: float
     """Scaling factor of Eq. 9."""
     beta_mode: BetaMode
-    """Whether beta divides the cosine (the paper), multiplies it or is learned (D9)."""
+    """Whether beta divides the cosine (the paper), multiplies it or is learned."""
     scale: float
     """What the cosine is multiplied with in Eqs. 8 and 10, whichever way it came about."""
     user_features: tuple[str, ...] = USER_FEATURES
@@ -153,7 +153,7 @@ class GoldenRequest(msgspec.Struct, frozen=True):
 def make_session(model: bytes) -> onnxruntime.InferenceSession:
     """A session on one core that does not spin.
 
-    A service runs a process per core (D10); spinning threads would steal the neighbor's.
+    A service runs a process per core; spinning threads would steal the neighbor's.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -484,7 +484,7 @@ def _columns(vocabulary: Vocabulary) -> Iterable[tuple[str, Sequence[object]]]:
 
 
 def _project(path: Path, model: bytes, embeddings: Floats, m: int) -> Floats:
-    """Project the whole item table once: h does not depend on the user (D8)."""
+    """Project the whole item table once: h does not depend on the user."""
     try:
         (projected,) = make_session(model).run(None, {"embeddings": embeddings})
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike

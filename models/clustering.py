@@ -1,7 +1,8 @@
 """Spherical k-means for training: the same algorithm that serving uses, on distinct items.
 
 Training clusters anew at every step, since the projection moves; assignments and centers are
-constants as far as gradients go (ENCODE, section 3.2.2).
+constants as far as gradients go (ENCODE, section 3.2.2). Kernels that call each other stand in one
+file, because numba's cache on disk notices a change of a kernel's own file alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int32]
 Labels = npt.NDArray[np.int32]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -72,6 +75,7 @@ def spherical_kmeans(
             labels[i] = i
             centers[i] = points[:, i]
         return
+    labels[:] = 0  # a point that is not a number is more similar to nothing, and stays here
     best = np.full(n, np.float32(-2.0))
     similarity = np.empty(n, np.float32)
     start = np.argmax(weights)
@@ -122,3 +126,114 @@ def _move(points: Floats, weights: Floats, labels: Labels, sums: Floats, centers
         norm = np.sqrt(np.sum(sums[k] * sums[k]))
         if norm > 1e-6:
             centers[k] = sums[k] / norm
+
+
+@kernel
+def cluster_requests(
+    known: Rows,
+    starts: Ints,
+    clustered: Ints,
+    sizes: Ints,
+    directions: Floats,
+    K: int,
+    T: int,
+) -> tuple[Ints, Floats, Ints, Floats, Ints, Ints]:
+    """Cluster the first ``clustered`` of each request's ``sizes`` behaviors, and let each of the
+    newer ones stand alone.
+
+    Returns:
+        Of the members rows, counts and clusters, of the clusters centers, requests and places.
+    """
+    most = len(known)
+    rows = np.empty(most, np.int64)
+    counts = np.empty(most, np.float32)
+    cluster = np.empty(most, np.int64)
+    centers = np.empty((most, directions.shape[1]), np.float32)
+    owner = np.empty(most, np.int64)
+    place = np.empty(most, np.int64)
+    member_of = np.full(len(directions), -1, np.int64)
+    members = clusters = 0
+    for r in range(len(starts)):
+        first = clusters
+        old = known[starts[r] : starts[r] + clustered[r]]
+        n = _distinct(old, member_of, rows[members:], counts[members:])
+        made = _cluster_members(
+            rows[members : members + n],
+            counts[members : members + n],
+            cluster[members : members + n],
+            centers[clusters:],
+            directions,
+            K,
+            T,
+        )
+        cluster[members : members + n] += clusters
+        members += n
+        clusters += made
+        for i in range(starts[r] + clustered[r], starts[r] + sizes[r]):
+            rows[members] = known[i]
+            counts[members] = 1
+            cluster[members] = clusters
+            centers[clusters] = directions[known[i]]
+            members += 1
+            clusters += 1
+        for k in range(first, clusters):
+            owner[k] = r
+            place[k] = k - first
+    return (
+        rows[:members],
+        counts[:members],
+        cluster[:members],
+        centers[:clusters],
+        owner[:clusters],
+        place[:clusters],
+    )
+
+
+@kernel
+def _distinct(known: Rows, member_of: Ints, rows: Ints, counts: Floats) -> int:
+    """Write the distinct rows, in order of occurrence, and their counts; how many they are.
+
+    ``member_of`` is scratch, -1 throughout before and after.
+    """
+    n = 0
+    for row in known:
+        if member_of[row] < 0:
+            member_of[row] = n
+            rows[n] = row
+            counts[n] = 0
+            n += 1
+        counts[member_of[row]] += 1
+    for i in range(n):
+        member_of[rows[i]] = -1
+    return n
+
+
+@kernel
+def _cluster_members(
+    rows: Ints,
+    counts: Floats,
+    cluster: Ints,
+    centers: Floats,
+    directions: Floats,
+    K: int,
+    T: int,
+) -> int:
+    """Cluster one request's members and sort them by cluster; how many clusters are not empty."""
+    n, m = len(rows), directions.shape[1]
+    points = np.empty((m, n), np.float32)
+    for i in range(n):
+        points[:, i] = directions[rows[i]]
+    labels = np.empty(n, np.int32)
+    own = np.empty((min(n, K), m), np.float32)
+    spherical_kmeans(points, counts, T, labels, own)
+    order = np.argsort(labels, kind="mergesort")
+    rows[:] = rows[order]
+    counts[:] = counts[order]
+    made = 0
+    for i in range(n):
+        label = labels[order[i]]
+        if i == 0 or label != labels[order[i - 1]]:
+            centers[made] = own[label]
+            made += 1
+        cluster[i] = made - 1
+    return made

@@ -6,7 +6,7 @@ popularity up to that moment. Two things differ between training and a live serv
 drawn at random here, so that serving sees what training saw:
 
 - *staleness of interests*: behaviors newer than the last clustering stand beside the clusters as
-  interests of their own (D7);
+  interests of their own;
 - *age of the bundle*: a bundle in service is older than the newest items. Items that first
   appeared after its making have row 0, and popularity is what it was then.
 
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import TrainingError
-from models.clustering import kernel, spherical_kmeans
+from models.clustering import cluster_requests, kernel
 from models.features import PER_MILLION, cross_columns, user_columns
 
 Floats = npt.NDArray[np.float32]
@@ -441,15 +441,16 @@ class BatchBuilder:
             rng: chooses the anchors of the triplet loss.
         """
         sequences, interactions = self.sequences, self.interactions
-        norm = np.linalg.norm(projected, axis=1, keepdims=True)
-        directions = (projected / np.maximum(norm, 1e-12)).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # the loss tells of divergence
+            norm = np.linalg.norm(projected, axis=1, keepdims=True)
+            directions = (projected / np.maximum(norm, 1e-12)).astype(np.float32)
         start = sequences.start[requests.cut]
         window = np.maximum(start, requests.as_of - self.L)
         known = _known_rows(
             sequences.items, interactions.first_seen, window, requests.cut, requests.bundle
         )
         starts = np.cumsum(requests.cut - window) - (requests.cut - window)
-        rows, counts, cluster, centers, owner, place = _gather_clusters(
+        rows, counts, cluster, centers, owner, place = cluster_requests(
             known,
             starts,
             requests.as_of - window,
@@ -537,117 +538,6 @@ def _known_rows(items: Rows, first_seen: Ints, begin: Ints, end: Ints, bundle: I
             rows[at] = items[i] if first_seen[items[i]] < bundle[r] else 0
             at += 1
     return rows
-
-
-@kernel
-def _gather_clusters(
-    known: Rows,
-    starts: Ints,
-    clustered: Ints,
-    sizes: Ints,
-    directions: Floats,
-    K: int,
-    T: int,
-) -> tuple[Ints, Floats, Ints, Floats, Ints, Ints]:
-    """Cluster the first ``clustered`` of each request's ``sizes`` behaviors, and let each of the
-    newer ones stand alone (D7).
-
-    Returns:
-        Of the members rows, counts and clusters, of the clusters centers, requests and places.
-    """
-    most = len(known)
-    rows = np.empty(most, np.int64)
-    counts = np.empty(most, np.float32)
-    cluster = np.empty(most, np.int64)
-    centers = np.empty((most, directions.shape[1]), np.float32)
-    owner = np.empty(most, np.int64)
-    place = np.empty(most, np.int64)
-    member_of = np.full(len(directions), -1, np.int64)
-    members = clusters = 0
-    for r in range(len(starts)):
-        first = clusters
-        old = known[starts[r] : starts[r] + clustered[r]]
-        n = _distinct(old, member_of, rows[members:], counts[members:])
-        made = _cluster_members(
-            rows[members : members + n],
-            counts[members : members + n],
-            cluster[members : members + n],
-            centers[clusters:],
-            directions,
-            K,
-            T,
-        )
-        cluster[members : members + n] += clusters
-        members += n
-        clusters += made
-        for i in range(starts[r] + clustered[r], starts[r] + sizes[r]):
-            rows[members] = known[i]
-            counts[members] = 1
-            cluster[members] = clusters
-            centers[clusters] = directions[known[i]]
-            members += 1
-            clusters += 1
-        for k in range(first, clusters):
-            owner[k] = r
-            place[k] = k - first
-    return (
-        rows[:members],
-        counts[:members],
-        cluster[:members],
-        centers[:clusters],
-        owner[:clusters],
-        place[:clusters],
-    )
-
-
-@kernel
-def _distinct(known: Rows, member_of: Ints, rows: Ints, counts: Floats) -> int:
-    """Write the distinct rows, in order of occurrence, and their counts; how many they are.
-
-    ``member_of`` is scratch, -1 throughout before and after.
-    """
-    n = 0
-    for row in known:
-        if member_of[row] < 0:
-            member_of[row] = n
-            rows[n] = row
-            counts[n] = 0
-            n += 1
-        counts[member_of[row]] += 1
-    for i in range(n):
-        member_of[rows[i]] = -1
-    return n
-
-
-@kernel
-def _cluster_members(
-    rows: Ints,
-    counts: Floats,
-    cluster: Ints,
-    centers: Floats,
-    directions: Floats,
-    K: int,
-    T: int,
-) -> int:
-    """Cluster one request's members and sort them by cluster; how many clusters are not empty."""
-    n, m = len(rows), directions.shape[1]
-    points = np.empty((m, n), np.float32)
-    for i in range(n):
-        points[:, i] = directions[rows[i]]
-    labels = np.empty(n, np.int32)
-    own = np.empty((min(n, K), m), np.float32)
-    spherical_kmeans(points, counts, T, labels, own)
-    order = np.argsort(labels, kind="mergesort")
-    rows[:] = rows[order]
-    counts[:] = counts[order]
-    made = 0
-    for i in range(n):
-        label = labels[order[i]]
-        if i == 0 or label != labels[order[i - 1]]:
-            centers[made] = own[label]
-            made += 1
-        cluster[i] = made - 1
-    return made
 
 
 @kernel

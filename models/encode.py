@@ -77,7 +77,7 @@ class Encode(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied with: Eq. 9's 1/beta, or what stands for it (D9)."""
+        """What cosines are multiplied with: Eq. 9's 1/beta, or what stands for it."""
         if self.config.beta_mode == "learned":
             return self.log_scale.exp()
         beta = self.config.beta
@@ -115,7 +115,7 @@ class Encode(nn.Module):
         """Logits of the candidates' CTRs (Eq. 1).
 
         Args:
-            interests: [..., K', d]: a user's interests, newer behaviors among them (D7).
+            interests: [..., K', d]: a user's interests, newer behaviors among them.
             interest_mask: [..., K'], 0 for empty clusters.
             recent: [..., M', d], newest last, M' <= M.
             recent_mask: [..., M'].

@@ -114,7 +114,7 @@ def baseline_qualities(
 
 @dataclass(frozen=True)
 class StoredUser:
-    """What is stored of a user: an interest state, and the behaviors newer than it (D7)."""
+    """What is stored of a user: an interest state, and the behaviors newer than it."""
 
     interests: Floats
     """f32[K, d]."""

@@ -106,7 +106,8 @@ def export_network(
         max_ctr_difference=_compare_scorer(scorer_model, golden),
         max_projection_difference=_compare_projection(projection_model, network, embeddings),
     )
-    worst = max(checks.max_ctr_difference, checks.max_projection_difference)
+    # np.max, unlike max, does not lose a NaN on the way.
+    worst = float(np.max([checks.max_ctr_difference, checks.max_projection_difference]))
     if not worst <= EXPORT_TOLERANCE:
         raise TrainingError(
             f"the exported graphs differ from the network by {worst:.2g} "
@@ -275,11 +276,11 @@ def _quiet_exporter() -> Iterator[None]:
 
 def _compare_scorer(model: bytes, golden: Sequence[GoldenRequest]) -> float:
     session = make_session(model)
-    worst = 0.0
-    for request in golden:
-        (ctr,) = session.run(None, request.feed())
-        worst = max(worst, float(np.abs(ctr - request.ctr.array()).max()))
-    return worst
+    differences = [
+        np.abs(session.run(None, request.feed())[0] - request.ctr.array()).max()
+        for request in golden
+    ]
+    return float(np.max(differences))
 
 
 def _compare_projection(model: bytes, network: Encode, embeddings: Floats) -> float:

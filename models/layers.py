@@ -83,7 +83,7 @@ class RecentAttention(nn.Module):
 
 
 class Tower(nn.Module):
-    """The MLP on top. What does not depend on the candidate enters the first layer once (D10)."""
+    """The MLP on top. What does not depend on the candidate enters the first layer once."""
 
     def __init__(self, user: int, pair: int, hidden: tuple[int, int]) -> None:
         super().__init__()

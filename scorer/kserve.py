@@ -6,7 +6,7 @@ Outputs: ``ctr`` FP32 [B], in the candidates' order; on request ``unknown`` BOOL
 bundle does not know the candidate.
 
 With the binary tensor extension a request of 3,000 keys and its answer cost a few microseconds
-instead of some hundred (D10). The protocol's layout is kept to the letter; the header
+instead of some hundred. The protocol's layout is kept to the letter; the header
 Inference-Header-Content-Length gives the length of the JSON that the tensors' bytes follow.
 """
 

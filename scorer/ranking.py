@@ -49,7 +49,7 @@ class Ranking:
     as_of: Version | None = None
     """What the interests cover; None: nothing."""
     newer: int = 0
-    """Behaviors newer than that, which counted as well (D7)."""
+    """Behaviors newer than that, which counted as well."""
     unknown_items: list[str] = field(default_factory=list)
     """The distinct unknown candidates, in the order given. Empty when scored by key."""
 
@@ -205,7 +205,7 @@ def score(
     candidate_keys: U64,
     now_ms: int,
 ) -> F32:
-    """CTRs of B candidates for one user (ENCODE, Eqs. 10-11, with the newest behaviors, D7).
+    """CTRs of B candidates for one user (ENCODE, Eqs. 10-11, with the newest behaviors).
 
     Args:
         session: of the bundle's scorer (`Bundle.scorer_session`).

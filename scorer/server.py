@@ -242,7 +242,7 @@ class Supervisor:
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._settings = settings
         self._listener = listener
-        # Not fork: a forked child would share whatever libraries opened before (D10).
+        # Not fork: a forked child would share whatever libraries opened before.
         self._context = multiprocessing.get_context("spawn")
         self._slots = [_Slot(number) for number in range(settings.scorer.processes)]
         self._stopping = False

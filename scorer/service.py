@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Service:
     """The ranker in service, and where its work is done.
 
-    Rankings run one after another in a thread of their own (D10: one core a process). The event
+    Rankings run one after another in a thread of their own (one core a process). The event
     loop stays free to refuse, to answer probes and to notice deadlines while a large ranking
     computes or a store keeps one waiting.
     """

@@ -2,7 +2,7 @@
 
 `create_app` composes it. For each batch the agent decodes, appends to the store, sends the rejects
 to the dead-letter topic, and acknowledges once both have what is theirs: never before, whatever
-fails, so that nothing is lost. The marks in the store see to it that nothing is applied twice (D3).
+fails, so that nothing is lost. The marks in the store see to it that nothing is applied twice.
 """
 
 from __future__ import annotations
@@ -412,7 +412,7 @@ class LifelongApp(faust.App):
     identity: TopicIdentity
 
     def _create_directories(self) -> None:
-        """None: Faust's are for tables, and state lives in the store (D1)."""
+        """None: Faust's are for tables, and state lives in the store."""
 
 
 def create_app(

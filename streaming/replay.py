@@ -1,6 +1,6 @@
 """A file of behavior events to Kafka, at a chosen pace.
 
-Events go out in DESIGN's inner shape, keyed by their user. An event that carries no id gets one
+Events go out as JSON in our own shape, keyed by their user. An event that carries no id gets one
 that its file and row determine, so that a replay repeated is recognised as such downstream.
 """
 

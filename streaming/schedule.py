@@ -1,4 +1,4 @@
-"""When to recluster whom: dirty users become fresh interests (D5, D6).
+"""When to recluster whom: dirty users become fresh interests.
 
 The store remembers dirty users by owner, a partition of the topic, so a crash or a rebalance
 loses none: whoever consumes the partition next goes on. Two workers may recluster one user at the

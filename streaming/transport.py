@@ -1,4 +1,4 @@
-"""Faust's transport, taught to hand over a whole fetch as one message (D2).
+"""Faust's transport, taught to hand over a whole fetch as one message.
 
 Faust spends about 60 microseconds on each message, whatever is in it. Here a message is what one
 partition gave in one fetch: up to ``broker_max_poll_records`` records, acknowledged together.
@@ -230,7 +230,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """Commit; a broker that does not take it now is no reason to crash.
 
-        What is not committed is fetched again after a restart, and skipped by its mark (D3).
+        What is not committed is fetched again after a restart, and skipped by its mark.
         """
         consumer = self._ensure_consumer()
         assigned = consumer.assignment()

@@ -1,7 +1,7 @@
 """The worker process: behaviors from Kafka into sequences, and sequences into fresh interests.
 
 `run_worker` is the command; `Worker` is its inside, composed of parts that are given to it. Nothing
-here keeps state that matters: a worker can be killed at any moment, and another goes on (D1).
+here keeps state that matters: a worker can be killed at any moment, and another goes on.
 """
 
 from __future__ import annotations
@@ -54,8 +54,15 @@ AGAIN_S: Final = 1.0
 STOP_S: Final = 8.0
 """Time for a clean stop of Faust; what it leaves undone is safe to leave."""
 
-# They report each failed connection, for as long as the broker is away. Our line says it once.
-QUIET: Final = ("aiokafka", "streaming.dead_letters.client", "infra.kafka.client")
+# They report each failed connection and each late timer, for as long as the broker is away. Our
+# line says it once.
+QUIET: Final = {
+    "aiokafka": logging.CRITICAL,
+    "streaming.dead_letters.client": logging.CRITICAL,
+    "infra.kafka.client": logging.CRITICAL,
+    "faust": logging.ERROR,
+    "mode": logging.ERROR,
+}
 
 T = TypeVar("T")
 
@@ -236,8 +243,8 @@ def run_worker(settings: Settings) -> None:
     """
     configure_logging(settings.log)
     if settings.log.level != "DEBUG":
-        for name in QUIET:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        for name, level in QUIET.items():
+            logging.getLogger(name).setLevel(level)
     # For the consumer's own thread too, which makes its loop from the policy.
     mode.loop.use("uvloop")
     asyncio.run(_serve(settings))

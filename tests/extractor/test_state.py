@@ -169,7 +169,7 @@ def test_arrays_that_do_not_fit_are_not_written(
         replace(state, **change).encode()
 
 
-# --- what came after (D7) ---
+# --- what came after ---
 
 
 def test_history_is_what_the_features_read(state: InterestState) -> None:

@@ -114,7 +114,7 @@ def test_a_behavior_counts_at_once(world: World) -> None:
 
 
 def test_a_newer_behavior_is_a_cluster_of_one(world: World) -> None:
-    """D7: the same as a state that holds its embedding as one more interest."""
+    """The same as a state that holds its embedding as one more interest."""
     world.append("u", ["item-42"])
     (profile,) = world.store.profiles(["u"])
     assert profile is not None

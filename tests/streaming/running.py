@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from prometheus_client import CollectorRegistry
@@ -209,3 +216,73 @@ async def running(
         await app.stop()
         await asyncio.to_thread(app.writer.close)
         await asyncio.to_thread(letters.close)
+
+
+_RUN_WORKER = """
+import json, sys
+from infra.errors import LifelongError
+from infra.settings import Settings
+from streaming.worker import run_worker
+try:
+    run_worker(Settings.model_validate(json.loads(sys.argv[1])))
+except LifelongError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+class WorkerProcess:
+    """`streaming.worker.run_worker` in a process of its own."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        content = json.dumps(settings.model_dump(mode="json", exclude_defaults=True))
+        self._log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _RUN_WORKER, content],
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal; the exit status."""
+        self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        return self._process.wait(PATIENCE_S)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of an answer of its endpoint; status 0 where nobody answers."""
+        urls = re.findall(r"http://127\.0\.0\.1:\d+", self.said)
+        if not urls:
+            return 0, ""
+        try:
+            with urllib.request.urlopen(urls[-1] + path, timeout=5) as answer:  # noqa: S310 - http, see above
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def ready(self) -> bool:
+        assert self.running, self.said
+        return self.get("/health/ready")[0] == 200

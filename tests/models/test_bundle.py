@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from infra.behaviors import item_key
+from infra.errors import BundleCorrupt, BundleError, BundleIncompatible, BundleMissing
+from models import bundle as bundles
+from models.bundle import FILES, MANIFEST, SCORER, SCORER_INPUTS, Bundle, write_directory
+from tests.bundles import tiny_bundle
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def path(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "bundle"))
+
+
+def edit_manifest(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    manifest = json.loads((path / MANIFEST).read_text())
+    change(manifest)
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def refused(path: Path, error: type[BundleError], *words: str) -> None:
+    with pytest.raises(error) as caught:
+        Bundle.load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (*words, str(path)):
+        assert word in message
+
+
+def test_a_bundle_comes_back_as_it_was_saved(path: Path) -> None:
+    bundle = Bundle.load(path)
+    assert bundle.manifest.n_items == 50
+    assert bundle.item_ids[:2] == ["", "item-1"]
+    assert bundle.titles[1] == "Item 1"
+    assert bundle.embeddings.shape == (51, 8)
+    assert bundle.projected.shape == (51, 4)
+    assert bundle.popularity[0] == 0
+    assert bundle.popularity.sum() == pytest.approx(1e6, rel=1e-4)
+    assert len(bundle.digest) == 16
+    assert bundle.version == bundle.digest.hex()
+
+
+def test_rows_follow_item_keys_and_are_zero_for_strangers(path: Path) -> None:
+    bundle = Bundle.load(path)
+    keys = [item_key("item-50"), item_key("nobody"), item_key("item-1"), 0, 2**64 - 1]
+    assert bundle.rows(np.array(keys, np.uint64)).tolist() == [50, 0, 1, 0, 0]
+
+
+def test_the_tables_cannot_be_written(path: Path) -> None:
+    bundle = Bundle.load(path)
+    for table in (bundle.embeddings, bundle.projected, bundle.popularity):
+        with pytest.raises(ValueError, match="read-only"):
+            table[0] = 1
+
+
+def test_the_same_content_has_the_same_digest(path: Path, tmp_path: Path) -> None:
+    again = tiny_bundle(tmp_path / "again")
+    other = tiny_bundle(tmp_path / "other", seed=1)
+    assert Bundle.load(again).digest == Bundle.load(path).digest
+    assert Bundle.load(other).digest != Bundle.load(path).digest
+
+
+def test_a_session_takes_the_documented_inputs(path: Path) -> None:
+    session = Bundle.load(path).scorer_session()
+    assert {node.name for node in session.get_inputs()} == set(SCORER_INPUTS)
+
+
+def test_nothing_there_is_missing(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", BundleMissing, "lifelong export")
+
+
+def test_an_empty_directory_is_missing(tmp_path: Path) -> None:
+    refused(tmp_path, BundleMissing)
+
+
+def test_a_file_in_the_place_of_a_bundle_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "bundle"
+    file.write_text("")
+    refused(file, BundleMissing)
+
+
+def test_a_directory_without_manifest_is_corrupt(path: Path) -> None:
+    (path / MANIFEST).unlink()
+    refused(path, BundleCorrupt, MANIFEST)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_absent_file_is_named(path: Path, name: str) -> None:
+    (path / name).unlink()
+    refused(path, BundleCorrupt, name, "absent")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_named(path: Path, name: str) -> None:
+    data = (path / name).read_bytes()
+    (path / name).write_bytes(data[: len(data) // 2])
+    refused(path, BundleCorrupt, name, "bytes instead of")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_named(path: Path, name: str) -> None:
+    data = bytearray((path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / name).write_bytes(data)
+    refused(path, BundleCorrupt, name, "sha256")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}'])
+def test_a_manifest_that_is_none_is_refused_by_name(path: Path, content: bytes) -> None:
+    (path / MANIFEST).write_bytes(content)
+    refused(path, BundleError, MANIFEST)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_is_incompatible(path: Path, version: object) -> None:
+    edit_manifest(path, lambda manifest: manifest.update(format=version))
+    refused(path, BundleIncompatible, MANIFEST, "format")
+
+
+def test_another_system_is_incompatible(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest.update(system="oracle"))
+    refused(path, BundleIncompatible, MANIFEST, "oracle")
+
+
+@pytest.mark.parametrize("name", ["user_features", "cross_features"])
+def test_features_that_are_not_computed_here_are_incompatible(path: Path, name: str) -> None:
+    edit_manifest(path, lambda manifest: manifest.update({name: ["shoe size"]}))
+    refused(path, BundleIncompatible, name, "shoe size")
+
+
+@pytest.mark.parametrize(
+    ("field", "file"),
+    [("n_items", "embeddings.npy"), ("d", "embeddings.npy"), ("m", "projection.onnx"), ("c", "c")],
+)
+def test_dimensions_that_do_not_fit_are_incompatible(path: Path, field: str, file: str) -> None:
+    edit_manifest(path, lambda manifest: manifest.update({field: 7}))
+    refused(path, BundleIncompatible, file)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest.update(files={}))
+    refused(path, BundleCorrupt, FILES[0])
+
+
+def test_a_graph_that_disagrees_with_the_golden_requests_is_refused(
+    pristine: Path, path: Path, tmp_path: Path
+) -> None:
+    """Checksums only say that nothing happened since the export."""
+    stranger = tiny_bundle(tmp_path / "stranger", seed=5)
+    data = (stranger / SCORER).read_bytes()
+    (path / SCORER).write_bytes(data)
+    entry = msgspec.to_builtins(Bundle.load(stranger).manifest.files[SCORER])
+    edit_manifest(path, lambda manifest: manifest["files"].update({SCORER: entry}))  # type: ignore[attr-defined]
+    refused(path, BundleIncompatible, SCORER, "golden")
+
+
+def test_without_verification_contents_are_taken_on_trust(path: Path) -> None:
+    data = bytearray((path / "vocabulary.msgpack").read_bytes())
+    data[data.index(b"Item 7")] ^= 1
+    (path / "vocabulary.msgpack").write_bytes(data)
+    assert Bundle.load(path, verify=False).titles[7] == "Htem 7"
+
+
+def test_saving_replaces_a_bundle_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tiny_bundle(tmp_path / "bundle")
+    first = Bundle.load(path).digest
+    tiny_bundle(path, seed=1)
+    assert Bundle.load(path).digest != first
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_failed_write_leaves_the_old_directory(tmp_path: Path) -> None:
+    path = tiny_bundle(tmp_path / "bundle")
+    first = Bundle.load(path).digest
+    with pytest.raises(FileNotFoundError):
+        write_directory(path, {"fine": b"", "no/such/folder": b""})
+    assert Bundle.load(path).digest == first
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_the_shipped_bundle_is_whole() -> None:
+    bundle = Bundle.load(REPOSITORY / "lifelong" / "data" / "bundle")
+    metrics = bundle.manifest.metrics
+    assert bundle.manifest.d == 32
+    assert metrics["auc"] > metrics["auc_repeat"] + 0.1
+    assert metrics["hit10"] > metrics["hit10_repeat"] + 0.1
+
+
+def test_the_documented_files_are_the_written_ones(path: Path) -> None:
+    assert {entry.name for entry in path.iterdir()} == {MANIFEST, *FILES}
+    assert bundles.FORMAT == 1
