@@ -71,11 +71,11 @@ class ModelConfig:
 class OptimizerConfig:
     """How the network learns."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     """Adam's, at the start; it falls to zero along a half cosine."""
     weight_decay: float = 0.0
     """Decoupled decay of the item table."""
-    epochs: int = 4
+    epochs: int = 3
     """Passes over the interactions, at most; the learning rate falls over as many."""
     patience: int = 1
     """Epochs without a better validation that end the run."""
