@@ -162,7 +162,8 @@ def _seconds(path: Path, column: pa.ChunkedArray[Any]) -> Ints:
     if not pa.types.is_timestamp(column.type) or column.null_count:
         raise TrainingError(f"{path}: time must be a timestamp without nulls, not {column.type}")
     seconds = column.cast(pa.timestamp("s", column.type.tz), safe=False)
-    return seconds.cast(pa.int64()).to_numpy()
+    values: Ints = seconds.cast(pa.int64()).to_numpy()
+    return values
 
 
 def _numbered(column: pa.ChunkedArray[Any], order: Ints) -> tuple[list[str], Rows]:
