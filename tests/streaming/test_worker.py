@@ -19,6 +19,7 @@ from infra.errors import SettingsError
 from infra.kafka import LocalKafka, topic_partitions
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
+from infra.store import Store
 from infra.stores import open_store
 from lifelong.shipped import BUNDLE
 from streaming.worker import Health, serve_health
@@ -111,27 +112,26 @@ def test_a_port_in_use_is_an_error_of_one_line() -> None:
 async def test_a_worker_makes_topics_sequences_and_interests_and_ends_when_asked(
     kafka: LocalKafka, tmp_path: Path
 ) -> None:
-    """Slow: a process starts, loads the bundle and joins the group, twice."""
+    """Slow: a process starts, loads the bundle and joins the group."""
     settings = worker_settings(kafka.bootstrap, tmp_path)
-    for number, stopping in enumerate((signal.SIGTERM, signal.SIGINT), start=1):
-        with WorkerProcess(settings, tmp_path / "log") as worker:
-            await until(worker.ready, "the worker is ready")
-            await asyncio.to_thread(produce, settings, [("a", event("a", number))])
-            store = await asyncio.to_thread(open_store, settings.store)
-            try:
-                await until(lambda: _covered(store, "a") == number, "interests cover the event")  # noqa: B023
-            finally:
-                store.close()
-            assert "lifelong_worker_ready 1.0" in worker.get("/metrics")[1]
-            assert worker.end(stopping) == 0
-        assert "Traceback" not in worker.said
+    with WorkerProcess(settings, tmp_path / "log") as worker:
+        await until(worker.ready, "the worker is ready")
+        await asyncio.to_thread(produce, settings, [("a", event("a", n)) for n in range(3)])
+        store = await asyncio.to_thread(open_store, settings.store)
+        try:
+            await until(lambda: _covered(store, "a") == 3, "interests cover the events")
+        finally:
+            store.close()
+        assert "lifelong_worker_ready 1.0" in worker.get("/metrics")[1]
+        assert worker.end(signal.SIGTERM) == 0
 
+    assert "Traceback" not in worker.said
     assert topic_partitions(settings.broker, settings.broker.topic) == 4
     assert topic_partitions(settings.broker, settings.broker.dead_letter_topic) == 4
 
 
-def _covered(store: object, user: str) -> int:
-    (profile,) = store.profiles([user])  # type: ignore[attr-defined]
+def _covered(store: Store, user: str) -> int:
+    (profile,) = store.profiles([user])
     if profile is None or profile.interests is None:
         return 0
     return InterestState.decode(profile.interests).count
@@ -159,7 +159,7 @@ async def test_a_worker_waits_for_a_broker_and_ends_when_asked_meanwhile(tmp_pat
         await until(lambda: '"part": "broker"' in worker.said, "it says what it waits for")
         assert worker.get("/health/live")[0] == 200
         assert worker.get("/health/ready")[0] == 503
-        assert worker.end() == 0
+        assert worker.end(signal.SIGINT) == 0
 
     assert worker.said.count('"part": "broker"') == 1
     assert "Traceback" not in worker.said
