@@ -33,7 +33,7 @@ def open_store(settings: StoreSettings) -> Store:
 
         return AerospikeStore.open(url, length=settings.length, ttl_s=settings.ttl_s)
     raise SettingsError(
-        f"store.url: {url!r} names no store; use lmdb://PATH, aerospike://HOST:PORT/NAMESPACE or"
+        f"store.url: {settings.masked_url!r} names no store; use lmdb://PATH, aerospike://HOST:PORT/NAMESPACE or"
         " memory://"
     )
 
@@ -47,12 +47,14 @@ def _open_lmdb(url: str, settings: StoreSettings) -> Store:
     if unknown or not place:
         wrong = f"unknown option {unknown[0]!r}" if unknown else "no path"
         raise SettingsError(
-            f"store.url: {url!r} has {wrong}; use lmdb://PATH[?max_size=BYTES&sync=0]"
+            f"store.url: {settings.masked_url!r} has {wrong}; use lmdb://PATH[?max_size=BYTES&sync=0]"
         )
     try:
         max_size = int(options.get("max_size", DEFAULT_MAX_SIZE))
     except ValueError as error:
-        raise SettingsError(f"store.url: max_size in {url!r} is not a number of bytes") from error
+        raise SettingsError(
+            f"store.url: max_size in {settings.masked_url!r} is not a number of bytes"
+        ) from error
     return LmdbStore(
         Path(place),
         length=settings.length,
