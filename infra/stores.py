@@ -33,8 +33,8 @@ def open_store(settings: StoreSettings) -> Store:
 
         return AerospikeStore.open(url, length=settings.length, ttl_s=settings.ttl_s)
     raise SettingsError(
-        f"store.url: {settings.masked_url!r} names no store; use lmdb://PATH, aerospike://HOST:PORT/NAMESPACE or"
-        " memory://"
+        f"store.url: {settings.masked_url!r} names no store; use lmdb://PATH,"
+        " aerospike://HOST:PORT/NAMESPACE or memory://"
     )
 
 
