@@ -102,9 +102,12 @@ def listen(settings: ScorerSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
+        what = error.strerror  # of create_server, with the address once more
+        if error.errno is not None and not isinstance(error, socket.gaierror):
+            what = os.strerror(error.errno)
         raise SettingsError(
             f"scorer.host = {settings.host!r}, scorer.port = {settings.port}: cannot listen there "
-            f"({error.strerror}); choose others, or stop what listens there"
+            f"({what}); choose others, or stop what listens there"
         ) from error
 
 
@@ -126,6 +129,7 @@ class ScorerProcess:
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="warning",  # what it says of starting and stopping, our events say better
                 access_log=False,
                 server_header=False,
                 backlog=BACKLOG,
