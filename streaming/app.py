@@ -308,8 +308,17 @@ class BatchAgent:
                 writing.cancel()
 
     async def _apply_and_acknowledge(self, event: Any, decoded: Decoded) -> None:
-        if await self.apply(event.value, decoded):
-            event.ack()
+        try:
+            applied = await self.apply(event.value, decoded)
+        except Exception:
+            # No failure is expected here; should there be one, it must not stay silent until the
+            # next batch comes.
+            log.exception("batch failed")
+            await asyncio.sleep(RETRY_MIN_S)
+            await self._fetch_again(event.value)
+        else:
+            if applied:
+                event.ack()
 
     async def apply(self, batch: Batch, decoded: Decoded) -> bool:
         """Apply the batch; whether it may be acknowledged. One that may not comes again."""

@@ -173,6 +173,29 @@ async def test_a_batch_dropped_before_anything_was_committed_comes_again(
 
 
 @pytest.mark.kafka
+async def test_a_batch_that_failed_for_no_known_reason_comes_again(kafka: LocalKafka) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings)
+    store = WatchedStore()
+    async with running(settings, store) as worker:
+        batches = worker.app.batches
+        apply = batches.apply
+        failed: list[Any] = []
+
+        async def faulty(batch: Any, decoded: Any) -> bool:
+            if not failed:
+                failed.append(batch)
+                raise ZeroDivisionError
+            return await apply(batch, decoded)
+
+        batches.apply = faulty  # type: ignore[method-assign]
+        sent = await asyncio.to_thread(produce, settings, events(users=5, each=2))
+        await until(lambda: worker.events("applied") >= sent, "all events are applied")
+
+    assert failed
+
+
+@pytest.mark.kafka
 async def test_a_large_record_does_not_stall_the_partition(kafka: LocalKafka) -> None:
     settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
     create_topics(settings, max_message_bytes=12_000_000)
