@@ -60,9 +60,9 @@ def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
     most = max(row["value"] for row in result["results"])
     ratios = result["ratios"]
     table = Table(title=f"{title}: {result['machine']}", title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column(result["results"][0]["unit"], justify="right", no_wrap=True)
-    table.add_column("ours is", justify="right", no_wrap=True)
+    table.add_column("")
+    table.add_column(result["results"][0]["unit"], justify="right", no_wrap=True, min_width=9)
+    table.add_column("ours is", justify="right", no_wrap=True, min_width=14)
     table.add_column("", width=BAR)
     for row in result["results"]:
         faster = f"{ratios[row['name']]:.1f} x faster" if row["name"] in ratios else ""
