@@ -167,6 +167,12 @@ class WorkerMetrics(_BundleInfo):
             "freshness objective is being missed now: add workers or recluster threads.",
             registry=registry,
         )
+        self.expired_users = Counter(
+            "lifelong_worker_expired_users",
+            "Users removed from the store, silent for longer than store.ttl_s. Always "
+            "0 where the database removes them by itself (Aerospike), or where users never expire.",
+            registry=registry,
+        )
         self.ready = Gauge(
             "lifelong_worker_ready",
             "1 while the worker has joined its group and the store takes writes, else 0.",

@@ -45,6 +45,14 @@ BACKOFF_MAX_MS: Final = 300_000
 BACKOFF_USERS: Final = 100_000
 """Most users on a pause. Beyond it the ones waiting longest are forgotten, hence tried earlier."""
 
+SWEEP_EVERY_MS: Final = 60_000
+"""How often expired users are removed where the database does not do so by itself. Whoever reads
+does not see them anyway, so only room depends on it."""
+
+SWEEP_USERS: Final = 1000
+"""Most users removed at once, since appends wait meanwhile. Where there are more, it goes on after
+the next pass."""
+
 RETRY_S: Final = 0.05
 """First pause after the store failed; doubled up to `WorkerSettings.retry_max_s`."""
 
@@ -85,6 +93,7 @@ class Reclusterer:
     owners, ``recluster_threads`` batches at a time (the kernels release the GIL).
 
     A user who cannot be reclustered is counted, logged and tried again later; the others go on.
+    Between passes, about once a minute, expired users are removed from the store.
     `start` runs passes in a thread of its own until `stop`; that thread survives every error.
     """
 
@@ -109,6 +118,7 @@ class Reclusterer:
         self._owners: frozenset[int] = frozenset()
         self._turn = 0
         self._deep_at = 0
+        self._sweep_at = clock() + SWEEP_EVERY_MS
         self._pauses: dict[str, _Pause] = {}
         self._pauses_lock = threading.Lock()
         self._stopping = threading.Event()
@@ -163,11 +173,36 @@ class Reclusterer:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="recluster")
         return sum(self._pool.map(self._recluster, batches))
 
+    def sweep(self) -> int:
+        """Remove expired users if it is time again; returns how many.
+
+        Raises:
+            StoreUnavailable, StoreFull: the store failed; it is tried again in a minute.
+        """
+        now = self._clock()
+        if now < self._sweep_at:
+            return 0
+        self._sweep_at = now + SWEEP_EVERY_MS
+        try:
+            removed = self._store.sweep(now, SWEEP_USERS)
+        except (StoreUnavailable, StoreFull) as error:
+            self._count_store_error(error)
+            raise
+        except StoreError as error:  # one unreadable record must not end the passes
+            self._count_store_error(error)
+            log.error("expired users not removed", error=_line(error))  # noqa: TRY400
+            return 0
+        if removed == SWEEP_USERS:
+            self._sweep_at = now
+        self._metrics.expired_users.inc(removed)
+        return removed
+
     def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
             try:
                 self.run_once()
+                self.sweep()
             except Exception as error:  # freshness must outlive any one failure
                 pause = min(self._retry_max_s, RETRY_S * 2 ** min(failures, 16))
                 failures += 1

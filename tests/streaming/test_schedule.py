@@ -14,13 +14,13 @@ from prometheus_client import CollectorRegistry
 from extractor.extract import Extractor
 from extractor.state import InterestState
 from infra.behaviors import Source, pack_behavior
-from infra.errors import StoreCorrupt, StoreFull, StoreUnavailable
+from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
 from infra.lmdb_store import LmdbStore
 from infra.memory_store import MemoryStore
 from infra.metrics import WorkerMetrics
 from infra.settings import WorkerSettings
 from infra.store import Append, InterestWrite, Store, StoredSequence, Version
-from streaming.schedule import Reclusterer
+from streaming.schedule import SWEEP_EVERY_MS, SWEEP_USERS, Reclusterer
 
 START = 1_700_000_000_000
 A, B = Source(key=1, owner=11), Source(key=2, owner=22)
@@ -102,8 +102,8 @@ class FaultyStore:
 class House:
     """A reclusterer with everything around it in reach."""
 
-    def __init__(self, store: Store, **settings: Any) -> None:
-        self.clock = Clock()
+    def __init__(self, store: Store, clock: Clock | None = None, **settings: Any) -> None:
+        self.clock = clock or Clock()
         self.store = FaultyStore(store)
         self.extractor = CountingExtractor()
         self.registry = CollectorRegistry()
@@ -344,6 +344,83 @@ def test_metrics_tell_outcomes_freshness_and_what_waits(house: House) -> None:
     assert house.metric("recluster_seconds_count") == 1
     assert house.metric("dirty_users") == 2
     assert house.metric("dirty_oldest_seconds") == pytest.approx(0.7)
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def mortal_house(request: pytest.FixtureRequest, tmp_path: Path) -> House:
+    """Users expire 10 s after their last behavior."""
+    clock = Clock()
+    if request.param == "memory":
+        return House(MemoryStore(ttl_s=10, clock=clock), clock)
+    return House(LmdbStore(tmp_path, ttl_s=10, max_size=1 << 24, clock=clock), clock)
+
+
+def test_expired_users_are_removed_once_a_minute(mortal_house: House) -> None:
+    house = mortal_house
+    house.act("u1")
+    house.clock.now += SWEEP_EVERY_MS - 1
+    house.act("u2")
+    assert house.reclusterer.sweep() == 0
+    house.clock.now += 1
+    assert house.reclusterer.sweep() == 1
+    assert house.dirty() == ["u2"]
+    assert house.metric("expired_users_total") == 1
+    house.clock.now += SWEEP_EVERY_MS - 1
+    assert house.reclusterer.sweep() == 0
+    house.clock.now += 1
+    assert house.reclusterer.sweep() == 1
+
+
+def test_more_expired_users_than_go_at_once_do_not_wait_a_minute() -> None:
+    clock = Clock()
+    house = House(MemoryStore(ttl_s=10, clock=clock), clock)
+    for number in range(SWEEP_USERS + 1):
+        house.act(f"u{number}")
+    house.clock.now += SWEEP_EVERY_MS
+    assert [house.reclusterer.sweep() for _ in range(3)] == [SWEEP_USERS, 1, 0]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), StoreFull("full")])
+def test_a_store_that_fails_to_remove_users_is_asked_again(
+    mortal_house: House, error: StoreError
+) -> None:
+    house = mortal_house
+    house.act("u1")
+
+    def fail(_: Any) -> None:
+        raise error
+
+    house.store.faults = {"sweep": fail}
+    house.clock.now += SWEEP_EVERY_MS
+    with pytest.raises(type(error)):
+        house.reclusterer.sweep()
+    assert house.metric("store_errors_total", error=type(error).__name__) == 1
+    house.store.faults = {}
+    assert house.reclusterer.sweep() == 0
+    house.clock.now += SWEEP_EVERY_MS
+    assert house.reclusterer.sweep() == 1
+
+
+def test_an_unreadable_record_does_not_end_the_passes(mortal_house: House) -> None:
+    house = mortal_house
+
+    def corrupt(_: Any) -> None:
+        raise StoreCorrupt("the record of user 'u3' is truncated; remove it")
+
+    house.store.faults = {"sweep": corrupt}
+    house.clock.now += SWEEP_EVERY_MS
+    assert house.reclusterer.sweep() == 0
+    assert house.metric("store_errors_total", error="StoreCorrupt") == 1
+
+
+def test_the_thread_removes_expired_users(mortal_house: House) -> None:
+    house = mortal_house
+    done = threading.Event()
+    house.store.faults = {"sweep": lambda _: done.set()}
+    house.clock.now += SWEEP_EVERY_MS
+    house.reclusterer.start()
+    assert done.wait(10)
+    house.reclusterer.stop()
 
 
 @pytest.mark.parametrize("operation", ["dirty", "sequences", "profiles", "put_interests"])
