@@ -16,6 +16,7 @@ Each message is one line: what was wrong, where, and what to do about it.
     │   ├── StoreCorrupt         a record cannot be understood
     │   └── RecordTooLarge       one user's record exceeds what the store can hold
     ├── TrainingError            a training run cannot start or go on
+    │   └── DataError            a data set is missing, or cannot be read as interactions
     └── RequestError             a ranking request is malformed or exceeds a limit
 """
 
@@ -76,6 +77,10 @@ class RecordTooLarge(StoreError):
 
 class TrainingError(LifelongError):
     """A training run cannot start or go on."""
+
+
+class DataError(TrainingError):
+    """A data set is missing, or cannot be read as interactions."""
 
 
 class RequestError(LifelongError):

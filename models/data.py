@@ -10,7 +10,7 @@ drawn at random here, so that serving sees what training saw:
 - *age of the bundle*: a bundle in service is older than the newest items. Items that first
   appeared after its making have row 0, and popularity is what it was then.
 
-Reading parquet and drawing requests is numpy; gathering a batch is one numba pass, ragged and
+Drawing requests is numpy; gathering a batch is one numba pass, ragged and
 without Python per request.
 """
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -29,83 +28,13 @@ import pyarrow.parquet as pq
 
 from infra.errors import TrainingError
 from models.clustering import cluster_requests, kernel
-from models.features import PER_MILLION, cross_columns, user_columns
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.int32]
+from models.features import cross_columns, user_columns
+from models.interactions import Columns, Entities, Floats, Interactions, Ints, Rows
 
 MAX_NEWER: Final = 63
 """Most behaviors that training leaves newer than the clustering: the service reclusters at 64."""
 
 DAY_S: Final = 86_400
-
-
-@dataclass(frozen=True)
-class Interactions:
-    """Behaviors of many users, oldest first, as numbers (N behaviors, U users, n items)."""
-
-    user_ids: list[str]
-    """U ids."""
-    item_ids: list[str]
-    """n + 1 ids; row 0 ("") stands for unknown items."""
-    titles: list[str]
-    """n + 1 titles, "" where there is none."""
-    users: Rows
-    """i32[N]."""
-    items: Rows
-    """i32[N], rows in [1, n]."""
-    times: Ints
-    """i64[N], seconds since epoch, ascending."""
-
-    def head(self, size: int) -> Interactions:
-        """The first ``size`` behaviors, as if nothing had been recorded after them.
-
-        Items and users are numbered in the order of their first behavior, so those that come
-        later fall off the end of the tables.
-        """
-        users, items = self.users[:size], self.items[:size]
-        n_items = int(items.max(initial=0))
-        return Interactions(
-            user_ids=self.user_ids[: int(users.max(initial=-1)) + 1],
-            item_ids=self.item_ids[: n_items + 1],
-            titles=self.titles[: n_items + 1],
-            users=users,
-            items=items,
-            times=self.times[:size],
-        )
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @cached_property
-    def first_seen(self) -> Ints:
-        """i64[n + 1]: position of each item's first behavior; row 0: 0."""
-        first = np.zeros(len(self.item_ids), np.int64)
-        rows, positions = np.unique(self.items, return_index=True)
-        first[rows] = positions
-        return first
-
-    @cached_property
-    def _by_item(self) -> Ints:
-        """item * (N + 1) + position of every behavior, ascending."""
-        keys = self.items.astype(np.int64) * (len(self) + 1) + np.arange(len(self))
-        keys.sort()
-        return keys
-
-    def popularity(self, items: Rows, position: Ints | int) -> Floats:
-        """Behaviors per million on items among the first ``position`` behaviors.
-
-        Any shapes that broadcast.
-        """
-        key = items.astype(np.int64) * (len(self) + 1)
-        count = np.searchsorted(self._by_item, key + position) - np.searchsorted(self._by_item, key)
-        share: Floats = (count * (PER_MILLION / np.maximum(position, 1))).astype(np.float32)
-        return share
-
-    def popularity_table(self) -> Floats:
-        """f32[n + 1]: popularity of all items over everything; 0 for row 0."""
-        return self.popularity(np.arange(len(self.item_ids), dtype=np.int32), len(self))
 
 
 def load_interactions(events: Path, items: Path | None = None, share: float = 1.0) -> Interactions:
@@ -120,30 +49,15 @@ def load_interactions(events: Path, items: Path | None = None, share: float = 1.
         TrainingError: a file cannot be read, lacks a column, or holds no behavior.
     """
     table = _read(events, ["user_id", "item_id", "time"])
-    times = _seconds(events, table.column("time"))
-    order = np.argsort(times, kind="stable")[: int(len(times) * share)]
-    if not len(order):
-        raise TrainingError(f"{events} holds no behavior to train on")
-    user_ids, users = _numbered(table.column("user_id"), order)
-    item_ids, rows = _numbered(table.column("item_id"), order)
-    titles = {}
+    named = None
     if items is not None:
-        named = _read(items, ["item_id", "description"])
-        titles = dict(
-            zip(
-                named.column("item_id").to_pylist(),
-                named.column("description").to_pylist(),
-                strict=True,
-            )
-        )
-    return Interactions(
-        user_ids=user_ids,
-        item_ids=["", *item_ids],
-        titles=["", *(titles.get(item_id) or "" for item_id in item_ids)],
-        users=users,
-        items=rows + np.int32(1),
-        times=times[order],
-    )
+        titles = _read(items, ["item_id", "description"])
+        named = Entities(titles.column("item_id"), titles=titles.column("description"))
+    return Columns(
+        users=table.column("user_id"),
+        items=table.column("item_id"),
+        times=_seconds(events, table.column("time")),
+    ).interactions(str(events), items=named, share=share)
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
@@ -164,14 +78,6 @@ def _seconds(path: Path, column: pa.ChunkedArray[Any]) -> Ints:
     seconds = column.cast(pa.timestamp("s", column.type.tz), safe=False)
     values: Ints = seconds.cast(pa.int64()).to_numpy()
     return values
-
-
-def _numbered(column: pa.ChunkedArray[Any], order: Ints) -> tuple[list[str], Rows]:
-    """Distinct values in the order of their first occurrence, and each row's number."""
-    text = column.cast(pa.string()).combine_chunks().take(order)
-    coded = text.dictionary_encode()  # numbers by first occurrence
-    values = [str(value) for value in coded.dictionary.to_pylist()]
-    return values, coded.indices.to_numpy().astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -460,7 +366,7 @@ class BatchBuilder:
             self.K,
             self.T,
         )
-        bought, last = _gather_counts(
+        bought, last = gather_counts(
             sequences.items,
             sequences.times,
             window,
@@ -542,7 +448,7 @@ def _known_rows(items: Rows, first_seen: Ints, begin: Ints, end: Ints, bundle: I
 
 
 @kernel
-def _gather_counts(
+def gather_counts(
     items: Rows, times: Ints, begin: Ints, end: Ints, candidates: Rows, n_items: int
 ) -> tuple[Floats, npt.NDArray[np.float64]]:
     """How often (f32[R, B]) and when last (f64[R, B], seconds) each candidate occurs in

@@ -16,8 +16,9 @@ import onnxruntime
 
 from models.bundle import Bundle
 from models.clustering import cluster
-from models.data import Interactions, Requests, Sequences
+from models.data import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
+from models.interactions import Interactions
 
 Floats = npt.NDArray[np.float32]
 Keys = npt.NDArray[np.uint64]

@@ -25,7 +25,6 @@ from models.bundle import BetaMode, Vocabulary, write_directory
 from models.data import (
     Batch,
     BatchBuilder,
-    Interactions,
     Requests,
     SamplingConfig,
     Sequences,
@@ -34,6 +33,7 @@ from models.data import (
 )
 from models.encode import Clusters, Encode, EncodeConfig
 from models.evaluation import Quality, baseline_qualities, log_loss, ranking_quality
+from models.interactions import Interactions
 from models.layers import dynamic_triplet_loss
 
 CHECKPOINT: Final = "checkpoint.pt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.data import Interactions
+from models.interactions import Interactions
 
 
 def planted_interactions(

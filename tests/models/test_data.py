@@ -13,7 +13,6 @@ from models.data import (
     MAX_NEWER,
     Batch,
     BatchBuilder,
-    Interactions,
     Requests,
     SamplingConfig,
     Sequences,
@@ -22,6 +21,7 @@ from models.data import (
     training_requests,
 )
 from models.features import CROSS_FEATURES, USER_FEATURES
+from models.interactions import Interactions
 from tests.models.generated import numbered, planted_interactions
 
 EVERYTHING = SamplingConfig(behaviors_per_request=1, burn_in=0.0)

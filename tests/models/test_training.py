@@ -10,9 +10,10 @@ import torch
 from infra.behaviors import item_key
 from infra.errors import TrainingError
 from models.bundle import Bundle
-from models.data import Interactions, SamplingConfig, Sequences, evaluation_requests
+from models.data import SamplingConfig, Sequences, evaluation_requests
 from models.evaluation import evaluate_offline, sequence_requests
 from models.export import export
+from models.interactions import Interactions
 from models.training import (
     CHECKPOINT,
     ModelConfig,
