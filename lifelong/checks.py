@@ -46,7 +46,10 @@ def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
         for finding in findings:
             mark = "[green]ok[/]  " if finding.problem is None else "[red]FAIL[/]"
             console.print(f"{mark}  {finding.name:<13}", end="")
-            console.print(finding.problem or finding.detail, markup=False, highlight=False)
+            # Not broken at the terminal's width: what is shown here gets copied.
+            console.print(
+                finding.problem or finding.detail, markup=False, highlight=False, soft_wrap=True
+            )
     return {
         "ok": all(finding.problem is None for finding in findings),
         "checks": [

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from extractor.state import InterestState
@@ -114,21 +115,26 @@ def _show(report: dict[str, Any]) -> None:
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             table = Table(*value[0], title=name, title_justify="left")
             for entry in value:
-                table.add_row(*(str(field) for field in entry.values()))
+                table.add_row(*(escape(str(field)) for field in entry.values()))
             console.print(table)
         else:
-            console.print(f"{name}: {_words(value)}", highlight=False)
+            _print(console, f"{name}: {_words(value)}")
 
 
 def _show_section(console: Console, name: str, section: dict[str, Any]) -> None:
-    console.print(f"{name}:", highlight=False)
+    _print(console, f"{name}:")
     for key, value in section.items():
         if key == "largest":
             for interest in value:
                 line = f"{interest['share']:6.1%}  {', '.join(interest['typical'])}"
-                console.print(f"    {line}", highlight=False, markup=False)
+                _print(console, f"    {line}")
         else:
-            console.print(f"  {key}: {_words(value)}", highlight=False, markup=False)
+            _print(console, f"  {key}: {_words(value)}")
+
+
+def _print(console: Console, line: str) -> None:
+    """A line as it is: ids hold what they like, and a broken line cannot be copied."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _words(value: Any) -> str:

@@ -104,4 +104,4 @@ def _progress(title: str) -> Iterator[tuple[Callable[[float], None], threading.E
 
 
 def _tell(what: str, seconds: float) -> None:
-    Console(stderr=True).print(f"{what} in {seconds:.1f} s", highlight=False)
+    Console(stderr=True).print(f"{what} in {seconds:.1f} s", highlight=False, soft_wrap=True)
