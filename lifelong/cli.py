@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,7 @@ import typer
 from infra.errors import LifelongError, SettingsError
 
 if TYPE_CHECKING:
-    from infra.settings import Settings
+    from infra.settings import LogSettings, Settings
 
 app: Final = typer.Typer(
     name="lifelong",
@@ -59,14 +61,37 @@ JsonOut = Annotated[
 ]
 
 
+FLAGS: Final = {
+    "broker.bootstrap": "--bootstrap",
+    "store.url": "--store",
+    "bundle.path": "--bundle",
+    "worker.metrics_port": "--metrics-port",
+    "scorer.host": "--host",
+    "scorer.port": "--port",
+    "scorer.processes": "--processes",
+}
+"""The settings that have a flag of their own, for errors to name what the user typed."""
+
+INTERRUPTED: Final = 130
+
+
 def main() -> NoReturn:
     """Run the command line; every error that a user can cause ends in one line."""
+    # Before onnxruntime is loaded, or it tells its maker of each session, and leaves a file in the
+    # temporary directory. What is started from here inherits it. Its own function to disable this
+    # comes too late: by then the first message is under way.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app(standalone_mode=True)
     except LifelongError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", INTERRUPTED)
+    except SystemExit as ended:
+        # Typer takes the interrupt itself, and ends without a word.
+        if ended.code == INTERRUPTED:
+            _fail("interrupted", INTERRUPTED)
+        raise
     except BrokenPipeError:
         # The reader of our output went away (`lifelong ... | head`); nothing is wrong here.
         sys.stderr.close()
@@ -94,6 +119,7 @@ def demo(
     """Stream real purchases through Kafka into sequences, interests and CTRs."""
     from lifelong.demo import DemoOptions, run_demo
 
+    _log()
     with _terminable():
         report = run_demo(
             DemoOptions(
@@ -329,6 +355,7 @@ def bench_extract(
 def _report_bench(run: Any, title: str, chart: Path | None, json_out: str | None) -> None:
     from lifelong.bench.report import show
 
+    _log()
     with _terminable(), _extra("bench"):
         result = run()
     if json_out != "-":
@@ -339,21 +366,34 @@ def _report_bench(run: Any, title: str, chart: Path | None, json_out: str | None
 def _settings(
     config: Path | None,
     assignments: list[str] | None,
-    flags: Mapping[str, object] | None = None,
+    own: Mapping[str, object] | None = None,
 ) -> Settings:
     """Settings with the command's own flags on top, then --set."""
     from infra.settings import load_settings
-    from infra.telemetry import configure_logging
 
-    chosen = {key: value for key, value in (flags or {}).items() if value is not None}
+    chosen = {key: value for key, value in (own or {}).items() if value is not None}
+    flags = {key: FLAGS[key] for key in chosen}
     for assignment in assignments or []:
         key, separator, value = assignment.partition("=")
         if not separator or not key:
             raise SettingsError(f"--set {assignment!r}: write KEY=VALUE, as in store.length=2000")
         chosen[key] = value
-    settings = load_settings(_nested(chosen), config)
-    configure_logging(settings.log)
+        flags[key] = f"--set {key}"
+    settings = load_settings(_nested(chosen), config, flags=flags)
+    _log(settings.log)
     return settings
+
+
+def _log(settings: LogSettings | None = None) -> None:
+    """Log as the settings say; without any, only what needs a look."""
+    from infra.settings import LogSettings
+    from infra.telemetry import configure_logging
+
+    settings = settings or LogSettings(level="WARNING")
+    configure_logging(settings)
+    if settings.level != "DEBUG":
+        # The producer warns of each retry. What fails in the end is raised, in our words.
+        logging.getLogger("streaming.replay").setLevel(logging.ERROR)
 
 
 def _nested(flat: Mapping[str, object]) -> dict[str, Any]:

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+
+
+class Checked(NamedTuple):
+    """`check` where no broker is, in a directory of its own."""
+
+    directory: Path
+    done: subprocess.CompletedProcess[str]
+    report: dict[str, Any]
+
 
 COMMANDS = (
     "demo",
@@ -26,12 +37,21 @@ NOBODY = "127.0.0.1:9"
 EVENT = {"user_id": "ann", "item_id": "22423", "action": "click", "event_time": 1_700_000_000_000}
 
 
+def environment(temporary: Path) -> dict[str, str]:
+    """Of a command: nothing of ours, and its temporary files where the test looks."""
+    return {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "TMPDIR": str(temporary),
+    }
+
+
 def lifelong(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command as a user would, in a directory without settings."""
     return subprocess.run(
         [sys.executable, "-m", "lifelong", *map(str, arguments)],
         cwd=cwd,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env=environment(cwd),
         capture_output=True,
         text=True,
         timeout=120,
@@ -54,6 +74,14 @@ def events(tmp_path: Path) -> Path:
     file = tmp_path / "events.jsonl"
     file.write_text("".join(json.dumps({**EVENT, "event_id": f"e{i}"}) + "\n" for i in range(3)))
     return file
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    directory = tmp_path_factory.mktemp("checked")
+    arguments = ["--bootstrap", NOBODY, "--store", "memory://", "--json", "report.json"]
+    done = lifelong("check", *arguments, cwd=directory)
+    return Checked(directory, done, json.loads((directory / "report.json").read_text()))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -83,6 +111,12 @@ BAD_SETTINGS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "a bad value": (["--set", "store.length=many"], ["store.length", "many"]),
     "a misspelt key": (["--set", "store.lenght=5"], ["store.lenght", "store.length"]),
     "a misspelt section": (["--set", "stoer.length=5"], ["stoer"]),
+    "a bad value of a flag": (["--store", "redis://here"], ["--store = 'redis://here'"]),
+    "a bad value of --set": (["--set", "log.level=loud"], ["--set log.level = 'loud'"]),
+    "--set after the flag": (
+        ["--store", "memory://", "--set", "store.url=redis://here"],
+        ["--set store.url = 'redis://here'"],
+    ),
     "a section as a value": (["--set", "store=5"], ["store"]),
     "both a section and a key": (["--set", "store=5", "--set", "store.length=5"], ["store"]),
     "no such file": (["--config", "absent.toml"], ["absent.toml"]),
@@ -167,15 +201,10 @@ def test_a_service_tells_a_store_url_that_it_cannot_read(command: str, tmp_path:
     assert "lmdb:/once" in done.stderr.splitlines()[-1]
 
 
-def test_check_says_what_is_wrong_and_what_is_not(tmp_path: Path) -> None:
-    done = lifelong(
-        "check", "--bootstrap", NOBODY, "--store", "memory://", "--json", "-", cwd=tmp_path
-    )
-
-    assert (done.returncode, done.stderr) == (3, "")
-    report = json.loads(done.stdout)
-    assert report["ok"] is False
-    found = {check["name"]: check["ok"] for check in report["checks"]}
+def test_check_says_what_is_wrong_and_what_is_not(checked: Checked) -> None:
+    assert (checked.done.returncode, checked.done.stderr) == (3, "")
+    assert checked.report["ok"] is False
+    found = {check["name"]: check["ok"] for check in checked.report["checks"]}
     assert found == {
         "settings": True,
         "broker": False,
@@ -184,6 +213,36 @@ def test_check_says_what_is_wrong_and_what_is_not(tmp_path: Path) -> None:
         "store": True,
         "bundle": True,
     }
+
+
+def test_check_prints_one_line_a_finding_however_narrow_the_terminal(checked: Checked) -> None:
+    lines = checked.done.stdout.splitlines()
+
+    assert [line.split()[0] for line in lines] == ["ok", "FAIL", "FAIL", "FAIL", "ok", "ok"]
+    assert all(
+        line.endswith(check["detail"])
+        for line, check in zip(lines, checked.report["checks"], strict=True)
+    )
+
+
+def test_nothing_is_left_in_the_temporary_directory(checked: Checked) -> None:
+    assert sorted(path.name for path in checked.directory.iterdir()) == ["report.json"]
+
+
+def test_an_interrupt_ends_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lifelong", "broker", "--kind", "mock", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+    ) as broker:
+        try:
+            assert broker.stderr is not None
+            assert any("Ctrl-C ends it" in line for line in broker.stderr)
+            broker.send_signal(signal.SIGINT)
+            _, errors = broker.communicate(timeout=60)
+        finally:
+            broker.kill()
+
+    assert (broker.returncode, errors) == (130, "lifelong: interrupted\n")
 
 
 def test_the_demo_tells_a_kind_of_broker_that_it_does_not_have(tmp_path: Path) -> None:
