@@ -8,15 +8,21 @@ file, because numba's cache on disk notices a change of a kernel's own file alon
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]
 Labels = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 if TYPE_CHECKING:  # numba ships no types; a kernel keeps those of the function it was made from
@@ -29,6 +35,27 @@ else:
     from numba import njit
 
     kernel = njit(nogil=True, cache=True, fastmath=True)
+
+
+@cache
+def _threads(size: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(size, "kernel")
+
+
+def on_all_threads(run: Callable[[int, int], None], size: int) -> None:
+    """Call ``run(begin, end)`` for parts of [0, size), as many as torch has threads.
+
+    Kernels release the interpreter lock. Threads of numba's own would go on spinning for a while
+    after each call, and take the processors from torch's.
+    """
+    parts = min(torch.get_num_threads(), size)
+    bounds = [size * part // max(parts, 1) for part in range(parts + 1)]
+    if parts <= 1:
+        run(0, size)
+        return
+    calls = [_threads(parts).submit(run, *span) for span in pairwise(bounds)]
+    for call in calls:
+        call.result()
 
 
 def cluster(projected: Floats, weights: Floats, K: int, T: int) -> tuple[Labels, Floats]:
@@ -237,3 +264,91 @@ def _cluster_members(
             made += 1
         cluster[i] = made - 1
     return made
+
+
+def cluster_sequences(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
+    """`cluster` for each of a batch of sequences; constants as far as gradients go.
+
+    On a processor each sequence is clustered by the kernel above, on all threads; on a GPU all
+    are clustered together.
+
+    Args:
+        directions: f32[R, L, m], of unit length.
+        mask: bool[R, L]; what it leaves out has label 0.
+
+    Returns:
+        Labels i64[R, L] in [0, K) and centers f32[R, K, m] of unit length.
+    """
+    if directions.device.type != "cpu":
+        return _cluster_together(directions, mask, K, T)
+    labels = np.zeros(mask.shape, np.int64)
+    centers = np.zeros((len(mask), K, directions.shape[-1]), np.float32)
+    points, valid = directions.numpy(), mask.numpy()
+
+    def run(begin: int, end: int) -> None:
+        part = slice(begin, end)
+        _cluster_each(points[part], valid[part], T, labels[part], centers[part])
+
+    on_all_threads(run, len(mask))
+    return torch.from_numpy(labels), torch.from_numpy(centers)
+
+
+@kernel
+def _cluster_each(directions: Floats, mask: Flags, T: int, labels: Ints, centers: Floats) -> None:
+    for r in range(len(mask)):
+        n = mask[r].sum()
+        points = np.empty((directions.shape[2], n), np.float32)
+        place = np.empty(n, np.int64)
+        at = 0
+        for i in range(mask.shape[1]):
+            if mask[r, i]:
+                points[:, at] = directions[r, i]
+                place[at] = i
+                at += 1
+        own = np.empty(n, np.int32)
+        spherical_kmeans(
+            points, np.ones(n, np.float32), T, own, centers[r, : min(n, len(centers[r]))]
+        )
+        for i in range(n):
+            labels[r, place[i]] = own[i]
+
+
+def _cluster_together(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
+    """`spherical_kmeans` for all sequences at once, from the same start."""
+    R, L, m = directions.shape
+    sizes = mask.sum(1)
+    nowhere = torch.finfo(directions.dtype).max
+    each = torch.arange(R, device=mask.device)
+    best = torch.full((R, L), -2.0, device=mask.device)
+    labels = torch.zeros(R, L, dtype=torch.long, device=mask.device)
+    centers = torch.zeros(R, K, m, device=mask.device)
+    start = mask.int().argmax(1)
+    for k in range(K):
+        live = (k < sizes).unsqueeze(1)
+        centers[:, k] = torch.where(live, directions[each, start], centers[:, k])
+        similarity = (directions * centers[:, k : k + 1]).sum(-1)
+        nearer = (similarity > best) & live
+        best = torch.where(nearer, similarity, best)
+        labels = torch.where(nearer, k, labels)
+        start = best.masked_fill(~mask, nowhere).argmin(1)
+    small = (sizes <= K).unsqueeze(1)
+    own = mask.cumsum(1) - 1
+    labels = torch.where(small, own.clamp(min=0), labels) * mask
+    weights = mask.to(directions.dtype).unsqueeze(-1)
+    for _ in range(T - 1):
+        centers = _moved(directions, weights, labels, centers)
+        similarity = directions @ centers.transpose(1, 2)
+        dead = torch.arange(K, device=mask.device) >= sizes.unsqueeze(1)
+        labels_next = similarity.masked_fill(dead.unsqueeze(1), -2.0).argmax(-1) * mask
+        labels_next = torch.where(small, labels, labels_next)
+        if torch.equal(labels_next, labels):
+            return labels, centers
+        labels = labels_next
+    return labels, _moved(directions, weights, labels, centers)
+
+
+def _moved(directions: Tensor, weights: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+    index = labels.unsqueeze(-1).expand(-1, -1, directions.shape[-1])
+    sums = torch.zeros_like(centers).scatter_add(1, index, directions * weights)
+    norm = sums.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 1e-6, sums / norm.clamp(min=1e-6), centers)

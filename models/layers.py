@@ -40,8 +40,8 @@ def attend(scores: Tensor, mask: Tensor, values: Tensor) -> Tensor:
         [..., B, d].
     """
     masked = torch.where(mask > 0, 0.0, MASKED).unsqueeze(-2)
-    weights = torch.softmax(scores + masked, dim=-1)
-    return weights @ (values * mask.unsqueeze(-1))
+    weights = torch.softmax(scores + masked, dim=-1) * mask.unsqueeze(-2)
+    return weights @ values
 
 
 def cosine_attention(candidates: Tensor, interests: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
@@ -85,8 +85,9 @@ class RecentAttention(nn.Module):
 class Tower(nn.Module):
     """The MLP on top. What does not depend on the candidate enters the first layer once."""
 
-    def __init__(self, user: int, pair: int, hidden: tuple[int, int]) -> None:
+    def __init__(self, user: int, pair: int, hidden: tuple[int, int], dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.user = nn.Linear(user, hidden[0])
         self.pair = nn.Linear(pair, hidden[0], bias=False)
         self.hidden = nn.Linear(hidden[0], hidden[1])
@@ -95,6 +96,8 @@ class Tower(nn.Module):
     def forward(self, user: Tensor, pair: Tensor) -> Tensor:
         """user [..., u'], pair [..., B, p] -> logits [..., B]"""
         first = functional.relu(self.user(user).unsqueeze(-2) + self.pair(pair))
+        if self.dropout:
+            first = functional.dropout(first, self.dropout, self.training)
         logits: Tensor = self.out(functional.relu(self.hidden(first)))
         return logits.squeeze(-1)
 

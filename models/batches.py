@@ -1,0 +1,247 @@
+"""Requests gathered into batches: dense arrays, no Python per row.
+
+Sequences are stored once per user and requests point into them; one numba pass copies the part
+that a request may see. Gathering releases the interpreter lock, so that it goes on beside training
+in a thread of its own (`prefetch`).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.clustering import kernel
+from models.data import Requests, Sequences, gather_counts
+from models.features import cross_columns, user_columns
+from models.interactions import Interactions
+from models.schema import AGE_BUCKETS, Inputs, dwell_bucket
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int32]
+Small = npt.NDArray[np.int8]
+Flags = npt.NDArray[np.bool_]
+Item = TypeVar("Item")
+
+PREFETCHED: Final = 2
+"""Batches gathered ahead: one hides the gathering, a second its jitter."""
+
+
+class Batch(NamedTuple):
+    """R requests with B candidates each, L' behaviors at most."""
+
+    rows: Tensor
+    """i64[R, L']: rows of the behaviors' items, newest last, 0 where unknown or padded."""
+    mask: Tensor
+    """bool[R, L']: False where padded."""
+    newer: Tensor
+    """bool[R, L']: behaviors newer than the offline stage (`Requests.as_of`)."""
+    features: dict[str, Tensor]
+    """Per behavior feature of the schema i64[R, L']."""
+    candidates: Tensor
+    """i64[R, B]: rows, 0 where unknown."""
+    user_rows: dict[str, Tensor]
+    """Per user attribute of the schema i64[R, w]."""
+    user: Tensor
+    """f32[R, u]: `models.features.USER_FEATURES`."""
+    cross: Tensor
+    """f32[R, B, c]: `models.features.CROSS_FEATURES`."""
+    labels: Tensor
+    """f32[R, B]."""
+    weights: Tensor
+    """f32[R, B]."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        if device.type == "cpu":
+            return self
+        moved: list[Any] = [
+            {name: part.to(device, non_blocking=True) for name, part in value.items()}
+            if isinstance(value, dict)
+            else value.to(device, non_blocking=True)
+            for value in self
+        ]
+        return Batch(*moved)
+
+
+@dataclass(frozen=True)
+class Gatherer:
+    """Gathers requests on sequences into batches."""
+
+    interactions: Interactions
+    sequences: Sequences
+    inputs: Inputs
+    L: int
+    """Behaviors before the offline stage that a request sees, at most."""
+
+    def __call__(self, requests: Requests) -> Batch:
+        """One batch of all these requests."""
+        interactions, sequences = self.interactions, self.sequences
+        start = sequences.start[requests.cut]
+        window = np.maximum(start, requests.as_of - self.L)
+        length = int((requests.cut - window).max(initial=1))
+        R = len(requests.cut)
+        rows = np.zeros((R, length), np.int64)
+        mask = np.zeros((R, length), np.bool_)
+        _gather_rows(
+            sequences.items,
+            interactions.first_seen,
+            window,
+            requests.cut,
+            requests.bundle,
+            rows,
+            mask,
+        )
+        stale = requests.cut - requests.as_of
+        newer = mask & (np.arange(length) >= length - stale[:, None])
+        seen, last = gather_counts(
+            sequences.items,
+            sequences.times,
+            window,
+            requests.cut,
+            requests.candidates,
+            len(interactions.item_ids),
+        )
+        now_s = sequences.times[requests.cut].astype(np.float64)
+        previous = sequences.times[np.maximum(requests.cut - 1, 0)].astype(np.float64)
+        bundle = requests.bundle[:, None]
+        unknown = interactions.first_seen[requests.candidates] >= bundle
+        popularity = interactions.popularity(requests.candidates, bundle)
+        users = interactions.users[sequences.position[requests.cut]]
+        return Batch(
+            rows=torch.from_numpy(rows),
+            mask=torch.from_numpy(mask),
+            newer=torch.from_numpy(newer),
+            features=self._features(window, requests.cut, length),
+            candidates=torch.from_numpy(np.where(unknown, 0, requests.candidates).astype(np.int64)),
+            user_rows={
+                name: torch.from_numpy(table[users]) for name, table in self.inputs.users.items()
+            },
+            user=torch.from_numpy(user_columns(requests.cut - start, previous, now_s)),
+            cross=torch.from_numpy(cross_columns(seen, last, popularity, now_s[:, None])),
+            labels=torch.from_numpy(requests.labels),
+            weights=torch.from_numpy(requests.weights),
+        )
+
+    def batches(self, requests: Requests, size: int) -> Iterator[Batch]:
+        """All requests, ``size`` at a time, in their order."""
+        for begin in range(0, len(requests.cut), size):
+            yield self(requests.part(slice(begin, begin + size)))
+
+    def _features(self, window: Ints, cut: Ints, length: int) -> dict[str, Tensor]:
+        features: dict[str, Tensor] = {}
+        for name in self.inputs.schema.behavior:
+            rows = np.zeros((len(cut), length), np.int64)
+            if name == "age":
+                _gather_ages(self.sequences.times, window, cut, rows)
+            else:
+                _gather_feature(self._columns[name], window, cut, rows)
+            features[name] = torch.from_numpy(rows)
+        return features
+
+    @property
+    def _columns(self) -> dict[str, Small]:
+        """Per recorded behavior feature i8[N], in the order of the sequences."""
+        columns = self.__dict__.get("columns")
+        if columns is None:
+            interactions, order = self.interactions, self.sequences.position
+            columns = {}
+            if interactions.actions is not None:
+                columns["action"] = interactions.actions[order]
+            if interactions.dwell_s is not None:
+                columns["dwell"] = dwell_bucket(interactions.dwell_s[order])
+            self.__dict__["columns"] = columns
+        return columns
+
+
+def prefetch(items: Iterable[Item], ahead: int = PREFETCHED) -> Iterator[Item]:
+    """The same items, made in a thread of their own, at most ``ahead`` of them in advance.
+
+    An error in the making is raised here; leaving early ends the thread.
+    """
+    made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
+    left = threading.Event()
+
+    def put(entry: tuple[Item | None, BaseException | None]) -> bool:
+        while not left.is_set():
+            try:
+                made.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # noqa: BLE001  # raised in the consumer's thread
+            put((None, error))
+
+    thread = threading.Thread(target=make, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, end = made.get()
+            if isinstance(end, StopIteration):
+                return
+            if end is not None:
+                raise end
+            assert item is not None
+            yield item
+    finally:
+        left.set()
+        thread.join()
+
+
+@kernel
+def _gather_rows(
+    items: Rows,
+    first_seen: Ints,
+    begin: Ints,
+    end: Ints,
+    bundle: Ints,
+    rows: Ints,
+    mask: Flags,
+) -> None:
+    """The items [begin, end) of each request at the right end of its row; items that the
+    request's bundle does not know stay 0.
+    """
+    length = rows.shape[1]
+    for r in range(len(begin)):
+        shift = length - end[r]
+        for i in range(begin[r], end[r]):
+            if first_seen[items[i]] < bundle[r]:
+                rows[r, i + shift] = items[i]
+            mask[r, i + shift] = True
+
+
+@kernel
+def _gather_feature(column: Small, begin: Ints, end: Ints, rows: Ints) -> None:
+    length = rows.shape[1]
+    for r in range(len(begin)):
+        shift = length - end[r]
+        for i in range(begin[r], end[r]):
+            rows[r, i + shift] = column[i]
+
+
+@kernel
+def _gather_ages(times: Ints, begin: Ints, end: Ints, rows: Ints) -> None:
+    """Age buckets at the time of the request: 1 + log2 of the seconds, clipped."""
+    length = rows.shape[1]
+    for r in range(len(begin)):
+        shift = length - end[r]
+        now = times[end[r]]
+        for i in range(begin[r], end[r]):
+            age = max(now - times[i], 1)
+            rows[r, i + shift] = min(1 + int(np.log2(age)), AGE_BUCKETS - 1)

@@ -1,0 +1,99 @@
+"""The interface of a long-term module: what a method makes of a user's whole sequence.
+
+Every method has two stages, and they are two functions here. Offline, `summarize` turns a sequence
+into the state that a service would store; online, `read` turns a state and candidates into the
+user's long-term interest relative to each. Training composes the two; export takes `read` alone.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from models.schema import Inputs
+from models.sequence import BehaviorSequence, Target
+
+State = dict[str, Tensor]
+"""What a service stores of a user: tensors by name, each f32 or i64 [..., rows, width] or
+[..., rows]. The leading axes are the batch's, absent in an exported graph."""
+
+
+class LongTermConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="network"):
+    """What all long-term modules are told."""
+
+    L: int = 1000
+    """Behaviors that the module sees, at most."""
+
+    def build(self, d: int, inputs: Inputs) -> LongTerm:
+        """The module that this configures.
+
+        Args:
+            d: width of the embeddings.
+            inputs: what the network sees.
+        """
+        raise NotImplementedError
+
+
+class LongTerm(nn.Module):
+    """A method's long-term module."""
+
+    width: int
+    """Width of what `read` returns; 0 for a method without a long-term part."""
+
+    served: ClassVar[bool] = False
+    """Whether the scorer can serve a bundle of this method."""
+
+    def __init__(self, d: int, inputs: Inputs) -> None:
+        super().__init__()
+        self.d = d
+        self.inputs = inputs
+        self.width = d
+
+    def forward(self, sequence: BehaviorSequence, target: Target) -> Tensor:
+        """Both stages; -> f32[R, B, width]."""
+        return self.read(self.summarize(sequence), target)
+
+    def summarize(self, sequence: BehaviorSequence) -> State:
+        """The offline stage."""
+        raise NotImplementedError
+
+    def read(self, state: State, target: Target) -> Tensor:
+        """The online stage; -> f32[..., B, width]. No behavior at all gives zeros."""
+        raise NotImplementedError
+
+    def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
+        """How much each behavior counts for each candidate; -> f32[R, B, L].
+
+        They sum to 1 over the behaviors of a request that has any, and are 0 for padding.
+        """
+        raise NotImplementedError
+
+    def retrieved(self, sequence: BehaviorSequence, target: Target) -> Tensor:
+        """Which behaviors a search stage lets through; -> bool[R, B, L]. Without one, all."""
+        B = target.embeddings.shape[-2]
+        return sequence.mask.unsqueeze(1).expand(-1, B, -1)
+
+    def auxiliary_loss(
+        self, sequence: BehaviorSequence, generator: torch.Generator
+    ) -> Tensor | None:
+        """A loss of the module's own, beside the cross-entropy; a scalar, or None."""
+        return None
+
+
+class Nothing(LongTerm):
+    """No long-term part: DIN, which sees the recent behaviors only."""
+
+    def __init__(self, d: int, inputs: Inputs) -> None:
+        super().__init__(d, inputs)
+        self.width = 0
+
+    def summarize(self, sequence: BehaviorSequence) -> State:
+        """Nothing is stored."""
+        return {}
+
+    def read(self, state: State, target: Target) -> Tensor:
+        """f32[..., B, 0]."""
+        return target.embeddings[..., :0]

@@ -1,0 +1,156 @@
+"""The network around a long-term module: embeddings by schema, recent behaviors, tower (Eq. 1).
+
+All methods see the same inputs and have the same tower; only the long-term module differs. Where
+the parts of the input come from stands in `models.schema`, how a batch is gathered in
+`models.batches`.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.batches import Batch
+from models.features import CROSS_FEATURES, USER_FEATURES
+from models.layers import RecentAttention, Tower
+from models.long_term import LongTerm, State
+from models.schema import Inputs
+from models.sequence import BehaviorSequence, Target
+
+
+class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What all methods share."""
+
+    d: int = 32
+    """Width of an embedding."""
+    M: int = 50
+    """Recent behaviors that are attended to one by one, at most."""
+    hidden: tuple[int, int] = (64, 32)
+    """Widths of the tower's hidden layers."""
+    dropout: float = 0.0
+    """Share of the first hidden layer's units that a step of training leaves out."""
+
+
+class Network(nn.Module):
+    """A CTR network with a long-term module of any method."""
+
+    def __init__(self, config: NetworkConfig, inputs: Inputs, long: LongTerm) -> None:
+        super().__init__()
+        self.config, self.inputs, self.long = config, inputs, long
+        d = config.d
+        self.embedding = nn.Embedding(inputs.n_items + 1, d)
+        self.item_attributes = _tables(inputs, "item", inputs.schema.item, d)
+        self.user_attributes = _tables(inputs, "user", inputs.schema.user, d)
+        self.behavior_features = _tables(inputs, "behavior", inputs.schema.behavior, d)
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=d**-0.5)
+        for name, rows in inputs.items.items():
+            self.register_buffer(f"rows_{name}", torch.from_numpy(rows), persistent=False)
+        self.register_buffer("categories", torch.from_numpy(inputs.categories), persistent=False)
+        self.recent = RecentAttention(d, config.M)
+        pair = 3 * d + (long.width + d if long.width else 0) + len(CROSS_FEATURES)
+        self.tower = Tower(
+            user=len(USER_FEATURES) + d * len(inputs.schema.user),
+            pair=pair,
+            hidden=config.hidden,
+            dropout=config.dropout,
+        )
+
+    def item_table(self) -> Tensor:
+        """f32[n + 1, d]: the items' embeddings, their attributes' (a mean over values) added."""
+        table: Tensor = self.embedding.weight
+        for name, attribute in self.item_attributes.items():
+            rows = cast(Tensor, getattr(self, f"rows_{name}"))
+            known = (rows > 0).unsqueeze(-1).to(table.dtype)
+            values = (attribute(rows) * known).sum(-2) / known.sum(-2).clamp(min=1.0)
+            table = table + values
+        return table
+
+    def sequence(self, batch: Batch, table: Tensor) -> BehaviorSequence:
+        """The batch's behaviors, on an item table."""
+        return BehaviorSequence(
+            batch.rows,
+            batch.mask,
+            table,
+            newer=batch.newer,
+            features=batch.features,
+            feature_tables={
+                name: cast(Tensor, feature.weight)
+                for name, feature in self.behavior_features.items()
+            },
+            categories=cast(Tensor, self.categories),
+        )
+
+    def target(self, batch: Batch, table: Tensor) -> Target:
+        """The batch's candidates, on an item table."""
+        categories = cast(Tensor, self.categories)
+        return Target(functional.embedding(batch.candidates, table), categories[batch.candidates])
+
+    def user(self, batch: Batch) -> Tensor:
+        """f32[R, u']: features of the user, and embeddings of their attributes."""
+        parts = [batch.user]
+        for name, attribute in self.user_attributes.items():
+            rows = batch.user_rows[name]
+            known = (rows > 0).unsqueeze(-1).to(batch.user.dtype)
+            parts.append((attribute(rows) * known).sum(-2) / known.sum(-2).clamp(min=1.0))
+        return torch.cat(parts, dim=-1)
+
+    def forward(
+        self, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits [R, B] (Eq. 1); with a generator also the long-term module's own loss."""
+        table = self.item_table()
+        sequence, target = self.sequence(batch, table), self.target(batch, table)
+        state = self.long.summarize(sequence)
+        recent = sequence.latest(self.config.M)
+        logits = self.logits(
+            state,
+            recent.embeddings,
+            recent.mask.to(table.dtype),
+            self.user(batch),
+            target,
+            batch.cross,
+        )
+        loss = None if generator is None else self.long.auxiliary_loss(sequence, generator)
+        return logits, loss
+
+    def logits(
+        self,
+        state: State,
+        recent: Tensor,
+        recent_mask: Tensor,
+        user: Tensor,
+        target: Target,
+        cross: Tensor,
+    ) -> Tensor:
+        """The online part, from a stored state.
+
+        Args:
+            state: what `LongTerm.summarize` gave.
+            recent: f32[..., M', d], newest last, M' <= M.
+            recent_mask: f32[..., M'].
+            user: f32[..., u'].
+            target: B candidates.
+            cross: f32[..., B, c].
+
+        Returns:
+            f32[..., B].
+        """
+        candidates = target.embeddings
+        short = self.recent(candidates, recent, recent_mask)
+        parts = [candidates, short, candidates * short]
+        if self.long.width:
+            long = self.long.read(state, target)
+            parts += [long, candidates * long[..., : self.config.d]]
+        return cast(Tensor, self.tower(user, torch.cat([*parts, cross], dim=-1)))
+
+
+def _tables(inputs: Inputs, kind: str, names: tuple[str, ...], d: int) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {name: nn.Embedding(inputs.heights[f"{kind}.{name}"], d) for name in names}
+    )

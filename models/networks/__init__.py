@@ -1,0 +1,10 @@
+"""The methods of the papers, a file each."""
+
+from __future__ import annotations
+
+from models.networks.avg_pooling import AvgPoolingConfig
+from models.networks.din import DINConfig, DINLConfig
+from models.networks.encode import EncodeConfig
+
+AnyConfig = DINConfig | DINLConfig | AvgPoolingConfig | EncodeConfig
+"""The configuration of any long-term module; its field ``network`` names it."""

@@ -1,0 +1,128 @@
+"""What a network sees, declared by name and bound to the tables of a data set.
+
+A schema names features; `Inputs` are the same features as tables of rows, ready to be embedded.
+Row 0 of every table stands for "unknown" and for padding. No network is wired to one data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import TrainingError
+
+if TYPE_CHECKING:
+    from models.interactions import Attribute, Interactions
+
+Rows = npt.NDArray[np.int64]
+
+BehaviorFeature = Literal["action", "dwell", "age"]
+
+USER_ID: Final = "id"
+"""The name that stands for the user's own id among the user attributes."""
+
+DWELL_BUCKETS: Final = 16
+"""Dwell times in powers of two, from below a second to nine hours; bucket 0: not recorded."""
+
+AGE_BUCKETS: Final = 24
+"""Ages of behaviors in powers of two seconds, from below 2 s to half a year and more."""
+
+
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The inputs of a network, by the names that the data set gives them."""
+
+    user: tuple[str, ...] = ()
+    """User attributes; "id" is the user's own id."""
+    item: tuple[str, ...] = ()
+    """Item attributes beside the id; an attribute may have several values (genres)."""
+    category: str = ""
+    """The item attribute that SIM (hard) and UBR4CTR search by; its first value counts."""
+    behavior: tuple[BehaviorFeature, ...] = ()
+    """What is known of a behavior beside its item: TWIN's cross features (TWIN, section 3.3)."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A schema bound to a data set: tables of rows and their heights."""
+
+    schema: Schema
+    n_items: int
+    """Items of the vocabulary, the unknown one (row 0) not counted."""
+    n_users: int
+    items: Mapping[str, Rows]
+    """Per item attribute i64[n + 1, w]: rows of its values, 0 for none."""
+    users: Mapping[str, Rows]
+    """Per user attribute i64[U, w]."""
+    heights: Mapping[str, int]
+    """Rows of each embedding table, by "user.<name>", "item.<name>" and "behavior.<name>"."""
+
+    @property
+    def categories(self) -> Rows:
+        """i64[n + 1]: each item's category, 0 for none."""
+        name = self.schema.category
+        if not name:
+            return np.zeros(self.n_items + 1, np.int64)
+        return np.ascontiguousarray(self.items[name][:, 0])
+
+    @classmethod
+    def of(cls, interactions: Interactions, schema: Schema) -> Inputs:
+        """Bind a schema.
+
+        Raises:
+            TrainingError: the data lack a feature that the schema names.
+        """
+        n_items, n_users = len(interactions.item_ids) - 1, len(interactions.user_ids)
+        heights: dict[str, int] = {}
+        items: dict[str, Rows] = {}
+        for name in dict.fromkeys((*schema.item, *filter(None, [schema.category]))):
+            attribute = _attribute("item", name, interactions.item_attributes)
+            items[name] = attribute.rows.astype(np.int64)
+            heights[f"item.{name}"] = len(attribute.values)
+        users: dict[str, Rows] = {}
+        for name in schema.user:
+            if name == USER_ID:
+                users[name] = np.arange(1, n_users + 1, dtype=np.int64)[:, None]
+                heights[f"user.{name}"] = n_users + 1
+                continue
+            attribute = _attribute("user", name, interactions.user_attributes)
+            users[name] = attribute.rows.astype(np.int64)
+            heights[f"user.{name}"] = len(attribute.values)
+        for feature in schema.behavior:
+            heights[f"behavior.{feature}"] = _behavior_height(feature, interactions)
+        return cls(schema, n_items, n_users, items, users, heights)
+
+
+def _attribute(kind: str, name: str, attributes: Mapping[str, Attribute]) -> Attribute:
+    if name not in attributes:
+        known = ", ".join(attributes) or "none"
+        raise TrainingError(
+            f"schema.{kind} names {name!r}, which the data do not have; they have: {known}"
+        )
+    return attributes[name]
+
+
+def _behavior_height(feature: BehaviorFeature, interactions: Interactions) -> int:
+    if feature == "age":
+        return AGE_BUCKETS
+    if feature == "dwell" and interactions.dwell_s is not None:
+        return DWELL_BUCKETS
+    if feature == "action" and interactions.actions is not None:
+        return len(interactions.action_names)
+    raise TrainingError(
+        f"schema.behavior names {feature!r}, which the data do not have; leave it out"
+    )
+
+
+def dwell_bucket(dwell_s: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+    """Bucket of each dwell time: 0 for none, else 1 + log2 of the seconds, clipped.
+
+    >>> dwell_bucket(np.array([0, 0.5, 1, 5, 1e6], np.float32)).tolist()
+    [0, 1, 1, 3, 15]
+    """
+    bucket = 1 + np.floor(np.log2(np.maximum(dwell_s, 1.0)))
+    return np.where(dwell_s > 0, np.minimum(bucket, DWELL_BUCKETS - 1), 0).astype(np.int8)
