@@ -42,7 +42,10 @@ def run_replay(
             stop=stop,
         )
     seconds = time.perf_counter() - begin
-    _tell(f"{done.delivered:,} events delivered, {done.skipped:,} rows skipped", seconds)
+    _tell(
+        f"{_count(done.delivered, 'event')} delivered, {_count(done.skipped, 'row')} skipped",
+        seconds,
+    )
     return {**asdict(done), "seconds": round(seconds, 3)}
 
 
@@ -74,8 +77,8 @@ def run_backfill(
         store.close()
     seconds = time.perf_counter() - begin
     _tell(
-        f"{done.applied:,} events applied, {done.replayed:,} were there already,"
-        f" {done.skipped:,} rows skipped",
+        f"{_count(done.applied, 'event')} applied, {done.replayed:,} there already,"
+        f" {_count(done.skipped, 'row')} skipped",
         seconds,
     )
     return {**asdict(done), "events": done.events, "seconds": round(seconds, 3)}
@@ -94,13 +97,21 @@ def _progress(title: str) -> Iterator[tuple[Callable[[float], None], threading.E
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     stop = threading.Event()
     with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,  # the line that follows says how it ended
     ) as progress:
         task = progress.add_task(title, total=1.0)
         try:
             yield lambda fraction: progress.update(task, completed=fraction), stop
         finally:
             stop.set()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _tell(what: str, seconds: float) -> None:
