@@ -24,7 +24,7 @@ from lifelong.requests import LiveRequest
 from lifelong.shipped import Purchases
 from scorer.client import RankClient, Ranking
 
-THINK_S: Final = 0.5
+THINK_S: Final = 1.0
 """How long a user who is asked about thinks before the purchase. Three months pass in seconds
 here, so that without it a basket's purchases would lie microseconds apart, as they never do."""
 
