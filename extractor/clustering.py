@@ -4,7 +4,8 @@ Made for what a worker does all day: a thousand behaviors of a few projected dim
 clusters, fifteen iterations, one user after another, on one core each. What makes it fast:
 
 - items lie along the vector axis (structure of arrays), so one instruction serves 8 or 16 items;
-- four centers a pass, so each item is loaded once for four cosines;
+- three centers a pass, so each item is loaded once for three cosines; more would not fit into
+  the registers;
 - a center's sum changes by the items that moved, instead of being summed anew;
 - a center whose members stayed did not move: after the first iterations most items need comparing
   with the few moved centers alone, and only members of moved clusters with all;
@@ -38,14 +39,21 @@ SAME: Final = 1e-6
 """Behaviors whose cosine distance is below this are one point and never get two clusters. Ten
 times what float32 rounding leaves between a unit vector and itself."""
 
-LANES: Final = 128
-"""Items are padded to a multiple of this, so that compiled loops have no scalar remainder; wide
-enough that the running minima of `_worst_served` do not wait for each other."""
+LANES: Final = 16
+"""Items are padded to a multiple of this, so that compiled loops have no scalar remainder."""
 
 CANCELED: Final = 1e-12  # a squared sum below this is rounding, not a direction
 
+SORTING: Final = 17
+"""What it costs to find out which centers an item needs, in cosines (measured)."""
+
+SMALL: Final = np.float32(1e-30)  # squared lengths between these are good float32 numbers
+LARGE: Final = np.float32(1e30)
+
 NOWHERE: Final = np.float32(-2.0)  # below every cosine: any center is better
-SETTLED: Final = np.float32(2.0)  # above every cosine: padding is never the worst served
+SETTLED: Final = np.float32(1.5)  # above every cosine: padding is never the worst served
+
+STEPS: Final = np.float32(2**30)  # of a cosine, as an integer; from NOWHERE to SETTLED they fit
 
 
 class Clusters(NamedTuple):
@@ -100,7 +108,7 @@ def cluster(
             f"cluster needs h[L,m], K >= 1 and T >= 1; got {h.shape}, {clusters}, {iterations}"
         )
     if counts is None:
-        counts = np.ones(len(h), np.uint32)
+        counts = np.empty(0, np.uint32)
     elif len(counts) != len(h):
         raise ValueError(f"{len(counts)} counts for {len(h)} behaviors")
     if start is None:
@@ -139,39 +147,64 @@ def plain_u32(array: U32) -> U32:
 # --- kernels: n items with a direction, padded to p; width w is m padded to a multiple of four ---
 
 
+class Points(NamedTuple):
+    """Items under clustering, and what is known of each."""
+
+    columns: F32
+    """f32[w,p], unit vectors, an item a column."""
+    cosine: F32
+    """f32[p]: cosine to the nearest center met so far."""
+    nearest: I32
+    """i32[p]: that center."""
+
+
+class Tally(NamedTuple):
+    """The clusters' members, kept up to date by what changes."""
+
+    sums: F64
+    """f64[K,w]: weighted sum of each cluster's members. Wide, since it is added to and taken from
+    many times over."""
+    members: I64
+    """i64[K]: items in each."""
+    moved: Flags
+    """bool[K]: whether members have come or gone since the last centers but one."""
+
+
 @kernel
 def cluster_kernel(
     h: F32, counts: U32, start: F32, clusters: int, iterations: int
 ) -> tuple[I32, F32, U32, int]:
-    """`cluster`, on plain arrays."""
+    """`cluster`, on plain arrays; empty counts: one each."""
     length, m = h.shape
-    assign = np.full(length, -1, np.int32)
-    found = np.zeros((clusters, m), np.float32)
-    sizes = np.zeros(clusters, np.uint32)
+    if len(counts) == 0:
+        counts = np.ones(length, np.uint32)
     columns, members = _unit_columns(h)
     n = len(members)
-    weights = counts[members]
-    width, padded = columns.shape
-    cosine = np.full(padded, SETTLED, np.float32)
-    cosine[:n] = NOWHERE
-    nearest = np.zeros(padded, np.int32)
-    centers = np.zeros((clusters + 3, width), np.float32)
+    width = len(columns)
+    points = _unmet(columns, n)
+    weights = counts if n == length else counts[members]
+    centers = np.zeros((clusters + 2, width), np.float32)
     done = 0
     if n <= clusters:
         for i in range(n):
-            nearest[i] = i
+            points.nearest[i] = i
             for j in range(width):
                 centers[i, j] = columns[j, i]
     else:
         live = _take_start(start, centers)
         if live:
             iterations = min(iterations, WARM_ITERATIONS)
-            _meet_all(columns, centers, live, cosine, nearest)
-        live = _seed(columns, weights, centers, live, clusters, cosine, nearest)
-        done = _lloyd(columns, weights, centers, live, iterations, cosine, nearest)
+            _meet_all(points, centers, live)
+        live = _seed(points, weights, centers, live, clusters)
+        done = _lloyd(points, weights, centers, live, iterations)
+
+    assign = np.full(length, -1, np.int32)
+    sizes = np.zeros(clusters, np.uint32)
     for i in range(n):
-        assign[members[i]] = nearest[i]
-        sizes[nearest[i]] += weights[i]
+        k = points.nearest[i]
+        assign[members[i]] = k
+        sizes[k] += weights[i]
+    found = np.zeros((clusters, m), np.float32)
     for k in range(clusters):
         if sizes[k]:
             for j in range(m):
@@ -183,13 +216,8 @@ def cluster_kernel(
 def _farthest_first(h: F32, counts: U32, clusters: int) -> F32:
     columns, members = _unit_columns(h)
     n = len(members)
-    width, padded = columns.shape
-    cosine = np.full(padded, SETTLED, np.float32)
-    cosine[:n] = NOWHERE
-    nearest = np.zeros(padded, np.int32)
-    centers = np.zeros((clusters, width), np.float32)
-    weights = counts[members]
-    live = _seed(columns, weights, centers, 0, min(clusters, n), cosine, nearest)
+    centers = np.zeros((clusters, len(columns)), np.float32)
+    live = _seed(_unmet(columns, n), counts[members], centers, 0, min(clusters, n))
     return centers[:live, : h.shape[1]].copy()
 
 
@@ -197,24 +225,64 @@ def _farthest_first(h: F32, counts: U32, clusters: int) -> F32:
 def _unit_columns(h: F32) -> tuple[F32, I32]:
     """f32[w,p] unit vectors, an item a column, and i32[n], the row of h that each stands for."""
     length, m = h.shape
-    inverse = np.zeros(length, np.float64)
-    for i in range(length):
-        for j in range(m):
-            inverse[i] += np.float64(h[i, j]) * np.float64(h[i, j])
+    padded = (length + LANES - 1) // LANES * LANES
+    columns = np.zeros(((m + 3) // 4 * 4, padded), np.float32)
     members = np.empty(length, np.int32)
-    n = 0
-    for i in range(length):
-        if inverse[i] > 0.0 and inverse[i] < np.inf:  # false for NaN too
-            members[n] = i
-            n += 1
-    for i in range(length):
-        inverse[i] = 1.0 / np.sqrt(inverse[i])
-    columns = np.zeros(((m + 3) // 4 * 4, (n + LANES - 1) // LANES * LANES), np.float32)
     for j in range(m):
         column = columns[j]
-        for a in range(n):
-            column[a] = h[members[a], j] * inverse[members[a]]
-    return columns, members[:n]
+        for i in range(length):
+            column[i] = h[i, j]
+    squares = np.zeros(length, np.float32)
+    for j in range(m):  # apart, since no vector instruction reads across rows
+        column = columns[j]
+        for i in range(length):
+            squares[i] += column[i] * column[i]
+    plain = 0
+    for i in range(length):
+        plain += (squares[i] > SMALL) & (squares[i] < LARGE)
+    if plain == length:
+        for i in range(length):
+            squares[i] = np.float32(1.0) / np.sqrt(squares[i])
+            members[i] = i
+        for j in range(m):
+            column = columns[j]
+            for i in range(length):
+                column[i] *= squares[i]
+        return columns, members
+
+    return columns, members[: _unit_columns_wide(h, columns, members)]
+
+
+@kernel
+def _unit_columns_wide(h: F32, columns: F32, members: I32) -> int:
+    """`_unit_columns` one by one and in float64, where some lengths cannot be squared in float32
+    or some items have no direction; how many have one.
+    """
+    length, m = h.shape
+    n = 0
+    for i in range(length):
+        squared = 0.0
+        for j in range(m):
+            squared += np.float64(h[i, j]) * np.float64(h[i, j])
+        if squared > 0.0 and squared < np.inf:  # false for NaN too
+            for j in range(m):
+                columns[j, n] = h[i, j] / np.sqrt(squared)
+            members[n] = i
+            n += 1
+    for j in range(m):
+        for i in range(n, length):
+            columns[j, i] = 0.0
+    return n
+
+
+@kernel
+def _unmet(columns: F32, n: int) -> Points:
+    """Items that have met no center yet. Padding is settled with center 0 from the beginning."""
+    padded = columns.shape[1]
+    cosine = np.empty(padded, np.float32)
+    for i in range(padded):
+        cosine[i] = NOWHERE if i < n else SETTLED
+    return Points(columns, cosine, np.zeros(padded, np.int32))
 
 
 @kernel
@@ -233,333 +301,306 @@ def _take_start(start: F32, centers: F32) -> int:
 
 
 @kernel
-def _seed(
-    columns: F32, weights: U32, centers: F32, live: int, clusters: int, cosine: F32, nearest: I32
-) -> int:
+def _seed(points: Points, weights: U32, centers: F32, live: int, clusters: int) -> int:
     """Add centers farthest first, until there are K or each item has one; how many there are."""
-    lowest = np.empty(LANES, np.float32)
-    where = np.empty(LANES, np.int32)
-    if live == 0 and len(weights) > 0:
-        i = int(np.argmax(weights))
-    else:
-        i = _worst_served(cosine, lowest, where)
-    while live < clusters and cosine[i] < 1.0 - SAME:
-        for j in range(len(columns)):
-            centers[live, j] = columns[j, i]
-        _meet_one(columns, centers[live], live, cosine, nearest)
+    padded = len(points.cosine)
+    dots = np.empty(padded, np.float32)
+    first = live == 0 and len(weights) > 0
+    i = int(np.argmax(weights)) if first else _worst_served(points.cosine)
+    while live < clusters and points.cosine[i] < 1.0 - SAME:
+        for j in range(len(points.columns)):
+            centers[live, j] = points.columns[j, i]
+        _meet_one(
+            points.columns,
+            padded,
+            centers[live],
+            np.int32(live),
+            dots,
+            points.cosine,
+            points.nearest,
+        )
         live += 1
-        i = _worst_served(cosine, lowest, where)
+        i = _worst_served(points.cosine)
     return live
 
 
 @kernel
-def _lloyd(
-    columns: F32,
-    weights: U32,
-    centers: F32,
-    live: int,
-    iterations: int,
-    cosine: F32,
-    nearest: I32,
-) -> int:
-    """Iterate from a first assignment (``cosine``, ``nearest``); the assignments made, that one
-    included. Centers are those of the last assignment's members.
+def _lloyd(points: Points, weights: U32, centers: F32, live: int, iterations: int) -> int:
+    """Iterate from a first assignment; the assignments made, that one included. Centers are those
+    of the last assignment's members.
     """
     n = len(weights)
-    sums = np.zeros((len(columns), live), np.float64)
-    members = np.zeros(live, np.int64)
-    moved = np.ones(live, np.bool_)
-    before = np.empty_like(nearest)
-    changed = np.empty(n, np.int32)
+    nearest = points.nearest
+    width, padded = points.columns.shape
+    tally = Tally(
+        np.zeros((live, width), np.float64),
+        np.zeros(live, np.int64),
+        np.ones(live, np.bool_),
+    )
     for i in range(n):
-        members[nearest[i]] += 1
-    for j in range(len(columns)):
-        column, total = columns[j], sums[j]
+        tally.members[nearest[i]] += 1
+    for j in range(width):
+        column = points.columns[j]
         for i in range(n):
-            total[nearest[i]] += weights[i] * np.float64(column[i])
+            tally.sums[nearest[i], j] += np.float64(weights[i]) * column[i]
+    before = np.empty(n, np.int32)
+    changed = np.empty(n + 1, np.int32)
+    part = Points(
+        np.empty((width, padded), np.float32),
+        np.empty(padded, np.float32),
+        np.empty(padded, np.int32),
+    )
     for done in range(1, iterations):
-        _update_centers(columns, weights, centers, sums, members, moved, cosine, nearest)
-        for i in range(len(nearest)):
+        _update_centers(points, weights, centers, tally)
+        for i in range(n):
             before[i] = nearest[i]
-        _reassign(columns, centers, moved, n, cosine, nearest)
+        _reassign(points, n, centers, tally, part, changed)
         count = _differing(before, nearest, changed)
         if count == 0:
             return done + 1
-        moved[:] = False
-        for a in range(count):
-            old, new = before[changed[a]], nearest[changed[a]]
-            moved[old] = moved[new] = True
-            members[old] -= 1
-            members[new] += 1
-        for j in range(len(columns)):
-            column, total = columns[j], sums[j]
-            for a in range(count):
-                i = changed[a]
-                share = weights[i] * np.float64(column[i])
-                total[before[i]] -= share
-                total[nearest[i]] += share
-    _update_centers(columns, weights, centers, sums, members, moved, cosine, nearest)
+        _recount(points, weights, before, changed, count, tally)
+    _update_centers(points, weights, centers, tally)
     return iterations
 
 
 @kernel
 def _differing(before: I32, after: I32, changed: I32) -> int:
-    """Where two assignments differ, into ``changed``; how often. Few do, so blocks are compared
-    whole first. Padding never differs: it keeps the center 0 that it began with.
+    """Where two assignments differ, into ``changed``; how often. No branches: they could not be
+    predicted.
     """
     count = 0
-    for block in range(0, len(before), LANES):
-        old, new = before[block : block + LANES], after[block : block + LANES]
-        any_bit = np.int32(0)
-        for lane in range(LANES):
-            any_bit |= old[lane] ^ new[lane]
-        if any_bit:
-            for lane in range(LANES):
-                if old[lane] != new[lane]:
-                    changed[count] = block + lane
-                    count += 1
+    for i in range(len(before)):
+        changed[count] = i
+        count += before[i] != after[i]
     return count
 
 
 @kernel
-def _update_centers(
-    columns: F32,
-    weights: U32,
-    centers: F32,
-    sums: F64,
-    members: I64,
-    moved: Flags,
-    cosine: F32,
-    nearest: I32,
+def _recount(
+    points: Points, weights: U32, before: I32, changed: I32, count: int, tally: Tally
 ) -> None:
+    """Take the changed items out of their old clusters and into their new ones."""
+    nearest, moved = points.nearest, tally.moved
+    for k in range(len(moved)):
+        moved[k] = False
+    for a in range(count):
+        i = changed[a]
+        old, new, weight = before[i], nearest[i], np.float64(weights[i])
+        moved[old] = True
+        moved[new] = True
+        tally.members[old] -= 1
+        tally.members[new] += 1
+        for j in range(len(points.columns)):
+            share = weight * points.columns[j, i]
+            tally.sums[old, j] -= share
+            tally.sums[new, j] += share
+
+
+@kernel
+def _update_centers(points: Points, weights: U32, centers: F32, tally: Tally) -> None:
     """Point the moved centers where their members point. Members that cancel each other out
     leave the center as it was.
     """
-    live = len(members)
-    for k in range(live):
-        if members[k] == 0:
-            _adopt_worst_served(columns, weights, k, sums, members, moved, cosine, nearest)
-    for k in range(live):
+    sums = tally.sums
+    for k in range(len(tally.members)):
+        if tally.members[k] == 0:
+            _adopt_worst_served(points, weights, k, tally)
+    for k in range(len(tally.members)):
         squared = 0.0
-        for j in range(len(sums)):
-            squared += sums[j, k] * sums[j, k]
-        if moved[k] and squared > CANCELED:
+        for j in range(sums.shape[1]):
+            squared += sums[k, j] * sums[k, j]
+        if tally.moved[k] and squared > CANCELED:
             scale = 1.0 / np.sqrt(squared)
-            for j in range(len(sums)):
-                centers[k, j] = sums[j, k] * scale
+            for j in range(sums.shape[1]):
+                centers[k, j] = sums[k, j] * scale
 
 
 @kernel
-def _adopt_worst_served(
-    columns: F32,
-    weights: U32,
-    k: int,
-    sums: F64,
-    members: I64,
-    moved: Flags,
-    cosine: F32,
-    nearest: I32,
-) -> None:
+def _adopt_worst_served(points: Points, weights: U32, k: int, tally: Tally) -> None:
     """Give the empty cluster k the item farthest from its own center, unless it sits alone."""
-    i = np.argmin(cosine)  # rare, so it may be slow
-    old = nearest[i]
-    if cosine[i] >= 1.0 - SAME or members[old] < 2:
+    i = np.argmin(points.cosine[: len(weights)])  # rare, so it may be slow
+    old = points.nearest[i]
+    if points.cosine[i] >= 1.0 - SAME or tally.members[old] < 2:
         return
-    for j in range(len(columns)):
-        share = weights[i] * np.float64(columns[j, i])
-        sums[j, old] -= share
-        sums[j, k] = share
-    members[old] -= 1
-    members[k] = 1
-    moved[old] = moved[k] = True
-    nearest[i] = k
-    cosine[i] = 1.0
+    for j in range(len(points.columns)):
+        share = weights[i] * np.float64(points.columns[j, i])
+        tally.sums[old, j] -= share
+        tally.sums[k, j] = share
+    tally.members[old] -= 1
+    tally.members[k] = 1
+    tally.moved[old] = True
+    tally.moved[k] = True
+    points.nearest[i] = k
+    points.cosine[i] = 1.0
 
 
 @kernel
-def _reassign(columns: F32, centers: F32, moved: Flags, n: int, cosine: F32, nearest: I32) -> None:
+def _reassign(points: Points, n: int, centers: F32, tally: Tally, part: Points, left: I32) -> None:
     """Find each item's nearest center, given those of the last pass and which centers moved.
 
     Only a center that moved can win an item over, unless the item's own center moved away from
-    it: then the others may be nearer too.
+    it: then the others may be nearer too. ``part`` and ``left`` are scratch.
     """
-    live = len(moved)
-    labels = np.empty(live + 3, np.int32)
+    live = len(tally.moved)
+    labels = np.empty(live + 2, np.int32)
     some = 0
+    affected = 0
     for k in range(live):
-        if moved[k]:
-            labels[some] = k
-            some += 1
-    if 2 * some > live:  # sorting items out would cost more than it saves
-        cosine[:n] = NOWHERE
-        _meet_all(columns, centers, live, cosine, nearest)
+        labels[some] = k
+        some += tally.moved[k]
+        affected += tally.members[k] if tally.moved[k] else 0
+    # In cosines; sorting an item out costs as much as SORTING of them.
+    saved = n * (live - some) - affected * (live - some) // 2
+    if saved < n * SORTING:
+        for i in range(n):
+            points.cosine[i] = NOWHERE
+        _meet_all(points, centers, live)
         return
-    last = cosine.copy()
-    for i in range(n):
-        cosine[i] = NOWHERE if moved[nearest[i]] else cosine[i]
-    _meet_some(columns, centers, labels, some, cosine, nearest)
+    last = part.cosine
+    for i in range(len(last)):
+        last[i] = points.cosine[i]
+    for a in range(some):
+        _forget(points.cosine, points.nearest, labels[a])
+    _meet_some(points, len(points.cosine), centers, labels, some)
 
-    left = np.empty(n, np.int32)
     count = 0
     for i in range(n):
         left[count] = i
-        count += cosine[i] < last[i]
+        count += points.cosine[i] < last[i]
     others = 0
     for k in range(live):
-        if not moved[k]:
-            labels[others] = k
-            others += 1
-    part = np.zeros((len(columns), (count + 31) // 32 * 32), np.float32)
-    part_cosine = np.empty(part.shape[1], np.float32)
-    part_nearest = np.empty(part.shape[1], np.int32)
+        labels[others] = k
+        others += not tally.moved[k]
     for a in range(count):
-        part_cosine[a] = cosine[left[a]]
-        part_nearest[a] = nearest[left[a]]
-    for j in range(len(columns)):
-        column, part_column = columns[j], part[j]
+        part.cosine[a] = points.cosine[left[a]]
+        part.nearest[a] = points.nearest[left[a]]
+    for j in range(len(points.columns)):
+        column, part_column = points.columns[j], part.columns[j]
         for a in range(count):
             part_column[a] = column[left[a]]
-    _meet_some(part, centers, labels, others, part_cosine, part_nearest)
+    _meet_some(part, (count + LANES - 1) // LANES * LANES, centers, labels, others)
     for a in range(count):
-        cosine[left[a]] = part_cosine[a]
-        nearest[left[a]] = part_nearest[a]
+        points.cosine[left[a]] = part.cosine[a]
+        points.nearest[left[a]] = part.nearest[a]
+
+
+@fast_kernel
+def _forget(cosine: F32, nearest: I32, label: np.int32) -> None:
+    """Unsettle the members of a center that moved. Padding forgets center 0 and finds it again."""
+    for i in range(len(cosine)):
+        known = cosine[i]
+        cosine[i] = NOWHERE if nearest[i] == label else known
 
 
 @kernel
-def _meet_some(
-    columns: F32, centers: F32, labels: I32, count: int, cosine: F32, nearest: I32
-) -> None:
-    """`_meet` with the ``count`` centers that ``labels`` names (and has three places more)."""
-    chosen = np.empty((count + 3, centers.shape[1]), np.float32)
+def _meet_some(points: Points, length: int, centers: F32, labels: I32, count: int) -> None:
+    """`_meet` with the ``count`` centers that ``labels`` names (and has two places more)."""
+    width = centers.shape[1]
+    chosen = np.empty((count + 2, width), np.float32)
     for a in range(count):
-        for j in range(centers.shape[1]):
+        for j in range(width):
             chosen[a, j] = centers[labels[a], j]
-    _meet(columns, chosen, labels, count, cosine, nearest)
+    _meet(points, length, chosen, labels, count)
 
 
 @kernel
-def _meet_all(columns: F32, centers: F32, live: int, cosine: F32, nearest: I32) -> None:
-    """`_meet` with the first ``live`` centers, labeled by their rows. Three rows behind them are
+def _meet_all(points: Points, centers: F32, live: int) -> None:
+    """`_meet` with the first ``live`` centers, labeled by their rows. Two rows behind them are
     scratch.
     """
-    labels = np.arange(live + 3, dtype=np.int32)
-    _meet(columns, centers, labels, live, cosine, nearest)
+    labels = np.empty(live + 2, np.int32)
+    for k in range(live):
+        labels[k] = k
+    _meet(points, points.columns.shape[1], centers, labels, live)
 
 
 @kernel
-def _meet(columns: F32, centers: F32, labels: I32, count: int, cosine: F32, nearest: I32) -> None:
-    """Keep, for each item, the larger of its cosine so far and that to ``count`` centers, with
-    the label of the center it belongs to. An equal cosine changes nothing.
+def _meet(points: Points, length: int, centers: F32, labels: I32, count: int) -> None:
+    """Keep, for each of the first ``length`` items, the larger of its cosine so far and that to
+    ``count`` centers, with the label of the center it belongs to. An equal cosine changes nothing.
     """
-    for k in range(count, (count + 3) // 4 * 4):  # fill up the last four: equal, so no change
+    columns, cosine, nearest = points
+    for k in range(count, (count + 2) // 3 * 3):  # fill up the last three: equal, so no change
+        labels[k] = labels[count - 1]
         for j in range(centers.shape[1]):
             centers[k, j] = centers[count - 1, j]
-        labels[k] = labels[count - 1]
     if len(columns) == 4:
-        for k in range(0, count, 4):
-            _meet_four_narrow(columns, centers[k : k + 4], labels[k : k + 4], cosine, nearest)
+        for k in range(0, count, 3):
+            _meet_three_narrow(columns, length, centers, labels, k, cosine, nearest)
     else:
-        dots = np.empty((4, columns.shape[1]), np.float32)
-        for k in range(0, count, 4):
-            _meet_four(columns, centers[k : k + 4], labels[k : k + 4], dots, cosine, nearest)
+        dots = np.empty(length, np.float32)
+        for k in range(count):
+            _meet_one(columns, length, centers[k], labels[k], dots, cosine, nearest)
 
 
 @fast_kernel
-def _meet_four_narrow(columns: F32, centers: F32, labels: I32, cosine: F32, nearest: I32) -> None:
-    """Four centers against all items of width four: everything stays in registers."""
-    x0, x1, x2, x3 = columns[0], columns[1], columns[2], columns[3]
-    a0, a1, a2, a3 = centers[0, 0], centers[0, 1], centers[0, 2], centers[0, 3]
-    b0, b1, b2, b3 = centers[1, 0], centers[1, 1], centers[1, 2], centers[1, 3]
-    c0, c1, c2, c3 = centers[2, 0], centers[2, 1], centers[2, 2], centers[2, 3]
-    d0, d1, d2, d3 = centers[3, 0], centers[3, 1], centers[3, 2], centers[3, 3]
-    label_a, label_b, label_c, label_d = labels[0], labels[1], labels[2], labels[3]
-    for i in range(columns.shape[1]):
-        p, q, r, s = x0[i], x1[i], x2[i], x3[i]
-        a = p * a0 + q * a1 + r * a2 + s * a3
-        b = p * b0 + q * b1 + r * b2 + s * b3
-        c = p * c0 + q * c1 + r * c2 + s * c3
-        d = p * d0 + q * d1 + r * d2 + s * d3
-        best, label = cosine[i], nearest[i]
-        label = label_a if a > best else label
-        best = max(best, a)
-        label = label_b if b > best else label
-        best = max(best, b)
-        label = label_c if c > best else label
-        best = max(best, c)
-        label = label_d if d > best else label
-        best = max(best, d)
-        cosine[i], nearest[i] = best, label
-
-
-@fast_kernel
-def _meet_four(
-    columns: F32, centers: F32, labels: I32, dots: F32, cosine: F32, nearest: I32
+def _meet_three_narrow(
+    columns: F32, length: int, centers: F32, labels: I32, k: int, cosine: F32, nearest: I32
 ) -> None:
-    """Four centers against all items of any width, through ``dots`` f32[4,p]."""
-    dots[:] = 0.0
-    for j in range(0, len(columns), 4):
-        x0, x1, x2, x3 = columns[j], columns[j + 1], columns[j + 2], columns[j + 3]
-        for k in range(4):
-            c0, c1, c2, c3 = centers[k, j], centers[k, j + 1], centers[k, j + 2], centers[k, j + 3]
-            dot = dots[k]
-            for i in range(columns.shape[1]):
-                dot[i] += x0[i] * c0 + x1[i] * c1 + x2[i] * c2 + x3[i] * c3
-    for k in range(4):
-        label = labels[k]
-        dot = dots[k]
-        for i in range(columns.shape[1]):
-            here, best, now = dot[i], cosine[i], nearest[i]
-            nearest[i] = label if here > best else now
-            cosine[i] = max(best, here)
+    """The three centers from k on, against items of width four: everything stays in registers."""
+    x0, x1, x2, x3 = columns[0], columns[1], columns[2], columns[3]
+    a, b, c = centers[k], centers[k + 1], centers[k + 2]
+    a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
+    b0, b1, b2, b3 = b[0], b[1], b[2], b[3]
+    c0, c1, c2, c3 = c[0], c[1], c[2], c[3]
+    label_a, label_b, label_c = labels[k], labels[k + 1], labels[k + 2]
+    for i in range(length):
+        p, q, r, s = x0[i], x1[i], x2[i], x3[i]
+        first = p * a0 + q * a1 + r * a2 + s * a3
+        second = p * b0 + q * b1 + r * b2 + s * b3
+        third = p * c0 + q * c1 + r * c2 + s * c3
+        best, label = cosine[i], nearest[i]
+        label = label_a if first > best else label
+        best = max(best, first)
+        label = label_b if second > best else label
+        best = max(best, second)
+        label = label_c if third > best else label
+        cosine[i], nearest[i] = max(best, third), label
 
 
 @fast_kernel
-def _meet_one(columns: F32, center: F32, label: int, cosine: F32, nearest: I32) -> None:
-    """One more center against all items (`_meet`)."""
-    label_i32 = np.int32(label)
+def _meet_one(
+    columns: F32,
+    length: int,
+    center: F32,
+    label: np.int32,
+    dots: F32,
+    cosine: F32,
+    nearest: I32,
+) -> None:
+    """One center; ``dots`` f32[length] is scratch for widths beyond four."""
+    x0, x1, x2, x3 = columns[0], columns[1], columns[2], columns[3]
+    c0, c1, c2, c3 = center[0], center[1], center[2], center[3]
     if len(columns) == 4:
-        x0, x1, x2, x3 = columns[0], columns[1], columns[2], columns[3]
-        c0, c1, c2, c3 = center[0], center[1], center[2], center[3]
-        for i in range(columns.shape[1]):
+        for i in range(length):
             dot = x0[i] * c0 + x1[i] * c1 + x2[i] * c2 + x3[i] * c3
             best, now = cosine[i], nearest[i]
-            nearest[i] = label_i32 if dot > best else now
+            nearest[i] = label if dot > best else now
             cosine[i] = max(best, dot)
         return
-    dots = np.zeros(columns.shape[1], np.float32)
-    for j in range(len(columns)):
+    for i in range(length):
+        dots[i] = x0[i] * c0 + x1[i] * c1 + x2[i] * c2 + x3[i] * c3
+    for j in range(4, len(columns)):
         x, c = columns[j], center[j]
-        for i in range(columns.shape[1]):
+        for i in range(length):
             dots[i] += x[i] * c
-    for i in range(columns.shape[1]):
+    for i in range(length):
         dot, best, now = dots[i], cosine[i], nearest[i]
-        nearest[i] = label_i32 if dot > best else now
+        nearest[i] = label if dot > best else now
         cosine[i] = max(best, dot)
 
 
-@fast_kernel
-def _worst_served(cosine: F32, lowest: F32, where: I32) -> int:
-    """The item with the lowest cosine. A plain argmin is a chain of dependent comparisons; this
-    runs LANES minima side by side (``lowest``, ``where``: scratch of that size), then halves.
+@kernel
+def _worst_served(cosine: F32) -> int:
+    """The first item with the lowest cosine. In integers, whose minima are found many at a time;
+    compilers will not do that to floats.
     """
-    for lane in range(LANES):
-        lowest[lane] = cosine[lane]
-        where[lane] = lane
-    for block in range(LANES, len(cosine), LANES):
-        part = cosine[block : block + LANES]
-        first = np.int32(block)
-        for lane in range(LANES):
-            here = np.int32(lane) + first
-            value, low, at = part[lane], lowest[lane], where[lane]
-            where[lane] = here if value < low else at
-            lowest[lane] = min(low, value)
-    half = LANES // 2
-    while half:
-        for lane in range(half):
-            other = lane + half
-            value, low = lowest[other], lowest[lane]
-            at, there = where[lane], where[other]
-            where[lane] = there if value < low else at
-            lowest[lane] = min(low, value)
-        half //= 2
-    return int(where[0])
+    lowest = np.int32(2**31 - 1)
+    for i in range(len(cosine)):
+        lowest = min(lowest, np.int32(cosine[i] * STEPS))
+    behind = np.int32(len(cosine))
+    first = behind
+    for i in range(len(cosine)):
+        here = np.int32(i) if np.int32(cosine[i] * STEPS) == lowest else behind
+        first = min(first, here)
+    return int(first)
