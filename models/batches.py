@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.clustering import kernel
 from models.data import Requests, Sequences, gather_counts
 from models.features import cross_columns, user_columns
 from models.interactions import Interactions
+from models.kernels import kernel
 from models.schema import AGE_BUCKETS, Inputs, dwell_bucket
 
 Floats = npt.NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Measures of ranking quality, the two rules a model must beat, and a plain evaluation of bundles.
+"""How good CTRs are on requests, the two rules a model must beat, and bundles evaluated plainly.
 
 `score_stored` and `evaluate_offline` state serving's arithmetic a second time, in plain numpy and
 onnxruntime and without `scorer`, so that the service can be held against them. No torch here: the
@@ -14,14 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from models import metrics
 from models.bundle import Bundle
-from models.clustering import cluster
 from models.data import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
 from models.interactions import Interactions
+from models.kmeans import cluster
+from models.protocols import Split
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint64]
+
+log_loss = metrics.log_loss
 
 
 @dataclass(frozen=True)
@@ -46,41 +51,90 @@ def ranking_quality(scores: npt.NDArray[np.floating], positive: int = 0) -> Qual
     >>> ranking_quality(np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1]])).gauc
     0.875
     """
-    target = scores[:, positive][:, None]
-    others = np.delete(scores, positive, axis=1)
-    above = (others > target).sum(1)
-    tied = (others == target).sum(1)
-    within = 1.0 - (above + tied / 2) / others.shape[1]
-    places = np.clip((10 - above) / (tied + 1), 0.0, 1.0)
     labels = np.zeros(scores.shape, bool)
     labels[:, positive] = True
+    requests = np.repeat(np.arange(len(scores)), scores.shape[1])
     return Quality(
-        auc=pooled_auc(scores.ravel(), labels.ravel()),
-        gauc=float(within.mean()),
-        hit10=float(places.mean()),
+        auc=metrics.auc(scores, labels),
+        gauc=metrics.gauc(scores, labels, requests),
+        hit10=metrics.hit_rate(scores, labels, k=10),
     )
 
 
-def pooled_auc(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.bool_]) -> float:
-    """Area under the ROC curve, ties counted half; scores and labels [N].
+@dataclass(frozen=True)
+class Measures:
+    """What CTRs are worth on the requests of a protocol; not a number where it does not apply."""
 
-    >>> pooled_auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
-    0.875
+    auc: float
+    """Over all (request, candidate) pairs pooled."""
+    gauc: float
+    """Within each user, weighted by impressions."""
+    log_loss: float
+    """Nats."""
+    calibration_error: float
+    """Expected distance of predicted and observed CTR."""
+    calibration_ratio: float
+    """Predicted over observed positives."""
+    hit10: float
+    """Share of positives among the first ten; needs more than ten candidates a request."""
+
+    def named(self) -> dict[str, float]:
+        """The measures that apply, by name."""
+        return {name: value for name, value in asdict(self).items() if not np.isnan(value)}
+
+
+def measure(ctrs: Floats, requests: Requests, users: Rows) -> Measures:
+    """Measures of CTRs f32[R, B] on requests of users i32[R]."""
+    labels, weights = requests.labels, requests.weights
+    owner = np.broadcast_to(users[:, None], labels.shape)
+    places = ctrs.shape[1] > 10
+    return Measures(
+        auc=metrics.auc(ctrs, labels, weights),
+        gauc=metrics.gauc(ctrs, labels, owner, weights),
+        log_loss=metrics.log_loss(ctrs, labels, weights),
+        calibration_error=metrics.calibration_error(ctrs, labels, weights),
+        calibration_ratio=metrics.calibration_ratio(ctrs, labels, weights),
+        hit10=metrics.hit_rate(ctrs, labels, 10, weights) if places else metrics.NAN,
+    )
+
+
+def measure_slices(
+    ctrs: Floats, requests: Requests, split: Split, parts: int = 5
+) -> dict[str, list[metrics.Slice]]:
+    """Measures by what may matter to a request, each cut into about even parts.
+
+    Args:
+        ctrs: f32[R, B].
+        requests: a part of ``split``.
+        split: where they come from.
+        parts: slices of each value, at most.
+
+    Returns:
+        "history": behaviors that the request sees; "popularity": of the item that was chosen (of
+        the only candidate where there is one), per million in the training part; "staleness":
+        behaviors since the last clustering.
     """
-    values, inverse, sizes = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(sizes) - (sizes - 1) / 2
-    n_positive = int(labels.sum())
-    n_negative = len(labels) - n_positive
-    if not len(values) or not n_positive or not n_negative:
-        return float("nan")
-    total = ranks[inverse][labels].sum() - n_positive * (n_positive + 1) / 2
-    return float(total / (n_positive * n_negative))
-
-
-def log_loss(ctrs: npt.NDArray[np.floating], labels: npt.NDArray[np.floating]) -> float:
-    """Mean binary cross-entropy (ENCODE, Eq. 2), in nats; any equal shapes."""
-    ctrs = np.clip(ctrs.astype(np.float64), 1e-7, 1 - 1e-7)
-    return float(-(labels * np.log(ctrs) + (1 - labels) * np.log1p(-ctrs)).mean())
+    popularity = split.popularity[requests.candidates]
+    if popularity.shape[1] > 1:  # a list stays whole, or its positive would have nothing to beat
+        chosen = requests.labels * requests.weights
+        popularity = (popularity * chosen).sum(1, keepdims=True) / chosen.sum(1, keepdims=True)
+    values = {
+        "history": split.history(requests),
+        "popularity": popularity[:, 0],
+        "staleness": requests.cut - requests.as_of,
+    }
+    users = split.users(requests)
+    return {
+        name: metrics.slices(
+            ctrs,
+            requests.labels,
+            value,
+            metrics.edges_of(value, parts),
+            users,
+            requests.weights,
+        )
+        for name, value in values.items()
+    }
 
 
 def popularity_scores(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.clustering import kernel, on_all_threads
+from models.kernels import kernel, on_threads
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -53,8 +53,10 @@ class _PoolBins(torch.autograd.Function):
         out = np.zeros((len(rows), size, table.shape[1]), np.float32)
         arrays: tuple[Any, ...] = (_array(rows), _array(bins), _array(weights), out)
         source = _array(table)
-        on_all_threads(
-            lambda begin, end: _pool(source, *(array[begin:end] for array in arrays)), len(rows)
+        on_threads(
+            lambda begin, end: _pool(source, *(array[begin:end] for array in arrays)),
+            len(rows),
+            torch.get_num_threads(),
         )
         ctx.save_for_backward(table, rows, bins, weights)
         return torch.from_numpy(out)
@@ -68,21 +70,23 @@ class _PoolBins(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_table = torch.zeros_like(table)
             gradient = to_table.numpy()
-            on_all_threads(
+            on_threads(
                 lambda begin, end: _pool_back_to_table(
                     upstream, *arrays, begin * LINE, end * LINE, gradient
                 ),
                 -(-table.shape[1] // LINE),
+                torch.get_num_threads(),
             )
         if ctx.needs_input_grad[3]:
             to_weights = torch.zeros_like(weights)
             source = _array(table)
             parts = (*arrays, to_weights.numpy())
-            on_all_threads(
+            on_threads(
                 lambda begin, end: _pool_back_to_weights(
                     upstream[begin:end], source, *(array[begin:end] for array in parts)
                 ),
                 len(rows),
+                torch.get_num_threads(),
             )
         return to_table, None, None, to_weights, None
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from models.bundle import BetaMode
-from models.clustering import cluster
 from models.encode import Clusters, Encode, EncodeConfig, Projection, Scorer
 from models.features import CROSS_FEATURES, USER_FEATURES
+from models.kmeans import cluster
 
 
 def make_network(seed: int = 0, **changes: object) -> Encode:
