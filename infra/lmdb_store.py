@@ -10,6 +10,7 @@ import contextlib
 import errno
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -38,6 +39,13 @@ the data. Mapping it all at once spares resizing, which must not meet an open tr
 
 MAX_READERS: Final = 512
 """Reader slots: processes times threads that read at once."""
+
+SWEEP_HEADS: Final = 100_000
+"""Users looked at by one `LmdbStore.sweep`: a quarter of a second, in which its caller does nothing
+else, and the pages that appends free meanwhile cannot be used again."""
+
+SWEEP_BATCH: Final = 100
+"""Expired users removed in one transaction: some 10 ms, for which appends wait."""
 
 _SEGMENT_KEY: Final = struct.Struct(">I")
 _DIRTY_KEY: Final = struct.Struct(">QQ")
@@ -83,6 +91,8 @@ class LmdbStore:
         self._ttl_ms = int(ttl_s * 1000)
         self._max_size = max_size
         self._clock = clock
+        self._sweep_from = b""
+        """The user with whom the next `sweep` begins; empty: the first."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._env = lmdb.open(
@@ -225,28 +235,57 @@ class LmdbStore:
         self._write(write)
 
     def sweep(self, now_ms: int, limit: int) -> int:
+        """Scan beside the writers, from where the last call ended; only removing excludes them."""
         if not self._ttl_ms:
             return 0
-
-        def write(txn: lmdb.Transaction) -> int:
-            expired: list[tuple[bytes, bytes]] = []
-            with txn.cursor(self._heads) as cursor:
-                for key, head in cursor.iternext():
-                    if self._expired(bytes(head), bytes(key).decode(), now_ms):
-                        expired.append((bytes(key), bytes(head)))
-                        if len(expired) == limit:
-                            break
-            for key, head in expired:
-                self._forget(txn, key, head, key.decode())
-            return len(expired)
-
-        return self._write(write)
+        found, unreadable = self._read(lambda txn: self._find_expired(txn, now_ms, limit))
+        removed = 0
+        for start in range(0, len(found), SWEEP_BATCH):
+            keys = found[start : start + SWEEP_BATCH]
+            removed += self._write(partial(self._forget_expired, keys=keys, now_ms=now_ms))
+        if unreadable is not None:
+            raise unreadable
+        return removed
 
     def ping(self) -> None:
         self._write(lambda txn: txn.put(b"ping", b"", db=self._positions))
 
     def close(self) -> None:
         self._env.close()
+
+    def _find_expired(
+        self, txn: lmdb.Transaction, now_ms: int, limit: int
+    ) -> tuple[list[bytes], StoreCorrupt | None]:
+        """(users that have expired, the first record met that cannot be read)."""
+        found: list[bytes] = []
+        unreadable: StoreCorrupt | None = None
+        with txn.cursor(self._heads) as cursor:
+            start = self._sweep_from
+            more = cursor.set_range(start) if start else cursor.first()
+            looked = 0
+            while more and looked < SWEEP_HEADS and len(found) < limit:
+                key = bytes(cursor.key())
+                try:
+                    if self._expired(bytes(cursor.value()), key.decode(), now_ms):
+                        found.append(key)
+                except StoreCorrupt as error:
+                    # It is reported, but the users beside it are removed all the same.
+                    unreadable = unreadable or error
+                looked += 1
+                more = cursor.next()
+            self._sweep_from = bytes(cursor.key()) if more else b""
+        return found, unreadable
+
+    def _forget_expired(self, txn: lmdb.Transaction, *, keys: list[bytes], now_ms: int) -> int:
+        """Remove those of the users that are still expired: some may have come back since."""
+        removed = 0
+        for key in keys:
+            user = key.decode()
+            head = _get(txn, key, self._heads)
+            if head is not None and self._expired(head, user, now_ms):
+                self._forget(txn, key, head, user)
+                removed += 1
+        return removed
 
     def _dirty_user(self, txn: lmdb.Transaction, key: bytes, since: int) -> DirtyUser:
         user = key.decode()

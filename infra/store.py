@@ -182,7 +182,7 @@ class Store(Protocol):
 
     def sweep(self, now_ms: int, limit: int) -> int:
         """Remove up to ``limit`` expired users where the database does not do so by itself;
-        returns how many.
+        returns how many. One call may look at a part of the users only; the next goes on there.
         """
         ...
 

@@ -50,8 +50,8 @@ SWEEP_EVERY_MS: Final = 60_000
 does not see them anyway, so only room depends on it."""
 
 SWEEP_USERS: Final = 1000
-"""Most users removed at once, since appends wait meanwhile. Where there are more, it goes on after
-the next pass."""
+"""Most users removed at once, since reclustering waits meanwhile. Where there are more, it goes on
+after the next pass."""
 
 RETRY_S: Final = 0.05
 """First pause after the store failed; doubled up to `WorkerSettings.retry_max_s`."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+import lmdb
 import pytest
 
 from infra import records
 from infra.behaviors import partition_source
 from infra.errors import StoreCorrupt, StoreFull, StoreUnavailable
-from infra.lmdb_store import LmdbStore
+from infra.lmdb_store import SWEEP_BATCH, SWEEP_HEADS, LmdbStore
 from infra.store import InterestWrite
 from tests.infra.test_store_contract import append, items
 
 SOURCE = partition_source("behaviors", "topic-1", 0)
 OTHER = partition_source("behaviors", "topic-1", 1)
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -99,6 +104,77 @@ def test_sweep_removes_expired_users_up_to_its_limit(mortal: LmdbStore, clock: C
     assert mortal.sweep(clock.now_ms, 3) == 2
     assert mortal.users("", 10) == ["fresh"]
     assert [dirty.user for dirty in mortal.dirty(SOURCE.owner, 10)] == ["fresh"]
+
+
+def test_sweep_looks_at_a_part_of_the_users_and_then_goes_on(
+    mortal: LmdbStore, clock: Clock
+) -> None:
+    mortal.append(SOURCE, [append("fresh", 0)], clock.now_ms + 10_001)
+    with mortal._env.begin(write=True) as txn:
+        head = txn.get(b"fresh", db=mortal._heads)
+        assert isinstance(head, bytes)
+        with txn.cursor(mortal._heads) as cursor:
+            cursor.putmulti([(b"a%d" % i, head) for i in range(SWEEP_HEADS)])
+    mortal.append(SOURCE, [append("old", 0)], clock.now_ms)
+    clock.now_ms += 10_001
+    assert [mortal.sweep(clock.now_ms, 10) for _ in range(3)] == [0, 1, 0]
+
+
+def test_sweep_begins_anew_once_it_has_seen_all(mortal: LmdbStore, clock: Clock) -> None:
+    mortal.append(SOURCE, [append("bob", 0)], clock.now_ms)
+    clock.now_ms += 10_001
+    mortal.append(SOURCE, [append("ann", 0)], clock.now_ms)
+    assert mortal.sweep(clock.now_ms, 10) == 1
+    clock.now_ms += 10_001
+    assert mortal.sweep(clock.now_ms, 10) == 1
+
+
+def test_sweep_looks_for_expired_users_while_another_writes(
+    mortal: LmdbStore, clock: Clock
+) -> None:
+    mortal.append(SOURCE, [append("ann", 0)], clock.now_ms)
+    with mortal._env.begin(write=True), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(mortal.sweep, clock.now_ms, 10).result(timeout=30) == 0
+
+
+class _Visited(LmdbStore):
+    """A store in which something happens before each of its writes."""
+
+    before_write: Callable[[], object] | None = None
+
+    def _write(self, write: Callable[[lmdb.Transaction], T]) -> T:
+        before, self.before_write = self.before_write, None
+        if before is not None:
+            before()
+            self.before_write = before
+        return super()._write(write)
+
+
+def test_appends_go_on_between_the_steps_of_a_sweep(tmp_path: Path, clock: Clock) -> None:
+    store = _Visited(tmp_path, ttl_s=10, clock=clock)
+    users = [f"user-{i:03}" for i in range(2 * SWEEP_BATCH + 1)]
+    store.append(SOURCE, [append(user, 0, 2) for user in users], clock.now_ms)
+    clock.now_ms += 10_001
+    # Each comes back after being found, and before being removed.
+    back = iter([users[0], users[SWEEP_BATCH], users[-1]])
+    store.before_write = lambda: store.append(SOURCE, [append(next(back), 2)], clock.now_ms)
+    assert store.sweep(clock.now_ms, len(users)) == len(users) - 3
+    store.before_write = None
+    assert store.users("", 10) == [users[0], users[SWEEP_BATCH], users[-1]]
+    assert [items(sequence) for sequence in store.sequences([users[0]])] == [[2]]
+    store.close()
+
+
+def test_sweep_reports_a_damaged_head_after_removing_the_others(
+    mortal: LmdbStore, clock: Clock
+) -> None:
+    mortal.append(SOURCE, [append(user, 0) for user in ("ann", "bob", "cat")], clock.now_ms)
+    with mortal._env.begin(write=True) as txn:
+        txn.put(b"bob", b"\x01garbage", db=mortal._heads)
+    clock.now_ms += 10_001
+    with pytest.raises(StoreCorrupt, match="bob"):
+        mortal.sweep(clock.now_ms, 10)
+    assert mortal.users("", 10) == ["bob"]
 
 
 def test_a_damaged_head_is_corrupt_and_names_the_user(tmp_path: Path) -> None:
