@@ -118,7 +118,7 @@ def measure_slices(
     if popularity.shape[1] > 1:  # a list stays whole, or its positive would have nothing to beat
         chosen = requests.labels * requests.weights
         popularity = (popularity * chosen).sum(1, keepdims=True) / chosen.sum(1, keepdims=True)
-    values = {
+    values: dict[str, metrics.Array] = {
         "history": split.history(requests),
         "popularity": popularity[:, 0],
         "staleness": requests.cut - requests.as_of,

@@ -23,6 +23,7 @@ whatever the length of its sequence.
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -32,9 +33,9 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import TrainingError
-from models.clustering import kernel
 from models.data import Requests, Sequences
 from models.interactions import Attribute, Floats, Interactions, Ints, Rows
+from models.kernels import kernel
 
 Flags = npt.NDArray[np.bool_]
 Part = Literal["training", "validation", "test"]
@@ -154,17 +155,36 @@ class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _at_least("samples.evaluated", self.evaluated, 0)
 
 
-class Impressions(NamedTuple):
-    """What users were shown, S items in any order."""
+class Impressions(typing.Protocol):
+    """What users were shown, S items in any order; `models.readers.logs` reads them."""
+
+    @property
+    def users(self) -> Rows:
+        """i32[S]: rows of `Interactions.user_ids`, -1 for others.
+
+        Users without behaviors are left out: there is nothing to learn from their sequences.
+        """
+
+    @property
+    def items(self) -> Rows:
+        """i32[S]: rows of `Interactions.item_ids`, 0 for others."""
+
+    @property
+    def times(self) -> Ints:
+        """i64[S], seconds since epoch."""
+
+    @property
+    def labels(self) -> Floats:
+        """f32[S]: 1 if taken, else 0."""
+
+
+class ShownItems(NamedTuple):
+    """Impressions as plain arrays."""
 
     users: Rows
-    """i32[S]: rows of `Interactions.user_ids`; users without behaviors are left out."""
     items: Rows
-    """i32[S]: rows of `Interactions.item_ids`, 0 for others."""
     times: Ints
-    """i64[S], seconds since epoch."""
     labels: Floats
-    """f32[S]: 1 if taken, else 0."""
 
 
 class Moments(NamedTuple):
@@ -409,8 +429,9 @@ def sample_users(
     )
     if impressions is None:
         return sampled, None
-    mine = np.flatnonzero(kept[impressions.users])
-    return sampled, Impressions(
+    # -1, a user without behaviors, would be the last one.
+    mine = np.flatnonzero((impressions.users >= 0) & kept[impressions.users])
+    return sampled, ShownItems(
         users=user_of[impressions.users[mine]],
         items=item_of[impressions.items[mine]] + np.int32(1),
         times=impressions.times[mine],

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +14,13 @@ from models.evaluation import (
     baseline_qualities,
     evaluate_offline,
     extract_plainly,
-    log_loss,
-    pooled_auc,
+    measure,
+    measure_slices,
     ranking_quality,
     score_stored,
 )
 from models.features import EMPTY_HISTORY
+from models.protocols import LastOfUser, NextItem, Rated, Split, split_requests
 from tests.bundles import tiny_bundle
 from tests.models.generated import planted_interactions
 
@@ -37,19 +38,6 @@ def keys(*numbers: int) -> np.ndarray:
 
 def times(n: int) -> np.ndarray:
     return NOW_MS - 60_000 * np.arange(n, 0, -1, dtype=np.int64)
-
-
-def test_auc_is_the_chance_to_rank_right() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.integers(0, 5, 40).astype(float)
-    labels = rng.random(40) < 0.4
-    pairs = [(p > n) + (p == n) / 2 for p, n in itertools.product(scores[labels], scores[~labels])]
-    assert pooled_auc(scores, labels) == pytest.approx(np.mean(pairs))
-
-
-def test_auc_of_one_class_is_not_a_number() -> None:
-    assert np.isnan(pooled_auc(np.ones(3), np.ones(3, bool)))
-    assert np.isnan(pooled_auc(np.empty(0), np.empty(0, bool)))
 
 
 def test_gauc_compares_within_requests_alone() -> None:
@@ -74,11 +62,46 @@ def test_a_hit_is_within_the_first_ten(above: int, hit: float) -> None:
     assert ranking_quality(scores).hit10 == hit
 
 
-def test_log_loss_by_hand() -> None:
-    assert log_loss(np.array([0.8, 0.4]), np.array([1.0, 0.0])) == pytest.approx(
-        -(np.log(0.8) + np.log(0.6)) / 2
-    )
-    assert np.isfinite(log_loss(np.array([0.0]), np.array([1.0])))
+def rated_split() -> Split:
+    interactions = planted_interactions(users=20, items=20)
+    values = np.random.default_rng(0).integers(1, 6, len(interactions)).astype(np.float32)
+    return split_requests(replace(interactions, values=values), Rated(), LastOfUser(5, 5))
+
+
+def test_rated_requests_have_every_measure_but_places() -> None:
+    split = rated_split()
+    perfect = np.clip(split.test.labels, 0.01, 0.99)
+    measures = measure(perfect, split.test, split.users(split.test)).named()
+    assert measures["auc"] == measures["gauc"] == 1
+    assert measures["log_loss"] == pytest.approx(-np.log(0.99))
+    assert measures["calibration_error"] == pytest.approx(0.01)
+    assert "hit10" not in measures
+
+
+def test_lists_are_measured_by_places_too() -> None:
+    split = split_requests(planted_interactions(), NextItem(1, 15), LastOfUser(5, 5))
+    measures = measure(np.full((300, 16), 0.1, np.float32), split.test, split.users(split.test))
+    assert measures.hit10 == pytest.approx(10 / 16)
+    assert measures.auc == measures.gauc == 0.5
+
+
+def test_slices_cover_every_request() -> None:
+    split = rated_split()
+    ctrs = np.random.default_rng(1).random(split.test.labels.shape).astype(np.float32)
+    tables = measure_slices(ctrs, split.test, split, parts=3)
+    assert {name: sum(part.rows for part in table) for name, table in tables.items()} == {
+        "history": 100,
+        "popularity": 100,
+        "staleness": 100,
+    }
+    assert len(tables["staleness"]) == 1  # all are scored with fresh interests
+
+
+def test_a_list_is_sliced_by_the_popularity_of_its_positive() -> None:
+    split = split_requests(planted_interactions(), NextItem(1, 15), LastOfUser(5, 5))
+    ctrs = np.full((300, 16), 0.1, np.float32)
+    table = measure_slices(ctrs, split.test, split)["popularity"]
+    assert all(part.rows == 16 * part.positives for part in table)
 
 
 def test_rules_know_what_was_bought_before() -> None:

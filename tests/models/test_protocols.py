@@ -15,13 +15,13 @@ from models.interactions import Attribute, Interactions
 from models.protocols import (
     ByTime,
     Division,
-    Impressions,
     LastOfUser,
     NextItem,
     Protocol,
     Rated,
     Samples,
     Shown,
+    ShownItems,
     Split,
     sample_users,
     split_requests,
@@ -237,11 +237,11 @@ def test_sampled_users_are_a_data_set_of_their_own() -> None:
     n = len(interactions.item_ids)
     attribute = Attribute([str(row) for row in range(n)], np.arange(n, dtype=np.int32)[:, None])
     interactions = replace(interactions, item_attributes={"number": attribute})
-    shown = Impressions(
-        np.arange(12, dtype=np.int32),
-        np.arange(1, 13, dtype=np.int32),
-        np.arange(12),
-        np.zeros(12, np.float32),
+    shown = ShownItems(
+        np.append(np.arange(12), -1).astype(np.int32),
+        np.arange(1, 14, dtype=np.int32),
+        np.arange(13),
+        np.zeros(13, np.float32),
     )
     sampled, impressions = sample_users(interactions, shown, Samples(users=5))
     assert len(sampled.user_ids) == 5
@@ -253,7 +253,7 @@ def test_sampled_users_are_a_data_set_of_their_own() -> None:
         assert sampled.item_ids[item] == interactions.item_ids[interactions.items[old]]
         assert sampled.item_attributes["number"].rows[item, 0] == interactions.items[old]
     assert impressions is not None
-    assert len(impressions.users) == 5
+    assert impressions.users.tolist() == list(range(5))
     for user, item, at in zip(impressions.users, impressions.items, impressions.times, strict=True):
         assert sampled.user_ids[user] == interactions.user_ids[at]
         assert item == 0 or sampled.item_ids[item] == interactions.item_ids[at + 1]
@@ -298,16 +298,16 @@ def test_a_sample_costs_the_same_however_long_its_sequence(L: int) -> None:
         assert len(split.sequences.items) == 4 * L
 
 
-def shown_data() -> tuple[Interactions, Impressions]:
-    """Users 0 and 1 act at 10, 20, ..., 100; user 2 is shown items and never acts."""
+def shown_data() -> tuple[Interactions, ShownItems]:
+    """Users 0 and 1 act at 10, 20, ..., 100; user 2 and a stranger are shown items alone."""
     times = np.repeat(np.arange(10, 101, 10), 2)
     interactions = numbered(np.tile([0, 1], 10), np.arange(20) % 7, times)
     interactions = replace(interactions, user_ids=[*interactions.user_ids, "user-2"])
-    at = np.tile(np.arange(5, 125, 5), 3)
+    at = np.tile(np.arange(5, 125, 5), 4)
     rng = np.random.default_rng(0)
     order = rng.permutation(len(at))
-    users = np.repeat(np.arange(3, dtype=np.int32), 24)
-    return interactions, Impressions(
+    users = np.repeat(np.array([0, 1, 2, -1], np.int32), 24)
+    return interactions, ShownItems(
         users[order],
         rng.integers(1, 8, len(at)).astype(np.int32),
         at[order],
@@ -350,7 +350,7 @@ def test_one_class_is_told(threshold: float) -> None:
 
 def test_impressions_of_one_class_are_told() -> None:
     interactions, impressions = shown_data()
-    impressions = impressions._replace(labels=np.zeros(72, np.float32))
+    impressions = impressions._replace(labels=np.zeros(96, np.float32))
     with pytest.raises(TrainingError, match="that were taken"):
         split_requests(interactions, Shown(), LAST, impressions=impressions)
 
