@@ -23,13 +23,12 @@ from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from infra.errors import TrainingError
-from models.clustering import cluster_requests, kernel
 from models.features import cross_columns, user_columns
-from models.interactions import Columns, Entities, Floats, Interactions, Ints, Rows
+from models.interactions import Floats, Interactions, Ints, Rows
+from models.kernels import kernel
+from models.kmeans import cluster_requests
+from models.readers import columns
 
 MAX_NEWER: Final = 63
 """Most behaviors that training leaves newer than the clustering: the service reclusters at 64."""
@@ -48,36 +47,9 @@ def load_interactions(events: Path, items: Path | None = None, share: float = 1.
     Raises:
         TrainingError: a file cannot be read, lacks a column, or holds no behavior.
     """
-    table = _read(events, ["user_id", "item_id", "time"])
-    named = None
-    if items is not None:
-        titles = _read(items, ["item_id", "description"])
-        named = Entities(titles.column("item_id"), titles=titles.column("description"))
-    return Columns(
-        users=table.column("user_id"),
-        items=table.column("item_id"),
-        times=_seconds(events, table.column("time")),
-    ).interactions(str(events), items=named, share=share)
-
-
-def _read(path: Path, columns: list[str]) -> pa.Table:
-    try:
-        table = pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(f"{path} cannot be read as parquet: {reason}") from error
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise TrainingError(f"{path} lacks the column {missing[0]}; needed: {', '.join(columns)}")
-    return table
-
-
-def _seconds(path: Path, column: pa.ChunkedArray[Any]) -> Ints:
-    if not pa.types.is_timestamp(column.type) or column.null_count:
-        raise TrainingError(f"{path}: time must be a timestamp without nulls, not {column.type}")
-    seconds = column.cast(pa.timestamp("s", column.type.tz), safe=False)
-    values: Ints = seconds.cast(pa.int64()).to_numpy()
-    return values
+    return columns.read(
+        events, items=items, title=None if items is None else "description", share=share
+    )
 
 
 @dataclass(frozen=True)

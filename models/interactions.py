@@ -299,9 +299,10 @@ def _codes(column: Column) -> tuple[Column, Rows]:
     Ids are hashed as they are and only the distinct ones become text: a hundred million rows of
     integers stay integers.
     """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    coded = _whole(column.dictionary_encode())
+    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    coded = _whole(coded)
+    if coded.dictionary.null_count or len(coded.dictionary.unique()) < len(coded.dictionary):
+        coded = coded.cast(coded.type.value_type).dictionary_encode()
     codes: Rows = pc.fill_null(coded.indices, -1).to_numpy().astype(np.int32, copy=False)
     return coded.dictionary, codes
 
