@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -77,10 +76,6 @@ INTERRUPTED: Final = 130
 
 def main() -> NoReturn:
     """Run the command line; every error that a user can cause ends in one line."""
-    # Before onnxruntime is loaded, or it tells its maker of each session, and leaves a file in the
-    # temporary directory. What is started from here inherits it. Its own function to disable this
-    # comes too late: by then the first message is under way.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app(standalone_mode=True)
     except LifelongError as error:

@@ -21,16 +21,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from infra.behaviors import item_key
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing
 from models.features import CROSS_FEATURES, USER_FEATURES
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 FORMAT: Final = 1
 """Version of the directory's format. Raised when an older reader would misread it."""
@@ -155,6 +157,12 @@ def make_session(model: bytes) -> onnxruntime.InferenceSession:
 
     A service runs a process per core; spinning threads would steal the neighbor's.
     """
+    # Once loaded, onnxruntime tells its maker of each session, and leaves a file in the temporary
+    # directory. Its own function to disable that comes too late: the first message is under way
+    # by then. So this is the one place that loads it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from models import metrics
 from models.bundle import Bundle
@@ -21,6 +21,9 @@ from models.features import EMPTY_HISTORY, History, cross_features, user_feature
 from models.interactions import Interactions
 from models.kmeans import cluster
 from models.protocols import Split
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]

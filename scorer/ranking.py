@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import xxhash
 
 from extractor.extract import Extractor
@@ -25,6 +24,9 @@ from infra.telemetry import get_logger
 from models.bundle import Bundle
 from models.features import EMPTY_HISTORY, cross_features, user_features
 from scorer.messages import HistoryKind
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 F32 = npt.NDArray[np.float32]
 U64 = npt.NDArray[np.uint64]

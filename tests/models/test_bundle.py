@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,3 +208,22 @@ def test_the_shipped_bundle_is_whole() -> None:
 def test_the_documented_files_are_the_written_ones(path: Path) -> None:
     assert {entry.name for entry in path.iterdir()} == {MANIFEST, *FILES}
     assert bundles.FORMAT == 1
+
+
+def test_the_runtime_leaves_nothing_behind(path: Path, tmp_path: Path) -> None:
+    """In a process of its own, since the runtime reads its environment only once."""
+    (tmp_path / "temporary").mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ORT_")}
+    script = (
+        "import sys, models.evaluation, scorer.ranking; from models.bundle import Bundle;"
+        " assert 'onnxruntime' not in sys.modules, 'loaded before it is quiet';"
+        f" Bundle.load({str(path)!r}).scorer_session()"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        env=environment | {"TMPDIR": str(tmp_path / "temporary")},
+        check=True,
+        timeout=60,
+    )
+    assert list((tmp_path / "temporary").iterdir()) == []
