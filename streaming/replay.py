@@ -139,7 +139,7 @@ class EventProducer:
         """Events confirmed by the broker."""
         return self.sent - self.waiting - self.failed
 
-    def check(self, timeout_s: float = 10.0) -> int:
+    def check(self, timeout_s: float = 5.0) -> int:
         """The topic's number of partitions.
 
         Raises:
