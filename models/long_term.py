@@ -46,6 +46,9 @@ class LongTerm(nn.Module):
     served: ClassVar[bool] = False
     """Whether the scorer can serve a bundle of this method."""
 
+    reads_categories: ClassVar[bool] = False
+    """Whether `read` looks at the candidates' categories."""
+
     def __init__(self, d: int, inputs: Inputs) -> None:
         super().__init__()
         self.d = d
@@ -81,6 +84,24 @@ class LongTerm(nn.Module):
     ) -> Tensor | None:
         """A loss of the module's own, beside the cross-entropy; a scalar, or None."""
         return None
+
+    def per_item(self, embeddings: Tensor) -> Tensor | None:
+        """What the offline stage computes of each item by itself, or None; exported as a graph.
+
+        Args:
+            embeddings: f32[n, d].
+
+        Returns:
+            [n, ...]: ENCODE's projections (Eq. 4), for example.
+        """
+        return None
+
+    def on_epoch(self, table: Tensor) -> None:
+        """Before each epoch of training, for a module that keeps something derived from the items.
+
+        Args:
+            table: f32[n + 1, d]: the items' embeddings as they are now.
+        """
 
 
 class Nothing(LongTerm):
