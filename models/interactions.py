@@ -34,6 +34,9 @@ pc: Final[Any] = pyarrow.compute  # its stubs refuse half of what it accepts
 MAX_ACTIONS: Final = 127
 """A behavior holds its action in one signed byte."""
 
+_BLOCK: Final = 1 << 20
+_MOST_TEXT: Final = 2**31  # bytes that one array of texts with 32-bit offsets can hold
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -299,19 +302,31 @@ def _codes(column: Column) -> tuple[Column, Rows]:
     Ids are hashed as they are and only the distinct ones become text: a hundred million rows of
     integers stay integers.
     """
-    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    coded = _whole(coded)
-    if coded.dictionary.null_count or len(coded.dictionary.unique()) < len(coded.dictionary):
-        coded = coded.cast(coded.type.value_type).dictionary_encode()
-    codes: Rows = pc.fill_null(coded.indices, -1).to_numpy().astype(np.int32, copy=False)
+    if pa.types.is_dictionary(column.type):
+        coded = _whole(column)
+        if coded.dictionary.null_count or len(coded.dictionary.unique()) < len(coded.dictionary):
+            coded = coded.cast(coded.type.value_type).dictionary_encode()
+    else:
+        if pa.types.is_string(column.type) and column.nbytes >= _MOST_TEXT:
+            column = column.cast(pa.large_string())
+        # Made whole first: a dictionary for each chunk, made one afterwards, costs ten times more.
+        coded = _whole(column).dictionary_encode()
+    indices = coded.indices
+    if indices.null_count:
+        indices = pc.fill_null(indices.cast(pa.int32()), -1)
+    codes: Rows = indices.to_numpy().astype(np.int32, copy=False)
     return coded.dictionary, codes
 
 
 def _first_occurrences(codes: Rows, size: int) -> tuple[Ints, Ints]:
     """The codes that occur, ascending, and where each occurs first."""
     first = np.full(size, len(codes), np.int64)
-    real = np.flatnonzero(codes >= 0)[::-1]
-    first[codes[real]] = real  # written from the end, so that the first occurrence stays
+    # Written from the end, so that the first occurrence stays; in blocks, so that it costs no room.
+    for end in range(len(codes), 0, -_BLOCK):
+        begin = max(0, end - _BLOCK)
+        block = codes[begin:end][::-1]
+        at = np.arange(end - 1, begin - 1, -1)
+        first[block[block >= 0]] = at[block >= 0]
     kept = np.flatnonzero(first < len(codes))
     return kept, first[kept]
 

@@ -120,6 +120,15 @@ def test_the_head_is_what_the_first_part_alone_gives() -> None:
     assert_alike(whole.head(20), first)
 
 
+def test_numbers_go_by_first_occurrence_however_many_rows_there_are() -> None:
+    n = 1_200_000
+    ids = np.random.default_rng(0).integers(0, 50_000, n)
+    many = Columns(pa.array(ids), pa.array(ids), np.zeros(n, np.int64)).interactions("here")
+    distinct, first = np.unique(ids, return_index=True)
+    assert many.item_ids[1:] == [str(each) for each in distinct[np.argsort(first)]]
+    np.testing.assert_array_equal(np.array(many.user_ids)[many.users].astype(np.int64), ids)
+
+
 def test_an_empty_head_knows_nobody() -> None:
     head = columns(user_attributes={"x": pa.array(list("abcdef"))}).interactions("here").head(0)
     assert (head.user_ids, head.item_ids) == ([], [""])
