@@ -23,6 +23,12 @@ Each message is one line: what was wrong, where, and what to do about it.
 from __future__ import annotations
 
 
+def one_line(text: str, limit: int = 300) -> str:
+    """``text`` of another's error on one line of at most ``limit`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
 class LifelongError(Exception):
     """Base of every error a user can cause or must act upon."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Final, TextIO, cast
+from typing import Any, Final, Protocol, TextIO, cast
 
 import structlog
 from structlog.stdlib import BoundLogger, ProcessorFormatter
@@ -18,6 +18,14 @@ from infra.settings import LogSettings
 
 # They say at INFO what they do at each poll and heartbeat. Our own events say what came of it.
 _TALKATIVE: Final = ("aiokafka", "faust", "mode", "asyncio", "httpx", "httpcore", "uvicorn.access")
+
+
+class Log(Protocol):
+    """What of a logger is used here; the standard library's and structlog's both fit."""
+
+    def info(self, event: str, /) -> Any: ...
+
+    def warning(self, event: str, /) -> Any: ...
 
 
 def get_logger(name: str) -> BoundLogger:

@@ -30,7 +30,7 @@ from infra.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from infra.kafka import create_topic, topic_id, topic_partitions
+from infra.kafka_admin import create_topic, topic_id, topic_partitions
 from infra.metrics import WorkerMetrics, exposition, new_registry
 from infra.settings import BrokerSettings, Settings
 from infra.store import Store
@@ -59,7 +59,6 @@ STOP_S: Final = 8.0
 QUIET: Final = {
     "aiokafka": logging.CRITICAL,
     "streaming.dead_letters.client": logging.CRITICAL,
-    "infra.kafka.client": logging.CRITICAL,
     "faust": logging.ERROR,
     "mode": logging.ERROR,
 }

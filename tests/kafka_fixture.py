@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.kafka import LocalKafka, apache_obstacle
+from infra.kafka_jars import apache_obstacle
+from infra.local_kafka import LocalKafka
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from infra.kafka import LocalKafka
+from infra.local_kafka import LocalKafka
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

@@ -22,7 +22,8 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from infra.behaviors import Source
-from infra.kafka import create_topic, producer_config, topic_id
+from infra.kafka_admin import create_topic, topic_id
+from infra.kafka_clients import producer_config
 from infra.memory_store import MemoryStore
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings

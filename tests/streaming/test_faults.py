@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.kafka import LocalKafka
+from infra.local_kafka import LocalKafka
 from infra.settings import Settings
 from infra.store import Store
 from infra.stores import open_store

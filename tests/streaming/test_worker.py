@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from extractor.state import InterestState
 from infra.errors import SettingsError
-from infra.kafka import LocalKafka, topic_partitions
+from infra.kafka_admin import topic_partitions
+from infra.local_kafka import LocalKafka
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
 from infra.store import Store

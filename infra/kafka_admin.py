@@ -1,0 +1,255 @@
+"""The few questions that Lifelong asks of any Kafka, and the topics that it makes there."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from infra.errors import BrokerError, one_line
+from infra.kafka_clients import bootstrap_of, client_config
+from infra.mock_kafka import mock_clusters
+
+if TYPE_CHECKING:
+    from infra.settings import BrokerSettings
+
+_MOCK_CLUSTER: Final = "mockCluster"  # how librdkafka's mock begins its cluster id
+_NO_TOPIC_ID: Final = "A" * 22  # sixteen zero bytes: a Kafka older than topic ids
+
+
+class Cluster(NamedTuple):
+    """A Kafka that answered."""
+
+    id: str
+    brokers: tuple[str, ...]
+    """HOST:PORT of each broker, as the cluster advertises them."""
+
+    @property
+    def is_mock(self) -> bool:
+        """Whether it is librdkafka's mock: 5 MiB kept per partition, nothing on disk."""
+        return self.id.startswith(_MOCK_CLUSTER)
+
+
+def ping(broker: BrokerSettings | str, *, timeout_s: float = 5.0) -> Cluster:
+    """The cluster behind ``broker``.
+
+    Raises:
+        BrokerError: it did not answer within ``timeout_s`` seconds, or refused us.
+    """
+    with _admin(broker, timeout_s) as admin:
+        return _cluster(admin.list_topics(timeout=timeout_s))
+
+
+def create_topic(
+    broker: BrokerSettings | str,
+    name: str,
+    partitions: int,
+    *,
+    replication: int = 1,
+    timeout_s: float = 10.0,
+    **config: str | int,
+) -> bool:
+    """Create topic ``name`` unless it is there, and wait until it can be used.
+
+    ``config`` holds the topic's own settings, dots written as underscores:
+    ``create_topic(broker, "behaviors", 8, retention_ms=-1)``. A topic that exists is left as it
+    is, whatever its number of partitions.
+
+    Returns:
+        Whether this call created it.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or refused.
+    """
+    from confluent_kafka import KafkaError, KafkaException
+    from confluent_kafka.admin import NewTopic
+
+    with _admin(broker, timeout_s) as admin:
+        cluster = _cluster(admin.list_topics(timeout=timeout_s))
+        if cluster.is_mock:
+            return _create_mock_topic(admin, cluster, name, partitions, timeout_s)
+        settings = {key.replace("_", "."): str(value) for key, value in config.items()}
+        topic = NewTopic(name, partitions, replication, config=settings)
+        created = True
+        try:
+            admin.create_topics([topic], request_timeout=timeout_s)[name].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+            created = False
+        # The controller has it; the broker that we ask may hear of it a little later.
+        _wait(lambda: _has_leaders(_describe(admin, name, timeout_s)), name, "created", timeout_s)
+        return created
+
+
+def delete_topic(broker: BrokerSettings | str, name: str, *, timeout_s: float = 10.0) -> bool:
+    """Delete topic ``name`` with all its records, and wait until it is gone.
+
+    Returns:
+        Whether it was there.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or refused; a mock cluster always refuses.
+    """
+    from confluent_kafka import KafkaError, KafkaException
+
+    with _admin(broker, timeout_s) as admin:
+        if _cluster(admin.list_topics(timeout=timeout_s)).is_mock:
+            raise BrokerError(
+                f"topic {name} cannot be deleted: librdkafka's mock cluster has no such call; "
+                "start another one"
+            )
+        try:
+            admin.delete_topics([name], request_timeout=timeout_s)[name].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+            return False
+        _wait(lambda: _describe(admin, name, timeout_s) is None, name, "deleted", timeout_s)
+        return True
+
+
+def topic_id(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0) -> str:
+    """Kafka's id of topic ``name``, base64 of 16 bytes; a topic created again has another one.
+
+    A mock cluster and a Kafka older than 2.8 give none. There it is derived from the name and
+    the cluster's id: stable, but blind to a topic deleted and created again.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or there is no such topic.
+    """
+    with _admin(broker, timeout_s) as admin:
+        metadata = admin.list_topics(timeout=timeout_s)
+        cluster = _cluster(metadata)
+        if cluster.is_mock:
+            found = _NO_TOPIC_ID if name in metadata.topics else None
+        else:
+            topic = _describe(admin, name, timeout_s)
+            # Spelt as Kafka's own tools do.
+            found = topic and str(topic.topic_id).translate(str.maketrans("+/", "-_"))
+        if found is None:
+            raise BrokerError(
+                f"there is no topic {name} on Kafka at {bootstrap_of(broker)}: create it, or "
+                "correct its name in the settings"
+            )
+        if found != _NO_TOPIC_ID:
+            return found
+        # A mock's id is a mere memory address; its port makes two of them differ.
+        where = ",".join(cluster.brokers) if cluster.is_mock else ""
+        digest = hashlib.sha256(f"{cluster.id}/{where}/{name}".encode()).digest()[:16]
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0) -> int:
+    """Number of partitions of topic ``name``; 0 where there is no such topic.
+
+    Raises:
+        BrokerError: Kafka cannot be reached.
+    """
+    with _admin(broker, timeout_s) as admin:
+        # All topics are listed: asked for one by its name, a broker may create it.
+        topic = admin.list_topics(timeout=timeout_s).topics.get(name)
+        return 0 if topic is None else len(topic.partitions)
+
+
+@contextmanager
+def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
+    """An admin client whose failures are `BrokerError`s that name the place and the cause."""
+    from confluent_kafka import KafkaError, KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    causes: list[str] = []
+    config = client_config(broker) | {
+        "error_cb": lambda error: causes.append(error.str()),
+        "reconnect.backoff.max.ms": 250,
+    }
+    where = bootstrap_of(broker)
+    silent = logging.getLogger(f"{__name__}.librdkafka")  # what it says is in the errors' text
+    silent.disabled = True
+    try:
+        admin = AdminClient(config, logger=silent)
+    except KafkaException as error:
+        raise BrokerError(
+            f"no client for Kafka at {where}: {one_line(error.args[0].str())}"
+        ) from None
+    try:
+        yield admin
+    except KafkaException as error:
+        failure = error.args[0]
+        admin.poll(0)  # hands over what librdkafka has noted: the cause behind "timed out"
+        if failure.code() in (
+            KafkaError._TRANSPORT,
+            KafkaError._TIMED_OUT,
+            KafkaError._ALL_BROKERS_DOWN,
+            KafkaError._RESOLVE,
+            KafkaError._AUTHENTICATION,
+        ):
+            cause = next((c for c in causes if "brokers are down" not in c), failure.str())
+            raise BrokerError(
+                f"Kafka at {where} did not answer within {timeout_s:g} s ({_cause(cause)}): "
+                "start it (`lifelong broker` starts a local one), or correct broker.bootstrap"
+            ) from None
+        raise BrokerError(f"Kafka at {where} refused: {one_line(failure.str())}") from None
+
+
+def _cluster(metadata: Any) -> Cluster:
+    brokers = tuple(f"{b.host}:{b.port}" for b in metadata.brokers.values())
+    return Cluster(metadata.cluster_id or "", brokers)
+
+
+def _describe(admin: Any, name: str, timeout_s: float) -> Any | None:
+    """Kafka's description of topic ``name``, or None where there is no such topic."""
+    from confluent_kafka import KafkaError, KafkaException, TopicCollection
+
+    try:
+        futures = admin.describe_topics(TopicCollection([name]), request_timeout=timeout_s)
+        return futures[name].result()
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return None
+        raise
+
+
+def _has_leaders(topic: Any | None) -> bool:
+    return topic is not None and all(p.leader is not None for p in topic.partitions)
+
+
+def _wait(done: Callable[[], bool], name: str, deed: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > deadline:
+            raise BrokerError(
+                f"topic {name} was {deed}, but Kafka does not show that after {timeout_s:g} s: "
+                "look at the broker's log"
+            )
+        time.sleep(0.02)
+
+
+def _cause(text: str) -> str:
+    """The telling part of librdkafka's words on a connection: what failed, and why."""
+    text = re.sub(r"\s*\(after .*", "", one_line(text))
+    return re.sub(r"^\S+: (?=Connect|Failed|SASL|SSL)", "", text)
+
+
+def _create_mock_topic(
+    admin: Any, cluster: Cluster, name: str, partitions: int, timeout_s: float
+) -> bool:
+    if name in admin.list_topics(timeout=timeout_s).topics:
+        return False
+    mock = next((mock_clusters[b] for b in cluster.brokers if b in mock_clusters), None)
+    if mock is not None:
+        mock.create_topic(name, partitions)
+        return True
+    # Another process holds it: asking for a topic by its name creates it, with four partitions.
+    made = len(admin.list_topics(name, timeout=timeout_s).topics[name].partitions)
+    if made != partitions:
+        raise BrokerError(
+            f"topic {name} got {made} partitions instead of {partitions}: only the process that "
+            "runs the mock cluster can choose; create the topic there"
+        )
+    return True

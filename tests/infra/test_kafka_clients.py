@@ -1,0 +1,57 @@
+"""Configurations of clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from aiokafka.partitioner import DefaultPartitioner
+
+from infra.errors import BrokerError
+from infra.kafka_admin import create_topic, ping
+from infra.kafka_clients import client_config
+from infra.local_kafka import LocalKafka
+from infra.settings import BrokerSettings
+from tests.infra.kafka_steps import one_line, produce
+
+
+def test_keys_land_where_the_java_client_puts_them(mock_kafka: LocalKafka) -> None:
+    create_topic(mock_kafka.bootstrap, "events", 8)
+    keys = [f"user-{number}" for number in range(100)]
+
+    landed = produce(mock_kafka.bootstrap, "events", keys)
+
+    partitions = list(range(8))
+    assert landed == {
+        key: DefaultPartitioner()(key.encode(), partitions, partitions) for key in keys
+    }
+
+
+def test_settings_become_the_configuration_of_a_client(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    settings = BrokerSettings(
+        bootstrap="kafka.example:9093",
+        security_protocol="SASL_SSL",
+        sasl_mechanism="SCRAM-SHA-512",
+        sasl_username="lifelong",
+        sasl_password="secret",
+        ca_file=tmp_path / "ca.pem",
+    )
+
+    config = client_config(settings)
+
+    assert config["bootstrap.servers"] == "kafka.example:9093"
+    assert config["security.protocol"] == "SASL_SSL"
+    assert config["sasl.mechanism"] == "SCRAM-SHA-512"
+    assert config["sasl.username"] == "lifelong"
+    assert config["sasl.password"] == "secret"
+    assert config["ssl.ca.location"] == str(tmp_path / "ca.pem")
+
+
+def test_a_missing_file_of_authorities_is_named(tmp_path: Path) -> None:
+    settings = BrokerSettings(security_protocol="SSL", ca_file=tmp_path / "missing.pem")
+
+    with pytest.raises(BrokerError) as error:
+        ping(settings, timeout_s=0.2)
+
+    assert "missing.pem" in one_line(error)
