@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, NewTopic
+
 from infra.errors import BrokerError, one_line
 from infra.kafka_clients import bootstrap_of, client_config
 from infra.mock_kafka import mock_clusters
@@ -66,9 +69,6 @@ def create_topic(
     Raises:
         BrokerError: Kafka cannot be reached, or refused.
     """
-    from confluent_kafka import KafkaError, KafkaException
-    from confluent_kafka.admin import NewTopic
-
     with _admin(broker, timeout_s) as admin:
         cluster = _cluster(admin.list_topics(timeout=timeout_s))
         if cluster.is_mock:
@@ -96,8 +96,6 @@ def delete_topic(broker: BrokerSettings | str, name: str, *, timeout_s: float = 
     Raises:
         BrokerError: Kafka cannot be reached, or refused; a mock cluster always refuses.
     """
-    from confluent_kafka import KafkaError, KafkaException
-
     with _admin(broker, timeout_s) as admin:
         if _cluster(admin.list_topics(timeout=timeout_s)).is_mock:
             raise BrokerError(
@@ -160,9 +158,6 @@ def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: floa
 @contextmanager
 def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
     """An admin client whose failures are `BrokerError`s that name the place and the cause."""
-    from confluent_kafka import KafkaError, KafkaException
-    from confluent_kafka.admin import AdminClient
-
     causes: list[str] = []
     config = client_config(broker) | {
         "error_cb": lambda error: causes.append(error.str()),
@@ -204,8 +199,6 @@ def _cluster(metadata: Any) -> Cluster:
 
 def _describe(admin: Any, name: str, timeout_s: float) -> Any | None:
     """Kafka's description of topic ``name``, or None where there is no such topic."""
-    from confluent_kafka import KafkaError, KafkaException, TopicCollection
-
     try:
         futures = admin.describe_topics(TopicCollection([name]), request_timeout=timeout_s)
         return futures[name].result()

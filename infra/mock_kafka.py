@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
+from confluent_kafka import cimpl
+
 from infra.errors import BrokerError
 
 
@@ -20,8 +22,6 @@ class MockCluster:
     """
 
     def __init__(self) -> None:
-        from confluent_kafka import cimpl
-
         try:
             # Symbols are looked up in the extension's own dependencies: the very librdkafka.
             self._library = _declare(ctypes.CDLL(cimpl.__file__))

@@ -21,7 +21,7 @@ _TALKATIVE: Final = ("aiokafka", "faust", "mode", "asyncio", "httpx", "httpcore"
 
 
 class Log(Protocol):
-    """What of a logger is used here; the standard library's and structlog's both fit."""
+    """What a part that only tells its progress asks of a logger; any library's fits."""
 
     def info(self, event: str, /) -> Any: ...
 
