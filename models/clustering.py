@@ -1,22 +1,33 @@
-"""Clustering of a batch of sequences in training; on a GPU all of them together.
+"""Clustering of a batch of sequences in training (ENCODE, section 3.2.2 and Table 7).
 
-Assignments and centers are constants as far as gradients go (ENCODE, section 3.2.2).
+Four ways, with one contract. Assignments and centers are constants as far as gradients go; with no
+more behaviors than clusters, each behavior is a cluster of its own; a center is the direction in
+which its cluster's members point together.
 """
 
 from __future__ import annotations
+
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.agglomeration import agglomerate_each
 from models.kernels import on_threads
 from models.kmeans import cluster_each
+
+Clustering = Literal["k-means", "dynamic-routing", "agglomerative", "random"]
+
+ROUTED: Final = 2**24
+"""Routing logits that are held at once: 64 MiB, a fraction of what a batch of long sequences would
+need."""
 
 
 def cluster_sequences(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
     """`models.kmeans.cluster` for each of a batch of sequences; constants as far as gradients go.
 
-    On a processor each sequence is clustered by the kernel above, on all threads; on a GPU all
+    On a processor each sequence is clustered by the kernel, on all threads; on a GPU all
     are clustered together.
 
     Args:
@@ -40,6 +51,86 @@ def cluster_sequences(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple
     return torch.from_numpy(labels), torch.from_numpy(centers)
 
 
+def agglomerate_sequences(directions: Tensor, mask: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """Average linkage for each of a batch of sequences, see `models.agglomeration`.
+
+    Always on the processor: which clusters merge next depends on the merge before, one by one.
+
+    Args and returns as of `cluster_sequences`.
+    """
+    points, valid = directions.cpu().numpy(), mask.cpu().numpy()
+    labels = np.zeros(valid.shape, np.int64)
+
+    def run(begin: int, end: int) -> None:
+        part = slice(begin, end)
+        agglomerate_each(points[part], valid[part], K, labels[part])
+
+    on_threads(run, len(valid), torch.get_num_threads())
+    return _with_centers(directions, mask, torch.from_numpy(labels).to(mask.device), K)
+
+
+def route_sequences(
+    directions: Tensor, mask: Tensor, K: int, T: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """MIND's dynamic routing (Li et al., CIKM 2019, algorithm 1) with ENCODE's metric.
+
+    A behavior's routing logits start as normal draws. An iteration points each cluster where the
+    behaviors point together, each weighted by the softmax of its logits over the clusters, and
+    adds the similarity of each behavior and cluster (Eq. 9) to the logits. A behavior belongs to
+    the cluster of its greatest logit in the end.
+
+    The draws depend on how many behaviors ago a behavior was, and on nothing else: the same
+    sequence is routed in the same way every time.
+
+    Args:
+        scale: what cosines are multiplied with, 1 / beta as the paper has it.
+        directions, mask, K, T: and what returns: as of `cluster_sequences`.
+    """
+    R, L, _ = directions.shape
+    drawn = np.random.default_rng(0).standard_normal((L, K), np.float32)[::-1]
+    start = torch.from_numpy(drawn.copy()).to(directions.device)
+    labels = torch.empty(R, L, dtype=torch.long, device=directions.device)
+    size = max(ROUTED // max(L * K, 1), 1)
+    for begin in range(0, R, size):
+        part = slice(begin, begin + size)
+        h = directions[part]
+        real = mask[part].unsqueeze(-1).to(h.dtype)
+        logits = start.expand(len(h), -1, -1)
+        for _ in range(T):
+            pulled = (torch.softmax(logits, -1) * real).transpose(1, 2) @ h
+            centers = pulled / pulled.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+            logits = logits + scale * (h @ centers.transpose(1, 2))
+        labels[part] = logits.argmax(-1)
+    return _with_centers(directions, mask, _alone_if_few(labels, mask, K), K)
+
+
+def scatter_sequences(directions: Tensor, mask: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """Random clusters: drawn uniformly, by how many behaviors ago a behavior was, so that the same
+    sequence is scattered in the same way every time.
+
+    Args and returns as of `cluster_sequences`.
+    """
+    drawn = np.random.default_rng(0).integers(K, size=mask.shape[1])[::-1]
+    labels = torch.from_numpy(drawn.copy()).to(mask.device).expand(mask.shape)
+    return _with_centers(directions, mask, _alone_if_few(labels, mask, K), K)
+
+
+def _alone_if_few(labels: Tensor, mask: Tensor, K: int) -> Tensor:
+    """Labels of masked behaviors set to 0, and where no more behaviors than K are left, each with
+    a label of its own.
+    """
+    own = (mask.cumsum(1) - 1).clamp(min=0)
+    return torch.where((mask.sum(1) <= K).unsqueeze(1), own, labels) * mask
+
+
+def _with_centers(
+    directions: Tensor, mask: Tensor, labels: Tensor, K: int
+) -> tuple[Tensor, Tensor]:
+    R, _, m = directions.shape
+    weights = mask.to(directions.dtype).unsqueeze(-1)
+    return labels, _moved(directions, weights, labels, directions.new_zeros(R, K, m))
+
+
 def _cluster_together(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
     """`spherical_kmeans` for all sequences at once, from the same start."""
     R, L, m = directions.shape
@@ -59,9 +150,10 @@ def _cluster_together(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple
         labels = torch.where(nearer, k, labels)
         start = best.masked_fill(~mask, nowhere).argmin(1)
     small = (sizes <= K).unsqueeze(1)
-    own = mask.cumsum(1) - 1
-    labels = torch.where(small, own.clamp(min=0), labels) * mask
+    labels = _alone_if_few(labels, mask, K)
     weights = mask.to(directions.dtype).unsqueeze(-1)
+    # With few behaviors the start stands in another order; a zero vector's center is zero.
+    centers = centers.masked_fill(small.unsqueeze(-1), 0.0)
     for _ in range(T - 1):
         centers = _moved(directions, weights, labels, centers)
         similarity = directions @ centers.transpose(1, 2)

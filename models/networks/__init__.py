@@ -5,6 +5,7 @@ from __future__ import annotations
 from models.networks.avg_pooling import AvgPoolingConfig
 from models.networks.din import DINConfig, DINLConfig
 from models.networks.encode import EncodeConfig
+from models.networks.eta import ETAConfig
 
-AnyConfig = DINConfig | DINLConfig | AvgPoolingConfig | EncodeConfig
+AnyConfig = DINConfig | DINLConfig | AvgPoolingConfig | EncodeConfig | ETAConfig
 """The configuration of any long-term module; its field ``network`` names it."""

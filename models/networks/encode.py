@@ -2,44 +2,83 @@
 
 Offline (Algorithm 1), behaviors are projected (Eq. 4), clustered, and each cluster is pooled into
 an interest by attention to its center (Eq. 8). Online, a candidate attends to the interests
-(Eq. 10). Both stages use one metric, the cosine (Eqs. 9 and 11).
+(Eq. 10). Both stages use one metric, the cosine (Eqs. 9 and 11). A loss of its own teaches the
+projection to keep distances (Eqs. 5-7).
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
-from models.clustering import cluster_sequences
-from models.layers import cosine_attention, dynamic_triplet_loss, unit
+from models.clustering import (
+    Clustering,
+    agglomerate_sequences,
+    cluster_sequences,
+    route_sequences,
+    scatter_sequences,
+)
+from models.layers import unit
 from models.long_term import LongTerm, LongTermConfig, State
+from models.metric_learning import Loss, Sampling, projection_loss
 from models.networks.din import DotProduct, masked_softmax
 from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+LEAST_EXPONENT: Final = -60.0
+"""Within-cluster scores are at most 0; below this they count as this, so that a very sharp
+attention leaves no cluster without a member that counts."""
 
 
 class EncodeConfig(LongTermConfig, frozen=True, tag="encode"):
     """ENCODE; letters are the paper's."""
 
-    m: int = 4
+    m: Count = 4
     """Width of a projected embedding (Eq. 4)."""
-    K: int = 30
+    K: Count = 30
     """Clusters, at most."""
-    T: int = 15
-    """Iterations of k-means, at most."""
-    beta: float = 20.0
+    T: Count = 15
+    """Iterations of k-means or of dynamic routing, at most."""
+    clustering: Clustering = "k-means"
+    """How behaviors are clustered (Table 7)."""
+    beta: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     """Scaling factor of Eq. 9."""
     beta_mode: Literal["divide", "multiply", "learned"] = "divide"
     """"divide": as the paper writes it; "multiply": a sharp attention; "learned": starts sharp."""
     online: Literal["cosine", "dot"] = "cosine"
     """"dot" is the paper's ENCODE-minus: scaled dot product online (Table 3)."""
+    loss: Loss = "dynamic"
+    """Metric learning of the projection (Table 6): triplets with a dynamic or a fixed margin,
+    contrastive, n-pair (one negative), n-pair-mc (several), mse, or none."""
+    sampling: Sampling = "sequence"
+    """Where positives and negatives come from (Table 5)."""
+    margin: Annotated[float, msgspec.Meta(ge=0)] = 0.2
+    """Of the losses "fixed" and "contrastive"."""
+    negatives: Count = 5
+    """Of the loss "n-pair-mc"."""
 
     def build(self, d: int, inputs: Inputs) -> Encode:
         """Its module."""
         return Encode(self, d, inputs)
+
+
+class Interests(NamedTuple):
+    """Behaviors pooled within clusters."""
+
+    labels: Tensor
+    """i64[R, L]: the cluster of each behavior."""
+    within: Tensor
+    """f32[R, L]: its weight there (Eq. 8); 0 for padding."""
+    interests: Tensor
+    """f32[R, K', d]: K clusters, and one for each behavior newer than the clustering."""
+    mask: Tensor
+    """f32[R, K']: 0 for empty clusters."""
 
 
 class Encode(LongTerm):
@@ -64,70 +103,78 @@ class Encode(LongTerm):
         return self.log_scale.exp()
 
     def summarize(self, sequence: BehaviorSequence) -> State:
-        labels, weights, size = self._within_clusters(sequence)
-        interests = sequence.pool_into(labels, weights, size)
-        occupied = torch.zeros_like(interests[..., 0]).scatter_add(1, labels, weights.detach())
-        return {"interests": interests, "interest_mask": (occupied > 0).to(interests.dtype)}
+        pooled = self.extract(sequence)
+        return {"interests": pooled.interests, "interest_mask": pooled.mask}
+
+    def per_item(self, embeddings: Tensor) -> Tensor:
+        """Eq. 4: h = W_h^T e; [n, d] -> [n, m]."""
+        return embeddings @ self.projection
 
     def read(self, state: State, target: Target) -> Tensor:
-        interests, mask = state["interests"], state["interest_mask"]
-        if self.dot is None:
-            return cosine_attention(target.embeddings, interests, mask, self.scale)
-        scores = self.dot(target.embeddings, interests)
-        return masked_softmax(scores, mask.unsqueeze(-2) > 0) @ interests
+        interests = state["interests"]
+        return self._between(interests, state["interest_mask"], target) @ interests
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
-        """The product of within-cluster and between-cluster weights (section 4.5)."""
-        labels, within, size = self._within_clusters(sequence)
-        interests = sequence.pool_into(labels, within, size)
-        occupied = torch.zeros_like(interests[..., 0]).scatter_add(1, labels, within) > 0
-        if self.dot is None:
-            scores = unit(target.embeddings) @ (unit(interests) * self.scale).transpose(-1, -2)
-        else:
-            scores = self.dot(target.embeddings, interests)
-        between = masked_softmax(scores, occupied.unsqueeze(-2))
+        """The product of within-cluster and between-cluster weights (section 4.6.1)."""
+        labels, within, interests, mask = self.extract(sequence)
+        between = self._between(interests, mask, target)
         index = labels.unsqueeze(1).expand(-1, between.shape[1], -1)
         return between.gather(2, index) * within.unsqueeze(1)
 
     def auxiliary_loss(
         self, sequence: BehaviorSequence, generator: torch.Generator
     ) -> Tensor | None:
-        """The dynamic triplet loss (Eqs. 5-7), samples from within the sequence."""
-        valid = sequence.mask & (sequence.rows > 0)
-        R, L = valid.shape
-        counts = valid.sum(1)
-        starts = L - sequence.mask.sum(1)
-        pick = torch.rand(R, 3, generator=generator)
-        place = starts.unsqueeze(1) + (pick.to(starts.device) * (L - starts).unsqueeze(1)).long()
-        place = place.clamp(max=L - 1)
-        chosen = sequence.rows.gather(1, place)[counts >= 3]
-        if not len(chosen):
-            return None
-        behaviors = sequence.table.detach()[chosen.view(-1)]
-        anchor, first, second = torch.arange(len(behaviors), device=chosen.device).view(-1, 3).T
-        projected = behaviors @ self.projection
-        return dynamic_triplet_loss(behaviors, projected, anchor, first, second).mean()
+        """The metric-learning loss (Eq. 6, or its alternatives of Table 6), a mean over anchors."""
+        config = self.config
+        return projection_loss(
+            sequence,
+            self.projection,
+            generator,
+            loss=config.loss,
+            sampling=config.sampling,
+            margin=config.margin,
+            negatives=config.negatives,
+        )
 
-    def _within_clusters(self, sequence: BehaviorSequence) -> tuple[Tensor, Tensor, int]:
-        """Eq. 8: labels i64[R, L], weights f32[R, L] within each cluster, and how many clusters."""
+    def extract(self, sequence: BehaviorSequence) -> Interests:
+        """Algorithm 1. Centers and assignments are constants: gradients reach the projection
+        through the weights alone.
+        """
+        K, mask, newer = self.config.K, sequence.mask, sequence.newer
         directions = sequence.directions(self.projection)
-        older = sequence.mask if sequence.newer is None else sequence.mask & ~sequence.newer
-        labels, centers = cluster_sequences(
-            directions.detach(), older, self.config.K, self.config.T
-        )
-        size = self.config.K
-        if sequence.newer is not None and bool(sequence.newer.any()):
+        older = mask if newer is None else mask & ~newer
+        labels, centers = self._cluster(directions.detach().float(), older)
+        nearest = centers.gather(1, labels.unsqueeze(-1).expand(-1, -1, centers.shape[-1]))
+        # A cosine is at most 1, so that no exponential overflows and no maximum is looked for.
+        scores = ((directions * nearest).sum(-1) - 1.0) * self.scale
+        weights = torch.exp(scores.clamp(min=LEAST_EXPONENT)) * mask
+        size = K
+        if newer is not None and bool(newer.any()):
             # Each behavior newer than the clustering is a cluster of its own.
-            alone = sequence.newer.cumsum(1) - 1 + size
-            labels = torch.where(sequence.newer, alone, labels)
-            size += int(sequence.newer.sum(1).max())
-        nearest = centers.gather(
-            1, labels.clamp(max=self.config.K - 1).unsqueeze(-1).expand(-1, -1, centers.shape[-1])
-        )
-        cosine = (directions * nearest).sum(-1) * self.scale
-        # A cosine is at most 1, so that no exponential overflows and no maximum is needed.
-        unnormed = torch.exp(cosine - self.scale) * sequence.mask
-        if sequence.newer is not None:
-            unnormed = torch.where(sequence.newer, torch.ones_like(unnormed), unnormed)
-        total = unnormed.new_zeros(len(labels), size).scatter_add(1, labels, unnormed)
-        return labels, unnormed / total.gather(1, labels).clamp(min=1e-30), size
+            newer = newer & mask
+            alone = newer.cumsum(1) - 1 + K
+            labels = torch.where(newer, alone, labels)
+            weights = torch.where(newer, torch.ones_like(weights), weights)
+            size += int(newer.sum(1).max())
+        total = weights.new_zeros(len(labels), size).scatter_add(1, labels, weights)
+        within = weights / total.gather(1, labels).clamp(min=1e-30)
+        interests = sequence.pool_into(labels, within, size)
+        return Interests(labels, within, interests, (total > 0).to(interests.dtype))
+
+    def _cluster(self, directions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        if config.clustering == "k-means":
+            return cluster_sequences(directions, mask, config.K, config.T)
+        if config.clustering == "dynamic-routing":
+            return route_sequences(directions, mask, config.K, config.T, float(self.scale))
+        if config.clustering == "agglomerative":
+            return agglomerate_sequences(directions, mask, config.K)
+        return scatter_sequences(directions, mask, config.K)
+
+    def _between(self, interests: Tensor, mask: Tensor, target: Target) -> Tensor:
+        """Eq. 10: the weight of each interest for each candidate, f32[..., B, K']."""
+        if self.dot is None:
+            scores = unit(target.embeddings) @ (unit(interests) * self.scale).transpose(-1, -2)
+        else:
+            scores = self.dot(target.embeddings, interests)
+        return masked_softmax(scores, mask.unsqueeze(-2) > 0)
