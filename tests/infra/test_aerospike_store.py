@@ -1,4 +1,4 @@
-"""What only the Aerospike store has: its URL, outages, races, crashes between its writes, TTLs."""
+"""What only the Aerospike store has: outages, races, crashes between its writes, TTLs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 import aerospike
 import pytest
 
-from infra.aerospike_store import SLICE, AerospikeAddress, AerospikeStore
+from infra.aerospike_address import AerospikeAddress
+from infra.aerospike_client import AerospikeClient
+from infra.aerospike_store import SLICE, AerospikeStore
 from infra.behaviors import item_key, pack_behavior, partition_source
 from infra.errors import (
     RecordTooLarge,
@@ -126,37 +128,6 @@ def before(
 # Where it lies
 
 
-def test_an_address_names_hosts_and_namespace() -> None:
-    address = AerospikeAddress.parse("aerospike://one:3000,two:3100/test")
-    assert address.hosts == (("one", 3000), ("two", 3100))
-    assert (address.namespace, address.user) == ("test", None)
-
-
-def test_an_address_carries_credentials_and_hides_the_password() -> None:
-    address = AerospikeAddress.parse("aerospike://ann:s%40crt:x@one:3000/test")
-    assert (address.user, address.password) == ("ann", "s@crt:x")
-    assert "crt" not in repr(address) + str(address)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "aerospike://one/test",
-        "aerospike://one:port/test",
-        "aerospike://one:70000/test",
-        "aerospike://one:3000",
-        "aerospike://one:3000/",
-        "aerospike://one:3000/a/b",
-        "aerospike://:3000/test",
-        "aerospike://one:3000/test?lenght=5",
-    ],
-)
-def test_a_malformed_address_is_refused_in_one_line(url: str) -> None:
-    with pytest.raises(SettingsError, match=r"^store\.url: .*HOST:PORT") as caught:
-        AerospikeAddress.parse(url)
-    assert "\n" not in str(caught.value)
-
-
 def test_two_prefixes_share_a_namespace() -> None:
     with AerospikeDouble(indexes={**INDEX, "shop": ("shop-sequence", "dirty")}) as server:
         url = f"aerospike://127.0.0.1:{server.port}/test"
@@ -263,9 +234,8 @@ def test_no_write_is_believed_once_the_client_has_given_the_server_up(
     """The client then reports success for each record of a batch."""
     config = {"hosts": [(double.host, double.port)], "tend_interval": 250}
     client = aerospike.client(config).connect()
-    store = AerospikeStore(
-        client, AerospikeAddress.parse(aerospike_server.url), length=200, ttl_s=NEVER
-    )
+    address = AerospikeAddress.parse(aerospike_server.url)
+    store = AerospikeStore(AerospikeClient(client, address), length=200, ttl_s=NEVER)
     store.append(SOURCE, [append("ann", 0)], now_ms=1)
     double.go_away()
     deadline = time.monotonic() + 30

@@ -1,0 +1,287 @@
+"""Talking to Aerospike servers: timeouts, batches, and what a result code means to the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import aerospike
+from aerospike import exception
+from aerospike_helpers.batch.records import BatchRecords, Write
+
+from infra.aerospike_address import AerospikeAddress
+from infra.errors import (
+    RecordTooLarge,
+    SettingsError,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
+
+TIMEOUT_S: Final = 5.0
+"""How long one call to the servers may take, retries included."""
+
+WALK_TIMEOUT_S: Final = 60.0
+"""How long a walk over all users may take; for tools only."""
+
+BATCH: Final = 1000
+"""Records in one request; more make the server hold a larger answer without being faster."""
+
+# Result codes of the server (its proto.h), as they come back per record of a batch.
+OK: Final = 0
+_NOT_FOUND: Final = 2
+_GENERATION: Final = 3
+_EXISTS: Final = 5
+_FULL: Final = 8
+_RECORD_TOO_BIG: Final = 13
+_OVERLOADED: Final = 18
+_NO_NAMESPACE: Final = 20
+_FORBIDDEN: Final = 22
+_FILTERED_OUT: Final = 27
+_SECURITY: Final = range(50, 100)
+_INDEX_NOT_FOUND: Final = 201
+_INDEX_NOT_READABLE: Final = 203
+_BATCH_FAILED: Final = -16  # the client's: some of the records have a code of their own
+
+# Answers that a kind of writes counts on; all others are failures.
+CONFLICT: Final = frozenset((OK, _NOT_FOUND, _GENERATION, _EXISTS))
+MONOTONE: Final = frozenset((OK, _FILTERED_OUT))
+PRESENT: Final = frozenset((OK, _NOT_FOUND))
+
+Key = tuple[str, str, bytearray]
+"""Namespace, set and key of a record."""
+
+
+class Stored(NamedTuple):
+    """A record as read."""
+
+    generation: int
+    bins: dict[str, Any]
+
+
+class IndexMissing(StoreUnavailable):
+    """The index of dirty users cannot be asked."""
+
+
+class AerospikeClient:
+    """The official client, with what it leaves to its users: batches of any size, answers that
+    are checked, and failures that say what to do.
+    """
+
+    def __init__(self, client: aerospike.Client, address: AerospikeAddress) -> None:
+        """Use a connected client; `connect` makes one."""
+        self._client = client
+        self.address = address
+
+    @classmethod
+    def connect(cls, address: AerospikeAddress, timeout_s: float) -> AerospikeClient:
+        """Connect, with ``timeout_s`` seconds for each call.
+
+        Raises:
+            StoreUnavailable, SettingsError: no server answers, or it refuses the credentials.
+        """
+        client = None
+        try:
+            client = aerospike.client(_config(address, timeout_s))
+            client.connect()
+        except exception.AerospikeError as error:
+            if client is not None:
+                client.close()
+            raise _failure(address, error.code, error.msg) from error
+        return cls(client, address)
+
+    def close(self) -> None:
+        """Release everything."""
+        self._client.close()
+
+    def key(self, set_name: str, key: str) -> Key:
+        """The key of a record of a set, which the address's prefix tells from another store's."""
+        # The client hashes no more than the first byte of bytes, and a str only up to a NUL.
+        return self.address.namespace, self._set(set_name), bytearray(key.encode())
+
+    def get(self, keys: Sequence[Key], bins: list[str]) -> list[Stored | None]:
+        """Records in the order of the keys; None: there is none."""
+        found: list[Stored | None] = []
+        for start in range(0, len(keys), BATCH):
+            try:
+                batch = self._client.batch_read(list(keys[start : start + BATCH]), bins)
+            except exception.AerospikeError as error:
+                raise self._failed(error) from error
+            self._check(batch)
+            for answer in batch.batch_records:
+                if answer.result == OK:
+                    _, meta, values = answer.record
+                    found.append(Stored(meta["gen"], values))
+                elif answer.result == _NOT_FOUND:
+                    found.append(None)
+                else:
+                    raise _failure(self.address, answer.result, answer.message)
+        return found
+
+    def put(
+        self, writes: Sequence[Write], answers: frozenset[int], users: Sequence[str]
+    ) -> tuple[list[int], list[int]]:
+        """(result code, generation) per write; a code not in ``answers`` raises."""
+        codes: list[int] = []
+        generations: list[int] = []
+        failure: StoreError | SettingsError | None = None
+        for start in range(0, len(writes), BATCH):
+            batch = BatchRecords(list(writes[start : start + BATCH]))
+            try:
+                self._client.batch_write(batch)
+            except exception.AerospikeError as error:
+                raise self._failed(error) from error
+            self._check(batch)
+            for answer in batch.batch_records:
+                if answer.result not in answers:
+                    failure = failure or _failure(
+                        self.address, answer.result, answer.message, users[len(codes)]
+                    )
+                codes.append(answer.result)
+                generations.append(answer.record[1]["gen"] if answer.result == OK else 0)
+        if failure:
+            raise failure
+        return codes, generations
+
+    def put_one(self, key: Key, bins: dict[str, Any], ttl: int) -> None:
+        """Write one record, whatever was there."""
+        try:
+            self._client.put(key, bins, policy={"ttl": ttl})
+        except exception.AerospikeError as error:
+            raise self._failed(error) from error
+
+    def get_one(self, key: Key) -> None:
+        """Prove that a record is there and can be read."""
+        try:
+            self._client.get(key)
+        except exception.AerospikeError as error:
+            raise self._failed(error) from error
+
+    def remove(self, key: Key) -> None:
+        """Remove one record, if it is there."""
+        try:
+            self._client.remove(key)
+        except exception.RecordNotFound:
+            return
+        except exception.AerospikeError as error:
+            raise self._failed(error) from error
+
+    def query(
+        self,
+        set_name: str,
+        bins: list[str],
+        *,
+        span: tuple[Any, ...] | None = None,
+        page: int = 0,
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """(bins of a set's records, whether that is all); without a page it takes as long as
+        a walk over all users may.
+        """
+        query = self._client.query(self.address.namespace, self._set(set_name))
+        query.select(*bins)
+        if span is not None:
+            query.where(span)
+        policy = {} if page else {"total_timeout": int(WALK_TIMEOUT_S * 1000)}
+        if page:
+            query.max_records = page
+            query.paginate()
+        try:
+            rows = query.results(policy)
+        except exception.AerospikeError as error:
+            if error.code in (_INDEX_NOT_FOUND, _INDEX_NOT_READABLE):
+                raise IndexMissing(
+                    f"the index of dirty users at the Aerospike server at {self.address}"
+                    " is missing or being built; restart to have it made, or wait"
+                ) from error
+            raise self._failed(error) from error
+        return [row[2] for row in rows], not page or query.is_done()
+
+    def make_index(self, set_name: str, name: str) -> None:
+        """Have the numbers in a bin indexed; an index that is there stays."""
+        where = self._set(set_name)
+        try:
+            self._client.index_single_value_create(
+                self.address.namespace, where, name, aerospike.INDEX_NUMERIC, f"{where}-{name}"
+            )
+        except exception.IndexFoundError:
+            pass  # another process was faster
+        except exception.AerospikeError as error:
+            raise self._failed(error) from error
+
+    def _set(self, name: str) -> str:
+        return self.address.prefix + name
+
+    def _check(self, batch: BatchRecords) -> None:
+        """Raise where a batch did not take place.
+
+        The client does not when the server is away, and then its records cannot be believed: once
+        it has given a node up, reads come back without any, and writes with the code of success.
+        """
+        if batch.result not in (OK, _BATCH_FAILED):
+            detail = next((r.message for r in batch.batch_records if r.message), None)
+            raise _failure(self.address, batch.result, detail)
+
+    def _failed(self, error: exception.AerospikeError) -> StoreError | SettingsError:
+        return _failure(self.address, error.code, error.msg)
+
+
+def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
+    total = int(timeout_s * 1000)
+    # Every write is conditional or idempotent, so that repeating one in doubt does no harm.
+    timeouts = {"total_timeout": total, "socket_timeout": total, "max_retries": 2}
+    config: dict[str, Any] = {
+        "hosts": list(address.hosts),
+        "policies": {
+            "read": timeouts,
+            "write": timeouts,
+            "remove": timeouts,
+            "batch": timeouts,
+            "query": timeouts,
+            "info": {"timeout": total},
+        },
+        "connect_timeout": total,
+    }
+    if address.user is not None:
+        config["user"] = address.user
+        config["password"] = address.password or ""
+    return config
+
+
+def _failure(
+    address: AerospikeAddress, code: int | None, detail: str | None, user: str | None = None
+) -> StoreError | SettingsError:
+    """What a result code means to the caller, in one line."""
+    server = f"the Aerospike server at {address}"
+    if code == _FULL:
+        return StoreFull(
+            f"{server} has no room left: add memory or disk to the namespace, or set store.ttl_s"
+        )
+    if code == _RECORD_TOO_BIG:
+        whose = f"the record of user {user!r}" if user is not None else "a record"
+        return RecordTooLarge(f"{whose} is larger than {server} takes: raise its max-record-size")
+    if code == _OVERLOADED:
+        return StoreUnavailable(f"{server} is overloaded, its disks lag behind the writes; retry")
+    if code == _FORBIDDEN:
+        return StoreUnavailable(
+            f"{server} forbids the write: with store.ttl_s set the namespace needs nsup-period"
+            " above 0, and a set may have reached its stop-writes-count"
+        )
+    if code == _NO_NAMESPACE:
+        return SettingsError(
+            f"store.url names namespace {address.namespace!r}, which {server} does not have:"
+            " configure it there or name another"
+        )
+    if code in _SECURITY:
+        return SettingsError(
+            f"{server} refuses the user or password in store.url (code {code}): {_line(detail)}"
+        )
+    return StoreUnavailable(
+        f"{server} did not carry out the request (code {code}): {_line(detail)};"
+        " check that it runs and can be reached"
+    )
+
+
+def _line(detail: str | None) -> str:
+    """The first line of what the client says, which lists the same error per try after it."""
+    lines = (detail or "").strip().splitlines()
+    return lines[0] if lines else "no node of the cluster answers"

@@ -1,0 +1,147 @@
+"""How users lie in Aerospike's records: the sets, their bins, and the writes that keep them right.
+
+Four sets. ``sequence`` (key: user) holds the head, and beside it the few numbers by which dirty
+users are found, so that applying events and marking their user dirty is one write of one record.
+``segment`` (key: user and place in the ring) holds sealed segments, ``interest`` (key: user) the
+interest states, ``position`` the bookmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import aerospike
+from aerospike import predicates
+from aerospike_helpers import expressions
+from aerospike_helpers.batch.records import Write
+from aerospike_helpers.operations import operations
+
+from infra import records
+from infra.aerospike_client import Key, Stored
+from infra.store import DirtyUser, Version
+
+MAX_TTL_S: Final = 10 * 365 * 24 * 3600
+"""The longest TTL that a server takes: ten years."""
+
+SEQUENCE: Final = "sequence"
+SEGMENT: Final = "segment"
+INTEREST: Final = "interest"
+POSITION: Final = "position"
+
+# Bins. A name may have 15 characters.
+HEAD: Final = "head"
+USER: Final = "user"  # the server keeps a hash of the key, not the key
+DIRTY: Final = "dirty"  # indexed; absent when clean
+OWNER: Final = "owner"
+SINCE: Final = "since"
+PENDING: Final = "pending"
+RENEWED: Final = "renewed"
+EPOCH: Final = "epoch"
+COUNT: Final = "count"
+DATA: Final = "data"
+
+HEAD_BINS: Final = [HEAD, RENEWED]
+PROFILE_BINS: Final = [HEAD, EPOCH, COUNT, DATA]
+SEGMENT_BINS: Final = [EPOCH, COUNT, DATA]
+DIRTY_BINS: Final = [USER, OWNER, SINCE, PENDING]
+
+KEEP_TTL: Final[int] = aerospike.TTL_DONT_UPDATE
+"""In the place of a TTL: the record keeps its own."""
+
+SECONDS: Final = (1 << 32) - 1
+"""The last second that the index of dirty users can tell."""
+
+_OWNER_BITS: Final = 31
+
+
+def head_write(
+    key: Key, user: str, head: bytes, old: Stored | None, renewed: int, ttl: int
+) -> Write:
+    """The write of a whole sequence record, made only where it is still as it was read."""
+    summary = records.summarize(head, user)
+    bins: dict[str, object] = {HEAD: head, USER: user.encode()}
+    if renewed:
+        bins[RENEWED] = renewed
+    if summary.since:
+        bins[DIRTY] = _dirty_key(summary.owner, summary.since // 1000)
+        bins[OWNER] = _signed(summary.owner)
+        bins[SINCE] = summary.since
+        bins[PENDING] = summary.count - summary.covered
+    policy: dict[str, object] = {"ttl": ttl}
+    meta: dict[str, int] | None = None
+    if old is None:
+        policy["exists"] = aerospike.POLICY_EXISTS_CREATE
+    else:
+        # Replaced as a whole, so that the bins of a dirty user go with the dirt.
+        policy["exists"] = aerospike.POLICY_EXISTS_REPLACE
+        policy["gen"] = aerospike.POLICY_GEN_EQ
+        meta = {"gen": old.generation}
+    return Write(key, _writes(bins), meta=meta, policy=policy)
+
+
+def monotone_write(key: Key, epoch: int, count: int, data: bytes, ttl: int) -> Write:
+    """A write that the server refuses where it holds a newer (epoch, count) already."""
+    not_newer = expressions.Or(
+        expressions.LT(expressions.IntBin(EPOCH), epoch),
+        expressions.And(
+            expressions.Eq(expressions.IntBin(EPOCH), epoch),
+            expressions.LE(expressions.IntBin(COUNT), count),
+        ),
+    ).compile()
+    return Write(
+        key,
+        _writes({EPOCH: epoch, COUNT: count, DATA: data}),
+        policy={"ttl": ttl, "expressions": not_newer},
+    )
+
+
+def touch(key: Key, ttl: int) -> Write:
+    """A write that only gives a record a new TTL."""
+    return Write(key, [operations.touch()], policy={"ttl": ttl})
+
+
+def interests_in(record: Stored | None, epoch: int) -> tuple[Version | None, bytes | None]:
+    """A user's interest state, unless it is of an earlier sequence, which has expired."""
+    if record is None:
+        return None, None
+    version = Version(record.bins[EPOCH], record.bins[COUNT])
+    if version.epoch != epoch:
+        return None, None
+    return version, bytes(record.bins[DATA])
+
+
+def dirty_span(owner: int, until_s: int) -> tuple[Any, ...]:
+    """What the index is asked for an owner's users who are dirty since a time up to ``until_s``."""
+    span = predicates.between(DIRTY, _dirty_key(owner, 0), _dirty_key(owner, until_s))
+    return tuple(span)
+
+
+def dirty_users(rows: Sequence[dict[str, Any]], owner: int) -> list[DirtyUser]:
+    """Those in the index's answer who are the owner's, and still dirty."""
+    mine = _signed(owner)
+    return [
+        DirtyUser(bins[USER].decode(), bins[SINCE], bins[PENDING])
+        for bins in rows
+        # The index knows 31 bits of the owner; and a record may have become clean meanwhile.
+        if bins.get(OWNER) == mine and USER in bins and SINCE in bins
+    ]
+
+
+def ttl_of(seconds: float) -> int:
+    """A TTL as the client's; 0 seconds: keep."""
+    return min(max(1, round(seconds)), MAX_TTL_S) if seconds else aerospike.TTL_NEVER_EXPIRE
+
+
+def _dirty_key(owner: int, since_s: int) -> int:
+    """What the index orders by: 31 bits of the owner, then the second since when."""
+    return (owner >> 64 - _OWNER_BITS) << 32 | min(since_s, SECONDS)
+
+
+def _signed(value: int) -> int:
+    """A u64 as the server's integer."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _writes(bins: dict[str, object]) -> list[dict[str, Any]]:
+    return [operations.write(name, value) for name, value in bins.items()]
