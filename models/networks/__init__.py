@@ -6,6 +6,10 @@ from models.networks.avg_pooling import AvgPoolingConfig
 from models.networks.din import DINConfig, DINLConfig
 from models.networks.encode import EncodeConfig
 from models.networks.eta import ETAConfig
+from models.networks.sdim import SDIMConfig
+from models.networks.twin import TWINConfig
 
-AnyConfig = DINConfig | DINLConfig | AvgPoolingConfig | EncodeConfig | ETAConfig
+AnyConfig = (
+    DINConfig | DINLConfig | AvgPoolingConfig | EncodeConfig | ETAConfig | SDIMConfig | TWINConfig
+)
 """The configuration of any long-term module; its field ``network`` names it."""
