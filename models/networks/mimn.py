@@ -127,14 +127,13 @@ class MIMN(LongTerm):
         slots, used = state["slots"], state["slot_writes"]
         controller, read = state["controller"].squeeze(1), state["last_read"].squeeze(1)
         channels = state.get("channels")
-        rebalanced = torch.zeros_like(used)
+        rebalanced, keys = torch.zeros_like(used), unit(self.slot_keys)
         writes: list[Tensor] = []
         erased: list[Tensor] = []
         for t, now in enumerate(real):
             hidden = self.controller(given[t], read, controller)
-            to_read, to_write, erase, add = self._heads(hidden)
-            read_weights = self._address(to_read, slots)
-            write_weights = self._address(to_write, slots)
+            asked, erase, add = self._heads(hidden)
+            read_weights, write_weights = self._address(asked, slots, keys).unbind(-2)
             if self.config.rebalance:
                 transfer = self._transfer(used)
                 by_balance = write_weights.detach().unsqueeze(1) @ transfer
@@ -211,20 +210,24 @@ class MIMN(LongTerm):
         hidden = self.controller(
             candidates @ self.behavior, state["last_read"], state["controller"]
         )
-        to_read, _, _, _ = self._heads(hidden)
-        return hidden, self._address(to_read, state["slots"].unsqueeze(-3))
+        asked, _, _ = self._heads(hidden)
+        slots = state["slots"].unsqueeze(-3)
+        return hidden, self._address(asked[..., :1, :], slots, unit(self.slot_keys)).squeeze(-2)
 
-    def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """To read and to write, each key and strength [..., d + 1]; what to erase and to add."""
+    def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Key and strength [..., 2, d + 1] to read and to write with; what to erase and to add."""
         d = self.d
-        to_read, to_write, erase, add = self.heads(hidden).split([d + 1, d + 1, d, d], dim=-1)
-        return to_read, to_write, torch.sigmoid(erase), torch.tanh(add)
+        asked, erase, add = self.heads(hidden).split([2 * (d + 1), d, d], dim=-1)
+        return asked.view(*asked.shape[:-1], 2, d + 1), torch.sigmoid(erase), torch.tanh(add)
 
-    def _address(self, asked: Tensor, slots: Tensor) -> Tensor:
-        """Weights of the slots [..., m, d], by cosine to their contents and to their own keys."""
+    def _address(self, asked: Tensor, slots: Tensor, keys: Tensor) -> Tensor:
+        """Weights of the slots [..., m, d] for what is asked [..., q, d + 1]; -> [..., q, m].
+
+        Cosines to the slots' contents and to keys of their own, of unit length: contents alone
+        could not tell empty slots apart.
+        """
         key, strength = unit(torch.tanh(asked[..., :-1])), asked[..., -1:]
-        directions = 0.5 * (unit(slots) + unit(self.slot_keys))
-        cosine = (directions @ key.unsqueeze(-1)).squeeze(-1)
+        cosine = key @ (0.5 * (unit(slots) + keys)).transpose(-1, -2)
         return torch.softmax(cosine * (functional.softplus(strength) + 1) * SHARPNESS, dim=-1)
 
     def _transfer(self, used: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.layers import unit
 from models.networks.mimn import MIMN, MIMNConfig
 from models.sequence import BehaviorSequence
 from tests.models.networks.building import D, degenerate_sequence, sequence_of, tiny_inputs
@@ -46,9 +47,9 @@ def test_one_behavior_is_written_as_the_equations_say() -> None:
     hidden = module.controller(
         sequence.embeddings[:, 0] @ module.behavior, state["last_read"][:, 0], torch.zeros(1, D)
     )
-    _, asked, erase, add = module._heads(hidden)
+    asked, erase, add = module._heads(hidden)
     slots = torch.randn(1, M, D)
-    weights = module._address(asked, slots)
+    weights = module._address(asked[:, 1:], slots, unit(module.slot_keys))[:, 0]
     written = module.advance(state | {"slots": slots}, sequence)["slots"]
     for i in range(M):
         expected = slots[0, i] * (1 - weights[0, i] * erase[0]) + weights[0, i] * add[0]
