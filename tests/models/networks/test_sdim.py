@@ -74,6 +74,15 @@ def test_both_forms_have_the_same_gradients() -> None:
         torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-3)
 
 
+def test_buckets_are_filled_alike_without_the_kernel() -> None:
+    """What a GPU does; float64 goes the same way here."""
+    module, sequence = built(), sequence_of([20, 3, 0], 20)
+    expected = module.summarize(sequence)["buckets"]
+    double = BehaviorSequence(sequence.rows, sequence.mask, sequence.table.double())
+    found = module.double().summarize(double)["buckets"]
+    torch.testing.assert_close(found.float(), expected)
+
+
 def test_interest_is_the_mean_of_the_normalized_sums_of_colliding_behaviors() -> None:
     module = built(SDIMConfig(m=4, tau=2))
     sequence = sequence_of([9], 9)
