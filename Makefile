@@ -47,7 +47,7 @@ lint: $(STAMPS)/dev
 	$(BIN)/lint-imports
 
 bundle: $(STAMPS)/train
-	$(BIN)/lifelong train runs/shipped $(ARGS)
+	$(BIN)/lifelong train lifelong/data/encode.toml --out runs/shipped $(ARGS)
 	$(BIN)/lifelong export runs/shipped lifelong/data/bundle
 
 bench: $(STAMPS)/bench

@@ -214,6 +214,27 @@ def cluster_kernel(
 
 
 @kernel
+def cluster_each(h: F32, mask: Flags, iterations: int, assign: I64, centers: F32) -> None:
+    """`cluster` for each of R users: a batch of training, or of a service's.
+
+    Args:
+        h: f32[R,L,m].
+        mask: bool[R,L]; what it leaves out is in no cluster.
+        iterations: T.
+        assign: i64[R,L], written to: the behaviors' clusters, 0 for those in none.
+        centers: f32[R,K,m], written to.
+    """
+    everything = np.empty(0, np.uint32)
+    cold = np.empty((0, h.shape[2]), np.float32)
+    for r in range(len(h)):
+        rows = np.flatnonzero(mask[r])
+        found, at, _, _ = cluster_kernel(h[r][rows], everything, cold, centers.shape[1], iterations)
+        centers[r] = at
+        for i in range(len(rows)):
+            assign[r, rows[i]] = max(found[i], 0)
+
+
+@kernel
 def _farthest_first(h: F32, counts: U32, clusters: int) -> F32:
     columns, members = _unit_columns(h)
     n = len(members)

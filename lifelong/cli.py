@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -249,17 +250,25 @@ def backfill(
 
 @app.command()
 def train(
-    run: Annotated[Path, typer.Argument(help="Directory of the run: checkpoint and metrics.")],
+    run_config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="What to train, on what: a TOML file.")
+    ],
     *,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of the run; default: runs/<its name>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As in --set training.epochs=3."),
+    ] = None,
     json_out: JsonOut = None,
 ) -> None:
-    """Train ENCODE on the shipped purchases' history (needs the extra `train`)."""
+    """Train a network (needs the extra `train`)."""
     with _extra("train"):
         from lifelong.learning import run_train
     with _terminable():
-        result = run_train(run, epochs=epochs, seed=seed)
+        result = run_train(run_config, out, _toml_values(assignments), resume=resume)
     _write_json(result, json_out)
 
 
@@ -377,6 +386,20 @@ def _settings(
     settings = load_settings(_nested(chosen), config, flags=flags)
     _log(settings.log)
     return settings
+
+
+def _toml_values(assignments: list[str] | None) -> dict[str, object]:
+    """Assignments with values as TOML reads them; what is no TOML is text."""
+    values: dict[str, object] = {}
+    for assignment in assignments or []:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key:
+            raise SettingsError(f"--set {assignment!r}: write KEY=VALUE, as in training.epochs=3")
+        try:
+            values[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = text
+    return values
 
 
 def _log(settings: LogSettings | None = None) -> None:

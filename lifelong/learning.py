@@ -1,60 +1,143 @@
-"""``lifelong train`` and ``lifelong export``: the shipped history into a bundle. Needs torch."""
+"""``lifelong train`` and ``lifelong export``: from behaviors to a bundle. Needs torch."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lifelong.shipped import HISTORY_SHARE, ITEMS, PURCHASES
-from models.data import load_interactions
+from infra.errors import DataError
+from lifelong.shipped import ITEMS, PURCHASES
+from models.config import DataConfig, RunConfig, load_config
+from models.evaluation import baseline_qualities
 from models.export import export
+from models.interactions import Interactions
+from models.live import Live, LiveSplit, split_live
+from models.protocols import Shown, Split, split_requests
+from models.readers import READERS, columns, logs, read
+from models.tracking import MLflow, TensorBoard, Tracker
 from models.training import Progress as TrainProgress
-from models.training import TrainConfig, train
+from models.training import train
+
+SHIPPED = "shipped"
+"""The reader of the purchases that come with the project."""
 
 
-def run_train(run: Path, *, epochs: int | None, seed: int | None) -> dict[str, Any]:
-    """Train on the first 80 % of the shipped purchases, never on the live rest.
+def read_samples(config: RunConfig) -> tuple[Split | LiveSplit, dict[str, Any]]:
+    """The samples of a configuration, and what to say of the data in a bundle.
+
+    Raises:
+        TrainingError: the data are missing or malformed, or give no samples.
+    """
+    data = config.data
+    about: dict[str, Any] = {"reader": data.reader, "path": data.path, "share": data.share}
+    if isinstance(config.protocol, Shown):
+        return _read_shown(config, config.protocol), about
+    interactions = read_interactions(data)
+    if data.reader == SHIPPED:
+        about = {
+            "name": "online-retail-2",
+            "licence": "CC BY 4.0",
+            "source": "https://doi.org/10.24432/C5CG6D",
+            "share": data.share,
+        }
+    elif (origin := READERS[data.reader].origin) is not None:
+        about |= {"name": origin.name, "licence": origin.licence}
+    protocol = config.protocol
+    if isinstance(protocol, Live):
+        return split_live(interactions, protocol, config.seed), about
+    return split_requests(interactions, protocol, config.split, config.samples), about
+
+
+def read_interactions(data: DataConfig) -> Interactions:
+    """The behaviors that a configuration names."""
+    if data.reader == SHIPPED:
+        return columns.read(PURCHASES, items=ITEMS, title="description", share=data.share)
+    if not data.path:
+        raise DataError(f"data.path is empty; say where the reader {data.reader!r} finds its files")
+    options = {"share": data.share, **data.options}
+    return read(data.reader, Path(data.path), **options)
+
+
+def _read_shown(config: RunConfig, protocol: Shown) -> Split:
+    data = config.data
+    if data.reader != "logs" or not data.path:
+        raise DataError(
+            'protocol.kind is "shown", which needs impressions: data.reader = "logs" and data.path'
+            f" a directory with {logs.EVENTS} and {logs.IMPRESSIONS}"
+        )
+    directory = Path(data.path)
+    joined = logs.read_logs(directory / logs.EVENTS, directory / logs.IMPRESSIONS, **data.options)
+    return split_requests(
+        joined.interactions, protocol, config.split, config.samples, joined.impressions
+    )
+
+
+def run_train(
+    config_path: Path, out: Path | None, overrides: Mapping[str, Any], *, resume: bool
+) -> dict[str, Any]:
+    """Train as a configuration says, into ``out`` (by default runs/<its name>).
 
     Raises:
         TrainingError: the run cannot start or go on.
     """
-    config = TrainConfig(name="encode-online-retail-2")
-    if epochs is not None:
-        config = replace(config, optimizer=replace(config.optimizer, epochs=epochs))
-    if seed is not None:
-        config = replace(config, seed=seed)
+    config = load_config(config_path, overrides)
+    out = out or Path("runs") / config.name
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    samples, about = read_samples(config)
+    baselines = {}
+    if isinstance(samples, LiveSplit):
+        baselines = baseline_qualities(samples.interactions, samples.sequences, samples.validation)
+    trackers = _trackers(config, out)
+    bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*bars, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("prepare", total=None)
 
         def show(at: TrainProgress) -> None:
             title = f"{at.phase} epoch {at.epoch}/{at.epochs}, loss {at.loss:.4f}"
             bar.update(task, description=title, total=at.steps, completed=at.step)
             if at.validation is not None:
-                quality = at.validation
-                line = f"epoch {at.epoch}: AUC {quality.auc:.4f}, hit@10 {quality.hit10:.4f}"
-                console.print(line, highlight=False)
+                line = ", ".join(f"{name} {value:.4f}" for name, value in at.validation.items())
+                console.print(f"epoch {at.epoch}: {line}", highlight=False, soft_wrap=True)
 
-        result = train(
-            config,
-            load_interactions(PURCHASES, ITEMS, HISTORY_SHARE),
-            run,
-            show,
-            data={
-                "name": "online-retail-2",
-                "licence": "CC BY 4.0",
-                "source": "https://doi.org/10.24432/C5CG6D",
-                "share": HISTORY_SHARE,
-            },
-        )
-    for name, value in result.metrics.items():
+        try:
+            result = train(
+                config,
+                samples,
+                out,
+                show,
+                data=about,
+                baselines=baselines,
+                resume=resume,
+                trackers=trackers,
+            )
+        finally:
+            for tracker in trackers:
+                tracker.close()
+    for name, value in (result.metrics | baselines).items():
         console.print(f"{name}: {value:.4f}", highlight=False)
-    return {**asdict(result), "path": str(result.path)}
+    console.print(f"{out}: epoch {result.epochs} is the best", highlight=False, soft_wrap=True)
+    return {
+        "path": str(result.path),
+        "metrics": result.metrics | baselines,
+        "epochs": result.epochs,
+        "curve": msgspec.to_builtins(result.curve),
+        "seconds": result.seconds,
+    }
+
+
+def _trackers(config: RunConfig, out: Path) -> tuple[Tracker, ...]:
+    trackers: list[Tracker] = []
+    if "tensorboard" in config.training.log:
+        trackers.append(TensorBoard(out.with_name(f"{out.name}-logs")))
+    if "mlflow" in config.training.log:
+        trackers.append(MLflow(config.name, msgspec.to_builtins(config.training)))
+    return tuple(trackers)
 
 
 def run_export(run: Path, bundle: Path) -> dict[str, Any]:
@@ -62,7 +145,8 @@ def run_export(run: Path, bundle: Path) -> dict[str, Any]:
     checks = export(run, bundle)
     Console(stderr=True).print(
         f"{bundle}: {checks.requests} requests agree with the torch network to"
-        f" {checks.max_ctr_difference:.1e}, projections to {checks.max_projection_difference:.1e}",
+        f" {checks.max_ctr_difference:.1e}, items to {checks.max_item_difference:.1e}",
         highlight=False,
+        soft_wrap=True,
     )
     return asdict(checks)

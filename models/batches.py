@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.data import Requests, Sequences, gather_counts
+from models.data import Requests, Sequences
 from models.features import cross_columns, user_columns
 from models.interactions import Interactions
 from models.kernels import kernel
@@ -102,7 +102,7 @@ class Gatherer:
         )
         stale = requests.cut - requests.as_of
         newer = mask & (np.arange(length) >= length - stale[:, None])
-        seen, last = gather_counts(
+        seen, last = _gather_counts(
             sequences.items,
             sequences.times,
             window,
@@ -245,3 +245,27 @@ def _gather_ages(times: Ints, begin: Ints, end: Ints, rows: Ints) -> None:
         for i in range(begin[r], end[r]):
             age = max(now - times[i], 1)
             rows[r, i + shift] = min(1 + int(np.log2(age)), AGE_BUCKETS - 1)
+
+
+@kernel
+def _gather_counts(
+    items: Rows, times: Ints, begin: Ints, end: Ints, candidates: Rows, n_items: int
+) -> tuple[Floats, npt.NDArray[np.float64]]:
+    """How often (f32[R, B]) and when last (f64[R, B], seconds) each candidate occurs in
+    [begin, end) of its request, whether or not the bundle knows the item.
+    """
+    counts = np.zeros(candidates.shape, np.float32)
+    last = np.zeros(candidates.shape, np.float64)
+    count_of = np.zeros(n_items, np.float32)
+    last_of = np.zeros(n_items, np.float64)
+    for r in range(len(begin)):
+        for i in range(begin[r], end[r]):
+            count_of[items[i]] += 1
+            last_of[items[i]] = times[i]
+        for b in range(candidates.shape[1]):
+            counts[r, b] = count_of[candidates[r, b]]
+            last[r, b] = last_of[candidates[r, b]]
+        for i in range(begin[r], end[r]):
+            count_of[items[i]] = 0
+            last_of[items[i]] = 0
+    return counts, last

@@ -3,11 +3,14 @@
     manifest.json        what it is: system, dimensions, training, metrics, sha256 of every file
     vocabulary.msgpack   item ids, titles and popularity, in the order of the embeddings' rows
     embeddings.npy       f32[n + 1, d], row 0 for items unknown to the bundle
-    projection.onnx      embeddings[n, d] -> projected[n, m]  (ENCODE, Eq. 4)
-    scorer.onnx          one user and B candidates -> ctr[B]  (ENCODE, Eq. 10 and the tower)
+    projection.onnx      embeddings[n, d] -> what the method computes of each item by itself:
+                         ENCODE's projected[n, m] (Eq. 4), SDIM's hash signatures; if any
+    scorer.onnx          one user's state and B candidates -> ctr[B]
+    tables.npz           embeddings of user attributes and behavior features, if any
     golden.msgpack       requests with the CTRs that the trained network gave them
 
-This module needs no torch: it is the one that the services import.
+Bundles of all methods look alike; `Bundle` reads those that the services serve, ENCODE's. This
+module needs no torch: it is the one that the services import.
 """
 
 from __future__ import annotations
@@ -43,6 +46,10 @@ EMBEDDINGS: Final = "embeddings.npy"
 PROJECTION: Final = "projection.onnx"
 SCORER: Final = "scorer.onnx"
 GOLDEN: Final = "golden.msgpack"
+TABLES: Final = "tables.npz"
+SERVED: Final = "encode"
+"""The system that the services serve."""
+
 FILES: Final = (VOCABULARY, EMBEDDINGS, PROJECTION, SCORER, GOLDEN)
 
 SCORER_INPUTS: Final = (
@@ -62,8 +69,6 @@ GOLDEN_TOLERANCE: Final = 1e-4
 """Largest difference from a golden CTR: wide enough for another processor's arithmetic, far too
 narrow for a wrong model."""
 
-BetaMode = Literal["divide", "multiply", "learned"]
-
 Floats = npt.NDArray[np.float32]
 
 
@@ -75,36 +80,52 @@ class FileEntry(msgspec.Struct, frozen=True):
     """Bytes."""
 
 
+class StateTensor(msgspec.Struct, frozen=True):
+    """A tensor of what a service stores of a user, as scorer.onnx takes it."""
+
+    dtype: str
+    """float32 or int64."""
+    shape: tuple[int, ...]
+    """-1 where it depends on the user's behaviors."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """manifest.json. Letters are the papers': L behaviors, K clusters, M recent behaviors."""
 
     format: int = FORMAT
-    system: Literal["encode"] = "encode"
+    system: str = SERVED
+    """The method: the tag of its configuration."""
     name: str
     n_items: int
     """Items of the vocabulary, the unknown one (row 0) not counted."""
     d: int
     """Width of an embedding."""
-    m: int
-    """Width of a projected embedding."""
-    K: int
-    """Clusters, hence interests, of a user."""
+    m: int = 0
+    """ENCODE: width of a projected embedding."""
+    K: int = 0
+    """ENCODE: clusters, hence interests, of a user."""
     L: int
-    """Behaviors that are clustered, at most."""
+    """Behaviors that the offline stage sees, at most."""
     M: int
     """Recent behaviors that are attended to one by one, at most."""
     u: int
     """User features (`models.features.USER_FEATURES`)."""
     c: int
     """Cross features (`models.features.CROSS_FEATURES`)."""
-    T: int
-    """Iterations of k-means, at most."""
-    beta: float
-    """Scaling factor of Eq. 9."""
-    beta_mode: BetaMode
-    """Whether beta divides the cosine (the paper), multiplies it or is learned."""
-    scale: float
-    """What the cosine is multiplied with in Eqs. 8 and 10, whichever way it came about."""
+    T: int = 0
+    """ENCODE: iterations of k-means, at most."""
+    beta: float = 0.0
+    """ENCODE: scaling factor of Eq. 9."""
+    beta_mode: str = ""
+    """ENCODE: whether beta divides the cosine (the paper), multiplies it or is learned."""
+    scale: float = 0.0
+    """ENCODE: what the cosine is multiplied with in Eqs. 8 and 10, whichever way it came about."""
+    long_term: dict[str, Any] = {}
+    """The settings of the method."""
+    state: dict[str, StateTensor] = {}
+    """What a service stores of a user."""
+    schema: dict[str, Any] = {}
+    """What the network sees (`models.schema.Schema`)."""
     user_features: tuple[str, ...] = USER_FEATURES
     cross_features: tuple[str, ...] = CROSS_FEATURES
     seed: int = 0
@@ -126,18 +147,20 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
-    """A float32 array in a msgpack file."""
+    """An array in a msgpack file."""
 
     shape: tuple[int, ...]
     data: bytes
-    """Little-endian float32, row by row."""
+    """Little-endian, row by row."""
+    dtype: Literal["<f4", "<i8"] = "<f4"
 
     @classmethod
-    def of(cls, array: Floats) -> Tensor:
-        return cls(array.shape, np.ascontiguousarray(array, "<f4").tobytes())
+    def of(cls, array: npt.NDArray[Any]) -> Tensor:
+        dtype: Literal["<f4", "<i8"] = "<i8" if array.dtype.kind == "i" else "<f4"
+        return cls(array.shape, np.ascontiguousarray(array, dtype).tobytes(), dtype)
 
-    def array(self) -> Floats:
-        return np.frombuffer(self.data, "<f4").reshape(self.shape)
+    def array(self) -> npt.NDArray[Any]:
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
 
 
 class GoldenRequest(msgspec.Struct, frozen=True):
@@ -147,7 +170,7 @@ class GoldenRequest(msgspec.Struct, frozen=True):
     inputs: dict[str, Tensor]
     ctr: Tensor
 
-    def feed(self) -> dict[str, Floats]:
+    def feed(self) -> dict[str, npt.NDArray[Any]]:
         """The request as inputs of scorer.onnx."""
         return {name: tensor.array() for name, tensor in self.inputs.items()}
 
@@ -311,9 +334,12 @@ class BundleContents:
     vocabulary: Vocabulary
     embeddings: Floats
     """f32[n + 1, d]."""
-    projection_model: bytes
     scorer_model: bytes
     golden: Sequence[GoldenRequest]
+    projection_model: bytes | None = None
+    """The graph over the item table, where the method has one."""
+    tables: bytes | None = None
+    """tables.npz, where the schema has more than items."""
 
 
 def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
@@ -328,10 +354,13 @@ def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
     files = {
         VOCABULARY: msgspec.msgpack.encode(contents.vocabulary),
         EMBEDDINGS: embeddings.getvalue(),
-        PROJECTION: contents.projection_model,
         SCORER: contents.scorer_model,
         GOLDEN: msgspec.msgpack.encode(list(contents.golden)),
     }
+    if contents.projection_model is not None:
+        files[PROJECTION] = contents.projection_model
+    if contents.tables is not None:
+        files[TABLES] = contents.tables
     entries = {
         name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()
     }
@@ -400,9 +429,10 @@ def _decode_manifest(path: Path, raw: bytes) -> Manifest:
         raise BundleIncompatible(
             f"{file} has format {found!r}, this version reads {FORMAT}; export the bundle again"
         )
-    if head.get("system") != "encode":
+    if head.get("system") != SERVED:
         raise BundleIncompatible(
-            f"{file} is of system {head.get('system')!r}, this version reads 'encode'"
+            f"{file} is of system {head.get('system')!r}, the services serve {SERVED!r}; "
+            "export a run of that"
         )
     try:
         manifest = msgspec.convert(head, Manifest)
@@ -475,6 +505,12 @@ def _check_shapes(
                 f"{path / VOCABULARY} has {len(values)} {name}, {MANIFEST} says {rows}; "
                 "export the bundle again"
             )
+    seen = [name for name in ("user", "behavior") if manifest.schema.get(name)]
+    if seen:
+        raise BundleIncompatible(
+            f"{path / MANIFEST}: the network sees schema.{seen[0]}, which the services do not "
+            "have; train without it"
+        )
     for name, given, expected in (
         ("u", manifest.u, len(USER_FEATURES)),
         ("c", manifest.c, len(CROSS_FEATURES)),

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from extractor.clustering import cluster_each
 from models.agglomeration import agglomerate_each
 from models.kernels import on_threads
-from models.kmeans import cluster_each
 
 Clustering = Literal["k-means", "dynamic-routing", "agglomerative", "random"]
 
@@ -25,9 +25,9 @@ need."""
 
 
 def cluster_sequences(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
-    """`models.kmeans.cluster` for each of a batch of sequences; constants as far as gradients go.
+    """`extractor.clustering.cluster` for each of a batch of sequences; constants as far as gradients go.
 
-    On a processor each sequence is clustered by the kernel, on all threads; on a GPU all
+    On a processor each sequence is clustered by the kernel that serves, on all threads; on a GPU all
     are clustered together.
 
     Args:

@@ -22,8 +22,9 @@ EPSILON: Final = 1e-6
 
 def unit(vectors: Tensor) -> Tensor:
     """Vectors [..., d] scaled to length 1; zero vectors stay zero."""
-    norm = torch.sqrt((vectors * vectors).sum(-1, keepdim=True))
-    return vectors / torch.clamp(norm, min=EPSILON)
+    # Clamped under the root, whose slope at zero is infinite.
+    squared = torch.clamp((vectors * vectors).sum(-1, keepdim=True), min=EPSILON**2)
+    return vectors / torch.sqrt(squared)
 
 
 def attend(scores: Tensor, mask: Tensor, values: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class Network(nn.Module):
         for table in self.modules():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=d**-0.5)
+                with torch.no_grad():
+                    table.weight[0] = 0  # where nothing teaches it, the unknown says nothing
         for name, rows in inputs.items.items():
             self.register_buffer(f"rows_{name}", torch.from_numpy(rows), persistent=False)
         self.register_buffer("categories", torch.from_numpy(inputs.categories), persistent=False)
@@ -71,6 +73,16 @@ class Network(nn.Module):
             table = table + values
         return table
 
+    def user_tables(self) -> dict[str, Tensor]:
+        """Per user attribute f32[U, d]."""
+        return {name: cast(Tensor, table.weight) for name, table in self.user_attributes.items()}
+
+    def feature_tables(self) -> dict[str, Tensor]:
+        """Per behavior feature f32[F, d]."""
+        return {
+            name: cast(Tensor, feature.weight) for name, feature in self.behavior_features.items()
+        }
+
     def sequence(self, batch: Batch, table: Tensor) -> BehaviorSequence:
         """The batch's behaviors, on an item table."""
         return BehaviorSequence(
@@ -79,10 +91,7 @@ class Network(nn.Module):
             table,
             newer=batch.newer,
             features=batch.features,
-            feature_tables={
-                name: cast(Tensor, feature.weight)
-                for name, feature in self.behavior_features.items()
-            },
+            feature_tables=self.feature_tables(),
             categories=cast(Tensor, self.categories),
         )
 

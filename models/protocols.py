@@ -46,11 +46,11 @@ TRIES: Final = 200
 """Draws of one negative before the user's remaining items are looked up instead."""
 
 
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
     """A section of a TOML file whose key ``kind`` says which one it is."""
 
 
-class NextItem(_Section, frozen=True, tag="next_item"):
+class NextItem(Section, frozen=True, tag="next_item"):
     """The item of the next behavior, among items that the user did not choose at that time.
 
     Every behavior is a positive, except one that repeats an item of its own basket (same user, same
@@ -80,7 +80,7 @@ class NextItem(_Section, frozen=True, tag="next_item"):
         _at_least("protocol.evaluation_negatives", self.evaluation_negatives, 1)
 
 
-class Rated(_Section, frozen=True, tag="rated"):
+class Rated(Section, frozen=True, tag="rated"):
     """Whether a user likes an item that they rate: one candidate a request.
 
     Every behavior with a value is a sample; all behaviors are seen, whatever their value.
@@ -90,7 +90,7 @@ class Rated(_Section, frozen=True, tag="rated"):
     """The label is 1 if the value is this or more."""
 
 
-class Shown(_Section, frozen=True, tag="shown"):
+class Shown(Section, frozen=True, tag="shown"):
     """Whether a user takes an item that they are shown: one candidate a request, from impressions.
 
     A sample sees the behaviors before its time, strictly: what it led to has its own time or later.
@@ -100,7 +100,7 @@ class Shown(_Section, frozen=True, tag="shown"):
 Protocol: TypeAlias = NextItem | Rated | Shown
 
 
-class ByTime(_Section, frozen=True, tag="time"):
+class ByTime(Section, frozen=True, tag="time"):
     """The last samples of all users; samples of one time are never divided."""
 
     validation: float = 0.1
@@ -121,7 +121,7 @@ class ByTime(_Section, frozen=True, tag="time"):
             )
 
 
-class LastOfUser(_Section, frozen=True, tag="last"):
+class LastOfUser(Section, frozen=True, tag="last"):
     """The last samples of each user."""
 
     validation: int = 1

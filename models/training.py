@@ -1,120 +1,75 @@
-"""Training of ENCODE: cross-entropy and, with weight 0.1, the dynamic triplet loss (section 3.2).
+"""Training: cross-entropy (ENCODE, Eq. 2) and, weighted, the long-term module's own loss.
 
-A run first learns on the earlier part of the interactions and watches the later part to know when
-to stop; then it learns as long on all of them, since a model for tomorrow should know yesterday.
+A run learns on the training part, watches validation after each epoch, keeps the best and stops
+when it no longer improves. Everything random follows from the seed, the epoch and the step, so a
+run that was interrupted goes on from its checkpoint to the same numbers. Under ``torchrun`` each
+process takes its share of every batch; the gradients are those of the whole.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import TrainingError
-from models.bundle import BetaMode, Vocabulary, write_directory
-from models.data import (
-    Batch,
-    BatchBuilder,
-    Requests,
-    SamplingConfig,
-    Sequences,
-    evaluation_requests,
-    training_requests,
-)
-from models.encode import Clusters, Encode, EncodeConfig
-from models.evaluation import Quality, baseline_qualities, log_loss, ranking_quality
-from models.interactions import Interactions
-from models.layers import dynamic_triplet_loss
+from models import evaluation
+from models.batches import Batch, Gatherer, prefetch
+from models.bundle import Vocabulary, write_directory
+from models.config import RunConfig, read_config
+from models.data import Requests, Sequences
+from models.interactions import Interactions, Rows
+from models.network import Network
+from models.schema import Inputs
+from models.tracking import Tracker
 
 CHECKPOINT: Final = "checkpoint.pt"
+"""Of a run that is not finished: everything that it needs to go on."""
+
+WEIGHTS: Final = "weights.pt"
+INPUTS: Final = "inputs.msgpack"
 RUN: Final = "run.json"
 VOCABULARY: Final = "vocabulary.msgpack"
+
+EVALUATED: Final = 4096
+"""Candidates in a batch of evaluation, about."""
+
+REPORT_EVERY: Final = 20
+"""Steps between reports of progress."""
 
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """The network; see `models.encode.EncodeConfig`."""
+class Samples(Protocol):
+    """What a run learns from: `models.protocols.Split` or `models.live.LiveSplit`."""
 
-    d: int = 32
-    """Width of an embedding."""
-    m: int = 4
-    """Width of a projected embedding."""
-    K: int = 30
-    """Clusters of a user."""
-    L: int = 1000
-    """Behaviors that are clustered."""
-    M: int = 50
-    """Recent behaviors that are attended to one by one."""
-    T: int = 15
-    """Iterations of k-means."""
-    beta: float = 20.0
-    """Scaling factor of Eq. 9."""
-    beta_mode: BetaMode = "divide"
-    """Whether beta divides the cosine (the paper), multiplies it or is learned."""
-    hidden: tuple[int, int] = (64, 32)
-    """Widths of the tower's hidden layers."""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """How the network learns."""
-
-    learning_rate: float = 6e-3
-    """Adam's, at the start; it falls to zero along a half cosine."""
-    weight_decay: float = 0.0
-    """Decoupled decay of the item table."""
-    epochs: int = 3
-    """Passes over the interactions, at most; the learning rate falls over as many."""
-    patience: int = 1
-    """Epochs without a better validation that end the run."""
-    batch: int = 128
-    """Requests a step."""
-    triplet_weight: float = 0.1
-    """Weight of the dynamic triplet loss (ENCODE, section 4.2)."""
-    threads: int = 2
-    """Threads of torch; another number gives other last digits."""
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """What the run watches."""
-
-    share: float = 0.1
-    """Last part of the interactions that the first pass does not learn from."""
-    requests: int = 3000
-    """Requests of one positive among 99."""
-    refit: bool = True
-    """Learn again, on everything, for the number of epochs found best."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A training run."""
-
-    name: str = "encode"
-    """Name of the model, for its bundle."""
-    seed: int = 0
-    """Of weights, of requests and of negatives."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The network."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """The requests."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """The learning."""
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """The stopping."""
+    @property
+    def interactions(self) -> Interactions: ...
+    @property
+    def sequences(self) -> Sequences: ...
+    @property
+    def n_training(self) -> int: ...
+    @property
+    def validation(self) -> Requests: ...
+    @property
+    def test(self) -> Requests | None: ...
+    def epoch(self, number: int) -> Requests: ...
+    def users(self, requests: Requests) -> Rows: ...
+    def history(self, requests: Requests) -> npt.NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)
@@ -131,13 +86,23 @@ class Progress:
     steps: int
     loss: float
     """Mean cross-entropy of this epoch so far, nats."""
-    triplet_loss: float
-    """Mean triplet loss of this epoch so far."""
-    validation: Quality | None = None
-    """After an epoch of the first pass."""
+    auxiliary: float
+    """Mean loss of the long-term module's own of this epoch so far."""
+    validation: dict[str, float] | None = None
+    """After an epoch: `measure` of the validation part."""
 
 
 OnProgress = Callable[[Progress], None]
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """An epoch of a learning curve."""
+
+    loss: float
+    """Mean training cross-entropy, nats."""
+    auxiliary: float
+    validation: dict[str, float]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -145,315 +110,513 @@ class TrainResult:
     """A finished run."""
 
     path: Path
-    """The run's directory: checkpoint.pt, run.json, vocabulary.msgpack."""
+    """The run's directory."""
     metrics: dict[str, float]
-    """Validation of the first pass, and of the rules on the same requests."""
+    """`measure` of the best epoch's validation, and of the test as ``test_<metric>``."""
     epochs: int
-    """Epochs found best."""
-    losses: list[float]
-    """Mean training cross-entropy of each epoch of the last pass."""
+    """The epoch found best, from 1."""
+    curve: list[Epoch]
+    """Of the first pass."""
     seconds: float
 
 
 def train(
-    config: TrainConfig,
-    interactions: Interactions,
+    config: RunConfig,
+    samples: Samples,
     out: Path,
     on_progress: OnProgress = lambda _: None,
+    *,
     data: dict[str, Any] | None = None,
+    baselines: dict[str, float] | None = None,
+    resume: bool = False,
+    trackers: tuple[Tracker, ...] = (),
 ) -> TrainResult:
-    """Train a network and leave its checkpoint in ``out`` (written whole, or not at all).
+    """Train a network and leave it in ``out``.
 
     Args:
-        interactions: everything the model may know.
+        samples: what to learn from and to watch.
         data: what to say in the bundle about where they came from.
+        baselines: measures of other rankings, to be kept beside the network's own.
+        resume: go on from the checkpoint in ``out``; without one, start.
+        trackers: told of every report and epoch.
 
     Raises:
-        TrainingError: there is too little to learn from, or the loss is not a number.
+        TrainingError: the run cannot start or go on.
     """
     began = time.monotonic()
-    with _Deterministic(config):
-        size = int(len(interactions) * (1 - config.validation.share))
-        earlier = interactions.head(size)
-        watch = _Validation(config, interactions, size)
-        network, best, quality, losses = _fit(config, earlier, watch, on_progress)
-        metrics = {**quality, **watch.baselines}
-        if config.validation.refit:
-            network, losses = _refit(config, interactions, best, on_progress)
-        known = interactions if config.validation.refit else earlier
-    _save(out, config, network, known, metrics, data or {}, best)
-    return TrainResult(out, metrics, best, losses, time.monotonic() - began)
+    with _determinism(config) as device:
+        fit = _Pass(config, samples, out / CHECKPOINT, "fit", device, on_progress, trackers)
+        if resume:
+            fit.resume()
+        fit.run(config.training.epochs, watch=True)
+        fit.restore_best()
+        metrics = dict(fit.curve[fit.best - 1].validation)
+        if samples.test is not None and len(samples.test.cut):
+            measured = measure(fit.network, fit.gatherer, samples, samples.test)
+            metrics |= {f"test_{name}": value for name, value in measured.items()}
+        final, known = fit, samples
+        whole = getattr(samples, "whole", None)
+        if whole is not None and samples.config.refit:  # type: ignore[attr-defined]
+            known = whole()
+            final = _Pass(config, known, out / CHECKPOINT, "refit", device, on_progress, trackers)
+            final.run(fit.best, watch=False)
+        result = TrainResult(out, metrics, fit.best, fit.curve, time.monotonic() - began)
+        if _rank() == 0:
+            _save(result, config, final.network, known, data or {}, baselines or {})
+            (out / CHECKPOINT).unlink(missing_ok=True)
+    return result
 
 
-class _Validation:
-    """Requests of the last part of the interactions, and what rules make of them."""
+def make_network(config: RunConfig, inputs: Inputs) -> Network:
+    """The network of a configuration, with the weights that its seed gives."""
+    torch.manual_seed(config.seed)
+    return Network(config.network, inputs, config.long_term.build(config.network.d, inputs))
 
-    def __init__(self, config: TrainConfig, interactions: Interactions, begin: int) -> None:
-        sequences = Sequences.of(interactions)
-        rng = np.random.default_rng([config.seed, 1])
-        self.requests = evaluation_requests(
-            interactions, sequences, begin, config.validation.requests, rng
-        )
-        if not len(self.requests.cut):
-            raise TrainingError(
-                f"the last {config.validation.share:.0%} of {len(interactions)} behaviors give no "
-                "request to validate on; train on more behaviors or raise validation.share"
+
+def make_gatherer(config: RunConfig, samples: Samples, inputs: Inputs) -> Gatherer:
+    """Gathers what the configuration's method sees: its L behaviors, and the recent ones."""
+    length = max(config.long_term.L, config.network.M)
+    return Gatherer(samples.interactions, samples.sequences, inputs, length)
+
+
+def predict(
+    network: Network, gatherer: Gatherer, requests: Requests, size: int | None = None
+) -> Floats:
+    """CTRs f32[R, B] by the torch network.
+
+    Args:
+        size: requests a batch; None: a number that suits B.
+    """
+    if not len(requests.cut):
+        return np.empty(requests.candidates.shape, np.float32)
+    size = size or max(1, min(1024, EVALUATED // requests.candidates.shape[1]))
+    device = network.embedding.weight.device
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            return np.concatenate(
+                [
+                    torch.sigmoid(network(batch.to(device))[0]).float().cpu().numpy()
+                    for batch in prefetch(gatherer.batches(requests, size))
+                ]
             )
-        self.builder = builder(config.model, interactions, sequences)
-        self.baselines = baseline_qualities(interactions, sequences, self.requests)
-
-    def __call__(self, network: Encode) -> dict[str, float]:
-        """AUC, GAUC, hit rate at 10 and log loss of the network."""
-        ctrs = predict(network, self.builder, self.requests)
-        quality = ranking_quality(ctrs)
-        return {**asdict(quality), "log_loss": log_loss(ctrs, self.requests.labels)}
+    finally:
+        network.train(was_training)
 
 
-def builder(model: ModelConfig, interactions: Interactions, sequences: Sequences) -> BatchBuilder:
-    """The batch builder that fits a model."""
-    return BatchBuilder(interactions, sequences, K=model.K, L=model.L, M=model.M, T=model.T)
+def measure(
+    network: Network, gatherer: Gatherer, samples: Samples, requests: Requests
+) -> dict[str, float]:
+    """`models.evaluation.measure` of the network's CTRs, by name."""
+    ctrs = predict(network, gatherer, requests)
+    return evaluation.measure(ctrs, requests, samples.users(requests)).named()
 
 
-def predict(network: Encode, batches: BatchBuilder, requests: Requests, size: int = 64) -> Floats:
-    """CTRs f32[R, B] by the torch network; items that it has no row for count as unknown."""
-    rng = np.random.default_rng(0)  # anchors are drawn and not used
-    projected = project_table(network, len(batches.interactions.item_ids))
-    with torch.no_grad():
-        return np.concatenate(
-            [
-                torch.sigmoid(forward(network, batch)).numpy()
-                for batch in batches.batches(requests, size, lambda: projected, rng)
-            ]
-        )
-
-
-def project_table(network: Encode, rows: int) -> Floats:
-    """f32[rows, m]: projections of the item table; rows beyond it are never asked for."""
-    with torch.no_grad():
-        table = network.project(network.embedding.weight).numpy()
-    padded = np.zeros((max(rows, len(table)), table.shape[1]), np.float32)
-    padded[: len(table)] = table
-    return padded
-
-
-def forward(network: Encode, batch: Batch) -> Tensor:
-    """Logits [R, B] of a batch."""
-    clusters = Clusters(
-        rows=torch.from_numpy(batch.member_rows),
-        counts=torch.from_numpy(batch.member_counts),
-        cluster=torch.from_numpy(batch.member_cluster),
-        centers=torch.from_numpy(batch.centers),
-    )
-    R, width = batch.interest_mask.shape
-    interests = network.interests(clusters)
-    slots = interests.new_zeros(R * width, interests.shape[1])
-    slots = slots.index_copy(0, torch.from_numpy(batch.slot), interests)
-    return network.logits(
-        interests=slots.view(R, width, -1),
-        interest_mask=torch.from_numpy(batch.interest_mask),
-        recent=network.embedding(torch.from_numpy(batch.recent)),
-        recent_mask=torch.from_numpy(batch.recent_mask),
-        user=torch.from_numpy(batch.user),
-        candidates=network.embedding(torch.from_numpy(batch.candidates)),
-        cross=torch.from_numpy(batch.cross),
-    )
-
-
-def losses_of(network: Encode, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (Eq. 2) and the mean dynamic triplet loss (Eqs. 5-7) of a batch."""
+def batch_loss(
+    network: nn.Module, batch: Batch, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed cross-entropy (Eq. 2), the weights' sum, and the module's own loss (0 without one)."""
+    logits, auxiliary = network(batch, generator)
     entropy = functional.binary_cross_entropy_with_logits(
-        forward(network, batch), torch.from_numpy(batch.labels), reduction="none"
+        logits.float(), batch.labels, reduction="none"
     )
-    weights = torch.from_numpy(batch.weights)
-    loss = (entropy * weights).sum() / weights.sum().clamp(min=1.0)
-    if not len(batch.anchors):
-        return loss, loss.new_zeros(())
-    # The embeddings are constants of this loss, see `dynamic_triplet_loss`.
-    involved, place = np.unique(batch.member_rows[batch.anchors], return_inverse=True)
-    behaviors = network.embedding.weight.detach()[torch.from_numpy(involved)]
-    projected = network.project(behaviors)
-    anchor, first, second = torch.from_numpy(place.reshape(-1, 3)).unbind(1)
-    return loss, dynamic_triplet_loss(behaviors, projected, anchor, first, second).mean()
+    if auxiliary is None:
+        auxiliary = entropy.new_zeros(())
+    return (entropy * batch.weights).sum(), batch.weights.sum(), auxiliary
 
 
-def _fit(
-    config: TrainConfig, interactions: Interactions, watch: _Validation, on_progress: OnProgress
-) -> tuple[Encode, int, dict[str, float], list[float]]:
-    """The first pass: the best network, its epoch, its validation, and all epochs' losses."""
-    run = _Run(config, interactions, "fit", config.optimizer.epochs, on_progress)
-    best = 0
-    best_quality: dict[str, float] = {}
-    best_state: dict[str, Tensor] = {}
-    for epoch in range(1, config.optimizer.epochs + 1):
-        run.epoch(epoch)
-        quality = watch(run.network)
-        run.report(epoch, Quality(quality["auc"], quality["gauc"], quality["hit10"]))
-        if not best or quality["auc"] > best_quality["auc"]:
-            best, best_quality = epoch, quality
-            best_state = {key: value.clone() for key, value in run.network.state_dict().items()}
-        elif epoch - best >= config.optimizer.patience:
-            break
-    run.network.load_state_dict(best_state)
-    return run.network, best, best_quality, run.losses
+@dataclass
+class _State:
+    """Where a pass stands; with the weights, all that its going on depends on."""
+
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Steps done of the next."""
+    total: float = 0.0
+    auxiliary: float = 0.0
+    seconds: float = 0.0
+    best: int = 0
+    curve: list[Epoch] = field(default_factory=list)
 
 
-def _refit(
-    config: TrainConfig, interactions: Interactions, epochs: int, on_progress: OnProgress
-) -> tuple[Encode, list[float]]:
-    """The second pass: on everything, as many epochs along the same schedule."""
-    run = _Run(config, interactions, "refit", epochs, on_progress)
-    for epoch in range(1, epochs + 1):
-        run.epoch(epoch)
-    return run.network, run.losses
-
-
-class _Run:
-    """One pass of learning over some interactions."""
-
-    REPORT_EVERY: Final = 20
+class _Pass:
+    """One pass of learning over the samples."""
 
     def __init__(
         self,
-        config: TrainConfig,
-        interactions: Interactions,
+        config: RunConfig,
+        samples: Samples,
+        checkpoint: Path,
         phase: str,
-        epochs: int,
+        device: torch.device,
         on_progress: OnProgress,
+        trackers: tuple[Tracker, ...],
     ) -> None:
-        torch.manual_seed(config.seed)
-        self.config, self.interactions, self.phase = config, interactions, phase
-        self.epochs, self.on_progress = epochs, on_progress
-        self.sequences = Sequences.of(interactions)
-        self.builder = builder(config.model, interactions, self.sequences)
-        self.network = Encode(network_config(config.model, len(interactions.item_ids) - 1))
-        self.optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [self.network.embedding.weight],
-                    "weight_decay": config.optimizer.weight_decay,
-                },
-                {
-                    "params": [
-                        parameter
-                        for name, parameter in self.network.named_parameters()
-                        if name != "embedding.weight" and parameter.requires_grad
-                    ],
-                    "weight_decay": 0.0,
-                },
-            ],
-            lr=config.optimizer.learning_rate,
-        )
-        self.losses: list[float] = []
-        self._last = Progress(phase, 0, epochs, 0, 0, float("nan"), float("nan"))
+        self.config, self.samples, self.checkpoint = config, samples, checkpoint
+        self.phase, self.device = phase, device
+        self.on_progress, self.trackers = on_progress, trackers
+        self.inputs = Inputs.of(samples.interactions, config.schema)
+        self.gatherer = make_gatherer(config, samples, self.inputs)
+        self.network = make_network(config, self.inputs).to(device)
+        self.learner = _learner(config, self.network, device)
+        self.optimizer = _optimizer(config, self.network)
+        self.generator = torch.Generator().manual_seed(config.seed + _rank())
+        self.state = _State()
+        self.steps = 0
+        """Of the epoch at hand."""
+        self.best_weights: dict[str, Tensor] = {}
+        self._saved = time.monotonic()
 
-    def epoch(self, epoch: int) -> None:
-        """Learn from one epoch's requests."""
-        settings = self.config.optimizer
-        rng = np.random.default_rng([self.config.seed, 2, epoch])
-        requests = training_requests(self.interactions, self.sequences, self.config.sampling, rng)
-        steps = -(-len(requests.cut) // settings.batch)
+    @property
+    def best(self) -> int:
+        return self.state.best
+
+    @property
+    def curve(self) -> list[Epoch]:
+        return self.state.curve
+
+    def run(self, epochs: int, *, watch: bool) -> None:
+        """Learn for so many epochs; with ``watch``, validate after each and stop in time."""
+        state, patience = self.state, self.config.training.patience
+        while state.epoch < epochs and not (
+            watch and state.epoch - state.best >= patience > 0 and state.best
+        ):
+            self._epoch(state.epoch)
+            state.epoch, state.step = state.epoch + 1, 0
+            if watch:
+                self._validate()
+            if watch and state.epoch < epochs:
+                self._save()
+
+    def restore_best(self) -> None:
+        """Take the weights of the best epoch."""
+        self.network.load_state_dict(self.best_weights)
+
+    def _epoch(self, number: int) -> None:
+        training, state = self.config.training, self.state
+        requests = self.samples.epoch(number)
+        R = len(requests.cut)
+        steps = self.steps = -(-R // training.batch)
         if not steps:
-            raise TrainingError(
-                f"{len(self.interactions)} behaviors give no request to learn from; "
-                "train on more, or lower sampling.behaviors_per_request"
+            raise TrainingError("there is no request to learn from; give more behaviors")
+        if not state.step:
+            state.total = state.auxiliary = state.seconds = 0.0
+        self.network.train()
+        self.network.long.on_epoch(self.network.item_table().detach())
+        began, before = time.monotonic(), state.seconds
+        for batch in prefetch(self._batches(requests, state.step)):
+            _set_rate(self.optimizer, self.config, number + state.step / steps)
+            self._step(batch.to(self.device), number, steps)
+            state.seconds = before + time.monotonic() - began
+            if time.monotonic() - self._saved > training.checkpoint_s and state.step < steps:
+                self._save()
+
+    def _batches(self, requests: Requests, first: int) -> Iterator[Batch]:
+        """This process's share of each batch, from step ``first`` on."""
+        size, rank, processes = self.config.training.batch, _rank(), _processes()
+        for begin in range(first * size, len(requests.cut), size):
+            rows = np.arange(begin, min(begin + size, len(requests.cut)))
+            # Every process takes part in every step, if only with a request that does not count.
+            mine = rows[rank::processes]
+            part = requests.part(mine if len(mine) else rows[:1])
+            yield self.gatherer(
+                part if len(mine) else part._replace(weights=np.zeros_like(part.weights))
             )
-        rows = len(self.interactions.item_ids)
-        batches = self.builder.batches(
-            requests, settings.batch, lambda: project_table(self.network, rows), rng
+
+    def _step(self, batch: Batch, number: int, steps: int) -> None:
+        training, state = self.config.training, self.state
+        with _precision(self.config, self.device):
+            entropy, weight, auxiliary = batch_loss(self.learner, batch, self.generator)
+        whole = _sum(torch.stack([entropy.detach(), weight]).double())
+        # DDP averages gradients over processes: times their number the sum is the whole batch's.
+        share = entropy * _processes() / whole[1].clamp(min=1.0).float()
+        self.optimizer.zero_grad(set_to_none=True)
+        (share + training.auxiliary_weight * auxiliary).backward()  # type: ignore[no-untyped-call]
+        loss = float(whole[0] / whole[1].clamp(min=1.0))
+        if not np.isfinite(loss):
+            raise TrainingError(
+                f"the loss is not a number in epoch {number + 1}, step {state.step + 1}; "
+                "lower training.learning_rate"
+            )
+        self.optimizer.step()
+        state.step += 1
+        state.total += loss
+        state.auxiliary += float(auxiliary.detach())
+        if state.step % REPORT_EVERY == 0 or state.step == steps:
+            self._report(number, steps)
+
+    def _report(self, number: int, steps: int, validation: dict[str, float] | None = None) -> None:
+        state = self.state
+        done = max(state.step, 1) if validation is None else steps
+        progress = Progress(
+            phase=self.phase,
+            epoch=number + 1,
+            epochs=self.config.training.epochs,
+            step=done,
+            steps=steps,
+            loss=state.total / done,
+            auxiliary=state.auxiliary / done,
+            validation=validation,
         )
-        total = total_triplet = 0.0
-        for step, batch in enumerate(batches, 1):
-            self._set_rate((epoch - 1 + step / steps) / settings.epochs)
-            loss, triplet = losses_of(self.network, batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            (loss + settings.triplet_weight * triplet).backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total += loss.item()
-            total_triplet += triplet.item()
-            if not np.isfinite(total):
-                raise TrainingError(
-                    f"the loss is not a number in epoch {epoch}, step {step}; "
-                    "lower optimizer.learning_rate"
-                )
-            if step % self.REPORT_EVERY == 0 or step == steps:
-                self._last = Progress(
-                    self.phase, epoch, self.epochs, step, steps, total / step, total_triplet / step
-                )
-                self.on_progress(self._last)
-        self.losses.append(total / steps)
+        if _rank() == 0:
+            self.on_progress(progress)
+            for tracker in self.trackers:
+                tracker.report(progress)
 
-    def report(self, epoch: int, validation: Quality) -> None:
-        """Pass on an epoch's validation."""
-        values = {**vars(self._last), "epoch": epoch, "validation": validation}
-        self.on_progress(Progress(**values))
+    def _validate(self) -> None:
+        state, number = self.state, self.state.epoch - 1
+        steps = self.steps
+        validation = measure(self.network, self.gatherer, self.samples, self.samples.validation)
+        epoch = Epoch(state.total / steps, state.auxiliary / steps, validation, state.seconds)
+        state.curve.append(epoch)
+        if not state.best or validation["auc"] > state.curve[state.best - 1].validation["auc"]:
+            state.best = state.epoch
+            self.best_weights = {
+                key: value.clone() for key, value in self.network.state_dict().items()
+            }
+        self._report(number, steps, validation)
 
-    def _set_rate(self, done: float) -> None:
-        rate = self.config.optimizer.learning_rate * 0.5 * (1 + np.cos(np.pi * min(done, 1.0)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def _save(self) -> None:
+        """Write the checkpoint whole, or leave the one before."""
+        self._saved = time.monotonic()
+        if _rank():
+            return
+        saved = {
+            "config": msgspec.to_builtins(self.config),
+            "state": msgspec.to_builtins(self.state),
+            "network": self.network.state_dict(),
+            "best": self.best_weights,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+        write_whole(self.checkpoint, saved)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one.
+
+        Raises:
+            TrainingError: it is of another configuration, or cannot be read.
+        """
+        if not self.checkpoint.exists():
+            return
+        try:
+            saved = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
+        except Exception as error:  # pickle, zip and torch all have their own
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"{self.checkpoint} cannot be read: {reason}; delete it to start anew"
+            ) from error
+        changed = _differing(saved["config"], msgspec.to_builtins(self.config))
+        if changed:
+            raise TrainingError(
+                f"{self.checkpoint} is of another configuration ({changed} differs); "
+                "use that one, or another --out"
+            )
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.best_weights = saved["best"]
+        self.generator.set_state(saved["generator"].cpu())
+        torch.set_rng_state(saved["torch"].cpu())
+        self.state = msgspec.convert(saved["state"], _State)
 
 
-def network_config(model: ModelConfig, n_items: int) -> EncodeConfig:
-    """The network's configuration for a vocabulary."""
-    return EncodeConfig(n_items=n_items, **vars(model))
+def write_whole(path: Path, saved: dict[str, Any]) -> None:
+    """Write a checkpoint beside the old one and then put it in its place.
+
+    Raises:
+        TrainingError: there is no room, or no permission; the old one stays.
+    """
+    new = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new.open("wb") as file:
+            torch.save(saved, file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk as RuntimeError
+        new.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())[:120]
+        raise TrainingError(
+            f"the checkpoint {path} cannot be written: {reason}; "
+            "the one before it stays, make room and go on with --resume"
+        ) from error
 
 
-class _Deterministic:
-    """torch's threads and algorithms as the run wants them, put back afterwards."""
+def _learner(config: RunConfig, network: Network, device: torch.device) -> nn.Module:
+    learner: nn.Module = network
+    if config.training.compile and device.type == "cuda":
+        learner = torch.compile(network)  # type: ignore[assignment]
+    if _processes() > 1:
+        learner = DistributedDataParallel(learner, find_unused_parameters=True)
+    return learner
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.threads = config.optimizer.threads
 
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        torch.set_num_threads(self.threads)
-        torch.use_deterministic_algorithms(True)
+def _optimizer(config: RunConfig, network: Network) -> torch.optim.Optimizer:
+    tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+    parameters = [each for each in network.parameters() if each.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {
+                "params": [each for each in parameters if id(each) in tables],
+                "weight_decay": config.training.weight_decay,
+            },
+            {
+                "params": [each for each in parameters if id(each) not in tables],
+                "weight_decay": 0.0,
+            },
+        ],
+        lr=config.training.learning_rate,
+    )
 
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before[0])
-        torch.use_deterministic_algorithms(self.before[1])
+
+def _set_rate(optimizer: torch.optim.Optimizer, config: RunConfig, epochs_done: float) -> None:
+    training = config.training
+    rate = training.learning_rate
+    if training.schedule == "cosine":
+        rate *= 0.5 * (1 + np.cos(np.pi * min(epochs_done / training.epochs, 1.0)))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
+    if config.training.precision == "bfloat16" and device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()
+
+
+def pick_device(config: RunConfig) -> torch.device:
+    """The device of a run.
+
+    Raises:
+        TrainingError: the configuration asks for a GPU and there is none.
+    """
+    wanted = config.training.device
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise TrainingError(
+            'training.device is "cuda", but torch sees no GPU here; take "auto" or "cpu"'
+        )
+    if there and wanted != "cpu":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+@contextmanager
+def _determinism(config: RunConfig) -> Iterator[torch.device]:
+    """The threads and seeds of a run; what was before comes back after it."""
+    device = pick_device(config)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(config.training.threads)
+    torch.manual_seed(config.seed)
+    try:
+        with process_group(device):
+            yield device
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Under ``torchrun``, the group of its processes; else nothing."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _sum(values: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if _processes() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def _differing(before: Any, after: Any, key: str = "") -> str:
+    """The first key, dotted, at which two configurations differ in what a run learns."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return "" if before == after else key
+    for name in before.keys() | after.keys():
+        if key == "training" and name in {"checkpoint_s", "log"}:
+            continue
+        found = _differing(before.get(name), after.get(name), f"{key}.{name}".lstrip("."))
+        if found:
+            return found
+    return ""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as read back from its directory."""
+    """A finished training run, read back."""
 
-    config: TrainConfig
-    network: Encode
+    config: RunConfig
+    network: Network
+    inputs: Inputs
     vocabulary: Vocabulary
     metrics: dict[str, float]
     data: dict[str, Any]
     epochs: int
+    curve: list[Epoch]
 
 
 def _save(
-    out: Path,
-    config: TrainConfig,
-    network: Encode,
-    interactions: Interactions,
-    metrics: dict[str, float],
+    result: TrainResult,
+    config: RunConfig,
+    network: Network,
+    samples: Samples,
     data: dict[str, Any],
-    epochs: int,
+    baselines: dict[str, float],
 ) -> None:
-    weights = BytesIO()
-    torch.save(network.state_dict(), weights)
+    interactions, n_training = samples.interactions, samples.n_training
+    weights, tables = BytesIO(), BytesIO()
+    torch.save({name: value.cpu() for name, value in network.state_dict().items()}, weights)
+    arrays = {f"item.{name}": rows for name, rows in network.inputs.items.items()}
+    arrays |= {f"user.{name}": rows for name, rows in network.inputs.users.items()}
+    np.savez_compressed(tables, allow_pickle=False, **arrays)
+    rows = np.arange(len(interactions.item_ids), dtype=np.int32)
     vocabulary = Vocabulary(
         interactions.item_ids,
         interactions.titles,
-        [float(value) for value in interactions.popularity_table()],
+        [float(value) for value in interactions.popularity(rows, n_training)],
     )
-    described = {
-        **data,
-        "behaviors": len(interactions),
-        "users": len(interactions.user_ids),
-        "from": int(interactions.times[0]),
-        "until": int(interactions.times[-1]),
+    run = {
+        "config": msgspec.to_builtins(config),
+        "metrics": result.metrics | baselines,
+        "data": {
+            **data,
+            "behaviors": n_training,
+            "users": len(np.unique(interactions.users[:n_training])),
+            "from": int(interactions.times[:n_training].min()),
+            "until": int(interactions.times[:n_training].max()),
+        },
+        "heights": dict(network.inputs.heights),
+        "n_users": network.inputs.n_users,
+        "epochs": result.epochs,
+        "curve": msgspec.to_builtins(result.curve),
+        "seconds": result.seconds,
+        "device": str(network.embedding.weight.device),
     }
-    run = {"config": asdict(config), "metrics": metrics, "data": described, "epochs": epochs}
     write_directory(
-        Path(out),
+        result.path,
         {
-            CHECKPOINT: weights.getvalue(),
+            WEIGHTS: weights.getvalue(),
+            INPUTS: tables.getvalue(),
             VOCABULARY: msgspec.msgpack.encode(vocabulary),
             RUN: msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n",
         },
@@ -469,22 +632,37 @@ def load_run(path: Path) -> Run:
     try:
         described = msgspec.json.decode((path / RUN).read_bytes())
         vocabulary = msgspec.msgpack.decode((path / VOCABULARY).read_bytes(), type=Vocabulary)
-        config = msgspec.convert(described["config"], TrainConfig)
-        network = Encode(network_config(config.model, len(vocabulary.item_ids) - 1))
-        network.load_state_dict(torch.load(path / CHECKPOINT, weights_only=True))
+        config = read_config(described["config"], str(path / RUN))
+        with np.load(path / INPUTS) as tables:
+            kinds: dict[str, dict[str, Any]] = {"item": {}, "user": {}}
+            for key in tables.files:
+                kind, _, name = key.partition(".")
+                kinds[kind][name] = tables[key]
+        inputs = Inputs(
+            schema=config.schema,
+            n_items=len(vocabulary.item_ids) - 1,
+            n_users=described["n_users"],
+            items=kinds["item"],
+            users=kinds["user"],
+            heights=described["heights"],
+        )
+        network = make_network(config, inputs)
+        network.load_state_dict(torch.load(path / WEIGHTS, weights_only=True))
     except FileNotFoundError as error:
         raise TrainingError(
             f"{path} holds no finished training run ({Path(error.filename).name} is absent); "
             "make one with `lifelong train`"
         ) from error
-    except Exception as error:  # a damaged file: pickle, msgspec and torch all have their own
+    except Exception as error:  # a damaged file: zip, pickle, msgspec and torch have their own
         reason = " ".join(str(error).split())[:200]
         raise TrainingError(f"the run in {path} cannot be read: {reason}; train again") from error
     return Run(
-        config,
-        network,
-        vocabulary,
-        described["metrics"],
-        described["data"],
-        described["epochs"],
+        config=config,
+        network=network.eval(),
+        inputs=inputs,
+        vocabulary=vocabulary,
+        metrics=described["metrics"],
+        data=described["data"],
+        epochs=described["epochs"],
+        curve=msgspec.convert(described["curve"], list[Epoch]),
     )

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from models.bundle import BundleContents, save_bundle
+
+if TYPE_CHECKING:
+    from models.config import RunConfig
+    from models.network import Network
 
 
 def tiny_bundle(
@@ -38,21 +43,50 @@ def _contents(
 ) -> BundleContents:
     import torch  # slow to import: only tests that make a bundle pay for it
 
-    from models.encode import Encode, EncodeConfig
     from models.export import export_network
 
+    config = tiny_config(d, m, K, L, M, seed, T, name)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = EncodeConfig(n_items=items, d=d, m=m, K=K, L=L, M=M, T=T, hidden=(16, 8))
-        network = Encode(config)
+        network = tiny_network(items, config)
     counts = np.random.default_rng(seed).integers(1, 100, items)
     popularity = np.concatenate([[0.0], counts * (1e6 / counts.sum())]).astype(np.float32)
     contents, _ = export_network(
         network,
-        name=name,
+        config,
         item_ids=["", *(f"item-{i}" for i in range(1, items + 1))],
         titles=["", *(f"Item {i}" for i in range(1, items + 1))],
         popularity=popularity,
-        seed=seed,
     )
     return contents
+
+
+def tiny_config(
+    d: int = 8,
+    m: int = 4,
+    K: int = 4,
+    L: int = 64,
+    M: int = 8,
+    seed: int = 0,
+    T: int = 15,
+    name: str = "tiny",
+) -> RunConfig:
+    """The configuration that a tiny bundle's network is made from."""
+    from models.config import RunConfig
+    from models.network import NetworkConfig
+    from models.networks.encode import EncodeConfig
+
+    return RunConfig(
+        name=name,
+        seed=seed,
+        network=NetworkConfig(d=d, M=M, hidden=(16, 8)),
+        long_term=EncodeConfig(m=m, K=K, L=L, T=T),
+    )
+
+
+def tiny_network(items: int, config: RunConfig) -> Network:
+    """A tiny bundle's network, untrained; sets torch's seed."""
+    from models.schema import Inputs
+    from models.training import make_network
+
+    inputs = Inputs(config.schema, n_items=items, n_users=0, items={}, users={}, heights={})
+    return make_network(config, inputs).eval()

@@ -66,14 +66,11 @@ def test_served_ctrs_with_newer_behaviors_are_those_of_a_plain_evaluation(world:
 def test_served_ctrs_are_those_of_the_torch_network(world: World) -> None:
     import torch
 
-    from models.encode import Encode, EncodeConfig, Scorer
+    from models.sequence import Target
+    from tests.bundles import tiny_config, tiny_network
 
-    # As tests.bundles makes the tiny bundle's network.
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = Encode(
-            EncodeConfig(n_items=50, d=8, m=4, K=4, L=64, M=8, T=15, hidden=(16, 8))
-        ).eval()
+        network = tiny_network(50, tiny_config())
     world.append("u", ["item-9", "item-33"])
     served = world.ranker.rank("u", CANDIDATES).ctrs
 
@@ -91,15 +88,15 @@ def test_served_ctrs_are_those_of_the_torch_network(world: World) -> None:
         mask = torch.cat([torch.tensor(state.sizes > 0), torch.ones(2, dtype=torch.bool)])
         merged = state.with_newer(newer)
         popularity = world.bundle.popularity[rows]
-        expected = Scorer(network)(
-            interests,
-            mask.float(),
+        logits = network.logits(
+            {"interests": interests, "interest_mask": mask.float()},
             recent,
             torch.ones(8),
             torch.from_numpy(user_features(32, int(sequence.behaviors["time"][-1]), NOW_MS)),
-            embed(torch.from_numpy(rows)),
+            Target(embed(torch.from_numpy(rows)), torch.zeros(len(rows), dtype=torch.long)),
             torch.from_numpy(cross_features(keys, popularity, merged.history, NOW_MS)),
-        ).numpy()
+        )
+        expected = torch.sigmoid(logits).numpy()
     np.testing.assert_allclose(served, expected, rtol=0, atol=1e-5)
 
 
