@@ -26,6 +26,8 @@ def require(condition: object, what: str) -> None:
 
 
 def pytest_configure() -> None:
-    """Keep the settings of whoever runs the tests out of them."""
+    """Keep the settings of whoever runs the tests out of them, and the runtime quiet."""
     for name in [name for name in os.environ if name.startswith("LIFELONG_")]:
         del os.environ[name]
+    # Some tests load onnxruntime themselves, past `models.bundle.make_session`.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
