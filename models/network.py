@@ -115,10 +115,10 @@ class Network(nn.Module):
         """Logits [R, B] (Eq. 1); with a generator also the long-term module's own loss."""
         table = self.item_table()
         sequence, target = self.sequence(batch, table), self.target(batch, table)
-        state = self.long.summarize(sequence)
+        long = self.long(sequence, target) if self.long.width else None
         recent = sequence.latest(self.config.M)
-        logits = self.logits(
-            state,
+        logits = self._logits(
+            long,
             recent.embeddings,
             recent.mask.to(table.dtype),
             self.user(batch),
@@ -150,11 +150,22 @@ class Network(nn.Module):
         Returns:
             f32[..., B].
         """
+        long = self.long.read(state, target) if self.long.width else None
+        return self._logits(long, recent, recent_mask, user, target, cross)
+
+    def _logits(
+        self,
+        long: Tensor | None,
+        recent: Tensor,
+        recent_mask: Tensor,
+        user: Tensor,
+        target: Target,
+        cross: Tensor,
+    ) -> Tensor:
         candidates = target.embeddings
         short = self.recent(candidates, recent, recent_mask)
         parts = [candidates, short, candidates * short]
-        if self.long.width:
-            long = self.long.read(state, target)
+        if long is not None:
             parts += [long, candidates * long[..., : self.config.d]]
         return cast(Tensor, self.tower(user, torch.cat([*parts, cross], dim=-1)))
 
