@@ -7,7 +7,7 @@ import pytest
 
 from infra.behaviors import item_key
 from models.bundle import Bundle
-from models.data import Sequences, evaluation_requests
+from models.data import Sequences
 from models.evaluation import (
     OfflineRequest,
     add_to_history,
@@ -20,6 +20,7 @@ from models.evaluation import (
     score_stored,
 )
 from models.features import EMPTY_HISTORY
+from models.live import evaluation_requests
 from models.protocols import LastOfUser, NextItem, Rated, Split, split_requests
 from tests.bundles import tiny_bundle
 from tests.models.generated import planted_interactions
