@@ -53,6 +53,7 @@ bundle: $(STAMPS)/train
 bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench stream $(ARGS)
 	$(BIN)/lifelong bench extract $(ARGS)
+	$(BIN)/lifelong bench train $(ARGS)
 
 $(VENV)/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "Lifelong needs Python 3.11 or newer on the PATH; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -83,6 +84,7 @@ lock: $(STAMPS)/dev
 	$(COMPILE) pyproject.toml --constraint requirements/dev.txt --output-file requirements/serve.txt
 	$(COMPILE) pyproject.toml --extra train --constraint requirements/dev.txt --output-file requirements/train.txt
 	$(COMPILE) pyproject.toml --extra bench --constraint requirements/dev.txt --output-file requirements/bench.txt
+	$(COMPILE) lifelong/bench/fuxictr.in --output-file lifelong/bench/fuxictr.txt
 	$(COMPILE) requirements/build.in --constraint requirements/dev.txt --output-file requirements/build.txt
 
 clean:

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 an error, told in one line on standard error; 2 the comman
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import signal
@@ -273,6 +274,52 @@ def train(
 
 
 @app.command()
+def evaluate(
+    subject: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="Directory of a run, or of a bundle.")
+    ],
+    *,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="PART", help="validation or test; default: the test, if any."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="A run of DIN-L: for RI, and hits of the search."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="A run to compare with, users resampled."),
+    ] = None,
+    top: Annotated[
+        int, typer.Option(min=1, help="Behaviors of the reference that a search should find.")
+    ] = 100,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw figures there, as PNG and SVG.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As in --set data.path=elsewhere."),
+    ] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Measure a run or a bundle on held-out samples (needs the extra `train`)."""
+    with _terminable(), _extra("train"):
+        from lifelong.evaluation import EvaluateOptions, run_evaluate
+
+        options = EvaluateOptions(
+            part=part,
+            reference=reference,
+            baseline=baseline,
+            overrides=_toml_values(assignments),
+            plots=plots,
+            top=top,
+        )
+        result = run_evaluate(subject, options, quiet=json_out == "-")
+    _write_json(result, json_out)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Directory of a finished training run.")],
     bundle: Annotated[Path, typer.Argument(help="Directory of the bundle to write.")],
@@ -354,6 +401,27 @@ def bench_extract(
     with _extra("bench"):
         from lifelong.bench import extract
     _report_bench(lambda: extract.run(quick=quick), "extract", chart, json_out)
+
+
+@bench.command("train")
+def bench_train(
+    *,
+    quick: Quick = False,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Of torch, on both sides; more than 1 on an idle machine.")
+    ] = 1,
+    peer_python: Annotated[
+        Path | None,
+        typer.Option(help="A Python with FuxiCTR 2.3.9; default: fetched into a cache."),
+    ] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Samples a second in training, beside FuxiCTR's same models."""
+    with _extra("bench"):
+        from lifelong.bench import train
+    run = functools.partial(train.run, quick, threads, peer_python)
+    _report_bench(run, "train", chart, json_out)
 
 
 def _report_bench(run: Any, title: str, chart: Path | None, json_out: str | None) -> None:

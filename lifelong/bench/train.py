@@ -61,7 +61,7 @@ CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "DIN": {"network": "din"},
     "DIN-L": {"network": "din-l"},
     "DIN-L, activation unit": {"network": "din-l", "attention": "mlp", "hidden": 64},
-    "SIM soft": {"network": "sim-soft"},
+    "SIM soft": {"network": "sim", "search": "soft"},
     "ETA": {"network": "eta"},
     "SDIM": {"network": "sdim"},
     "TWIN": {"network": "twin"},
