@@ -18,9 +18,9 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -32,6 +32,10 @@ from models.networks.encode import EncodeConfig
 from models.protocols import ByTime, LastOfUser, NextItem, Rated, Samples, Shown
 from models.schema import Schema
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the behaviors come from."""
@@ -40,7 +44,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A published format, or "columns": any parquet or CSV (`models.readers.READERS`)."""
     path: str = ""
     """The file or directory, relative to where the command runs; "" is the shipped purchases."""
-    share: float = 1.0
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """First part of the behaviors, by time, that is read; the rest is not looked at."""
     options: dict[str, Any] = {}
     """What the reader takes beside: a mapping of columns, for example."""
@@ -49,19 +53,19 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a network learns."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Adam's, at the start."""
     schedule: Literal["constant", "cosine"] = "constant"
     """"cosine": the learning rate falls to zero along a half cosine over all epochs."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled decay of the embedding tables."""
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over the training part, at most."""
-    patience: int = 1
-    """Epochs without a better validation AUC that end the run."""
-    batch: int = 1024
+    patience: Annotated[int, msgspec.Meta(ge=0)] = 1
+    """Epochs without a better validation AUC that end the run; 0: it goes on to the end."""
+    batch: Count = 1024
     """Requests a step, over all processes together."""
-    auxiliary_weight: float = 0.1
+    auxiliary_weight: NotNegative = 0.1
     """Weight of the long-term module's own loss (ENCODE, section 4.2)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16": mixed precision, on a GPU."""
@@ -69,9 +73,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Compile the network, on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto": a GPU where there is one."""
-    threads: int = 2
+    threads: Count = 2
     """Threads of torch on the processor; another number gives other last digits."""
-    checkpoint_s: float = 60.0
+    checkpoint_s: NotNegative = 60.0
     """Seconds between checkpoints, at least; one is also written after each epoch."""
     log: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     """Where metrics go beside the console and the run's JSON."""
@@ -82,7 +86,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     name: str = "encode"
     """Name of the model, for its bundle."""
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Of weights, negatives and the order of samples."""
     data: DataConfig = DataConfig()
     """Where the behaviors come from."""
@@ -148,42 +152,71 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def _explain(message: str, tree: Mapping[str, Any]) -> str:
     """msgspec's words, with the key as a user writes it and, if misspelt, the nearest right one."""
-    what, _, place = message.partition(" - at `")
-    key = place.removesuffix("`").removeprefix("$").removeprefix(".")
-    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
-    if unknown is None:
-        value = _at(tree, key)
-        return f"{key} = {value!r}: {what[0].lower()}{what[1:]}"
-    section = key.split(".")[0] if key else ""
-    known = list(_keys(section, _at(tree, key) if key else tree))
-    near = difflib.get_close_matches(unknown[1], known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(sorted(known))}"
-    return f"unknown key {f'{key}.' if key else ''}{unknown[1]}; {hint}"
+    what, _, place = message.partition(" - at `$")
+    place = place.removesuffix("`")
+    key = place.removeprefix(".")
+    named = re.search(r"`(.*)`", what)
+    around, hint, value = _at(place, tree)
+    if what.startswith("Object contains unknown field") and named:
+        known = [name for kind in _kinds(hint, value) for name in _keys(kind)]
+        return f"unknown key {f'{key}.' if key else ''}{named[1]}; {_nearest(named[1], known)}"
+    if what.startswith("Object missing required field") and named:
+        return f"{key}.{named[1]} is missing; {_nearest('', _choices(hint, named[1]))}"
+    choices = _choices(around, key.rpartition(".")[2]) or _literals(hint)
+    if isinstance(value, str) and choices:
+        return f"{key} = {value!r} is unknown; {_nearest(value, choices)}"
+    return f"{key} = {value!r}: {what[0].lower()}{what[1:]}"
 
 
-def _at(tree: Any, key: str) -> Any:
-    for part in filter(None, key.split(".")):
-        if not isinstance(tree, Mapping) or part not in tree:
-            return None
-        tree = tree[part]
-    return tree
+def _nearest(wrong: str, right: Sequence[str]) -> str:
+    near = difflib.get_close_matches(wrong, right, 1)
+    return f"did you mean {near[0]}?" if near else f"it may be {', '.join(sorted(set(right)))}"
 
 
-def _keys(section: str, values: Any) -> Iterator[str]:
-    """The keys that a section may hold; of several kinds those of the kind that it names."""
-    if not section:
-        yield from RunConfig.__struct_fields__
-        return
-    hint = get_type_hints(RunConfig)[section]
-    kinds = (
-        get_args(hint)
-        if get_origin(hint) is not None or isinstance(hint, type(int | str))
-        else (hint,)
-    )
-    for kind in kinds:
-        tag_field = kind.__struct_config__.tag_field
-        if tag_field is None or len(kinds) == 1:
-            yield from kind.__struct_fields__
-        elif isinstance(values, Mapping) and values.get(tag_field) == kind.__struct_config__.tag:
-            yield tag_field
-            yield from kind.__struct_fields__
+def _at(place: str, tree: Any) -> tuple[Any, Any, Any]:
+    """Where msgspec's ".training.log[0]" leads: the type around it, its type, and the value."""
+    around: Any = None
+    hint: Any = RunConfig
+    value = tree
+    for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", place):
+        around = hint
+        if name:
+            hints = [get_type_hints(kind).get(name) for kind in _kinds(hint, value)]
+            hint = hints[0] if len(hints) == 1 else None
+            value = value.get(name) if isinstance(value, Mapping) else None
+        else:
+            hint = get_args(hint)[0] if get_args(hint) else None
+            value = value[int(index)] if isinstance(value, Sequence) else None
+    return around, hint, value
+
+
+def _structs(hint: Any) -> list[Any]:
+    found = get_args(hint) or (hint,)
+    return [kind for kind in found if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+
+
+def _kinds(hint: Any, values: Any) -> list[Any]:
+    """The classes that a section may be of; of several the one that it names itself."""
+    kinds = _structs(hint)
+    if len(kinds) > 1 and isinstance(values, Mapping):
+        kinds = [
+            kind
+            for kind in kinds
+            if values.get(kind.__struct_config__.tag_field) == kind.__struct_config__.tag
+        ]
+    return kinds
+
+
+def _keys(kind: Any) -> tuple[str, ...]:
+    tag = kind.__struct_config__.tag_field
+    return (*kind.__struct_fields__, *([tag] if tag else []))
+
+
+def _choices(hint: Any, key: str) -> list[str]:
+    """What may be given for the key by which a section says its kind; nothing for another key."""
+    configs = [kind.__struct_config__ for kind in _structs(hint)]
+    return [str(config.tag) for config in configs if config.tag_field == key]
+
+
+def _literals(hint: Any) -> list[str]:
+    return [str(value) for value in get_args(hint)] if get_origin(hint) is Literal else []

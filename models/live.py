@@ -14,8 +14,9 @@ drawn at random here, so that serving sees what training saw:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Annotated, Final
 
+import msgspec
 import numpy as np
 
 from infra.errors import TrainingError
@@ -30,24 +31,28 @@ MAX_NEWER: Final = 63
 DAY_S: Final = 86_400
 
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
 class Live(Section, frozen=True, tag="live"):
     """The next items of a basket, as a live service would be asked for them."""
 
-    positives: int = 4
+    positives: Count = 4
     """Next items of the basket that a request predicts, at most."""
-    negatives: int = 20
+    negatives: Count = 20
     """Items drawn by popularity a request."""
-    behaviors_per_request: int = 4
+    behaviors_per_request: Count = 4
     """A basket of n behaviors gives about n divided by this many requests an epoch."""
-    bundle_age_share: float = 0.5
+    bundle_age_share: Share = 0.5
     """Share of requests that see a bundle older than the newest items."""
-    bundle_age_days: float = 100.0
+    bundle_age_days: Annotated[float, msgspec.Meta(ge=0)] = 100.0
     """Greatest age of the bundle."""
-    burn_in: float = 0.02
+    burn_in: Share = 0.02
     """First part of the behaviors that gives no requests: there is nothing to learn from yet."""
-    validation: float = 0.1
+    validation: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
     """Last part of the behaviors, by time, that validates and is not learned from at first."""
-    evaluated: int = 3000
+    evaluated: Count = 3000
     """Requests of validation, at most: one positive among 99 others."""
     refit: bool = True
     """Learn again, on everything, for the number of epochs found best: a model for tomorrow should
