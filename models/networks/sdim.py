@@ -95,11 +95,11 @@ class SDIM(LongTerm):
         places: Tensor = 1 << torch.arange(self.config.tau, device=codes.device)
         return (codes * places).sum(-1)
 
-    def forward(self, sequence: BehaviorSequence, target: Target) -> Tensor:
+    def collide(self, sequence: BehaviorSequence, target: Target) -> Tensor:
         """Eq. 12 as it stands: each candidate sums the behaviors that collide with it.
 
-        Equal to the two stages but for rounding. It has no use for 2^tau buckets a group, and costs
-        B * L * G * d.
+        Equal to the two stages but for rounding. It costs B * L * G * d, three times theirs for one
+        candidate already, so training takes the two stages.
         """
         values = sequence.embeddings
         interest = values.new_zeros(*target.embeddings.shape)
