@@ -1,0 +1,203 @@
+"""Whether a method looks at the behaviors that DIN-L would: ENCODE's RI, and hits of a search.
+
+Both compare what a long-term module answers (`LongTerm.weights`, `LongTerm.retrieved`) with the
+behavior weights of a reference, on the same requests. Letters in shapes: R requests, B candidates,
+L behaviors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.batches import Batch, Gatherer, prefetch
+from models.data import Requests
+from models.long_term import LongTerm
+from models.metrics import NAN, Array, hit_rate_of_retrieval, relevance_indicator
+from models.network import Network
+
+Floats = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
+
+PAIRS: Final = 20_000
+"""Pairs of a request and a candidate that are compared, about: RI differs between pairs by about
+one nat, so that its mean is known to some 0.01."""
+
+CELLS: Final = 1 << 20
+"""Weights of a batch, about: some tens of megabytes a method, whatever B and L."""
+
+SMOOTHING: Final = 0.01
+"""Of `metrics.relevance_indicator`; say it beside the figures."""
+
+
+class Watched(NamedTuple):
+    """A network, and what gathers the batches that it sees."""
+
+    network: Network
+    gatherer: Gatherer
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """How a method's view of the behaviors compares with the reference's."""
+
+    pairs: int
+    """Pairs of a request and a candidate that see a behavior."""
+    indicator: float
+    """RI, in nats; not a number where the method weighs no behaviors."""
+    least: float
+    """RI of the reference itself: no method has less."""
+    uniform: float
+    """RI of weights that are all alike."""
+    smoothing: float
+    """Share of uniform weights that all were mixed with."""
+    hit_rate: float
+    """Share of the reference's top k that the search retrieves; not a number without a search."""
+    top: int
+    """k."""
+    long_pairs: int
+    """Pairs that see more than k behaviors: those that the hit rate is of."""
+
+
+def weighs(long: LongTerm) -> bool:
+    """Whether a method tells how much each behavior counts."""
+    return type(long).weights is not LongTerm.weights
+
+
+def searches(long: LongTerm) -> bool:
+    """Whether a method has a search stage (a GSU)."""
+    return type(long).retrieved is not LongTerm.retrieved
+
+
+def behavior_weights(network: Network, batch: Batch) -> Floats:
+    """f32[R, B, L]: how much each behavior of a batch counts for each candidate."""
+    table = network.item_table()
+    weights = network.long.weights(network.sequence(batch, table), network.target(batch, table))
+    found: Floats = weights.float().cpu().numpy()
+    return found
+
+
+def retrieved_behaviors(network: Network, batch: Batch) -> Flags:
+    """bool[R, B, L]: which behaviors of a batch the search lets through for each candidate."""
+    table = network.item_table()
+    target = network.target(batch, table)
+    found: Flags = network.long.retrieved(network.sequence(batch, table), target).cpu().numpy()
+    return found
+
+
+def compare(
+    method: Watched,
+    reference: Watched,
+    requests: Requests,
+    *,
+    top: int = 100,
+    pairs: int = PAIRS,
+    smoothing: float = SMOOTHING,
+    seed: int = 0,
+) -> Relevance:
+    """A method's RI (ENCODE, section 4.6.1) and hit rate (TWIN, section 4.5) by a reference.
+
+    The two may see different lengths of the past: what only the reference sees has no weight from
+    the method.
+
+    Args:
+        method: whose long-term module is asked.
+        reference: DIN-L, learned from the same data.
+        requests: of which a random part is compared.
+        top: k of the hit rate. TWIN's oracle is the method's own ESU; here it is the reference's
+            attention, which all methods can be held against.
+        pairs: pairs of a request and a candidate, about; more are not compared.
+        smoothing: of RI.
+        seed: of the choice of requests.
+    """
+    R, B = requests.candidates.shape
+    chosen = np.random.default_rng(seed).permutation(R)[: max(1, pairs // B)]
+    requests = requests.part(np.sort(chosen))
+    size = max(1, CELLS // (B * max(method.gatherer.L, reference.gatherer.L, 1)))
+    totals: list[_Part] = []
+    views = zip(
+        prefetch(method.gatherer.batches(requests, size)),
+        prefetch(reference.gatherer.batches(requests, size)),
+        strict=True,
+    )
+    modes = method.network.training, reference.network.training
+    method.network.eval()
+    reference.network.eval()
+    try:
+        with torch.no_grad():
+            for mine, theirs in views:
+                totals.append(
+                    _compare(method.network, mine, reference.network, theirs, top, smoothing)
+                )
+    finally:
+        method.network.train(modes[0])
+        reference.network.train(modes[1])
+    counted = [part.pairs for part in totals]
+    long = [part.long_pairs for part in totals]
+    return Relevance(
+        pairs=sum(counted),
+        indicator=_mean([part.indicator for part in totals], counted),
+        least=_mean([part.least for part in totals], counted),
+        uniform=_mean([part.uniform for part in totals], counted),
+        smoothing=smoothing,
+        hit_rate=_mean([part.hit_rate for part in totals], long),
+        top=top,
+        long_pairs=sum(long),
+    )
+
+
+class _Part(NamedTuple):
+    """The means of a batch, and over how many pairs."""
+
+    pairs: int
+    indicator: float
+    least: float
+    uniform: float
+    hit_rate: float
+    long_pairs: int
+
+
+def _compare(
+    network: Network, mine: Batch, oracle: Network, theirs: Batch, top: int, smoothing: float
+) -> _Part:
+    length = max(mine.mask.shape[1], theirs.mask.shape[1])
+    seen = _aligned(mine.mask.numpy(), length) | _aligned(theirs.mask.numpy(), length)
+    counts = mine.weights.numpy() > 0  # candidates that merely fill their request's list do not
+    mask = seen[:, None, :] & counts[:, :, None]
+    truth = _aligned(behavior_weights(oracle, _on(oracle, theirs)), length)
+    indicator = hits = NAN
+    if weighs(network.long):
+        weights = _aligned(behavior_weights(network, _on(network, mine)), length)
+        indicator = relevance_indicator(weights, truth, mask, smoothing)
+    if searches(network.long):
+        found = _aligned(retrieved_behaviors(network, _on(network, mine)), length)
+        hits = hit_rate_of_retrieval(found, truth, top, mask)
+    return _Part(
+        pairs=int(((truth * mask).sum(-1) > 0).sum()),
+        indicator=indicator,
+        least=relevance_indicator(truth, truth, mask, smoothing),
+        uniform=relevance_indicator(np.ones_like(truth), truth, mask, smoothing),
+        hit_rate=hits,
+        long_pairs=int((mask.sum(-1) > top).sum()),
+    )
+
+
+def _on(network: Network, batch: Batch) -> Batch:
+    return batch.to(network.embedding.weight.device)
+
+
+def _aligned(values: Array, length: int) -> Array:
+    """Values [..., L] with padding in front, where all padding stands; [..., length]."""
+    missing = length - values.shape[-1]
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(missing, 0)])
+
+
+def _mean(values: list[float], counts: list[int]) -> float:
+    """The mean of means; those over nothing do not count."""
+    total = sum(counts)
+    kept = [value * count for value, count in zip(values, counts, strict=True) if count]
+    return sum(kept) / total if total else NAN
