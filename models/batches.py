@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -162,7 +162,7 @@ class Gatherer:
         return columns
 
 
-def prefetch(items: Iterable[Item], ahead: int = PREFETCHED) -> Iterator[Item]:
+def prefetch(items: Iterable[Item], ahead: int = PREFETCHED) -> Generator[Item]:
     """The same items, made in a thread of their own, at most ``ahead`` of them in advance.
 
     An error in the making is raised here; leaving early ends the thread.

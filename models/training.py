@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -144,26 +144,31 @@ def train(
         TrainingError: the run cannot start or go on.
     """
     began = time.monotonic()
+    _check_classes(samples.validation, "validation")
     with _determinism(config) as device:
-        fit = _Pass(config, samples, out / CHECKPOINT, "fit", device, on_progress, trackers)
-        if resume:
-            fit.resume()
-        fit.run(config.training.epochs, watch=True)
-        fit.restore_best()
-        metrics = dict(fit.curve[fit.best - 1].validation)
-        if samples.test is not None and len(samples.test.cut):
-            measured = measure(fit.network, fit.gatherer, samples, samples.test)
-            metrics |= {f"test_{name}": value for name, value in measured.items()}
-        final, known = fit, samples
+        checkpoint = out / CHECKPOINT
+        saved = _read_checkpoint(checkpoint, config, device) if resume else None
+        fitted = msgspec.convert(saved["fitted"], _Fitted | None) if saved else None
+        known, last = samples, None
+        if fitted is None:
+            last = _Pass(config, samples, checkpoint, "fit", device, on_progress, trackers)
+            if saved is not None:
+                last.resume(saved)
+            fitted = last.fit()
+            saved = None
         whole = getattr(samples, "whole", None)
         if whole is not None and samples.config.refit:  # type: ignore[attr-defined]
             known = whole()
-            final = _Pass(config, known, out / CHECKPOINT, "refit", device, on_progress, trackers)
-            final.run(fit.best, watch=False)
-        result = TrainResult(out, metrics, fit.best, fit.curve, time.monotonic() - began)
+            last = _Pass(config, known, checkpoint, "refit", device, on_progress, trackers, fitted)
+            if saved is not None:
+                last.resume(saved)
+            last.run(fitted.best, watch=False)
+        assert last is not None  # a pass that is done is only left for one that is not
+        result = TrainResult(
+            out, fitted.metrics, fitted.best, fitted.curve, time.monotonic() - began
+        )
         if _rank() == 0:
-            _save(result, config, final.network, known, data or {}, baselines or {})
-            (out / CHECKPOINT).unlink(missing_ok=True)
+            _save(result, config, last.network, known, data or {}, baselines or {})
     return result
 
 
@@ -241,8 +246,16 @@ class _State:
     curve: list[Epoch] = field(default_factory=list)
 
 
+class _Fitted(msgspec.Struct, frozen=True):
+    """What the first pass found."""
+
+    metrics: dict[str, float]
+    best: int
+    curve: list[Epoch]
+
+
 class _Pass:
-    """One pass of learning over the samples."""
+    """One pass of learning over the samples; ``fitted`` is what the pass before it found."""
 
     def __init__(
         self,
@@ -253,33 +266,40 @@ class _Pass:
         device: torch.device,
         on_progress: OnProgress,
         trackers: tuple[Tracker, ...],
+        fitted: _Fitted | None = None,
     ) -> None:
         self.config, self.samples, self.checkpoint = config, samples, checkpoint
-        self.phase, self.device = phase, device
+        self.phase, self.device, self.fitted = phase, device, fitted
         self.on_progress, self.trackers = on_progress, trackers
         self.inputs = Inputs.of(samples.interactions, config.schema)
         self.gatherer = make_gatherer(config, samples, self.inputs)
         self.network = make_network(config, self.inputs).to(device)
         self.learner = _learner(config, self.network, device)
         self.optimizer = _optimizer(config, self.network)
-        self.generator = torch.Generator().manual_seed(config.seed + _rank())
+        self.generator = torch.Generator()
         self.state = _State()
+        self.epochs = config.training.epochs
+        """That `run` goes through, at most."""
         self.steps = 0
         """Of the epoch at hand."""
         self.best_weights: dict[str, Tensor] = {}
         self._saved = time.monotonic()
 
-    @property
-    def best(self) -> int:
-        return self.state.best
-
-    @property
-    def curve(self) -> list[Epoch]:
-        return self.state.curve
+    def fit(self) -> _Fitted:
+        """Learn and watch, take the weights of the best epoch, and measure them."""
+        state, samples = self.state, self.samples
+        self.run(self.config.training.epochs, watch=True)
+        self.network.load_state_dict(self.best_weights)
+        metrics = dict(state.curve[state.best - 1].validation)
+        if samples.test is not None and len(samples.test.cut):
+            measured = measure(self.network, self.gatherer, samples, samples.test)
+            metrics |= {f"test_{name}": value for name, value in measured.items()}
+        return _Fitted(metrics, state.best, state.curve)
 
     def run(self, epochs: int, *, watch: bool) -> None:
         """Learn for so many epochs; with ``watch``, validate after each and stop in time."""
         state, patience = self.state, self.config.training.patience
+        self.epochs = epochs
         while state.epoch < epochs and not (
             watch and state.epoch - state.best >= patience > 0 and state.best
         ):
@@ -287,12 +307,7 @@ class _Pass:
             state.epoch, state.step = state.epoch + 1, 0
             if watch:
                 self._validate()
-            if watch and state.epoch < epochs:
-                self._save()
-
-    def restore_best(self) -> None:
-        """Take the weights of the best epoch."""
-        self.network.load_state_dict(self.best_weights)
+            self._save()
 
     def _epoch(self, number: int) -> None:
         training, state = self.config.training, self.state
@@ -301,17 +316,20 @@ class _Pass:
         steps = self.steps = -(-R // training.batch)
         if not steps:
             raise TrainingError("there is no request to learn from; give more behaviors")
-        if not state.step:
-            state.total = state.auxiliary = state.seconds = 0.0
         self.network.train()
-        self.network.long.on_epoch(self.network.item_table().detach())
+        if not state.step:
+            _check_classes(requests, "training")
+            state.total = state.auxiliary = state.seconds = 0.0
+            # What it keeps is in the checkpoint, so that it is not made anew in mid-epoch.
+            self.network.long.on_epoch(self.network.item_table().detach())
         began, before = time.monotonic(), state.seconds
-        for batch in prefetch(self._batches(requests, state.step)):
-            _set_rate(self.optimizer, self.config, number + state.step / steps)
-            self._step(batch.to(self.device), number, steps)
-            state.seconds = before + time.monotonic() - began
-            if time.monotonic() - self._saved > training.checkpoint_s and state.step < steps:
-                self._save()
+        with closing(prefetch(self._batches(requests, state.step))) as batches:
+            for batch in batches:
+                _set_rate(self.optimizer, self.config, number + state.step / steps)
+                self._step(batch.to(self.device), number, steps)
+                state.seconds = before + time.monotonic() - began
+                if time.monotonic() - self._saved > training.checkpoint_s and state.step < steps:
+                    self._save()
 
     def _batches(self, requests: Requests, first: int) -> Iterator[Batch]:
         """This process's share of each batch, from step ``first`` on."""
@@ -327,25 +345,30 @@ class _Pass:
 
     def _step(self, batch: Batch, number: int, steps: int) -> None:
         training, state = self.config.training, self.state
+        self._seed(number)
         with _precision(self.config, self.device):
             entropy, weight, auxiliary = batch_loss(self.learner, batch, self.generator)
-        whole = _sum(torch.stack([entropy.detach(), weight]).double())
+        whole = _sum(torch.stack([entropy.detach(), weight, auxiliary.detach()]).double())
         # DDP averages gradients over processes: times their number the sum is the whole batch's.
         share = entropy * _processes() / whole[1].clamp(min=1.0).float()
         self.optimizer.zero_grad(set_to_none=True)
         (share + training.auxiliary_weight * auxiliary).backward()  # type: ignore[no-untyped-call]
-        loss = float(whole[0] / whole[1].clamp(min=1.0))
-        if not np.isfinite(loss):
-            raise TrainingError(
-                f"the loss is not a number in epoch {number + 1}, step {state.step + 1}; "
-                "lower training.learning_rate"
-            )
+        loss, own = float(whole[0] / whole[1].clamp(min=1.0)), float(whole[2]) / _processes()
+        if not np.isfinite(loss + own):
+            raise _not_a_number("the loss", number, state.step + 1)
         self.optimizer.step()
         state.step += 1
         state.total += loss
-        state.auxiliary += float(auxiliary.detach())
+        state.auxiliary += own
         if state.step % REPORT_EVERY == 0 or state.step == steps:
             self._report(number, steps)
+
+    def _seed(self, number: int) -> None:
+        """What a step draws depends on where it stands, and on nothing that came before it."""
+        place = [self.config.seed, 3, number, self.state.step, _rank()]
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+        self.generator.manual_seed(seed)
+        torch.manual_seed(seed)  # dropout's, on every device
 
     def _report(self, number: int, steps: int, validation: dict[str, float] | None = None) -> None:
         state = self.state
@@ -353,7 +376,7 @@ class _Pass:
         progress = Progress(
             phase=self.phase,
             epoch=number + 1,
-            epochs=self.config.training.epochs,
+            epochs=self.epochs,
             step=done,
             steps=steps,
             loss=state.total / done,
@@ -369,6 +392,8 @@ class _Pass:
         state, number = self.state, self.state.epoch - 1
         steps = self.steps
         validation = measure(self.network, self.gatherer, self.samples, self.samples.validation)
+        if "auc" not in validation:  # the last step broke what the loss before it did not show
+            raise _not_a_number("a CTR", number, steps)
         epoch = Epoch(state.total / steps, state.auxiliary / steps, validation, state.seconds)
         state.curve.append(epoch)
         if not state.best or validation["auc"] > state.curve[state.best - 1].validation["auc"]:
@@ -385,42 +410,68 @@ class _Pass:
             return
         saved = {
             "config": msgspec.to_builtins(self.config),
+            "fitted": msgspec.to_builtins(self.fitted),
             "state": msgspec.to_builtins(self.state),
             "network": self.network.state_dict(),
             "best": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "torch": torch.get_rng_state(),
         }
         write_whole(self.checkpoint, saved)
 
-    def resume(self) -> None:
-        """Go on from the checkpoint, if there is one.
+    def resume(self, saved: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
 
         Raises:
-            TrainingError: it is of another configuration, or cannot be read.
+            TrainingError: it is of other data.
         """
-        if not self.checkpoint.exists():
-            return
         try:
-            saved = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
-        except Exception as error:  # pickle, zip and torch all have their own
-            reason = " ".join(str(error).split())[:200]
+            self.network.load_state_dict(saved["network"])
+        except RuntimeError as error:
             raise TrainingError(
-                f"{self.checkpoint} cannot be read: {reason}; delete it to start anew"
+                f"{self.checkpoint} is of other data: its tables have other sizes; "
+                "use those, or another --out"
             ) from error
-        changed = _differing(saved["config"], msgspec.to_builtins(self.config))
-        if changed:
-            raise TrainingError(
-                f"{self.checkpoint} is of another configuration ({changed} differs); "
-                "use that one, or another --out"
-            )
-        self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.best_weights = saved["best"]
-        self.generator.set_state(saved["generator"].cpu())
-        torch.set_rng_state(saved["torch"].cpu())
         self.state = msgspec.convert(saved["state"], _State)
+
+
+def _read_checkpoint(path: Path, config: RunConfig, device: torch.device) -> dict[str, Any] | None:
+    """The checkpoint, or None if there is none.
+
+    Raises:
+        TrainingError: it is of another configuration, or cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+        theirs, _ = saved["config"], saved["fitted"]
+    except Exception as error:  # pickle, zip and torch all have their own
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"{path} cannot be read: {reason}; delete it to start anew") from error
+    changed = _differing(theirs, msgspec.to_builtins(config))
+    if changed:
+        raise TrainingError(
+            f"{path} is of another configuration ({changed} differs); "
+            "use that one, or another --out"
+        )
+    return saved
+
+
+def _check_classes(requests: Requests, part: str) -> None:
+    counted = requests.labels[requests.weights > 0]
+    if len(counted) and counted.min() == counted.max():
+        raise TrainingError(
+            f"every label of the {part} part is {counted[0]:g}, which leaves nothing to tell "
+            "apart; give more behaviors, or change [protocol] or [split]"
+        )
+
+
+def _not_a_number(what: str, number: int, step: int) -> TrainingError:
+    return TrainingError(
+        f"{what} is not a number in epoch {number + 1}, step {step}; lower training.learning_rate"
+    )
 
 
 def write_whole(path: Path, saved: dict[str, Any]) -> None:
@@ -438,7 +489,8 @@ def write_whole(path: Path, saved: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         new.replace(path)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk as RuntimeError
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink()
         reason = " ".join(str(error).split())[:120]
         raise TrainingError(
             f"the checkpoint {path} cannot be written: {reason}; "
@@ -612,15 +664,19 @@ def _save(
         "seconds": result.seconds,
         "device": str(network.embedding.weight.device),
     }
-    write_directory(
-        result.path,
-        {
-            WEIGHTS: weights.getvalue(),
-            INPUTS: tables.getvalue(),
-            VOCABULARY: msgspec.msgpack.encode(vocabulary),
-            RUN: msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n",
-        },
-    )
+    files = {
+        WEIGHTS: weights.getvalue(),
+        INPUTS: tables.getvalue(),
+        VOCABULARY: msgspec.msgpack.encode(vocabulary),
+        RUN: msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n",
+    }
+    try:
+        write_directory(result.path, files)  # in the place of the checkpoint
+    except OSError as error:
+        raise TrainingError(
+            f"the run {result.path} cannot be written: {error.strerror}; "
+            "its checkpoint stays, make room and go on with --resume"
+        ) from error
 
 
 def load_run(path: Path) -> Run:

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,8 +23,13 @@ from models.export import export
 from models.interactions import Interactions
 from models.live import Live, LiveSplit, evaluation_requests, split_live
 from models.network import NetworkConfig
+from models.networks.din import DINLConfig
 from models.networks.encode import EncodeConfig
+from models.networks.sim import SIMConfig
+from models.protocols import LastOfUser, Rated, Split, split_requests
 from models.training import (
+    CHECKPOINT,
+    RUN,
     WEIGHTS,
     Progress,
     TrainResult,
@@ -27,6 +38,7 @@ from models.training import (
     predict,
     train,
 )
+from tests.conftest import require
 from tests.models.generated import planted_interactions
 
 TINY = RunConfig(
@@ -125,25 +137,293 @@ def test_the_bundle_carries_the_runs_record(result: TrainResult, bundle: Bundle)
     assert bundle.popularity.sum() == pytest.approx(1e6, rel=1e-4)
 
 
-def test_the_same_seed_gives_the_same_weights(interactions: Interactions, tmp_path: Path) -> None:
-    config, samples = changed(TINY, epochs=1), live(interactions.head(800))
-    one = load_run(train(config, samples, tmp_path / "one").path).network.state_dict()
-    two = load_run(train(config, samples, tmp_path / "two").path).network.state_dict()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+QUICK = changed(TINY, epochs=2, batch=16, patience=0, checkpoint_s=0.0)
 
 
-def test_torch_is_left_as_it_was_found(interactions: Interactions, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def few(interactions: Interactions) -> Interactions:
+    return interactions.head(800)
+
+
+@pytest.fixture(scope="module")
+def quick(few: Interactions, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """Fifty steps, twenty-five an epoch, and as many again of the second pass."""
+    return train(QUICK, live(few, refit=True), tmp_path_factory.mktemp("runs") / "quick")
+
+
+def weights_of(result: TrainResult) -> dict[str, torch.Tensor]:
+    return load_run(result.path).network.state_dict()
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+
+
+def test_the_same_seed_gives_the_same_weights(
+    few: Interactions, quick: TrainResult, tmp_path: Path
+) -> None:
+    again = train(QUICK, live(few, refit=True), tmp_path / "again")
+    assert_same(weights_of(quick), weights_of(again))
+    assert again.metrics == quick.metrics
+
+
+def test_another_seed_gives_others(few: Interactions, quick: TrainResult, tmp_path: Path) -> None:
+    config = msgspec.structs.replace(changed(QUICK, epochs=1), seed=1)
+    other = weights_of(train(config, live(few), tmp_path / "other"))
+    assert not torch.equal(other["embedding.weight"], weights_of(quick)["embedding.weight"])
+
+
+class Stop(Exception):
+    """Ends a run as a signal would: at any moment, and nothing is tidied up."""
+
+
+def interrupt(
+    config: RunConfig, samples: LiveSplit, out: Path, phase: str, epoch: int, step: int
+) -> None:
+    """Train until a report of this step or of a later one."""
+
+    def report(at: Progress) -> None:
+        if at.phase == phase and (at.epoch, at.step) >= (epoch, step):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(config, samples, out, report)
+    assert (out / CHECKPOINT).exists()
+    assert not (out / RUN).exists()
+
+
+@pytest.mark.parametrize(
+    ("phase", "epoch", "step"),
+    [("fit", 1, 20), ("fit", 2, 20), ("refit", 1, 20)],
+    ids=["first epoch", "second epoch", "second pass"],
+)
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    few: Interactions, quick: TrainResult, tmp_path: Path, phase: str, epoch: int, step: int
+) -> None:
+    samples, out = live(few, refit=True), tmp_path / "run"
+    interrupt(QUICK, samples, out, phase, epoch, step)
+    reports: list[Progress] = []
+    resumed = train(QUICK, samples, out, reports.append, resume=True)
+    assert (reports[0].phase, reports[0].epoch) == (phase, epoch)
+    assert_same(weights_of(quick), weights_of(resumed))
+    assert resumed.metrics == quick.metrics
+    assert [each.loss for each in resumed.curve] == [each.loss for each in quick.curve]
+    assert not (out / CHECKPOINT).exists()
+
+
+def test_what_a_network_draws_by_itself_is_drawn_alike_after_a_resume(
+    few: Interactions, tmp_path: Path
+) -> None:
+    """Dropout draws from torch's own generator, SIM clusters the items at each epoch's start."""
+    config = msgspec.structs.replace(
+        changed(QUICK, epochs=1),
+        network=NetworkConfig(d=8, M=8, hidden=(16, 8), dropout=0.3),
+        long_term=SIMConfig(search="cluster", k=5),
+    )
+    whole = weights_of(train(config, live(few), tmp_path / "whole"))
+    interrupt(config, live(few), tmp_path / "run", "fit", 1, 20)
+    resumed = train(config, live(few), tmp_path / "run", resume=True)
+    assert_same(whole, weights_of(resumed))
+
+
+def test_without_a_checkpoint_a_resumed_run_starts(
+    few: Interactions, quick: TrainResult, tmp_path: Path
+) -> None:
+    config = changed(QUICK, epochs=1)
+    result = train(config, live(few), tmp_path / "new", resume=True)
+    assert result.curve[0].loss == quick.curve[0].loss
+
+
+@pytest.fixture
+def stopped(few: Interactions, tmp_path: Path) -> Path:
+    """A run that was interrupted."""
+    interrupt(changed(QUICK, checkpoint_s=60.0), live(few), tmp_path / "run", "fit", 2, 20)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (changed(QUICK, learning_rate=0.5), "training.learning_rate"),
+        (msgspec.structs.replace(QUICK, seed=5), "seed"),
+        (
+            msgspec.structs.replace(QUICK, long_term=EncodeConfig(m=3, K=9, L=64, beta=0.5)),
+            "long_term.K",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused(
+    few: Interactions, stopped: Path, config: RunConfig, key: str
+) -> None:
+    message = rf"checkpoint\.pt is of another configuration \({key} differs\)"
+    with pytest.raises(TrainingError, match=message) as caught:
+        train(config, live(few), stopped, resume=True)
+    assert "\n" not in str(caught.value)
+    assert (stopped / CHECKPOINT).exists()
+
+
+def test_a_checkpoint_of_other_data_is_refused(stopped: Path) -> None:
+    other = planted_interactions(users=30, items=160)
+    with pytest.raises(TrainingError, match="is of other data"):
+        train(changed(QUICK, checkpoint_s=60.0), live(other), stopped, resume=True)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_a_damaged_checkpoint_is_named(few: Interactions, stopped: Path, kept: int) -> None:
+    checkpoint = stopped / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt cannot be read.*delete it") as caught:
+        train(QUICK, live(few), stopped, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(stopped: Path, few: Interactions) -> None:
+    """Where the new checkpoint is written beside the old one, there is no room: /dev/full."""
+    require(Path("/dev/full").exists(), "/dev/full")
+    before = (stopped / CHECKPOINT).read_bytes()
+    (stopped / CHECKPOINT).with_suffix(".new").symlink_to("/dev/full")
+    with pytest.raises(TrainingError, match=r"cannot be written.*go on with --resume") as caught:
+        train(QUICK, live(few), stopped, resume=True)
+    assert "\n" not in str(caught.value)
+    assert (stopped / CHECKPOINT).read_bytes() == before
+    assert [file.name for file in stopped.iterdir()] == [CHECKPOINT]
+
+
+def test_a_place_that_cannot_be_written_to_is_named(few: Interactions, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"file/run/checkpoint\.pt cannot be written"):
+        train(changed(QUICK, epochs=1), live(few), tmp_path / "file" / "run")
+
+
+def test_a_run_stops_when_validation_no_longer_improves(few: Interactions, tmp_path: Path) -> None:
+    """A learning rate this small changes no rank, so the second epoch is no better."""
+    config = changed(QUICK, epochs=5, patience=2, learning_rate=1e-12)
+    result = train(config, live(few), tmp_path / "run")
+    assert len(result.curve) == 3
+    assert result.epochs == 1
+
+
+def test_the_second_pass_learns_from_everything(few: Interactions, tmp_path: Path) -> None:
+    config = changed(QUICK, epochs=1)
+    steps: dict[str, int] = {}
+    result = train(
+        config,
+        live(few, refit=True),
+        tmp_path / "run",
+        lambda at: steps.update({at.phase: at.steps}),
+    )
+    assert steps["refit"] > steps["fit"]
+    assert load_run(result.path).data["behaviors"] == len(few)
+
+
+def test_torch_is_left_as_it_was_found(few: Interactions, tmp_path: Path) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    train(changed(TINY, epochs=1), live(interactions.head(800)), tmp_path / "run")
+    train(changed(QUICK, epochs=1), live(few), tmp_path / "run")
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(interactions: Interactions, tmp_path: Path) -> None:
-    config = changed(TINY, learning_rate=1e30)
-    with pytest.raises(TrainingError, match=r"not a number in epoch 1, step \d+; lower"):
-        train(config, live(interactions), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+def rated(interactions: Interactions) -> Split:
+    values = (interactions.items % 2 * 5).astype(np.float32)
+    return split_requests(replace(interactions, values=values), Rated(), LastOfUser(2, 2))
+
+
+def test_a_test_part_is_measured_beside_validation(few: Interactions, tmp_path: Path) -> None:
+    result = train(changed(QUICK, epochs=1), rated(few), tmp_path / "run")
+    assert {"auc", "log_loss", "test_auc", "test_log_loss"} <= result.metrics.keys()
+    assert "hit10" not in result.metrics
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_labels_of_one_class_are_refused(few: Interactions, tmp_path: Path, part: str) -> None:
+    split = rated(few)
+    name = "train" if part == "training" else part
+    labels = np.zeros_like(getattr(split, name).labels)
+    split = replace(split, **{name: getattr(split, name)._replace(labels=labels)})
+    with pytest.raises(TrainingError, match=f"every label of the {part} part is 0") as caught:
+        train(changed(QUICK, epochs=1), split, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_that_is_not_there_is_said(few: Interactions, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(TrainingError, match='device is "cuda", but torch sees no GPU') as caught:
+        train(changed(QUICK, device="cuda"), live(few), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(few: Interactions, tmp_path: Path) -> None:
+    config = changed(QUICK, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"not a number in epoch 1, step 2; lower") as caught:
+        train(config, live(few), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / RUN).exists()
+
+
+def test_weights_that_the_last_step_broke_end_the_run(few: Interactions, tmp_path: Path) -> None:
+    config = changed(QUICK, learning_rate=1e30, batch=100_000)
+    with pytest.raises(TrainingError, match="a CTR is not a number in epoch 1, step 1"):
+        train(config, live(few), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(few: Interactions, tmp_path: Path) -> None:
+    """Slow: three processes import torch, and two of them find each other."""
+    config = msgspec.structs.replace(
+        changed(QUICK, epochs=1, batch=33), long_term=DINLConfig(L=64), seed=3
+    )
+    alone = train(config, live(few), tmp_path / "alone")
+    job = tmp_path / "job.py"
+    job.write_text(
+        textwrap.dedent(
+            f"""
+            from pathlib import Path
+            import msgspec
+            from models.config import read_config
+            from models.live import split_live
+            from models.training import train
+            from tests.models.generated import planted_interactions
+
+            config = read_config(msgspec.json.decode({msgspec.json.encode(config)!r}))
+            protocol = msgspec.structs.replace(config.protocol, refit=False)
+            data = planted_interactions(users=40, items=120, baskets=14).head(800)
+            train(config, split_live(data, protocol, {TINY.seed}), Path({str(tmp_path / "both")!r}))
+            """
+        )
+    )
+    port = free_port()
+    command = (
+        f"-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port {port}"
+    )
+    done = subprocess.run(
+        [sys.executable, *command.split(), str(job)],
+        cwd=Path(__file__).parents[2],
+        env={
+            **os.environ,
+            "PYTHONPATH": ".",
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = load_run(tmp_path / "both")
+    for name, value in weights_of(alone).items():
+        torch.testing.assert_close(both.network.state_dict()[name], value, atol=1e-5, rtol=0)
+    assert both.curve[0].loss == pytest.approx(alone.curve[0].loss, abs=1e-6)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
 
 
 def test_a_damaged_run_is_refused_by_name(result: TrainResult, tmp_path: Path) -> None:
