@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import signal
 import sys
 import tomllib
@@ -78,6 +79,9 @@ INTERRUPTED: Final = 130
 
 def main() -> NoReturn:
     """Run the command line; every error that a user can cause ends in one line."""
+    # Torch's threads would spin while they wait: beside anything else that runs, a step of training
+    # takes ten times the processor time. Read when torch is loaded, by the processes we start too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except LifelongError as error:

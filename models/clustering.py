@@ -25,10 +25,10 @@ need."""
 
 
 def cluster_sequences(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
-    """`extractor.clustering.cluster` for each of a batch of sequences; constants as far as gradients go.
+    """K-means by cosine for each of a batch of sequences; constants as far as gradients go.
 
-    On a processor each sequence is clustered by the kernel that serves, on all threads; on a GPU all
-    are clustered together.
+    On a processor each sequence is clustered by the kernel that serves, on all threads; on a GPU
+    all are clustered together.
 
     Args:
         directions: f32[R, L, m], of unit length.

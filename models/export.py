@@ -92,7 +92,8 @@ def export_network(
 ) -> tuple[BundleContents, ExportChecks]:
     """The contents of a network's bundle, and how well its graphs agree with it.
 
-    Items without a training behavior are left out: the network has never met them.
+    Items without a training behavior are left out where the method allows: the network has never
+    met them.
 
     Args:
         item_ids, titles: n + 1 entries, row 0 ("") for unknown items.
@@ -103,6 +104,8 @@ def export_network(
     """
     network = network.cpu().eval()
     known = [0, *(int(row) for row in np.flatnonzero(popularity[1:] > 0) + 1)]
+    if "rows" in network.long.reads:  # its graph holds something of each, by row
+        known = list(range(len(item_ids)))
     table = network.item_table().detach()
     embeddings = table.numpy()[known].astype(np.float32)
     golden = golden_requests(network, table, config.seed)
@@ -185,8 +188,9 @@ class _Online(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         state = dict(zip(self.state, inputs, strict=False))
         recent, recent_mask, user, candidates, cross, *rest = inputs[len(self.state) :]
-        categories = rest[0] if rest else candidates.new_zeros(candidates.shape[:-1]).long()
-        target = Target(candidates, categories)
+        read = dict(zip(sorted(self.network.long.reads), rest, strict=True))
+        none = candidates.new_zeros(candidates.shape[:-1]).long()
+        target = Target(candidates, read.get("categories", none), read.get("rows", none))
         return torch.sigmoid(self.network.logits(state, recent, recent_mask, user, target, cross))
 
 
@@ -356,8 +360,11 @@ def _inputs(
         "candidates": table[candidates],
         "cross": torch.from_numpy(rng.random((B, len(CROSS_FEATURES)), np.float32)),
     }
-    if network.long.reads_categories:
-        inputs["candidate_categories"] = torch.from_numpy(network.inputs.categories)[candidates]
+    read = {
+        "categories": torch.from_numpy(network.inputs.categories)[candidates],
+        "rows": candidates,
+    }
+    inputs |= {f"candidate_{name}": read[name] for name in sorted(network.long.reads)}
     return {name: tensor.detach().clone() for name, tensor in inputs.items()}
 
 

@@ -7,7 +7,7 @@ user's long-term interest relative to each. Training composes the two; export ta
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 import torch
@@ -46,8 +46,8 @@ class LongTerm(nn.Module):
     served: ClassVar[bool] = False
     """Whether the scorer can serve a bundle of this method."""
 
-    reads_categories: ClassVar[bool] = False
-    """Whether `read` looks at the candidates' categories."""
+    reads: frozenset[Literal["categories", "rows"]] = frozenset()
+    """What `read` looks at beside the candidates' embeddings."""
 
     def __init__(self, d: int, inputs: Inputs) -> None:
         super().__init__()

@@ -98,7 +98,8 @@ class Network(nn.Module):
     def target(self, batch: Batch, table: Tensor) -> Target:
         """The batch's candidates, on an item table."""
         categories = cast(Tensor, self.categories)
-        return Target(functional.embedding(batch.candidates, table), categories[batch.candidates])
+        rows = batch.candidates
+        return Target(functional.embedding(rows, table), categories[rows], rows)
 
     def user(self, batch: Batch) -> Tensor:
         """f32[R, u']: features of the user, and embeddings of their attributes."""

@@ -24,6 +24,8 @@ class Target(NamedTuple):
     """f32[..., B, d]."""
     categories: Tensor
     """i64[..., B], 0 for none."""
+    rows: Tensor
+    """i64[..., B]: rows of the items, 0 where unknown."""
 
 
 class BehaviorSequence:

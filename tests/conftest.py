@@ -30,4 +30,6 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith("LIFELONG_")]:
         del os.environ[name]
     # Some tests load onnxruntime themselves, past `models.bundle.make_session`.
+    # Torch's threads spin while they wait, at the cost of whatever else runs (`lifelong.cli`).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

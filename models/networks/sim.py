@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from infra.errors import TrainingError
 from models.layers import MASKED, unit
 from models.long_term import LongTerm, LongTermConfig, State
 from models.networks.din import masked_softmax
@@ -107,18 +106,6 @@ def gather_rows(rows: Tensor, places: Tensor) -> Tensor:
     return rows.gather(-2, flat).view(*places.shape, rows.shape[-1])
 
 
-def candidate_rows(target: Target) -> Tensor:
-    """i64[..., B]: the candidates' rows in the item table.
-
-    Raises:
-        TrainingError: the candidates are given by their embeddings alone.
-    """
-    rows: Tensor | None = getattr(target, "rows", None)
-    if rows is None:
-        raise TrainingError("this search needs the candidates' items, which are not given here")
-    return rows
-
-
 class SIM(LongTerm):
     """What the searches have in common: the k best behaviors are attended to."""
 
@@ -207,7 +194,7 @@ class SoftSIM(SIM):
         other = newest[(torch.arange(R, device=newest.device) + ahead.to(newest.device)) % R]
         pair = torch.stack([newest, other], dim=1)
         counts = (sequence.mask.sum(1) >= 2) & (pair > 0).all(1) & (newest != other)
-        target = Target(functional.embedding(pair, sequence.table), torch.zeros_like(pair))
+        target = Target(functional.embedding(pair, sequence.table), torch.zeros_like(pair), pair)
         logits = self.search_logits(_earlier(sequence), target)
         labels = torch.tensor([1.0, 0.0], device=logits.device).expand_as(logits)
         losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -228,6 +215,10 @@ def _earlier(sequence: BehaviorSequence) -> BehaviorSequence:
 class HardSIM(SIM):
     """The newest behaviors of the candidate's category; of the item, where there is none."""
 
+    def __init__(self, config: SIMConfig, d: int, inputs: Inputs) -> None:
+        super().__init__(config, d, inputs)
+        self.reads = frozenset({"categories" if inputs.schema.category else "rows"})
+
     def summarize(self, sequence: BehaviorSequence) -> State:
         return super().summarize(sequence) | {"sequence_keys": self.behavior_keys(sequence)}
 
@@ -247,7 +238,7 @@ class HardSIM(SIM):
         """What candidates search by; -> i64[..., B]."""
         if self.inputs.schema.category:
             return target.categories
-        return candidate_rows(target)
+        return target.rows
 
 
 class ClusterSIM(HardSIM):
@@ -265,6 +256,7 @@ class ClusterSIM(HardSIM):
 
     def __init__(self, config: SIMConfig, d: int, inputs: Inputs) -> None:
         super().__init__(config, d, inputs)
+        self.reads = frozenset({"rows"})
         clusters = torch.ones(inputs.n_items + 1, dtype=torch.long)
         clusters[0] = 0
         self.register_buffer("clusters", clusters)
@@ -290,7 +282,7 @@ class ClusterSIM(HardSIM):
         return self.clusters[sequence.rows] * sequence.mask
 
     def target_keys(self, target: Target) -> Tensor:
-        return self.clusters[candidate_rows(target)]
+        return self.clusters[target.rows]
 
 
 @torch.no_grad()

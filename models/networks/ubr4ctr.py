@@ -26,7 +26,7 @@ from infra.errors import TrainingError
 from models.layers import MASKED
 from models.long_term import LongTerm, LongTermConfig, State
 from models.networks.din import masked_softmax
-from models.networks.sim import best_places, candidate_rows, gather_rows
+from models.networks.sim import best_places, gather_rows
 from models.schema import Inputs, Rows
 from models.sequence import BehaviorSequence, Target
 
@@ -93,6 +93,7 @@ class UBR4CTR(LongTerm):
     def __init__(self, config: UBR4CTRConfig, d: int, inputs: Inputs) -> None:
         super().__init__(d, inputs)
         self.config = config
+        self.reads = frozenset({"rows"})
         self.attributes = tuple(inputs.items)
         self.values = nn.ModuleDict(
             {name: nn.Embedding(inputs.heights[f"item.{name}"], d) for name in self.attributes}
@@ -137,7 +138,7 @@ class UBR4CTR(LongTerm):
 
     def probabilities(self, target: Target) -> Tensor:
         """That each feature asks, the item first; -> f32[..., B, F]."""
-        rows = candidate_rows(target)
+        rows = target.rows
         features = [target.embeddings]
         for name in self.attributes:
             values = self._values(name)[rows]
@@ -153,7 +154,7 @@ class UBR4CTR(LongTerm):
         probabilities = self.probabilities(target)
         greatest = probabilities.amax(-1, keepdim=True)  # someone must ask
         asks = ((probabilities > 0.5) | (probabilities == greatest)).to(probabilities.dtype)
-        matches = list(self._matches(state["sequence_rows"], candidate_rows(target)))
+        matches = list(self._matches(state["sequence_rows"], target.rows))
         with torch.no_grad():
             scores = torch.zeros_like(matches[0])
             for f, match in enumerate(matches):

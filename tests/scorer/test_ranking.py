@@ -80,6 +80,7 @@ def test_served_ctrs_are_those_of_the_torch_network(world: World) -> None:
     newer = sequence.behaviors[-2:]
     keys = item_keys(CANDIDATES)
     rows = world.bundle.rows(keys)
+    known = torch.from_numpy(rows).long()
     with torch.no_grad():
         embed = network.embedding
         recent = embed(torch.from_numpy(world.bundle.rows(sequence.behaviors["item"][-8:])))
@@ -93,7 +94,7 @@ def test_served_ctrs_are_those_of_the_torch_network(world: World) -> None:
             recent,
             torch.ones(8),
             torch.from_numpy(user_features(32, int(sequence.behaviors["time"][-1]), NOW_MS)),
-            Target(embed(torch.from_numpy(rows)), torch.zeros(len(rows), dtype=torch.long)),
+            Target(embed(known), torch.zeros_like(known), known),
             torch.from_numpy(cross_features(keys, popularity, merged.history, NOW_MS)),
         )
         expected = torch.sigmoid(logits).numpy()

@@ -63,7 +63,7 @@ def targets_of(sequence: BehaviorSequence, B: int = 3, seed: int = 1) -> Target:
     """Random candidates from the sequence's item table."""
     random = torch.Generator().manual_seed(seed)
     rows = torch.randint(1, len(sequence.table), (len(sequence.rows), B), generator=random)
-    return Target(sequence.table[rows], rows % CATEGORIES)
+    return Target(sequence.table[rows], rows % CATEGORIES, rows)
 
 
 def exported_read(
@@ -97,4 +97,4 @@ class _Reader(nn.Module):
     def forward(self, values: tuple[Tensor, ...], candidates: Tensor) -> Tensor:
         state = dict(zip(self.names, values, strict=True))
         categories = torch.zeros_like(candidates[..., 0], dtype=torch.int64)
-        return self.module.read(state, Target(candidates, categories))
+        return self.module.read(state, Target(candidates, categories, torch.zeros_like(categories)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, cast
 
 import onnxruntime
 import torch
@@ -14,15 +13,9 @@ from models.sequence import BehaviorSequence, Target
 from tests.models.networks.building import CATEGORIES
 
 
-class KnownTarget(NamedTuple):
-    embeddings: Tensor
-    categories: Tensor
-    rows: Tensor
-
-
 def targets_at(sequence: BehaviorSequence, rows: Tensor) -> Target:
     """Candidates i64[R, B] from the sequence's item table."""
-    return cast(Target, KnownTarget(sequence.table[rows], rows % CATEGORIES, rows))
+    return Target(sequence.table[rows], rows % CATEGORIES, rows)
 
 
 def known_targets(sequence: BehaviorSequence, B: int = 3, seed: int = 1) -> Target:
@@ -38,7 +31,7 @@ def reads_alike(module: LongTerm, state: State, target: Target, path: Path) -> N
     """
     module.eval()
     names = list(state)
-    candidates = [cast(KnownTarget, target)[i] for i in range(3)]
+    candidates = list(target)
     cut = [value[0].detach()[_newest(name)] for name, value in state.items()]
     two = [part[0, :2].detach() for part in candidates]
     open_axis = torch.export.Dim.AUTO
@@ -81,4 +74,4 @@ class _Reader(nn.Module):
 
     def forward(self, values: tuple[Tensor, ...], candidates: tuple[Tensor, ...]) -> Tensor:
         state = dict(zip(self.names, values, strict=True))
-        return self.module.read(state, cast(Target, KnownTarget(*candidates)))
+        return self.module.read(state, Target(*candidates))

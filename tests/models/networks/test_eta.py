@@ -86,7 +86,8 @@ def test_equal_embeddings_have_equal_signatures() -> None:
     assert set(signatures.flatten().tolist()) == {-1.0, 1.0}
     assert torch.equal(signatures[0], signatures[1])
     # A candidate that was met is at distance 0 of itself, and so is found.
-    target = Target(sequence.table[sequence.rows[:, :1]], torch.zeros(1, 1, dtype=torch.int64))
+    rows = sequence.rows[:, :1]
+    target = Target(sequence.table[rows], torch.zeros_like(rows), rows)
     assert network.retrieved(sequence, target)[0, 0, :2].all()
 
 

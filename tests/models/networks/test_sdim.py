@@ -35,7 +35,9 @@ def directed(*angles: float) -> tuple[BehaviorSequence, Target]:
     table[:, 0], table[:, 1] = turns.cos(), turns.sin()
     rows = torch.arange(1, len(turns))[None]
     sequence = BehaviorSequence(rows, torch.ones_like(rows, dtype=torch.bool), table)
-    return sequence, Target(table[:1][None], torch.zeros(1, 1, dtype=torch.int64))
+    return sequence, Target(
+        table[:1][None], torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -212,9 +214,11 @@ def test_exported_read_agrees(config: SDIMConfig, tmp_path: Path) -> None:
     sequence = degenerate_sequence()
     state, target = module.summarize(sequence), targets_of(sequence, B=4)
     states = [{name: part[r].detach() for name, part in state.items()} for r in range(5)]
-    first = Target(target.embeddings[0], target.categories[0])
+    first = Target(*(part[0] for part in target))
     session = exported_read(module, states[0], first, tmp_path / "read.onnx")
-    everything = Target(sequence.table, torch.arange(ITEMS + 1) % CATEGORIES)
+    everything = Target(
+        sequence.table, torch.arange(ITEMS + 1) % CATEGORIES, torch.arange(ITEMS + 1)
+    )
     for stored in states:
         feed = {name: part.numpy() for name, part in stored.items()}
         feed["candidates"] = everything.embeddings.detach().numpy()

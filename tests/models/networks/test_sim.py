@@ -2,12 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import pytest
 import torch
 
-from infra.errors import TrainingError
 from models.layers import unit
 from models.long_term import LongTerm
 from models.networks.din import DINLConfig
@@ -21,7 +20,7 @@ from tests.models.networks.building import (
     targets_of,
     tiny_inputs,
 )
-from tests.models.networks.candidates import KnownTarget, known_targets, reads_alike, targets_at
+from tests.models.networks.candidates import known_targets, reads_alike, targets_at
 
 Search = Literal["hard", "soft", "cluster", "cluster+"]
 SEARCHES: tuple[Search, ...] = ("hard", "soft", "cluster", "cluster+")
@@ -92,21 +91,13 @@ def test_hard_goes_by_the_item_where_there_is_no_category() -> None:
     assert not found[0, 1].any()
 
 
-def test_a_search_by_items_says_so_when_it_is_given_none() -> None:
-    sequence = sequence_of([L], L)
-    with pytest.raises(TrainingError, match="items"):
-        sim(search="cluster")(sequence, targets_of(sequence))
-
-
 def test_a_cluster_stands_in_for_a_category() -> None:
     sequence = sequence_of([L, L // 2], L)
     target = known_targets(sequence)
     module = sim(search="cluster", clusters=3, k=L)
     assert isinstance(module, ClusterSIM)
     module.on_epoch(sequence.table)
-    same = module.clusters[sequence.rows].unsqueeze(1) == module.clusters[
-        cast(KnownTarget, target).rows
-    ].unsqueeze(2)
+    same = module.clusters[sequence.rows].unsqueeze(1) == module.clusters[target.rows].unsqueeze(2)
     expected = same & sequence.mask.unsqueeze(1)
     assert torch.equal(module.retrieved(sequence, target), expected)
     assert expected.any()

@@ -244,9 +244,10 @@ def test_exported_read_agrees(config: TWINConfig, tmp_path: Path) -> None:
     states = [{name: part[r].detach() for name, part in state.items()} for r in range(5)]
     # A graph keeps no axis that it was given with one row; a shorter sequence is fewer rows.
     states += [{name: part[-2:] for name, part in states[0].items()}]
-    first = Target(target.embeddings[0], target.categories[0])
+    first = Target(*(part[0] for part in target))
     session = exported_read(module, states[0], first, tmp_path / "read.onnx")
-    everything = Target(sequence.table, torch.zeros(len(sequence.table), dtype=torch.int64))
+    every = torch.arange(len(sequence.table))
+    everything = Target(sequence.table, torch.zeros_like(every), every)
     for stored in states:
         feed = {name: part.numpy() for name, part in stored.items()}
         feed = {item.name: feed[item.name] for item in session.get_inputs()[:-1]}

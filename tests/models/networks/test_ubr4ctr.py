@@ -19,7 +19,7 @@ from tests.models.networks.building import (
     sequence_of,
     tiny_inputs,
 )
-from tests.models.networks.candidates import KnownTarget, known_targets, reads_alike, targets_at
+from tests.models.networks.candidates import known_targets, reads_alike, targets_at
 
 L = 12
 GENRES = np.array([[0, 0], *([i % 3 + 1, 4 * (i % 4 == 0)] for i in range(1, ITEMS + 1))])
@@ -68,7 +68,7 @@ def test_what_shares_the_rarest_features_is_retrieved_the_newer_first() -> None:
     sequence = sequence_of([L, L // 2], L)
     target = known_targets(sequence, B=6)
     found = selecting(ubr4ctr(k=4), 1.0).retrieved(sequence, target)
-    rows = cast(KnownTarget, target).rows
+    rows = target.rows
     for r in range(2):
         for b in range(6):
             scores = [
