@@ -110,7 +110,8 @@ class Gatherer:
             requests.candidates,
             len(interactions.item_ids),
         )
-        now_s = sequences.times[requests.cut].astype(np.float64)
+        times = sequences.times[requests.cut] if requests.times is None else requests.times
+        now_s = times.astype(np.float64)
         previous = sequences.times[np.maximum(requests.cut - 1, 0)].astype(np.float64)
         bundle = requests.bundle[:, None]
         unknown = interactions.first_seen[requests.candidates] >= bundle
@@ -120,7 +121,7 @@ class Gatherer:
             rows=torch.from_numpy(rows),
             mask=torch.from_numpy(mask),
             newer=torch.from_numpy(newer),
-            features=self._features(window, requests.cut, length),
+            features=self._features(window, requests.cut, times, length),
             candidates=torch.from_numpy(np.where(unknown, 0, requests.candidates).astype(np.int64)),
             user_rows={
                 name: torch.from_numpy(table[users]) for name, table in self.inputs.users.items()
@@ -136,12 +137,12 @@ class Gatherer:
         for begin in range(0, len(requests.cut), size):
             yield self(requests.part(slice(begin, begin + size)))
 
-    def _features(self, window: Ints, cut: Ints, length: int) -> dict[str, Tensor]:
+    def _features(self, window: Ints, cut: Ints, now: Ints, length: int) -> dict[str, Tensor]:
         features: dict[str, Tensor] = {}
         for name in self.inputs.schema.behavior:
             rows = np.zeros((len(cut), length), np.int64)
             if name == "age":
-                _gather_ages(self.sequences.times, window, cut, rows)
+                _gather_ages(self.sequences.times, window, cut, now, rows)
             else:
                 _gather_feature(self._columns[name], window, cut, rows)
             features[name] = torch.from_numpy(rows)
@@ -236,14 +237,13 @@ def _gather_feature(column: Small, begin: Ints, end: Ints, rows: Ints) -> None:
 
 
 @kernel
-def _gather_ages(times: Ints, begin: Ints, end: Ints, rows: Ints) -> None:
+def _gather_ages(times: Ints, begin: Ints, end: Ints, now: Ints, rows: Ints) -> None:
     """Age buckets at the time of the request: 1 + log2 of the seconds, clipped."""
     length = rows.shape[1]
     for r in range(len(begin)):
         shift = length - end[r]
-        now = times[end[r]]
         for i in range(begin[r], end[r]):
-            age = max(now - times[i], 1)
+            age = max(now[r] - times[i], 1)
             rows[r, i + shift] = min(1 + int(np.log2(age)), AGE_BUCKETS - 1)
 
 

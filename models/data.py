@@ -68,6 +68,9 @@ class Requests(NamedTuple):
     """f32[R, B]: 1 for positives."""
     weights: Floats
     """f32[R, B]: 0 for candidates that do not count."""
+    times: Ints | None = None
+    """i64[R], seconds since epoch: when each was made. None: at the time of the behavior that it
+    comes before, which an impression does not have."""
 
     def part(self, rows: slice | Ints) -> Requests:
         """Some of the requests."""
@@ -78,4 +81,5 @@ class Requests(NamedTuple):
             candidates=self.candidates[rows],
             labels=self.labels[rows],
             weights=self.weights[rows],
+            times=None if self.times is None else self.times[rows],
         )

@@ -187,17 +187,6 @@ class ShownItems(NamedTuple):
     labels: Floats
 
 
-class Moments(NamedTuple):
-    """When impressions were shown, which the behavior after them (`Requests.cut`) does not tell."""
-
-    train: Ints
-    """i64[R], seconds since epoch, for the requests of `Split.train`."""
-    validation: Ints
-    """The same of `Split.validation`."""
-    test: Ints
-    """The same of `Split.test`."""
-
-
 @dataclass(frozen=True)
 class Negatives:
     """Draws negatives: from a pool, without the excluded, none twice in a request."""
@@ -266,8 +255,6 @@ class Split:
     """How they were chosen."""
     negatives: Negatives | None = None
     """Of the next-item protocol."""
-    moments: Moments | None = None
-    """Of impressions."""
 
     @property
     def n_items(self) -> int:
@@ -356,18 +343,14 @@ def split_requests(
     if isinstance(protocol, NextItem):
         negatives = _negatives(interactions, sequences, n_training, known, protocol)
         _check_pool(protocol, int(np.count_nonzero(known)))
-    moments = None
     if isinstance(protocol, Shown):
         sequences, drawn = _with_ends(sequences, drawn)
-        moments = Moments(*(drawn.times[chosen] for chosen in rows))
     drawn = drawn._replace(items=np.where(known[drawn.items], drawn.items, np.int32(0)))
     train, validation, test = (
         _requests(number, chosen, drawn, n_training, protocol, negatives, samples.seed)
         for number, chosen in enumerate(rows)
     )
-    return Split(
-        interactions, sequences, train, validation, test, n_training, samples, negatives, moments
-    )
+    return Split(interactions, sequences, train, validation, test, n_training, samples, negatives)
 
 
 def _requests(
@@ -386,7 +369,8 @@ def _requests(
         labels = drawn.labels[chosen, None]
         _check_classes(PARTS[number], labels, protocol)
         weights = np.ones(labels.shape, np.float32)
-        return Requests(cut, cut, bundle, items[:, None], labels, weights)
+        times = drawn.times[chosen] if isinstance(protocol, Shown) else None
+        return Requests(cut, cut, bundle, items[:, None], labels, weights, times)
     count = protocol.evaluation_negatives if number else protocol.negatives
     rng = np.random.default_rng([seed, number])
     candidates, weights = negatives.draw(cut, items, count, rng)
