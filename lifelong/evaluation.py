@@ -198,8 +198,8 @@ def _as_known(
     if items[: len(known)] != known or (len(items) > len(known) and not later) or not same_users:
         raise TrainingError(
             f"{path} learned from other data: its {len(known) - 1} items are not the"
-            f" {len(items) - 1} of these samples; name its data with --set data.path=..., or export"
-            " it, since a bundle takes any items"
+            f" {len(items) - 1} of these samples; name its data with --set data.path=..., or"
+            " evaluate a bundle, which takes any items"
         )
     # Items are numbered by first behavior, so those of later data stand behind the run's own.
     until = int(run.data["behaviors"]) if isinstance(samples, LiveSplit) else samples.n_training

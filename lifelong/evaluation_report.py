@@ -140,7 +140,7 @@ def _baseline(baseline: dict[str, Any]) -> Table:
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title or None, title_justify="left", caption_justify="left")
     table.add_column(first)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from infra.errors import SettingsError
 from lifelong.evaluation_report import SLICES, slice_label
@@ -21,8 +21,8 @@ PALE: Final = "#cbd2d9"
 BLUE: Final = "#1f6feb"
 
 WIDE: Final = 30.0
-"""Largest over smallest mean prediction from which CTRs are drawn on logarithmic axes: most are
-low, and would lie on top of each other."""
+"""Largest over smallest CTR from which both axes are logarithmic: most CTRs are low, and would lie
+on top of each other. A bin without a positive then stands on the lower edge."""
 
 CHANCE: Final = 0.5
 """AUC of a ranking at random, where bars begin."""
@@ -83,8 +83,9 @@ def _reliability(report: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(5.6, 6.0), layout="constrained")
     axes = figure.subplots()
     low, high = _wilson(observed, weight)
-    wide = predicted[0] > 0 and predicted[-1] > WIDE * predicted[0]
-    least = min(predicted[0], low[low > 0].min(initial=predicted[0])) / 1.5 if wide else 0.0
+    positive = np.concatenate([predicted, observed[observed > 0]])
+    wide = predicted[0] > 0 and bool(positive.max() > WIDE * positive.min())
+    least = float(positive.min()) / 2 if wide else 0.0
     most = 1.0 if wide else min(1.0, 1.08 * float(max(predicted[-1], high.max())))
     axes.plot([least, most], [least, most], color=GRAY, linewidth=1, linestyle=DASHED)
     shown = np.maximum(observed, least)
@@ -103,7 +104,8 @@ def _reliability(report: dict[str, Any]) -> Figure:
         axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(_percent))
-            axis.set_major_locator(LogLocator(numticks=8))
+            axis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
+            axis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(_percent))
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
@@ -157,7 +159,7 @@ def _bars(axes: Axes, name: str, report: dict[str, Any]) -> None:
     axes.set_yticks(places, [slice_label(name, part) for part in parts])
     axes.set_ylim(len(parts) - 0.5, -0.5)
     axes.tick_params(axis="both", length=0)
-    axes.set_title(f"by {SLICES[name]}", loc="left", fontsize=10, color=GRAY)
+    axes.set_title(f"by {SLICES[name]}", loc="left", fontsize=9.5, color=GRAY, pad=7)
     axes.spines["bottom"].set_visible(False)
 
 
@@ -178,15 +180,22 @@ def _beside(axes: Axes, text: str, offset: float, place: float) -> None:
 
 
 def _title(figure: Figure, title: str, below: str) -> None:
-    figure.suptitle(title, x=0.02, ha="left", fontsize=12, fontweight="bold", color=INK)
-    figure.axes[0].set_title(
-        f"{below}\n{figure.axes[0].get_title(loc='left')}".rstrip(),
-        loc="left",
-        fontsize=9.5,
-        color=GRAY,
-        x=0,
-        linespacing=1.5,
+    """A title above the first panel, and gray lines between it and what stands there."""
+    axes = figure.axes[0]
+    lines = [*below.splitlines(), *filter(None, ["", axes.get_title(loc="left")])]
+    axes.set_title("\n".join(lines), loc="left", fontsize=9.5, color=GRAY, linespacing=1.4, pad=7)
+    axes.annotate(
+        title,
+        (0, 1),
+        (0, 12 + 14.5 * len(lines)),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=12.5,
+        fontweight="bold",
+        color=INK,
+        annotation_clip=False,
     )
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
 
 
 def _subject(report: dict[str, Any]) -> str:

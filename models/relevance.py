@@ -77,7 +77,7 @@ def behavior_weights(network: Network, batch: Batch) -> Floats:
     """f32[R, B, L]: how much each behavior of a batch counts for each candidate."""
     table = network.item_table()
     weights = network.long.weights(network.sequence(batch, table), network.target(batch, table))
-    found: Floats = weights.float().cpu().numpy()
+    found: Floats = weights.detach().float().cpu().numpy()
     return found
 
 

@@ -27,6 +27,7 @@ COMMANDS = (
     "replay",
     "backfill",
     "train",
+    "evaluate",
     "export",
     "inspect",
     "check",
