@@ -359,8 +359,9 @@ def sequence_requests(
     Args:
         item_keys: u64[n + 1], keys of the interactions' items (`Interactions.item_ids`).
     """
-    for cut, as_of, candidates in zip(
-        requests.cut, requests.as_of, requests.candidates, strict=True
+    now = sequences.times[requests.cut] if requests.times is None else requests.times
+    for cut, as_of, candidates, now_s in zip(
+        requests.cut, requests.as_of, requests.candidates, now, strict=True
     ):
         start = int(sequences.start[cut])
         keys = item_keys[sequences.items[start:cut]]
@@ -379,7 +380,7 @@ def sequence_requests(
                 count=len(keys),
                 last_time_ms=int(times_ms[-1]),
             )
-        yield OfflineRequest(user, item_keys[candidates], int(sequences.times[cut]) * 1000)
+        yield OfflineRequest(user, item_keys[candidates], int(now_s) * 1000)
 
 
 @dataclass(frozen=True)

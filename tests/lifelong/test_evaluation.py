@@ -16,8 +16,10 @@ from infra.errors import BundleCorrupt, BundleIncompatible, SettingsError, Train
 from lifelong.evaluation import EvaluateOptions, run_evaluate
 from lifelong.evaluation_report import slice_label
 from lifelong.learning import read_samples
-from models.bundle import MANIFEST, SCORER
+from models.bundle import MANIFEST, SCORER, Bundle
 from models.config import RunConfig, read_config
+from models.data import Requests, Sequences
+from models.evaluation import sequence_requests
 from models.export import export
 from models.training import train
 from tests.models.generated import planted_interactions
@@ -204,6 +206,22 @@ def test_a_bundle_can_be_asked_by_another_protocol(bundle: Path) -> None:
     report = evaluate(bundle, overrides=overrides)
 
     assert report["candidates"] == 6 * report["requests"]
+
+
+def test_a_bundle_scores_an_impression_at_its_own_time(bundle: Path) -> None:
+    loaded = Bundle.load(bundle, verify=False)
+    interactions = planted_interactions(users=4, items=8, baskets=4)
+    sequences = Sequences.of(interactions)
+    cut = np.array([5, 9])
+    candidates = np.ones((2, 1), np.int32)
+    ones = np.ones((2, 1), np.float32)
+    keys = np.arange(len(interactions.item_ids), dtype=np.uint64)
+    shown = sequences.times[cut] + 77
+    requests = Requests(cut, cut, cut, candidates, ones, ones, shown)
+
+    now = [each.now_ms for each in sequence_requests(loaded, sequences, requests, keys)]
+
+    assert now == (shown * 1000).tolist()
 
 
 def test_another_method_s_bundle_repeats_its_golden_requests(make: Make, tmp_path: Path) -> None:
