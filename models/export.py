@@ -225,17 +225,25 @@ def export_item_graph(network: Network) -> bytes | None:
 def export_scorer(network: Network, table: torch.Tensor, seed: int = 0) -> bytes:
     """scorer.onnx; its axes that depend on a user's behaviors or on B are dynamic."""
     rng = np.random.default_rng(seed)
-    one = _inputs(network, table, _sequence(network, table, rng, 120, 3), rng, 3, 7)
-    two = _inputs(network, table, _sequence(network, table, rng, 130, 5), rng, 4, 8)
-    limits = {3: torch.export.Dim("recent", min=1, max=network.config.M)}
-    dims: dict[tuple[int, int], Any] = {(3, 4): limits[3], (7, 8): torch.export.Dim("candidates")}
+    M = network.config.M
+    one = _inputs(network, table, _sequence(network, table, rng, 120, 3), rng, M - 1, 7)
+    two = _inputs(network, table, _sequence(network, table, rng, 130, 5), rng, M, 8)
+    candidates = torch.export.Dim("candidates")
+    named = dict.fromkeys(
+        ("candidates", "cross", "candidate_categories", "candidate_rows"), candidates
+    )
+    if M > 1:  # one that is always there is no axis to keep open
+        recent = torch.export.Dim("recent", min=1, max=M)
+        named |= dict.fromkeys(("recent", "recent_mask"), recent)
+    sized: dict[tuple[int, int], Any] = {}
     dynamic: list[dict[int, Any] | None] = []
     for name in one:
         axes = {}
         for axis, sizes in enumerate(zip(one[name].shape, two[name].shape, strict=True)):
             if sizes[0] != sizes[1]:
-                dims.setdefault(sizes, torch.export.Dim(f"state_{len(dims) - 1}", min=1))
-                axes[axis] = dims[sizes]
+                if name not in named:
+                    sized.setdefault(sizes, torch.export.Dim(f"state_{len(sized)}", min=1))
+                axes[axis] = named.get(name) or sized[sizes]
         dynamic.append(axes or None)
     state = [name for name in one if name in network_state(network, table)]
     return _export(_Online(network, state), one, (tuple(dynamic),), "ctr")
@@ -351,11 +359,12 @@ def _inputs(
 ) -> dict[str, torch.Tensor]:
     """A request on a sequence; embeddings are rows of the network's own table."""
     n = len(table)
+    M = min(max(M, 1), network.config.M)
     candidates = torch.from_numpy(rng.integers(0, n, B))
     inputs: dict[str, torch.Tensor] = dict(_summary(network, sequence))
     inputs |= {
-        "recent": table[torch.from_numpy(rng.integers(0, n, min(M, network.config.M)))],
-        "recent_mask": torch.ones(min(M, network.config.M)),
+        "recent": table[torch.from_numpy(rng.integers(0, n, M))],
+        "recent_mask": torch.ones(M),
         "user": torch.from_numpy(rng.random(network.tower.user.in_features, np.float32)),
         "candidates": table[candidates],
         "cross": torch.from_numpy(rng.random((B, len(CROSS_FEATURES)), np.float32)),

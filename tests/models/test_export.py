@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from infra.errors import TrainingError
-from models.bundle import BundleContents, make_session
+from infra.errors import BundleIncompatible, TrainingError
+from models.batches import Batch
+from models.bundle import Bundle, BundleContents, make_session, save_bundle
 from models.config import RunConfig
 from models.export import (
     EXPORT_TOLERANCE,
@@ -20,8 +21,12 @@ from models.export import (
     export_scorer,
     golden_requests,
 )
+from models.features import CROSS_FEATURES, USER_FEATURES
 from models.network import Network, NetworkConfig
+from models.networks import AnyConfig
+from models.networks.din import DINConfig
 from models.networks.encode import EncodeConfig
+from models.networks.sim import SIMConfig
 from models.schema import Inputs, Schema
 from models.training import make_network
 
@@ -31,9 +36,9 @@ POPULARITY = np.array([0.0, *(1e6 / ITEMS for _ in range(ITEMS))], np.float32)
 ENCODE = EncodeConfig(m=3, K=4, L=40, beta=0.1)
 
 
-def config_of(long_term: Any = ENCODE, schema: Schema = Schema(), M: int = 6) -> RunConfig:  # noqa: B008 - frozen
+def config_of(long_term: Any = ENCODE, schema: Schema | None = None, M: int = 6) -> RunConfig:
     network = NetworkConfig(d=8, M=M, hidden=(16, 8))
-    return RunConfig(name="tiny", network=network, long_term=long_term, schema=schema)
+    return RunConfig(name="tiny", network=network, long_term=long_term, schema=schema or Schema())
 
 
 def network_of(config: RunConfig) -> Network:
@@ -52,9 +57,7 @@ def network_of(config: RunConfig) -> Network:
 
 
 def exported(network: Network, config: RunConfig) -> tuple[BundleContents, ExportChecks]:
-    return export_network(
-        network, config, item_ids=NAMES, titles=NAMES, popularity=POPULARITY, metrics={"auc": 0.7}
-    )
+    return export_network(network, config, item_ids=NAMES, titles=NAMES, popularity=POPULARITY)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +120,164 @@ def test_extreme_embeddings_leave_finite_ctrs(network: Network, model: bytes) ->
         assert np.isfinite(ctr).all()
 
 
-def test_the_bundle_says_how_beta_was_used(network: Network) -> None:
-    contents, checks = exported(network, config_of())
+def variants() -> list[Any]:
+    """Every method as it comes, in small, and the forms of it that go online another way."""
+    small = {"L": 40, "m": 3, "K": 4, "k": 5, "slots": 2, "heads": 2}
+    configs: list[Any] = []
+    for kind in get_args(AnyConfig):
+        known = set(kind.__struct_fields__)
+        configs.append(kind(**{name: size for name, size in small.items() if name in known}))
+    return [
+        *configs,
+        EncodeConfig(L=40, m=3, K=4, online="dot"),
+        SIMConfig(L=40, k=5, search="hard"),
+        SIMConfig(L=40, k=5, search="cluster", clusters=4),
+    ]
+
+
+EVERY = {f"{config.__struct_config__.tag}-{i}": config for i, config in enumerate(variants())}
+
+
+@pytest.fixture(scope="module", params=list(EVERY.values()), ids=list(EVERY))
+def method(request: pytest.FixtureRequest) -> tuple[Network, RunConfig, BundleContents]:
+    """A method's network and its bundle; the schema has all that a schema may have."""
+    schema = Schema(item=("genre",), category="genre", user=("city",), behavior=("action", "age"))
+    config = config_of(request.param, schema)
+    network = network_of(config)
+    contents, checks = exported(network, config)
+    assert checks.requests == len(contents.golden)
+    assert checks.max_ctr_difference <= EXPORT_TOLERANCE
+    assert checks.max_item_difference <= EXPORT_TOLERANCE
+    return network, config, contents
+
+
+def test_every_method_agrees_with_its_graph_on_degenerate_requests(
+    method: tuple[Network, RunConfig, BundleContents],
+) -> None:
+    _, config, contents = method
+    assert {request.name for request in contents.golden} >= {
+        "full",
+        "newer behaviors",
+        "no behavior",
+        "one behavior",
+        "one candidate",
+        "padded",
+        "all alike",
+    }
+    session = make_session(contents.scorer_model)
+    wanted = {node.name for node in session.get_inputs()}
+    for request in contents.golden:
+        feed = {name: values for name, values in request.feed().items() if name in wanted}
+        (ctr,) = session.run(None, feed)
+        assert np.isfinite(ctr).all(), request.name
+        np.testing.assert_allclose(
+            ctr, request.ctr.array(), atol=EXPORT_TOLERANCE, err_msg=request.name
+        )
+    assert contents.manifest.system == config.long_term.__struct_config__.tag
+
+
+@pytest.mark.parametrize(("L", "B"), [(1, 1), (7, 3), (40, 300), (90, 2)])
+def test_every_method_agrees_with_its_graph_at_any_size(
+    method: tuple[Network, RunConfig, BundleContents], L: int, B: int
+) -> None:
+    """What a network gives for a batch of one is what its graph gives for the stored state."""
+    network, _, contents = method
+    random = torch.Generator().manual_seed(L)
+    heights = network.inputs.heights
+    batch = Batch(
+        rows=torch.randint(0, ITEMS + 1, (1, L), generator=random),
+        mask=torch.ones(1, L, dtype=torch.bool),
+        newer=torch.zeros(1, L, dtype=torch.bool),
+        features={
+            name: torch.randint(0, heights[f"behavior.{name}"], (1, L), generator=random)
+            for name in network.inputs.schema.behavior
+        },
+        candidates=torch.randint(0, ITEMS + 1, (1, B), generator=random),
+        user_rows={"city": torch.tensor([[2]])},
+        user=torch.rand(1, len(USER_FEATURES), generator=random),
+        cross=torch.rand(1, B, len(CROSS_FEATURES), generator=random),
+        labels=torch.zeros(1, B),
+        weights=torch.ones(1, B),
+    )
+    with torch.no_grad():
+        expected = torch.sigmoid(network(batch)[0])[0]
+        table = network.item_table()
+        sequence, target = network.sequence(batch, table), network.target(batch, table)
+        state = network.long.summarize(sequence)
+        recent = sequence.latest(network.config.M)
+        inputs = {
+            **state,
+            "recent": recent.embeddings,
+            "recent_mask": recent.mask.float(),
+            "user": network.user(batch),
+            "candidates": target.embeddings,
+            "cross": batch.cross,
+            "candidate_categories": target.categories,
+            "candidate_rows": target.rows,
+        }
+    session = make_session(contents.scorer_model)
+    feed = {node.name: inputs[node.name][0].numpy() for node in session.get_inputs()}
+    (ctr,) = session.run(None, feed)
+    np.testing.assert_allclose(ctr, expected.numpy(), atol=EXPORT_TOLERANCE)
+
+
+def test_a_state_is_of_the_shape_that_the_manifest_says(
+    method: tuple[Network, RunConfig, BundleContents],
+) -> None:
+    _, _, contents = method
+    feed = contents.golden[0].feed()
+    for name, tensor in contents.manifest.state.items():
+        assert feed[name].dtype == tensor.dtype
+        assert len(feed[name].shape) == len(tensor.shape)
+        for size, said in zip(feed[name].shape, tensor.shape, strict=True):
+            assert said in {-1, size}
+
+
+def test_the_graph_over_the_items_says_what_the_network_does(
+    method: tuple[Network, RunConfig, BundleContents],
+) -> None:
+    network, _, contents = method
+    with torch.no_grad():
+        expected = network.long.per_item(torch.from_numpy(contents.embeddings))
+    if contents.projection_model is None:
+        assert expected is None
+        return
+    session = make_session(contents.projection_model)
+    for rows in (slice(None), slice(0, 1), slice(5, 12)):
+        (computed,) = session.run(None, {"embeddings": contents.embeddings[rows]})
+        assert expected is not None
+        np.testing.assert_allclose(computed, expected[rows].numpy(), atol=EXPORT_TOLERANCE)
+
+
+def test_a_method_that_is_not_served_is_refused_by_name(
+    method: tuple[Network, RunConfig, BundleContents], tmp_path: Path
+) -> None:
+    network, _, contents = method
+    save_bundle(contents, tmp_path / "bundle")
+    words = f"of system '{contents.manifest.system}'"
+    if network.long.served:
+        words = "sees schema.user, which the services do not have"
+    with pytest.raises(BundleIncompatible, match=words) as caught:
+        Bundle.load(tmp_path / "bundle")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("M", [1, 2])
+def test_however_few_recent_behaviors_a_network_sees_its_graph_takes_them(M: int) -> None:
+    config = config_of(DINConfig(), M=M)
+    _, checks = exported(network_of(config), config)
+    assert checks.max_ctr_difference <= EXPORT_TOLERANCE
+
+
+def test_items_that_were_never_met_are_left_out(network: Network) -> None:
+    popularity = POPULARITY.copy()
+    popularity[[4, 9]] = 0
+    contents, _ = export_network(
+        network, config_of(), item_ids=NAMES, titles=NAMES, popularity=popularity
+    )
+    assert contents.manifest.n_items == ITEMS - 2
+    assert "item-4" not in contents.vocabulary.item_ids
+    assert len(contents.embeddings) == len(contents.vocabulary.item_ids) == ITEMS - 1
+    # And the manifest says how beta was used.
     assert contents.manifest.beta_mode == "divide"
     assert contents.manifest.scale == pytest.approx(10.0)
-    assert checks.max_ctr_difference <= EXPORT_TOLERANCE
