@@ -214,24 +214,43 @@ def cluster_kernel(
 
 
 @kernel
-def cluster_each(h: F32, mask: Flags, iterations: int, assign: I64, centers: F32) -> None:
-    """`cluster` for each of R users: a batch of training, or of a service's.
+def cluster_each(
+    h: F32, rows: I64, mask: Flags, iterations: int, assign: I64, centers: F32
+) -> None:
+    """`cluster` for each of R users, as `Extractor` does it: an item met n times counts n times.
 
     Args:
         h: f32[R,L,m].
+        rows: i64[R,L] in [0, n): equal where behaviors are of the same item, hence of equal h.
         mask: bool[R,L]; what it leaves out is in no cluster.
         iterations: T.
         assign: i64[R,L], written to: the behaviors' clusters, 0 for those in none.
         centers: f32[R,K,m], written to.
     """
-    everything = np.empty(0, np.uint32)
-    cold = np.empty((0, h.shape[2]), np.float32)
+    length, m = h.shape[1:]
+    cold = np.empty((0, m), np.float32)
+    place = np.full(rows.max() + 1 if rows.size else 1, -1, np.int64)
+    first = np.empty(length, np.int64)
+    counts = np.empty(length, np.uint32)
     for r in range(len(h)):
-        rows = np.flatnonzero(mask[r])
-        found, at, _, _ = cluster_kernel(h[r][rows], everything, cold, centers.shape[1], iterations)
+        n = 0
+        for i in range(length):
+            if mask[r, i]:
+                row = rows[r, i]
+                if place[row] < 0:
+                    place[row] = n
+                    first[n] = i
+                    counts[n] = 0
+                    n += 1
+                counts[place[row]] += 1
+        items = h[r][first[:n]]
+        found, at, _, _ = cluster_kernel(items, counts[:n], cold, centers.shape[1], iterations)
         centers[r] = at
-        for i in range(len(rows)):
-            assign[r, rows[i]] = max(found[i], 0)
+        for i in range(length):
+            if mask[r, i]:
+                assign[r, i] = max(found[place[rows[r, i]]], 0)
+        for k in range(n):
+            place[rows[r, first[k]]] = -1
 
 
 @kernel

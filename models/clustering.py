@@ -24,31 +24,40 @@ ROUTED: Final = 2**24
 need."""
 
 
-def cluster_sequences(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
+def cluster_sequences(
+    directions: Tensor, mask: Tensor, K: int, T: int, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """K-means by cosine for each of a batch of sequences; constants as far as gradients go.
 
     On a processor each sequence is clustered by the kernel that serves, on all threads; on a GPU
-    all are clustered together.
+    all are clustered together. Either way an item that is met n times counts n times, and is in one
+    cluster.
 
     Args:
         directions: f32[R, L, m], of unit length.
         mask: bool[R, L]; what it leaves out has label 0.
+        rows: i64[R, L]: equal where behaviors are of the same item, hence of equal direction;
+            None: all are different.
 
     Returns:
         Labels i64[R, L] in [0, K) and centers f32[R, K, m] of unit length.
     """
+    if rows is None:
+        rows = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     if directions.device.type != "cpu":
-        return _cluster_together(directions, mask, K, T)
-    labels = np.zeros(mask.shape, np.int64)
-    centers = np.zeros((len(mask), K, directions.shape[-1]), np.float32)
-    points, valid = directions.numpy(), mask.numpy()
+        first, counts = first_met(rows, mask)
+        labels, centers = _cluster_together(directions, counts, K, T)
+        return labels.gather(1, first) * mask, centers
+    found = np.zeros(mask.shape, np.int64)
+    at = np.zeros((len(mask), K, directions.shape[-1]), np.float32)
+    points, items, valid = directions.numpy(), rows.contiguous().numpy(), mask.numpy()
 
     def run(begin: int, end: int) -> None:
         part = slice(begin, end)
-        cluster_each(points[part], valid[part], T, labels[part], centers[part])
+        cluster_each(points[part], items[part], valid[part], T, found[part], at[part])
 
     on_threads(run, len(mask), torch.get_num_threads())
-    return torch.from_numpy(labels), torch.from_numpy(centers)
+    return torch.from_numpy(found), torch.from_numpy(at)
 
 
 def agglomerate_sequences(directions: Tensor, mask: Tensor, K: int) -> tuple[Tensor, Tensor]:
@@ -131,16 +140,40 @@ def _with_centers(
     return labels, _moved(directions, weights, labels, directions.new_zeros(R, K, m))
 
 
-def _cluster_together(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
-    """`spherical_kmeans` for all sequences at once, from the same start."""
+def first_met(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each item is first met in its sequence, and how often it is.
+
+    Args:
+        rows: i64[R, L].
+        mask: bool[R, L].
+
+    Returns:
+        i64[R, L]: the place of the first behavior of the same item; i64[R, L]: at such a place the
+        number of behaviors, elsewhere 0.
+
+    >>> first_met(torch.tensor([[7, 9, 7, 7]]), torch.tensor([[True, True, True, False]]))
+    (tensor([[0, 1, 0, 3]]), tensor([[2, 1, 0, 0]]))
+    """
+    places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+    keys, order = torch.sort(torch.where(mask, rows, -1 - places), dim=1, stable=True)
+    begins = torch.ones_like(mask)
+    begins[:, 1:] = keys[:, 1:] != keys[:, :-1]
+    begin = torch.cummax(torch.where(begins, places, 0), dim=1).values
+    first = torch.empty_like(rows).scatter(1, order, order.gather(1, begin))
+    return first, torch.zeros_like(rows).scatter_add(1, first, mask.long())
+
+
+def _cluster_together(directions: Tensor, counts: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
+    """All sequences at once, from the same start; behaviors of count 0 are left out."""
     R, L, m = directions.shape
+    mask = counts > 0
     sizes = mask.sum(1)
     nowhere = torch.finfo(directions.dtype).max
     each = torch.arange(R, device=mask.device)
     best = torch.full((R, L), -2.0, device=mask.device)
     labels = torch.zeros(R, L, dtype=torch.long, device=mask.device)
     centers = torch.zeros(R, K, m, device=mask.device)
-    start = mask.int().argmax(1)
+    start = counts.argmax(1)
     for k in range(K):
         live = (k < sizes).unsqueeze(1)
         centers[:, k] = torch.where(live, directions[each, start], centers[:, k])
@@ -151,7 +184,7 @@ def _cluster_together(directions: Tensor, mask: Tensor, K: int, T: int) -> tuple
         start = best.masked_fill(~mask, nowhere).argmin(1)
     small = (sizes <= K).unsqueeze(1)
     labels = _alone_if_few(labels, mask, K)
-    weights = mask.to(directions.dtype).unsqueeze(-1)
+    weights = counts.to(directions.dtype).unsqueeze(-1)
     # With few behaviors the start stands in another order; a zero vector's center is zero.
     centers = centers.masked_fill(small.unsqueeze(-1), 0.0)
     for _ in range(T - 1):

@@ -143,7 +143,9 @@ class Encode(LongTerm):
         K, mask, newer = self.config.K, sequence.mask, sequence.newer
         directions = sequence.directions(self.projection)
         older = mask if newer is None else mask & ~newer
-        labels, centers = self._cluster(directions.detach().float(), older)
+        # Only without features of their own have behaviors of one item one direction.
+        rows = None if sequence.feature_tables else sequence.rows
+        labels, centers = self._cluster(directions.detach().float(), older, rows)
         nearest = centers.gather(1, labels.unsqueeze(-1).expand(-1, -1, centers.shape[-1]))
         # A cosine is at most 1, so that no exponential overflows and no maximum is looked for.
         scores = ((directions * nearest).sum(-1) - 1.0) * self.scale
@@ -161,10 +163,12 @@ class Encode(LongTerm):
         interests = sequence.pool_into(labels, within, size)
         return Interests(labels, within, interests, (total > 0).to(interests.dtype))
 
-    def _cluster(self, directions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _cluster(
+        self, directions: Tensor, mask: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         config = self.config
         if config.clustering == "k-means":
-            return cluster_sequences(directions, mask, config.K, config.T)
+            return cluster_sequences(directions, mask, config.K, config.T, rows)
         if config.clustering == "dynamic-routing":
             return route_sequences(directions, mask, config.K, config.T, float(self.scale))
         if config.clustering == "agglomerative":

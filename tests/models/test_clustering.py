@@ -12,16 +12,20 @@ from models.clustering import (
     _cluster_together,
     agglomerate_sequences,
     cluster_sequences,
+    first_met,
     route_sequences,
     scatter_sequences,
 )
+from models.kmeans import cluster
 from models.layers import unit
 
 Way = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 WAYS: dict[str, Way] = {
     "k-means": lambda directions, mask, K: cluster_sequences(directions, mask, K, 15),
-    "k-means together": lambda directions, mask, K: _cluster_together(directions, mask, K, 15),
+    "k-means together": lambda directions, mask, K: _cluster_together(
+        directions, mask.long(), K, 15
+    ),
     "dynamic-routing": lambda directions, mask, K: route_sequences(directions, mask, K, 15, 1.0),
     "agglomerative": agglomerate_sequences,
     "random": scatter_sequences,
@@ -97,12 +101,31 @@ def test_behaviors_all_alike_do_no_harm(way: Way, value: float) -> None:
 def test_together_and_one_by_one_are_the_same_k_means() -> None:
     directions, mask = batch([200, 150, 31, 30, 3, 0], 200)
     labels, centers = cluster_sequences(directions, mask, 30, 15)
-    together, there = _cluster_together(directions, mask, 30, 15)
+    together, there = _cluster_together(directions, mask.long(), 30, 15)
     # A behavior between two clusters may fall either way by rounding.
     assert (together == labels)[mask].float().mean() > 0.99
     served = (directions * centers.gather(1, labels[..., None].expand(-1, -1, 4))).sum(-1)
     served_there = (directions * there.gather(1, together[..., None].expand(-1, -1, 4))).sum(-1)
     torch.testing.assert_close(served[mask].mean(), served_there[mask].mean(), atol=1e-3, rtol=0)
+
+
+def test_an_item_met_often_counts_as_often_and_is_in_one_cluster() -> None:
+    random = torch.Generator().manual_seed(3)
+    items = torch.nn.functional.normalize(torch.randn(60, 4, generator=random), dim=-1)
+    rows = torch.randint(0, 60, (4, 300), generator=random)
+    mask = torch.arange(300) >= torch.tensor([[0], [5], [280], [300]])
+    labels, centers = cluster_sequences(items[rows], mask, 12, 15, rows)
+    first, counts = first_met(rows, mask)
+    together, there = _cluster_together(items[rows], counts, 12, 15)
+    torch.testing.assert_close(labels, together.gather(1, first) * mask)
+    torch.testing.assert_close(centers, there, atol=1e-5, rtol=0)
+    for r in range(3):
+        kept = rows[r][mask[r]].numpy()
+        known, begin, count = np.unique(kept, return_index=True, return_counts=True)
+        known, weights = known[np.argsort(begin)], count[np.argsort(begin)].astype(np.float32)
+        expected, _ = cluster(items[known].numpy(), weights, 12, 15)
+        of = dict(zip(known.tolist(), expected.tolist(), strict=True))
+        assert labels[r][mask[r]].tolist() == [of[item] for item in kept.tolist()]
 
 
 def test_agglomeration_always_joins_the_two_most_similar_on_average() -> None:

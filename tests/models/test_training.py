@@ -112,7 +112,6 @@ def test_a_run_comes_back_from_its_directory(
     assert run.data["behaviors"] == len(interactions)
 
 
-@pytest.mark.xfail(reason="training clusters an item's repetitions apart, serving as one point")
 def test_the_bundle_ranks_as_the_network_does(
     result: TrainResult, bundle: Bundle, interactions: Interactions
 ) -> None:

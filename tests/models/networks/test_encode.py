@@ -56,7 +56,11 @@ def test_it_is_algorithm_1_and_equation_10() -> None:
     s = sequence.embeddings[0].double().numpy()
     h = s @ network.projection.double().numpy()  # Eq. 4
     labels, centers = cluster_sequences(
-        unit(torch.from_numpy(h[None]).float()), sequence.mask, network.config.K, network.config.T
+        unit(torch.from_numpy(h[None]).float()),
+        sequence.mask,
+        network.config.K,
+        network.config.T,
+        sequence.rows,
     )
     interests = []
     for k in range(4):
@@ -163,7 +167,11 @@ def test_gradients_reach_the_projection_through_the_weights_alone() -> None:
     # The same with labels and centers written down as numbers.
     with torch.no_grad():
         _, centers = cluster_sequences(
-            sequence.directions(network.projection), sequence.mask, 2, network.config.T
+            sequence.directions(network.projection),
+            sequence.mask,
+            2,
+            network.config.T,
+            sequence.rows,
         )
     members = torch.nn.functional.one_hot(pooled.labels, 2).float()
     cosines = unit(sequence.embeddings @ network.projection) @ centers.transpose(1, 2)
