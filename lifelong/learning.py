@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
@@ -26,6 +27,9 @@ from models.training import train
 
 SHIPPED = "shipped"
 """The reader of the purchases that come with the project."""
+
+TABLES: Final = frozenset({"items", "users", "meta"})
+"""Options of readers that name a file."""
 
 
 def read_samples(config: RunConfig) -> tuple[Split | LiveSplit, dict[str, Any]]:
@@ -61,6 +65,8 @@ def read_interactions(data: DataConfig) -> Interactions:
     if not data.path:
         raise DataError(f"data.path is empty; say where the reader {data.reader!r} finds its files")
     options = {"share": data.share, **data.options}
+    for name in TABLES & options.keys():
+        options[name] = Path(str(options[name]))
     return read(data.reader, Path(data.path), **options)
 
 
@@ -88,12 +94,13 @@ def run_train(
     """
     config = load_config(config_path, overrides)
     out = out or Path("runs") / config.name
-    console = Console(stderr=True)
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    console = Console(stderr=True, quiet=not leads)
     samples, about = read_samples(config)
     baselines = {}
     if isinstance(samples, LiveSplit):
         baselines = baseline_qualities(samples.interactions, samples.sequences, samples.validation)
-    trackers = _trackers(config, out)
+    trackers = _trackers(config, out) if leads else ()
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*bars, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("prepare", total=None)
