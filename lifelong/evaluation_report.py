@@ -59,11 +59,11 @@ def slice_label(name: str, part: dict[str, Any]) -> str:
     >>> slice_label("history", {"lower": 3.0, "upper": 8.0})
     '3-7'
     >>> slice_label("popularity", {"lower": 12.4, "upper": None})
-    '12.4 and more'
+    '12.4+'
     """
     lower, upper = part["lower"], part["upper"]
     if upper is None:
-        return f"{_number(lower)} and more"
+        return f"{_number(lower)}+"
     if name not in WHOLE:
         return f"{_number(lower)}-{_number(upper)}"
     last = upper - 1
@@ -89,7 +89,7 @@ def _measures(report: dict[str, Any]) -> Table:
 
 def _slices(report: dict[str, Any], name: str) -> Table:
     columns = ("candidates", "positives", "AUC", "GAUC", "log loss", "pred. / obs.")
-    table = _table(f"By {SLICES[name]}", SLICES[name].split(",")[0], *columns)
+    table = _table(f"By {SLICES[name]}", "", *columns)
     for part in report["slices"][name]:
         figures = (part[key] for key in ("auc", "gauc", "log_loss", "calibration_ratio"))
         table.add_row(

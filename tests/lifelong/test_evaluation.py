@@ -337,7 +337,7 @@ def test_tables_are_for_people(make: Make, capsys: pytest.CaptureFixture[str]) -
     [
         ("history", 3.0, 8.0, "3-7"),
         ("history", 3.0, 4.0, "3"),
-        ("staleness", 24.0, None, "24 and more"),
+        ("staleness", 24.0, None, "24+"),
         ("popularity", 12.4, 1234.5, "12.4-1,234"),
     ],
 )
