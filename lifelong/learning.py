@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infra.errors import DataError
+from infra.settings import EventSettings
 from lifelong.shipped import ITEMS, PURCHASES
 from models.config import DataConfig, RunConfig, load_config
 from models.evaluation import baseline_qualities
 from models.export import export
 from models.interactions import Interactions
 from models.live import Live, LiveSplit, split_live
-from models.protocols import Shown, Split, split_requests
+from models.protocols import Samples, Shown, Split, split_requests
 from models.readers import READERS, columns, logs, read
 from models.tracking import MLflow, TensorBoard, Tracker
 from models.training import Progress as TrainProgress
@@ -54,6 +56,12 @@ def read_samples(config: RunConfig) -> tuple[Split | LiveSplit, dict[str, Any]]:
         about |= {"name": origin.name, "licence": origin.licence}
     protocol = config.protocol
     if isinstance(protocol, Live):
+        for section, default in (("samples", Samples()), ("split", RunConfig().split)):
+            if getattr(config, section) != default:
+                raise DataError(
+                    f'[{section}] says nothing to the protocol "live", which divides by itself; '
+                    "leave the section out"
+                )
         return split_live(interactions, protocol, config.seed), about
     return split_requests(interactions, protocol, config.split, config.samples), about
 
@@ -64,10 +72,22 @@ def read_interactions(data: DataConfig) -> Interactions:
         return columns.read(PURCHASES, items=ITEMS, title="description", share=data.share)
     if not data.path:
         raise DataError(f"data.path is empty; say where the reader {data.reader!r} finds its files")
-    options = {"share": data.share, **data.options}
+    return read(data.reader, Path(data.path), **{"share": data.share, **_options(data)})
+
+
+def _options(data: DataConfig) -> dict[str, Any]:
+    """A reader's options as it takes them: TOML knows neither paths nor settings."""
+    options = dict(data.options)
     for name in TABLES & options.keys():
         options[name] = Path(str(options[name]))
-    return read(data.reader, Path(data.path), **options)
+    if "settings" in options:
+        try:
+            options["settings"] = EventSettings.model_validate(options["settings"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, ("data.options.settings", *first["loc"])))
+            raise DataError(f"{key}: {first['msg']}") from error
+    return options
 
 
 def _read_shown(config: RunConfig, protocol: Shown) -> Split:
@@ -77,8 +97,14 @@ def _read_shown(config: RunConfig, protocol: Shown) -> Split:
             'protocol.kind is "shown", which needs impressions: data.reader = "logs" and data.path'
             f" a directory with {logs.EVENTS} and {logs.IMPRESSIONS}"
         )
-    directory = Path(data.path)
-    joined = logs.read_logs(directory / logs.EVENTS, directory / logs.IMPRESSIONS, **data.options)
+    directory, options = Path(data.path), _options(data)
+    unknown = options.keys() - {"outcomes", "window_s", "settings", "time_unit"}
+    if unknown:
+        raise DataError(
+            f"data.options has no {min(unknown)!r} for impressions; it may hold outcomes, window_s,"
+            " settings and time_unit"
+        )
+    joined = logs.read_logs(directory / logs.EVENTS, directory / logs.IMPRESSIONS, **options)
     return split_requests(
         joined.interactions, protocol, config.split, config.samples, joined.impressions
     )

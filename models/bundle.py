@@ -505,6 +505,12 @@ def _check_shapes(
                 f"{path / VOCABULARY} has {len(values)} {name}, {MANIFEST} says {rows}; "
                 "export the bundle again"
             )
+    clustering = manifest.long_term.get("clustering", "k-means")
+    if clustering != "k-means":
+        raise BundleIncompatible(
+            f"{path / MANIFEST}: the network learned with clustering {clustering!r}, the services "
+            "cluster by k-means; train with that"
+        )
     seen = [name for name in ("user", "behavior") if manifest.schema.get(name)]
     if seen:
         raise BundleIncompatible(

@@ -141,6 +141,11 @@ def test_another_system_is_incompatible(path: Path) -> None:
     refused(path, BundleIncompatible, MANIFEST, "oracle")
 
 
+def test_clusters_that_the_service_would_not_find_are_incompatible(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest["long_term"].update(clustering="random"))
+    refused(path, BundleIncompatible, MANIFEST, "clustering 'random'")
+
+
 @pytest.mark.parametrize("name", ["user_features", "cross_features"])
 def test_features_that_are_not_computed_here_are_incompatible(path: Path, name: str) -> None:
     edit_manifest(path, lambda manifest: manifest.update({name: ["shoe size"]}))
