@@ -109,6 +109,8 @@ def export_network(
     table = network.item_table().detach()
     embeddings = table.numpy()[known].astype(np.float32)
     golden = golden_requests(network, table, config.seed)
+    if not all(np.isfinite(request.ctr.array()).all() for request in golden):
+        raise TrainingError("the network's CTRs are no numbers: it has diverged, train again")
     scorer_model = export_scorer(network, table, config.seed)
     item_model = export_item_graph(network)
     checks = ExportChecks(
