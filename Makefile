@@ -5,7 +5,7 @@
 #   make lint      formatting, lint rules, types, and who imports whom
 #   make bundle    retrain the model that comes with the project
 #   make bench     measure it beside its peers
-#   make install   only make .venv
+#   make install   only make .venv; install-train, install-bench: with an extra
 #   make lock      pin the requirements again      UPGRADE=--upgrade takes newer versions
 #   make clean     remove what these made
 
@@ -33,6 +33,9 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 install: $(STAMPS)/serve
+
+# The packages of an extra: install-train, install-bench, install-dev.
+install-%: $(STAMPS)/% ;
 
 demo: $(STAMPS)/serve
 	$(BIN)/lifelong demo $(ARGS)

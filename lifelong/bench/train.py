@@ -317,7 +317,7 @@ def _long(name: str) -> str:
 
 def _result(whole: Rates, steps: Rates, threads: int) -> dict[str, Any]:
     result: dict[str, Any] = {
-        "machine": f"{machine()}, {threads} threads",
+        "machine": f"{machine()}, {threads} thread{'s' * (threads > 1)}",
         "rounds": len(next(iter(whole.values()))),
         "results": [
             {"name": name, "value": round(median(values), 1), "unit": "samples/s"}

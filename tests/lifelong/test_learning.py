@@ -205,6 +205,23 @@ def test_the_protocol_says_how_samples_are_made(config: Path) -> None:
     assert (about["name"], about["licence"]) == ("online-retail-2", "CC BY 4.0")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "section"),
+    [({"samples.users": 5}, "samples"), ({"split": {"kind": "time", "test": 0.3}}, "split")],
+)
+def test_what_the_live_protocol_would_ignore_is_refused(
+    config: Path, overrides: dict[str, Any], section: str
+) -> None:
+    live: dict[str, Any] = {"protocol": {"kind": "live"}, "split": {"kind": "time"}}
+    assert f"[{section}] says nothing" in refusal(config, live | overrides)
+
+
+def test_settings_of_events_are_checked(config: Path) -> None:
+    options = {"settings": {"time_unit": "weeks"}}
+    overrides = {"data.reader": "logs", "data.options": options}
+    assert "data.options.settings.time_unit" in refusal(config, overrides)
+
+
 def test_the_share_is_of_the_behaviors() -> None:
     whole = read_interactions(DataConfig(reader="shipped", share=0.02))
     half = read_interactions(DataConfig(reader="shipped", share=0.01))
