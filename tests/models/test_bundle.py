@@ -142,7 +142,7 @@ def test_another_system_is_incompatible(path: Path) -> None:
 
 
 def test_clusters_that_the_service_would_not_find_are_incompatible(path: Path) -> None:
-    edit_manifest(path, lambda manifest: manifest["long_term"].update(clustering="random"))
+    edit_manifest(path, lambda manifest: manifest.update(long_term={"clustering": "random"}))
     refused(path, BundleIncompatible, MANIFEST, "clustering 'random'")
 
 
