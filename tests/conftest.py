@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 
 import pytest
 
@@ -29,6 +30,9 @@ def pytest_configure() -> None:
     """Keep the settings of whoever runs the tests out of them, and the runtime quiet."""
     for name in [name for name in os.environ if name.startswith("LIFELONG_")]:
         del os.environ[name]
+    # What a shell starts in the background ignores interrupts, and so would all that we start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Some tests load onnxruntime themselves, past `models.bundle.make_session`.
     # Torch's threads spin while they wait, at the cost of whatever else runs (`lifelong.cli`).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

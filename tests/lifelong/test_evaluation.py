@@ -66,6 +66,7 @@ def make(behaviors: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
 def configuration(
     method: str, protocol: dict[str, Any], behaviors: Path, network: dict[str, Any]
 ) -> RunConfig:
+    split = {"split": {"kind": "last", "validation": 4, "test": 4}}
     return read_config(
         {
             "name": method,
@@ -75,7 +76,7 @@ def configuration(
                 "options": {"time_unit": "s", "value": "value"},
             },
             "protocol": protocol,
-            "split": {"kind": "last", "validation": 4, "test": 4},
+            **({} if protocol["kind"] == "live" else split),
             "network": {"d": 8, "M": 4, "hidden": (8, 4)},
             "long_term": {"network": method, "L": 32, **network},
             "training": {"threads": 1, "batch": 64, "device": "cpu"},
