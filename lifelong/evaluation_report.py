@@ -88,7 +88,7 @@ def _measures(report: dict[str, Any]) -> Table:
 
 
 def _slices(report: dict[str, Any], name: str) -> Table:
-    columns = ("candidates", "positives", "AUC", "GAUC", "log loss", "pred. / obs.")
+    columns = ("candidates", "positives", "AUC", "GAUC", "log loss", "ratio")
     table = _table(f"By {SLICES[name]}", "", *columns)
     for part in report["slices"][name]:
         figures = (part[key] for key in ("auc", "gauc", "log_loss", "calibration_ratio"))
@@ -141,7 +141,7 @@ def _baseline(baseline: dict[str, Any]) -> Table:
 
 def _table(title: str, first: str, *columns: str) -> Table:
     table = Table(title=title or None, title_justify="left", caption_justify="left")
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
