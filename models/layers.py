@@ -1,4 +1,4 @@
-"""Layers that networks share: attention, pooling within clusters, the metric-learning loss.
+"""Layers that networks share: attention, the tower.
 
 Letters in shapes are the papers': B candidates, K interests, M recent behaviors, d embedding
 width, m projected width. ``...`` are leading batch dimensions, absent in the exported graph.
@@ -45,25 +45,6 @@ def attend(scores: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     return weights @ values
 
 
-def cosine_attention(candidates: Tensor, interests: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
-    """ENCODE, Eq. 10: the user's long-term interest relative to each candidate.
-
-    With similarity (1 - dis) / beta (Eq. 9) and cosine distance (Eq. 11), a score is the cosine
-    times ``scale``.
-
-    Args:
-        candidates: [..., B, d].
-        interests: [..., K, d].
-        mask: [..., K].
-        scale: scalar.
-
-    Returns:
-        [..., B, d].
-    """
-    scores = unit(candidates) @ (unit(interests) * scale).transpose(-1, -2)
-    return attend(scores, mask, interests)
-
-
 class RecentAttention(nn.Module):
     """Scaled dot-product target attention on the recent behaviors, with a bias for their age.
 
@@ -101,52 +82,3 @@ class Tower(nn.Module):
             first = functional.dropout(first, self.dropout, self.training)
         logits: Tensor = self.out(functional.relu(self.hidden(first)))
         return logits.squeeze(-1)
-
-
-def segment_softmax(scores: Tensor, segments: Tensor, n_segments: int) -> Tensor:
-    """Softmax within each segment of a ragged batch.
-
-    Args:
-        scores: [N].
-        segments: i64[N], segment of each score, in [0, n_segments).
-
-    Returns:
-        [N], summing to 1 within every segment that occurs.
-    """
-    greatest = scores.new_full((n_segments,), -torch.inf)
-    greatest = greatest.scatter_reduce(0, segments, scores.detach(), "amax")
-    weights = torch.exp(scores - greatest[segments])
-    total = scores.new_zeros(n_segments).index_add(0, segments, weights)
-    return weights / total[segments]
-
-
-def dynamic_triplet_loss(
-    behaviors: Tensor, projected: Tensor, anchor: Tensor, first: Tensor, second: Tensor
-) -> Tensor:
-    """ENCODE, Eqs. 5-7, per anchor: projected distances keep the order of the original ones.
-
-    Of two other behaviors of the user the nearer in the original space is the positive; the
-    margin is how much nearer it is. Original distances are constants here: the loss teaches the
-    projection to follow the embeddings, not the embeddings to suit the projection.
-
-    Args:
-        behaviors: [N, d], behaviors s.
-        projected: [N, m], their h.
-        anchor: i64[A], indices i of the anchors.
-        first, second: i64[A], indices j and k of two other behaviors of each anchor's user.
-
-    Returns:
-        [A]: max(0, dis(h_i, h_p) - dis(h_i, h_n) + dis(s_i, s_n) - dis(s_i, s_p)).
-    """
-    with torch.no_grad():
-        originals = unit(behaviors)
-        to_first = 1.0 - (originals[anchor] * originals[first]).sum(-1)
-        to_second = 1.0 - (originals[anchor] * originals[second]).sum(-1)
-        nearer = to_first <= to_second
-        positive = torch.where(nearer, first, second)
-        negative = torch.where(nearer, second, first)
-        margin = (to_first - to_second).abs()
-    directions = unit(projected)
-    to_positive = 1.0 - (directions[anchor] * directions[positive]).sum(-1)
-    to_negative = 1.0 - (directions[anchor] * directions[negative]).sum(-1)
-    return functional.relu(to_positive - to_negative + margin)

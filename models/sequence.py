@@ -93,13 +93,6 @@ class BehaviorSequence:
         """The items' embeddings times ``weight`` f32[d, p]; -> f32[R, L, p]."""
         return functional.embedding(self.rows, self.table @ weight)
 
-    def project_features(self, weight: Tensor) -> Tensor:
-        """The behavior features' embeddings times ``weight`` f32[d, p]; -> f32[R, L, p]."""
-        projected = self.table.new_zeros(*self.rows.shape, weight.shape[1])
-        for name, table in self.feature_tables.items():
-            projected = projected + functional.embedding(self.features[name], table @ weight)
-        return projected
-
     def pool_into(self, bins: Tensor, weights: Tensor, size: int) -> Tensor:
         """Weighted sums of behaviors, each into one bin of its request.
 
