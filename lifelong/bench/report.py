@@ -41,6 +41,7 @@ def compose(
     return {
         "machine": machine(),
         "rounds": max(len(values) for values in rounds.values()),
+        "peers": peers,
         "results": [
             {"name": name, "value": round(value, 1), "unit": unit}
             for name, value in medians.items()
@@ -87,8 +88,8 @@ def _draw(title: str, result: dict[str, Any], path: Path) -> None:
     names = [row["name"] for row in result["results"]][::-1]
     values = [row["value"] for row in result["results"]][::-1]
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.45 * len(names)))
-    bars = axes.barh(names, values, color=["#9aa5b1"] * len(names))
-    bars[-1].set_color("#1f6feb")
+    colors = ["#9aa5b1" if name in result["peers"] else "#1f6feb" for name in names]
+    bars = axes.barh(names, values, color=colors)
     axes.bar_label(bars, fmt="{:,.0f}", padding=4)
     axes.set_title(f"{title} ({result['results'][0]['unit']})", loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -319,6 +319,7 @@ def _result(whole: Rates, steps: Rates, threads: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "machine": f"{machine()}, {threads} thread{'s' * (threads > 1)}",
         "rounds": len(next(iter(whole.values()))),
+        "peers": [_peer(name) for name in MODELS if _peer(name) in whole],
         "results": [
             {"name": name, "value": round(median(values), 1), "unit": "samples/s"}
             for name, values in whole.items()
