@@ -40,9 +40,17 @@ def attend(scores: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     Returns:
         [..., B, d].
     """
-    masked = torch.where(mask > 0, 0.0, MASKED).unsqueeze(-2)
-    weights = torch.softmax(scores + masked, dim=-1) * mask.unsqueeze(-2)
-    return weights @ values
+    return masked_softmax(scores, mask.unsqueeze(-2) > 0) @ values
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis; masked places, and rows with nothing else, are 0.
+
+    Args:
+        scores: [..., K].
+        mask: bool, of a shape that broadcasts to that of the scores.
+    """
+    return torch.softmax(scores.masked_fill(~mask, MASKED), dim=-1) * mask
 
 
 class RecentAttention(nn.Module):

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.layers import attend
+from models.layers import attend, masked_softmax
 from models.long_term import LongTerm, LongTermConfig, Nothing, State
 from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
@@ -100,9 +100,3 @@ class ActivationUnit(nn.Module):
         hidden = self.query(queries).unsqueeze(-2) + self.key(keys).unsqueeze(-3) + mixed
         scores: Tensor = self.out(torch.sigmoid(hidden))
         return scores.squeeze(-1)
-
-
-def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis; masked places, and rows with nothing else, are 0."""
-    weights = torch.softmax(scores.masked_fill(~mask, -1e30), dim=-1)
-    return weights * mask

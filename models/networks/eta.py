@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers import unit
+from models.layers import masked_softmax, unit
 from models.long_term import LongTerm, LongTermConfig, State
 from models.metric_learning import embeddings_at, projection_loss
-from models.networks.din import DotProduct, masked_softmax
+from models.networks.din import DotProduct
 from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 

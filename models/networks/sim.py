@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers import MASKED, unit
+from models.layers import MASKED, masked_softmax, unit
 from models.long_term import LongTerm, LongTermConfig, State
-from models.networks.din import masked_softmax
 from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 

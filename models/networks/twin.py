@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from infra.errors import TrainingError
-from models.layers import MASKED
+from models.layers import MASKED, masked_softmax
 from models.long_term import LongTerm, LongTermConfig, State
-from models.networks.din import masked_softmax
 from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from infra.errors import TrainingError
-from models.layers import MASKED
+from models.layers import MASKED, masked_softmax
 from models.long_term import LongTerm, LongTermConfig, State
-from models.networks.din import masked_softmax
 from models.networks.sim import best_places, gather_rows
 from models.schema import Inputs, Rows
 from models.sequence import BehaviorSequence, Target

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from models.clustering import Clustering, cluster_sequences
-from models.layers import unit
+from models.layers import masked_softmax, unit
 from models.long_term import State
 from models.metric_learning import Loss, Sampling
-from models.networks.din import masked_softmax
 from models.networks.encode import Encode, EncodeConfig
 from models.sequence import BehaviorSequence
 from tests.models.networks.building import (
