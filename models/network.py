@@ -67,10 +67,7 @@ class Network(nn.Module):
         """f32[n + 1, d]: the items' embeddings, their attributes' (a mean over values) added."""
         table: Tensor = self.embedding.weight
         for name, attribute in self.item_attributes.items():
-            rows = cast(Tensor, getattr(self, f"rows_{name}"))
-            known = (rows > 0).unsqueeze(-1).to(table.dtype)
-            values = (attribute(rows) * known).sum(-2) / known.sum(-2).clamp(min=1.0)
-            table = table + values
+            table = table + _mean(attribute, cast(Tensor, getattr(self, f"rows_{name}")))
         return table
 
     def user_tables(self) -> dict[str, Tensor]:
@@ -105,9 +102,7 @@ class Network(nn.Module):
         """f32[R, u']: features of the user, and embeddings of their attributes."""
         parts = [batch.user]
         for name, attribute in self.user_attributes.items():
-            rows = batch.user_rows[name]
-            known = (rows > 0).unsqueeze(-1).to(batch.user.dtype)
-            parts.append((attribute(rows) * known).sum(-2) / known.sum(-2).clamp(min=1.0))
+            parts.append(_mean(attribute, batch.user_rows[name]))
         return torch.cat(parts, dim=-1)
 
     def forward(
@@ -169,6 +164,13 @@ class Network(nn.Module):
         if long is not None:
             parts += [long, candidates * long[..., : self.config.d]]
         return cast(Tensor, self.tower(user, torch.cat([*parts, cross], dim=-1)))
+
+
+def _mean(attribute: nn.Module, rows: Tensor) -> Tensor:
+    """f32[..., d]: the mean embedding of an attribute's values i64[..., w], 0 standing for none."""
+    values: Tensor = attribute(rows)
+    known = (rows > 0).unsqueeze(-1).to(values.dtype)
+    return (values * known).sum(-2) / known.sum(-2).clamp(min=1.0)
 
 
 def _tables(inputs: Inputs, kind: str, names: tuple[str, ...], d: int) -> nn.ModuleDict:
