@@ -34,11 +34,13 @@ from lifelong.bench.fuxictr_peer import HIDDEN, MODELS, D, Request
 from lifelong.bench.fuxictr_process import FuxiCTR
 from lifelong.bench.report import machine
 from models.batches import Batch, Gatherer, prefetch
+from models.config import TrainingConfig
 from models.data import Requests, Sequences
 from models.interactions import Interactions
 from models.network import Network, NetworkConfig
 from models.networks import AnyConfig
 from models.schema import Inputs, Schema
+from models.training import batch_loss
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -52,8 +54,6 @@ M: Final = 50
 """Behaviors that DIN sees, and everybody's recent ones."""
 SHORT: Final = 200
 LONG: Final = 1000
-AUXILIARY: Final = 0.1
-"""Weight of a module's own loss (ENCODE, section 4.2)."""
 LIKE: Final = {"DIN-L, activation unit": "DIN-L"}
 """Of ours that are compared with FuxiCTR's model of another name."""
 
@@ -217,14 +217,11 @@ def our_step(name: str, length: int, inputs: Inputs) -> Callable[[Batch], None]:
     network = Network(NetworkConfig(d=D, M=M, hidden=HIDDEN), inputs, config.build(D, inputs))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(SEED)
+    weigh = TrainingConfig().auxiliary_weight
 
     def step(batch: Batch) -> None:
-        logits, auxiliary = network(batch, generator)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, batch.labels, batch.weights
-        )
-        if auxiliary is not None:
-            loss = loss + AUXILIARY * auxiliary
+        entropy, weight, auxiliary = batch_loss(network, batch, generator)
+        loss = entropy / weight + weigh * auxiliary
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
