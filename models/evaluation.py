@@ -44,8 +44,6 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint64]
 
-log_loss = metrics.log_loss
-
 
 @dataclass(frozen=True)
 class Quality:

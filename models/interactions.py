@@ -165,10 +165,6 @@ class Interactions:
         share: Floats = (count * (PER_MILLION / np.maximum(position, 1))).astype(np.float32)
         return share
 
-    def popularity_table(self) -> Floats:
-        """f32[n + 1]: popularity of all items over everything; 0 for row 0."""
-        return self.popularity(np.arange(len(self.item_ids), dtype=np.int32), len(self))
-
 
 @dataclass(frozen=True)
 class Entities:

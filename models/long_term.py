@@ -7,7 +7,7 @@ user's long-term interest relative to each. Training composes the two; export ta
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import msgspec
 import torch
@@ -42,9 +42,6 @@ class LongTerm(nn.Module):
 
     width: int
     """Width of what `read` returns; 0 for a method without a long-term part."""
-
-    served: ClassVar[bool] = False
-    """Whether the scorer can serve a bundle of this method."""
 
     reads: frozenset[Literal["categories", "rows"]] = frozenset()
     """What `read` looks at beside the candidates' embeddings."""

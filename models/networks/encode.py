@@ -9,7 +9,7 @@ projection to keep distances (Eqs. 5-7).
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 import torch
@@ -83,8 +83,6 @@ class Interests(NamedTuple):
 
 class Encode(LongTerm):
     """Clustered interests."""
-
-    served: ClassVar[bool] = True
 
     def __init__(self, config: EncodeConfig, d: int, inputs: Inputs) -> None:
         super().__init__(d, inputs)

@@ -8,22 +8,19 @@ ETA-ENCODE searches by the cosine of projected embeddings, ETA-TA by the attenti
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers import masked_softmax, unit
+from models.layers import MASKED, masked_softmax, unit
 from models.long_term import LongTerm, LongTermConfig, State
 from models.metric_learning import embeddings_at, projection_loss
 from models.networks.din import DotProduct
 from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
-
-UNFOUND: Final = -1e30
-"""Search score of padding: below that of any behavior."""
 
 
 class ETAConfig(LongTermConfig, frozen=True, tag="eta"):
@@ -128,11 +125,11 @@ class ETA(LongTerm):
             # of those the newest are taken, on every machine. Whole numbers below 2^24 are exact.
             L = signatures.shape[-2]
             scores = scores * L + torch.arange(L, device=scores.device)
-        scores = torch.where(mask.unsqueeze(-2), scores, UNFOUND)
+        scores = torch.where(mask.unsqueeze(-2), scores, MASKED)
         # As many rows of padding as are looked for: any number of behaviors will do.
-        scores = functional.pad(scores, (0, self.config.k), value=UNFOUND)
+        scores = functional.pad(scores, (0, self.config.k), value=MASKED)
         best, found = scores.topk(self.config.k, dim=-1)
-        real = best > UNFOUND / 2
+        real = best > MASKED / 2
         return torch.where(real, found, 0), real
 
     def _attention_weights(self, target: Target, behaviors: Tensor, mask: Tensor) -> Tensor:

@@ -29,9 +29,6 @@ from models.networks.sim import best_places, gather_rows
 from models.schema import Inputs, Rows
 from models.sequence import BehaviorSequence, Target
 
-ITEM: Final = "id"
-"""The feature that every item has."""
-
 RECENCY: Final = 1e-9
 """What a newer place adds to a score: it decides between equals, and between them alone."""
 
