@@ -368,40 +368,46 @@ def paired_bootstrap(
     with them, the same for both methods (Efron and Tibshirani, 1993, chapter 13).
 
     Args:
-        first: scores [N] of a method, or any equal shapes.
-        second: scores of the other, on the same rows.
-        labels: as many.
-        users: as many integers, or [R] (or [R, 1]) for scores [R, B].
+        first: scores [N] of a method, in any shape; or [S, N] of S runs of it, whose mean measure
+            is compared.
+        second: scores of the other, on the same rows, of as many runs.
+        labels: [N], in the shape of one run.
+        users: as many integers, or [R] (or [R, 1]) for scores [R, B] of a run.
         measure: "auc" ranks everything again in every resampling (N operations each); "gauc"
             ranks each user once.
         replicates: resamplings.
         confidence: of the interval.
         seed: of the resampling.
-        weights: as many as scores.
+        weights: as many as labels.
     """
-    owner = _spread(users, first.shape)
+    owner = _spread(users, labels.shape)
+    runs = first.size // max(labels.size, 1)
     first, labels, flat_weights = _flat(first, labels, weights)
-    second = np.ravel(second)
+    pairs = list(zip(first.reshape(runs, -1), np.reshape(second, (runs, -1)), strict=True))
     distinct, owner = np.unique(owner, return_inverse=True)
     U = len(distinct)
     ones = np.ones(U)
     if not U or np.isnan(first).any() or np.isnan(second).any():
         return Difference(NAN, NAN, NAN, NAN, NAN, 0)
     if measure == "gauc":
-        groups = [group_auc(scores, labels, owner, flat_weights) for scores in (first, second)]
-        # A group beyond the last that counts is absent: the same in both, since weights are.
-        size, weight = len(groups[0].auc), groups[0].weight
-        gap = np.nan_to_num(groups[0].auc) - np.nan_to_num(groups[1].auc)
+        groups = [
+            [group_auc(scores, labels, owner, flat_weights) for scores in pair] for pair in pairs
+        ]
+        # A group beyond the last that counts is absent: the same in all, since weights are.
+        size, weight = len(groups[0][0].auc), groups[0][0].weight
+        gaps = [np.nan_to_num(mine.auc) - np.nan_to_num(theirs.auc) for mine, theirs in groups]
+        gap = np.mean(gaps, axis=0)
 
         def difference(times: Doubles) -> float:
             return _weighted_mean(gap, weight * times[:size])
 
     else:
-        ranked = [_Ranked.of(scores, labels) for scores in (first, second)]
+        ranked = [[_Ranked.of(scores, labels) for scores in pair] for pair in pairs]
 
         def difference(times: Doubles) -> float:
             drawn = times[owner] if flat_weights is None else times[owner] * flat_weights
-            return ranked[0].auc(drawn) - ranked[1].auc(drawn)
+            gaps = [mine.auc(drawn) - theirs.auc(drawn) for mine, theirs in ranked]
+            return float(np.mean(gaps))
 
     rng = np.random.default_rng(seed)
     drawn = np.array(

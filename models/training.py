@@ -94,6 +94,9 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 
+OnEpoch = Callable[[int, Network, Gatherer], None]
+"""Called after each epoch of the first pass, from 1, with the network as it then is."""
+
 
 class Epoch(msgspec.Struct, frozen=True):
     """An epoch of a learning curve."""
@@ -130,6 +133,7 @@ def train(
     baselines: dict[str, float] | None = None,
     resume: bool = False,
     trackers: tuple[Tracker, ...] = (),
+    on_epoch: OnEpoch = lambda _number, _network, _gatherer: None,
 ) -> TrainResult:
     """Train a network and leave it in ``out``.
 
@@ -139,6 +143,7 @@ def train(
         baselines: measures of other rankings, to be kept beside the network's own.
         resume: go on from the checkpoint in ``out``; without one, start.
         trackers: told of every report and epoch.
+        on_epoch: may look at the network after each epoch, and must leave it as it is.
 
     Raises:
         TrainingError: the run cannot start or go on.
@@ -154,7 +159,7 @@ def train(
             last = _Pass(config, samples, checkpoint, "fit", device, on_progress, trackers)
             if saved is not None:
                 last.resume(saved)
-            fitted = last.fit()
+            fitted = last.fit(on_epoch)
             saved = None
         whole = getattr(samples, "whole", None)
         if whole is not None and samples.config.refit:  # type: ignore[attr-defined]
@@ -285,10 +290,10 @@ class _Pass:
         self.best_weights: dict[str, Tensor] = {}
         self._saved = time.monotonic()
 
-    def fit(self) -> _Fitted:
+    def fit(self, on_epoch: OnEpoch) -> _Fitted:
         """Learn and watch, take the weights of the best epoch, and measure them."""
         state, samples = self.state, self.samples
-        self.run(self.config.training.epochs, watch=True)
+        self.run(self.config.training.epochs, watch=True, on_epoch=on_epoch)
         self.network.load_state_dict(self.best_weights)
         metrics = dict(state.curve[state.best - 1].validation)
         if samples.test is not None and len(samples.test.cut):
@@ -296,7 +301,7 @@ class _Pass:
             metrics |= {f"test_{name}": value for name, value in measured.items()}
         return _Fitted(metrics, state.best, state.curve)
 
-    def run(self, epochs: int, *, watch: bool) -> None:
+    def run(self, epochs: int, *, watch: bool, on_epoch: OnEpoch | None = None) -> None:
         """Learn for so many epochs; with ``watch``, validate after each and stop in time."""
         state, patience = self.state, self.config.training.patience
         self.epochs = epochs
@@ -307,6 +312,8 @@ class _Pass:
             state.epoch, state.step = state.epoch + 1, 0
             if watch:
                 self._validate()
+            if on_epoch is not None:
+                on_epoch(state.epoch, self.network, self.gatherer)
             self._save()
 
     def _epoch(self, number: int) -> None:

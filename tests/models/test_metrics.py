@@ -221,6 +221,22 @@ def weights_of(*rows: list[float]) -> np.ndarray:
     return np.array(rows)
 
 
+def test_the_bootstrap_of_several_runs_is_of_their_mean_difference() -> None:
+    rng = np.random.default_rng(5)
+    labels = (rng.random((40, 6)) < 0.4).astype(np.float32)
+    users = rng.integers(0, 15, 40)
+    runs = labels + rng.normal(0, 1, (3, 40, 6))
+    others = labels + rng.normal(0, 1.5, (3, 40, 6))
+    for measure in ("auc", "gauc"):
+        single = [
+            paired_bootstrap(mine, theirs, labels, users, measure, replicates=20)  # type: ignore[arg-type]
+            for mine, theirs in zip(runs, others, strict=True)
+        ]
+        found = paired_bootstrap(runs, others, labels, users, measure, replicates=20)  # type: ignore[arg-type]
+        assert found.observed == pytest.approx(np.mean([each.observed for each in single]))
+        assert found.mean == pytest.approx(np.mean([each.mean for each in single]))
+
+
 def test_the_relevance_indicator_is_a_cross_entropy() -> None:
     truth, guess = weights_of([0.7, 0.2, 0.1]), weights_of([0.5, 0.25, 0.25])
     by_hand = -(0.7 * np.log(0.5) + 0.3 * np.log(0.25))

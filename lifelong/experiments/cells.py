@@ -1,0 +1,174 @@
+"""Cells: what is measured once and kept as JSON, so that a table is taken up where it was left.
+
+A cell is known by what was asked of it, never by when or where it ran. It stands in a file of its
+own that says how it came about: configuration, seed, git revision, machine, seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from infra.errors import DataError
+from lifelong.bench.report import machine
+from lifelong.experiments.setups import Setup, Tree
+
+QUALITY: Final = "quality"
+"""The kind of a cell that trains and measures one configuration."""
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to be measured."""
+
+    kind: str
+    """`QUALITY`, or what else is measured, of trained runs."""
+    label: str
+    """For people; another label is no other cell."""
+    seed: int = 0
+    trees: dict[str, Tree]
+    """Configurations by role; of quality there is one, ""."""
+    options: dict[str, Any] = {}
+    """What the measurement is told."""
+
+    @property
+    def tree(self) -> Tree:
+        """The one configuration of a quality cell."""
+        return self.trees[""]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished cell."""
+
+    kind: str
+    label: str
+    seed: int
+    configs: dict[str, Any]
+    """Whole `RunConfig`s by role, defaults included."""
+    options: dict[str, Any]
+    revision: str
+    """Of git; "+" where files had been changed."""
+    machine: str
+    seconds: float
+    result: dict[str, Any]
+
+
+class CellStore:
+    """Finished cells of a setup, a file each, and beside them what is too big to be kept."""
+
+    def __init__(self, setup: Setup, directory: Path) -> None:
+        self.setup = setup
+        self.cells = directory / "cells"
+        """To be committed."""
+        self.runs = directory / "runs"
+        """Trained networks and predictions, by key; they can be made again."""
+
+    def key(self, kind: str, trees: dict[str, Tree], options: dict[str, Any]) -> str:
+        """Twelve characters that say what a cell is of."""
+        asked = {
+            "kind": kind,
+            "data": self.setup.data,
+            "trees": {role: self._asked(tree) for role, tree in trees.items()},
+            "options": options,
+        }
+        plain = msgspec.json.encode(msgspec.to_builtins(asked), order="deterministic")
+        return hashlib.sha256(plain).hexdigest()[:12]
+
+    def path(self, cell: Cell) -> Path:
+        """The cell's file."""
+        slug = re.sub(r"[^a-z0-9]+", "-", cell.label.lower()).strip("-")
+        key = self.key(cell.kind, cell.trees, cell.options)
+        return self.cells / f"{cell.kind}-{slug}-{cell.seed}-{key}.json"
+
+    def run(self, tree: Tree) -> Path:
+        """Where the run of a configuration, and its predictions, are."""
+        return self.runs / self.key(QUALITY, {"": tree}, {})
+
+    def load(self, cell: Cell) -> Record | None:
+        """The finished cell, under whatever label; None if it is still to be measured.
+
+        One whose defaults have changed since counts as unmeasured.
+        """
+        key = self.key(cell.kind, cell.trees, cell.options)
+        for path in sorted(self.cells.glob(f"{cell.kind}-*-{key}.json")):
+            try:
+                record = msgspec.json.decode(path.read_bytes(), type=Record)
+            except (OSError, msgspec.MsgspecError) as error:
+                raise DataError(
+                    f"{path} cannot be read ({error}); delete it to measure it again"
+                ) from error
+            if all(
+                _agree(record.configs.get(role), self._whole(tree))
+                for role, tree in cell.trees.items()
+            ):
+                return record
+        return None
+
+    def save(self, cell: Cell, result: dict[str, Any], seconds: float) -> Record:
+        """Keep what was measured; whole or not at all."""
+        record = Record(
+            kind=cell.kind,
+            label=cell.label,
+            seed=cell.seed,
+            configs={role: self._whole(tree) for role, tree in cell.trees.items()},
+            options=cell.options,
+            revision=revision(),
+            machine=machine(),
+            seconds=round(seconds, 1),
+            result=result,
+        )
+        path = self.path(cell)
+        new = path.with_suffix(f".{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+            new.replace(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error.strerror}") from error
+        return record
+
+    def _asked(self, tree: Tree) -> Tree:
+        """A configuration as far as it decides what comes out."""
+        kept = {name: part for name, part in tree.items() if name != "name"}
+        kept["data"] = {name: part for name, part in tree["data"].items() if name != "path"}
+        ignored = {"checkpoint_s", "log"}
+        training = tree.get("training", {}).items()
+        kept["training"] = {name: part for name, part in training if name not in ignored}
+        # A value that is said and one that is the default are the same cell.
+        method = self.setup.config(tree).long_term
+        kept["long_term"] = {"network": method.__struct_config__.tag} | {
+            name: value
+            for name, value in msgspec.structs.asdict(method).items()
+            if value != getattr(type(method)(), name)
+        }
+        return kept
+
+    def _whole(self, tree: Tree) -> dict[str, Any]:
+        whole: dict[str, Any] = msgspec.to_builtins(self.setup.config(tree))
+        whole["data"].pop("path")
+        return whole
+
+
+@cache
+def revision() -> str:
+    """The git revision of the code that runs; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        asked = ["git", "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"]
+        found = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _agree(kept: Any, now: Any) -> bool:
+    """Whether a kept configuration says what it would today; what it never knew of may be there."""
+    if isinstance(kept, dict) and isinstance(now, dict):
+        return all(name in now and _agree(part, now[name]) for name, part in kept.items())
+    return bool(kept == now)

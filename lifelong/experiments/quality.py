@@ -1,0 +1,121 @@
+"""What a configuration is worth: trained to convergence, and measured on the test.
+
+Early stopping watches validation; the test is looked at after one epoch, which is how the papers
+train, and with the weights of the best epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from models import metrics, training
+from models.batches import Gatherer
+from models.config import RunConfig
+from models.evaluation import measure
+from models.interactions import Floats
+from models.network import Network
+from models.protocols import Split
+
+RUN: Final = "run"
+ONE_EPOCH: Final = "one-epoch.npy"
+CONVERGED: Final = "converged.npy"
+"""CTRs f32[R, B] of the test's requests."""
+
+RESAMPLED: Final = 100_000_000
+"""Predictions that the bootstrap ranks in all, about: half a minute."""
+
+
+def train_run(config: RunConfig, samples: Split, place: Path) -> Path:
+    """Train, unless that has been done, and keep the predictions; the run's directory."""
+    run = place / RUN
+    if (run / training.RUN).exists() and (place / CONVERGED).exists():
+        return run
+
+    def look(number: int, network: Network, gatherer: Gatherer) -> None:
+        if number == 1:
+            _keep(place / ONE_EPOCH, training.predict(network, gatherer, samples.test))
+
+    if not (run / training.RUN).exists():
+        without = replace(samples, test=samples.test.part(slice(0)))
+        training.train(config, without, run, resume=True, on_epoch=look)
+    trained = training.load_run(run)
+    network = trained.network.to(training.pick_device(config))
+    gatherer = training.make_gatherer(config, samples, trained.inputs)
+    _keep(place / CONVERGED, training.predict(network, gatherer, samples.test))
+    return run
+
+
+def measure_quality(config: RunConfig, samples: Split, place: Path) -> dict[str, Any]:
+    """A quality cell.
+
+    Returns:
+        "samples": their numbers; "epochs": the best, from 1; "curve": of each epoch training loss
+        and validation measures; "one_epoch" and "converged": measures of the test
+        (`models.evaluation.Measures`), by name.
+    """
+    trained = training.load_run(train_run(config, samples, place))
+    users = samples.users(samples.test)
+    return {
+        "samples": {
+            "users": len(samples.interactions.user_ids),
+            "items": int(samples.known.sum()),
+            "training": len(samples.train.cut),
+            "validation": len(samples.validation.cut),
+            "test": len(samples.test.cut),
+            "behaviors_seen": round(float(samples.history(samples.test).mean()), 1),
+        },
+        "epochs": trained.epochs,
+        "curve": msgspec.to_builtins(trained.curve),
+        "one_epoch": measure(np.load(place / ONE_EPOCH), samples.test, users).named(),
+        "converged": measure(np.load(place / CONVERGED), samples.test, users).named(),
+    }
+
+
+def measure_difference(
+    first: Sequence[Path], second: Sequence[Path], samples: Split
+) -> dict[str, Any]:
+    """How much better one configuration is than another: test AUC and GAUC, users resampled.
+
+    Args:
+        first: places of one's runs, a seed each.
+        second: the other's, of the same seeds.
+
+    Returns:
+        Per measure a `models.metrics.Difference`, of the mean over seeds, as plain values.
+    """
+    requests = samples.test
+    pairs = zip(first, second, strict=True)
+    ours, theirs = zip(
+        *((np.load(one / CONVERGED), np.load(other / CONVERGED)) for one, other in pairs),
+        strict=True,
+    )
+    size = 2 * len(ours) * requests.labels.size
+    replicates = int(np.clip(RESAMPLED // size, 200, 1000))
+
+    def compare(name: Any, replicates: int) -> dict[str, Any]:
+        return asdict(
+            metrics.paired_bootstrap(
+                np.stack(ours),
+                np.stack(theirs),
+                requests.labels,
+                samples.users(requests),
+                name,
+                replicates=replicates,
+                weights=requests.weights,
+            )
+        )
+
+    return {"auc": compare("auc", replicates), "gauc": compare("gauc", 1000)}
+
+
+def _keep(path: Path, ctrs: Floats) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new.npy")
+    np.save(new, ctrs)
+    new.replace(path)

@@ -1,0 +1,237 @@
+"""What a table says: as plain values, as Markdown, and in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table as Lines
+
+from infra.errors import SettingsError
+from lifelong.experiments.cells import Record
+from lifelong.experiments.setups import Setup
+from lifelong.experiments.tables import REFERENCE, Row, Table
+
+MEASURES: Final = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss"}
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A line of a table, measured."""
+
+    row: Row
+    learning_rate: float
+    records: list[Record]
+    """A seed each."""
+    difference: dict[str, Any] | None
+    """To the reference (`quality.measure_difference`); None: it is the reference."""
+
+
+def compose(
+    name: str,
+    table: Table,
+    setup: Setup,
+    *,
+    seeds: int,
+    rows: Sequence[RowResult],
+    extras: Mapping[str, Any],
+    left_out: Sequence[str],
+) -> dict[str, Any]:
+    """A table's plain values, from which its Markdown and its figures are made."""
+    first = rows[0].records[0] if rows else None
+    tree = setup.tree
+    return {
+        "name": name,
+        "title": table.title,
+        "source": table.source,
+        "figure": table.figure,
+        "x_name": table.x_name or None,
+        "setup": setup.name,
+        "setup_title": setup.title,
+        "scale": setup.scale,
+        "data": None if first is None else first.result["samples"] | _lengths(first),
+        "training": {key: tree["training"].get(key) for key in ("batch", "epochs", "patience")},
+        "rates": list(setup.rates),
+        "seeds": seeds,
+        "reference": REFERENCE,
+        "rows": [_row(each) for each in rows],
+        "extras": dict(extras),
+        "left_out": list(left_out),
+        "machines": sorted({each.machine for result in rows for each in result.records}),
+        "revisions": sorted({each.revision for result in rows for each in result.records}),
+        "seconds": round(sum(each.seconds for result in rows for each in result.records), 1),
+    }
+
+
+def _lengths(record: Record) -> dict[str, int]:
+    config = record.configs[""]
+    return {"L": config["long_term"]["L"], "M": config["network"]["M"]}
+
+
+def _row(each: RowResult) -> dict[str, Any]:
+    results = [record.result for record in each.records]
+
+    def collected(when: str) -> dict[str, list[float]]:
+        return {name: [result[when][name] for result in results] for name in results[0][when]}
+
+    return {
+        "label": each.row.label,
+        "method": each.row.method,
+        "x": each.row.x,
+        "learning_rate": each.learning_rate,
+        "epochs": [result["epochs"] for result in results],
+        "curves": [[epoch["validation"]["auc"] for epoch in result["curve"]] for result in results],
+        "one_epoch": collected("one_epoch"),
+        "converged": collected("converged"),
+        "difference": each.difference,
+        "seconds": [record.seconds for record in each.records],
+    }
+
+
+def write(found: Mapping[str, Any], directory: Path) -> list[str]:
+    """Write a table as JSON and as Markdown; the files."""
+    stem = directory / str(found["name"])
+    texts = {
+        stem.with_suffix(".json"): json.dumps(found, indent=1, ensure_ascii=False) + "\n",
+        stem.with_suffix(".md"): markdown(found),
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text)
+    except OSError as error:
+        raise SettingsError(f"--out {directory} cannot be written: {error.strerror}") from error
+    return [str(path) for path in texts]
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The table for a page."""
+    parts = [f"# {found['title']}", f"*{found['source']}. {_subject(found)}*"]
+    if found["rows"]:
+        parts.append("\n".join(_lines(*_table(found))))
+    for kind, extra in found["extras"].items():
+        parts += _extra(kind, extra)
+    if found["left_out"]:
+        parts.append(f"Left out, for the data have no behavior features: {_list(found)}.")
+    if found["rows"]:
+        parts.append(
+            "± is the standard deviation over seeds. The difference is of the mean over seeds, with"
+            " its 95 % interval by resampling users; **bold** where that leaves out zero."
+        )
+        parts.append(
+            f"Machine: {'; '.join(found['machines'])}. Revision:"
+            f" {', '.join(found['revisions'])}. {found['seconds'] / 60:.0f} core-minutes."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _subject(found: Mapping[str, Any]) -> str:
+    data = found["data"]
+    if data is None:
+        return f"{found['setup_title']}, scale {found['scale']}."
+    rates = " or ".join(f"{rate:g}" for rate in found["rates"])
+    return (
+        f"{found['setup_title']}, scale {found['scale']}: {data['users']:,} users,"
+        f" {data['items']:,} items, {data['training']:,} requests to learn from, {data['test']:,}"
+        f" to test; L = {data['L']}, M = {data['M']}; {found['seeds']} seeds; learning rate {rates}"
+        " by validation."
+    )
+
+
+def _list(found: Mapping[str, Any]) -> str:
+    return ", ".join(found["left_out"])
+
+
+def _table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells."""
+    serving = found["extras"].get("serving")
+    speed = found["extras"].get("speed")
+    header = [
+        "",
+        "AUC",
+        "GAUC",
+        "AUC − DIN-L",
+        "one epoch: AUC",
+        "epochs",
+        "learning rate",
+    ]
+    header += [f"ms, B = {serving['B']:,}"] if serving else []
+    header += ["training speed", "inference speed"] if speed else []
+    lines = []
+    for row in found["rows"]:
+        line = [
+            row["label"],
+            spread(row["converged"].get("auc")),
+            spread(row["converged"].get("gauc")),
+            _difference(row["difference"], "auc"),
+            spread(row["one_epoch"].get("auc")),
+            ", ".join(map(str, row["epochs"])),
+            f"{row['learning_rate']:g}",
+        ]
+        if serving:
+            timed = serving["methods"].get(row["label"], {})
+            line.append(f"{timed['ms']:.2f}" if "ms" in timed else "–")
+        if speed:
+            timed = speed["methods"].get(row["label"], {})
+            line += [
+                f"{timed[key]:.1f}×" if key in timed else "–"
+                for key in ("training_ratio", "inference_ratio")
+            ]
+        lines.append(line)
+    return header, lines
+
+
+def spread(values: Sequence[float] | None) -> str:
+    """Mean and standard deviation over seeds.
+
+    >>> spread([0.5, 0.6, 0.7])
+    '0.6000 ± 0.1000'
+    """
+    if not values:
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{fmean(values):.4f} ± {stdev(values):.4f}"
+
+
+def _difference(found: Mapping[str, Any] | None, name: str) -> str:
+    if found is None:
+        return "–"
+    one = found[name]
+    text = f"{one['observed']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"
+    return f"**{text}**" if one["low"] > 0 or one["high"] < 0 else text
+
+
+def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
+
+
+def _extra(kind: str, extra: Any) -> list[str]:
+    writer = EXTRAS.get(kind)
+    return writer(extra) if writer else []
+
+
+EXTRAS: Final[dict[str, Any]] = {}
+
+
+def show(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the table."""
+    console.print(f"[bold]{found['title']}[/bold] ({found['source']}). {_subject(found)}")
+    if found["rows"]:
+        header, rows = _table(found)
+        lines = Lines(*header)
+        for row in rows:
+            lines.add_row(*(cell.replace("**", "") for cell in row))
+        console.print(lines)
+    for kind, extra in found["extras"].items():
+        for part in _extra(kind, extra):
+            console.print(part, highlight=False, markup=False)
+    console.print(f"files: {', '.join(found['files'])}", highlight=False, soft_wrap=True)

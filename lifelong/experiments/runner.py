@@ -1,0 +1,302 @@
+"""``lifelong experiment``: the cells of a table, measured in processes beside each other.
+
+First every method is tried with each learning rate, seed 0; then the other seeds, and the variants
+with their method's rate; then what else the table measures of the trained runs. A finished cell is
+kept at once, so that an interruption costs the cells in flight, and of those only the steps since
+their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch
+from rich.console import Console
+
+from infra.errors import SettingsError, TrainingError
+from lifelong.experiments import quality, report
+from lifelong.experiments.cells import QUALITY, Cell, CellStore, Record
+from lifelong.experiments.setups import Scale, Setup, Tree, find_setup
+from lifelong.experiments.tables import METHODS, REFERENCE, Extra, Row, Table, find_tables
+from lifelong.learning import read_samples
+from models.config import RunConfig
+from models.protocols import Split
+
+DIFFERENCE: Final = "difference"
+
+Runs = Mapping[str, Path]
+Configs = Mapping[str, RunConfig]
+
+OF_RUNS: Final[Mapping[str, Callable[[Runs, Split, Mapping[str, Any]], dict[str, Any]]]] = {}
+"""What is measured of trained runs."""
+
+TIMINGS: Final[Mapping[str, Callable[[Configs, Split], dict[str, Any]]]] = {}
+"""What is timed, of fresh networks."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command takes."""
+
+    data: str
+    protocol: str | None = None
+    seeds: int = 3
+    out: Path = Path("runs/experiments")
+    scale: Scale = "small"
+    processes: int = 0
+    """0: one a core."""
+
+
+def run_experiment(name: str, options: Options, *, quiet: bool = False) -> dict[str, Any]:
+    """Measure what is missing of a table (or of "all"), and write it; the tables' plain values.
+
+    Raises:
+        LifelongError: a name is unknown, or a cell cannot be measured.
+    """
+    if options.seeds < 1:
+        raise SettingsError(f"--seeds {options.seeds}: take 1 or more")
+    tables = find_tables(name)
+    setup = find_setup(options.data, options.protocol, options.scale)
+    directory = options.out / setup.name
+    console = Console(stderr=True, quiet=quiet)
+    written = {}
+    with _Bench(setup, directory, options, console) as bench:
+        for key, table in tables.items():
+            found = bench.table(key, table)
+            found["files"] = report.write(found, directory)
+            written[key] = found
+    for found in written.values():
+        if not quiet:
+            report.show(Console(), found)
+    return {"setup": setup.name, "out": str(directory), "tables": written}
+
+
+class _Bench:
+    """Cells in processes; a context."""
+
+    def __init__(self, setup: Setup, directory: Path, options: Options, console: Console) -> None:
+        self.setup, self.directory, self.seeds = setup, directory, options.seeds
+        self.store = CellStore(setup, directory)
+        self.console = console
+        self.processes = options.processes or os.cpu_count() or 1
+        self.pool = ProcessPoolExecutor(
+            self.processes,
+            multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(setup, directory),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            for process in list((getattr(self.pool, "_processes", None) or {}).values()):
+                process.terminate()
+        self.pool.shutdown(cancel_futures=True)
+
+    def table(self, name: str, table: Table) -> dict[str, Any]:
+        """All that a table says, as plain values."""
+        rows = [row for row in table.rows if self._applies(row)]
+        trained = [row for extra in table.extras if not extra.timed for row in extra.rows]
+        shown = [*rows, *trained]
+        rates = self._tune({row.method for row in shown} | {REFERENCE} if shown else set())
+        trees = {row.label: self._trees(row, rates) for row in shown}
+        cells = [_quality(row.label, tree) for row in shown for tree in trees[row.label]]
+        measured = self._measure(cells)
+        reference = self._trees(Row(REFERENCE, REFERENCE), rates) if shown else []
+        compared = [
+            Cell(
+                kind=DIFFERENCE,
+                label=row.label,
+                trees=_roles("first", trees[row.label]) | _roles("second", reference),
+            )
+            for row in rows
+            if trees[row.label] != reference
+        ]
+        self._measure([_quality(REFERENCE, tree) for tree in reference])
+        differences = self._measure(compared)
+        return report.compose(
+            name,
+            table,
+            self.setup,
+            seeds=self.seeds,
+            rows=[
+                report.RowResult(
+                    row=row,
+                    learning_rate=rates[row.method],
+                    records=[measured[self._key(_quality("", tree))] for tree in trees[row.label]],
+                    difference=_find(differences, row.label),
+                )
+                for row in rows
+            ],
+            extras={extra.kind: self._extra(extra, trees) for extra in table.extras},
+            left_out=[row.label for row in table.rows if not self._applies(row)],
+        )
+
+    def _applies(self, row: Row) -> bool:
+        return not row.needs or bool(self.setup.tree.get("schema", {}).get(row.needs))
+
+    def _tune(self, methods: set[str]) -> dict[str, float]:
+        """The learning rate of each method that validates best, seed 0."""
+        named = [method for method in METHODS if method in methods]
+        tries = {
+            (method, rate): _at(self.setup.method_tree(METHODS[method]), rate, 0)
+            for method in named
+            for rate in self.setup.rates
+        }
+        found = self._measure([_quality(method, tree) for (method, _), tree in tries.items()])
+
+        def validated(method: str, rate: float) -> float:
+            record = found[self._key(_quality("", tries[method, rate]))]
+            return max(float(epoch["validation"]["auc"]) for epoch in record.result["curve"])
+
+        return {
+            method: max(self.setup.rates, key=lambda rate: validated(method, rate))
+            for method in named
+        }
+
+    def _trees(self, row: Row, rates: Mapping[str, float]) -> list[Tree]:
+        """A row's configuration, for each seed."""
+        tree = self.setup.method_tree(row.long_term)
+        return [_at(tree, rates[row.method], seed) for seed in range(self.seeds)]
+
+    def _extra(self, extra: Extra, trees: Mapping[str, list[Tree]]) -> Any:
+        """What it gave, for each seed or once."""
+        rows = [row for row in extra.rows if self._applies(row)]
+        each = extra.each_seed and not extra.timed
+        cells = [
+            Cell(
+                kind=extra.kind,
+                label=extra.kind,
+                seed=seed,
+                trees={
+                    row.label: self.setup.method_tree(row.long_term)
+                    if extra.timed
+                    else trees[row.label][seed]
+                    for row in rows
+                },
+                options=dict(extra.options),
+            )
+            for seed in range(self.seeds if each else 1)
+        ]
+        found = self._measure(cells, alone=extra.timed)
+        results = [found[self._key(cell)].result for cell in cells]
+        return results if each else results[0]
+
+    def _key(self, cell: Cell) -> str:
+        return self.store.key(cell.kind, cell.trees, cell.options)
+
+    def _measure(self, cells: Iterable[Cell], *, alone: bool = False) -> dict[str, Record]:
+        """The records of cells, by key; those that are missing are measured."""
+        distinct = {self._key(cell): cell for cell in cells}
+        found = {}
+        for key, cell in distinct.items():
+            if (record := self.store.load(cell)) is not None:
+                found[key] = record
+        missing = [cell for key, cell in distinct.items() if key not in found]
+        for number, (cell, record) in enumerate(self._run(missing, 1 if alone else 0), 1):
+            found[self._key(cell)] = record
+            self.console.print(
+                f"{self.setup.name}: {cell.kind} {cell.label}, seed {cell.seed}:"
+                f" {_told(record)} ({record.seconds:.0f} s, {number} of {len(missing)})",
+                highlight=False,
+                soft_wrap=True,
+            )
+        return found
+
+    def _run(self, cells: list[Cell], limit: int) -> Iterator[tuple[Cell, Record]]:
+        """Records as they come; at most so many cells at once (0: as many as processes)."""
+        waiting = list(reversed(cells))
+        running: dict[Future[Record], Cell] = {}
+        while waiting or running:
+            while waiting and len(running) < (limit or self.processes):
+                cell = waiting.pop()
+                running[self.pool.submit(_measure_cell, cell)] = cell
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future.result()
+
+
+def _find(records: Mapping[str, Record], label: str) -> dict[str, Any] | None:
+    return next((each.result for each in records.values() if each.label == label), None)
+
+
+def _quality(label: str, tree: Tree) -> Cell:
+    return Cell(kind=QUALITY, label=label, seed=tree["seed"], trees={"": tree})
+
+
+def _at(tree: Tree, rate: float, seed: int) -> Tree:
+    return tree | {"seed": seed, "training": tree["training"] | {"learning_rate": rate}}
+
+
+def _roles(name: str, trees: list[Tree]) -> dict[str, Tree]:
+    return {f"{name} {number}": tree for number, tree in enumerate(trees)}
+
+
+def _told(record: Record) -> str:
+    if record.kind == QUALITY:
+        return f"test AUC {record.result['converged']['auc']:.4f}"
+    if record.kind == DIFFERENCE:
+        return f"AUC {record.result['auc']['observed']:+.4f}"
+    return "done"
+
+
+# What runs in a process of its own.
+
+_here: tuple[Setup, Path]
+
+
+def _start(setup: Setup, directory: Path) -> None:
+    global _here  # noqa: PLW0603  # a process of the pool has one setup, for all of its cells
+    _here = setup, directory
+    torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=1)
+def _samples(setup_name: str, data: str) -> Split:  # noqa: ARG001  # they are what is remembered
+    setup, _ = _here
+    tree = setup.method_tree(METHODS[REFERENCE])
+    samples, _ = read_samples(setup.config(tree))
+    if not isinstance(samples, Split):
+        raise TrainingError(
+            f'{setup.name}: protocol "live" keeps no test; an experiment takes next_item, rated or'
+            " shown"
+        )
+    return samples
+
+
+def _measure_cell(cell: Cell) -> Record:
+    setup, directory = _here
+    store = CellStore(setup, directory)
+    began = time.monotonic()
+    return store.save(cell, _result(cell, store), time.monotonic() - began)
+
+
+def _result(cell: Cell, store: CellStore) -> dict[str, Any]:
+    setup = store.setup
+    samples = _samples(setup.name, setup.data)
+    if cell.kind in TIMINGS:
+        configs = {role: setup.config(tree) for role, tree in cell.trees.items()}
+        return TIMINGS[cell.kind](configs, samples)
+    if cell.kind == QUALITY:
+        return quality.measure_quality(setup.config(cell.tree), samples, store.run(cell.tree))
+    for tree in cell.trees.values():  # cells may be kept where runs are not
+        quality.train_run(setup.config(tree), samples, store.run(tree))
+    places = {role: store.run(tree) for role, tree in cell.trees.items()}
+    if cell.kind == DIFFERENCE:
+        first, second = (
+            [place for role, place in places.items() if role.startswith(name)]
+            for name in ("first", "second")
+        )
+        return quality.measure_difference(first, second, samples)
+    runs = {role: place / quality.RUN for role, place in places.items()}
+    return OF_RUNS[cell.kind](runs, samples, cell.options)

@@ -1,0 +1,239 @@
+"""What an experiment runs on: a data set, a protocol, and a scale.
+
+A *setup* is a training configuration without a method. Known data sets are recognized by their
+files; any other data come as a TOML file, as for ``lifelong train``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from infra.errors import SettingsError
+from lifelong.learning import SHIPPED
+from models.config import RunConfig, read_config
+from models.readers import READERS
+
+Scale = Literal["small", "full"]
+Tree = dict[str, Any]
+"""A `RunConfig` as plain values."""
+
+SEARCHED: Final = 20
+"""Behaviors that a search lets through at the small scale: as many of L = 200 as the papers' 50 and
+100 of 1,000 and 10,000, about."""
+
+SMALL: Final[Tree] = {
+    "network": {"d": 32, "M": 16, "hidden": (64, 32)},
+    "training": {"batch": 256, "epochs": 8, "patience": 1, "threads": 1},
+}
+FULL: Final[Tree] = {
+    "network": {"d": 32, "M": 50, "hidden": (64, 32)},
+    "training": {"batch": 1024, "epochs": 10, "patience": 2, "threads": 2},
+}
+LENGTHS: Final[Mapping[Scale, int]] = {"small": 200, "full": 1000}
+"""L."""
+RATES: Final[Mapping[Scale, tuple[float, ...]]] = {
+    "small": (3e-3, 6e-3),
+    "full": (3e-4, 1e-3, 3e-3),
+}
+"""Learning rates that each method is tried with: the same budget for all."""
+LIKED: Final[Mapping[Scale, tuple[float, ...]]] = {
+    "small": (1e-3, 3e-3),
+    "full": (3e-4, 1e-3, 3e-3),
+}
+"""The same of the rated protocols, which have learned all that they can in an epoch or two."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A data set with a protocol, at a scale."""
+
+    name: str
+    title: str
+    scale: Scale
+    tree: Tree
+    """Everything but the method, the learning rate and the seed."""
+    rates: tuple[float, ...]
+    """Learning rates to choose from, by validation."""
+    data: str
+    """Says whose behaviors these are, the same on every machine."""
+
+    def method_tree(self, method: Mapping[str, Any]) -> Tree:
+        """The configuration of a method (its ``long_term`` section), all but rate and seed."""
+        tree = deepcopy(self.tree)
+        own = dict(method)
+        if self.scale == "small" and own["network"] in {"sim", "eta", "twin", "ubr4ctr"}:
+            own.setdefault("k", SEARCHED)
+        own.setdefault("L", tree.get("long_term", {}).get("L", LENGTHS[self.scale]))
+        tree["long_term"] = own
+        return tree
+
+    def config(self, tree: Tree) -> RunConfig:
+        """A cell's configuration, whole."""
+        return read_config(tree, self.name)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A published data set under a protocol."""
+
+    title: str
+    reader: str
+    protocol: Tree
+    split: Tree
+    schema: Tree
+    small: Tree
+    """Of ``samples``, at the small scale."""
+    rates: Mapping[Scale, tuple[float, ...]] = field(default_factory=lambda: RATES)
+
+
+_FILMS: Final[Tree] = {"item": ("genre",), "category": "genre"}
+
+KNOWN: Final[Mapping[str, _Known]] = {
+    "ml-1m-next-item": _Known(
+        title="MovieLens 1M, next item",
+        reader="movielens-1m",
+        protocol={"kind": "next_item", "negatives": 4},
+        split={"kind": "last", "validation": 2, "test": 5},
+        schema=_FILMS,
+        small={"users": 600, "min_history": 5},
+    ),
+    "ml-1m-rated": _Known(
+        title="MovieLens 1M, rated",
+        reader="movielens-1m",
+        protocol={"kind": "rated", "threshold": 4.0},
+        split={"kind": "last", "validation": 5, "test": 5},
+        schema=_FILMS | {"user": ("gender", "age", "occupation"), "behavior": ("action",)},
+        small={"users": 1000, "min_history": 5},
+        rates=LIKED,
+    ),
+    "online-retail-2": _Known(
+        title="Online Retail II, next item",
+        reader="online-retail-2",
+        protocol={"kind": "next_item", "negatives": 4},
+        split={"kind": "time"},
+        schema={},
+        small={"users": 800, "min_history": 5, "evaluated": 4000},
+    ),
+    "taobao": _Known(
+        title="Taobao, next item",
+        reader="taobao",
+        protocol={"kind": "next_item", "negatives": 4},
+        split={"kind": "time"},
+        schema={"item": ("category",), "category": "category", "behavior": ("action",)},
+        small={"users": 800, "min_history": 5, "evaluated": 4000},
+    ),
+    "ml-32m-next-item": _Known(
+        title="MovieLens 32M, next item",
+        reader="movielens-32m",
+        protocol={"kind": "next_item", "negatives": 4},
+        split={"kind": "last", "validation": 2, "test": 5},
+        schema=_FILMS,
+        small={"users": 600, "min_history": 5},
+    ),
+    "ml-32m-rated": _Known(
+        title="MovieLens 32M, rated",
+        reader="movielens-32m",
+        protocol={"kind": "rated", "threshold": 4.0},
+        split={"kind": "last", "validation": 5, "test": 5},
+        schema=_FILMS | {"behavior": ("action",)},
+        small={"users": 1000, "min_history": 5},
+        rates=LIKED,
+    ),
+    "amazon-books": _Known(
+        title="Amazon Books, next item",
+        reader="amazon-books",
+        protocol={"kind": "next_item", "negatives": 4},
+        split={"kind": "time"},
+        schema={},
+        small={"users": 2000, "min_history": 5, "evaluated": 4000},
+    ),
+}
+"""Setups of the data sets that have a reader, by name; a data set's first is its default."""
+
+
+def find_setup(data: str, protocol: str | None, scale: Scale) -> Setup:
+    """The setup of what ``--data`` names.
+
+    Args:
+        data: the directory of a published data set, "shipped" for the purchases that come with the
+            project, or a TOML file as ``lifelong train`` takes it.
+        protocol: "next-item" or "rated"; None: the first that the data set has.
+        scale: how much of it.
+
+    Raises:
+        SettingsError: nothing is known of what is there.
+    """
+    if data == SHIPPED:
+        return _known("online-retail-2", SHIPPED, "", protocol, scale)
+    path = Path(data)
+    if path.suffix == ".toml":
+        return _own(path, scale)
+    for name, known in KNOWN.items():
+        if _holds(path, known.reader):
+            return _known(name, known.reader, data, protocol, scale)
+    readers = ", ".join(dict.fromkeys(known.reader for known in KNOWN.values()))
+    raise SettingsError(
+        f"--data {data}: no files of a data set that is known ({readers}); name its directory,"
+        f' "{SHIPPED}" for the purchases that come with Lifelong, or a TOML file of your own data'
+    )
+
+
+def _holds(path: Path, reader: str) -> bool:
+    return path.is_dir() and any((path / name).exists() for name in READERS[reader].files)
+
+
+def _known(name: str, reader: str, path: str, protocol: str | None, scale: Scale) -> Setup:
+    data_set = KNOWN[name].reader
+    names = [other for other, known in KNOWN.items() if known.reader == data_set]
+    if protocol is not None:
+        wanted = protocol.replace("-", "_")
+        names = [other for other in names if KNOWN[other].protocol["kind"] == wanted]
+        if not names:
+            have = {known.protocol["kind"] for known in KNOWN.values() if known.reader == data_set}
+            raise SettingsError(
+                f"--protocol {protocol}: {data_set} has no such setup; take"
+                f" {' or '.join(sorted(have)).replace('_', '-')}"
+            )
+    known = KNOWN[names[0]]
+    tree = deepcopy(SMALL if scale == "small" else FULL)
+    tree |= {
+        "name": names[0],
+        "data": {"reader": reader, "path": path},
+        "protocol": known.protocol,
+        "split": known.split,
+        "schema": known.schema,
+        "samples": known.small if scale == "small" else {"min_history": 5},
+    }
+    return Setup(names[0], known.title, scale, tree, known.rates[scale], _fingerprint(reader, path))
+
+
+def _own(path: Path, scale: Scale) -> Setup:
+    """A setup of one's own: whatever the file says, but for the method."""
+    try:
+        tree = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"--data {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--data {path} is not TOML: {error}") from error
+    config = read_config(tree, str(path))
+    length = tree.pop("long_term", {}).get("L")
+    tree["long_term"] = {"L": length or config.long_term.L}
+    tree.setdefault("training", {}).pop("learning_rate", None)
+    tree.pop("seed", None)
+    data = _fingerprint(config.data.reader, config.data.path)
+    return Setup(config.name, config.name, scale, tree, RATES[scale], data)
+
+
+def _fingerprint(reader: str, path: str) -> str:
+    """The reader, and size of the files that it reads."""
+    if not path:
+        return reader
+    place = Path(path)
+    names = READERS[reader].files if reader in READERS else ()
+    files = [place / name for name in names if (place / name).exists()] or [place]
+    return ":".join([reader, *(str(file.stat().st_size) for file in files if file.is_file())])

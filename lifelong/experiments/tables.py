@@ -1,0 +1,307 @@
+"""The tables: which methods they compare, against what, and what else they measure.
+
+A *method* is tuned by itself: each learning rate of the setup is tried, and validation decides. A
+*variant* of it differs in what the table is about, and takes its method's learning rate.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from infra.errors import SettingsError
+
+METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "DIN": {"network": "din"},
+    "AvgPooling": {"network": "avg-pooling"},
+    "DIN-L": {"network": "din-l"},
+    "SIM hard": {"network": "sim", "search": "hard"},
+    "SIM soft": {"network": "sim", "search": "soft"},
+    "UBR4CTR": {"network": "ubr4ctr"},
+    "ETA": {"network": "eta"},
+    "TWIN": {"network": "twin"},
+    "SDIM": {"network": "sdim"},
+    "ENCODE": {"network": "encode"},
+    "SIM cluster": {"network": "sim", "search": "cluster"},
+    "SIM cluster+": {"network": "sim", "search": "cluster+"},
+}
+"""Methods by their papers' names: their section ``long_term``."""
+
+REFERENCE: Final = "DIN-L"
+"""What differences are taken to, and what weights of behaviors are compared with."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    label: str
+    method: str
+    """Key of `METHODS`: whose learning rate it has."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Where its ``long_term`` differs from the method's."""
+    x: float | None = None
+    """Of a figure: where it stands."""
+    needs: Literal["", "behavior"] = ""
+    """What the setup's schema must name for the row to make sense."""
+
+    @property
+    def long_term(self) -> dict[str, Any]:
+        """Its section of the configuration."""
+        return {**METHODS[self.method], **self.changes}
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A measurement beside quality."""
+
+    kind: str
+    """Key of `lifelong.experiments.runner.OF_RUNS` or `TIMINGS`."""
+    rows: tuple[Row, ...] = ()
+    """Of which methods."""
+    each_seed: bool = True
+    """Whether it is measured for every seed."""
+    timed: bool = False
+    """A timing: of fresh networks, with nothing else running beside it."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of a paper, or one of ours."""
+
+    title: str
+    source: str
+    """The paper's number of it."""
+    rows: tuple[Row, ...] = ()
+    extras: tuple[Extra, ...] = ()
+    figure: Literal["bars", "line", "none"] = "bars"
+    x_name: str = ""
+
+
+def _methods(*names: str) -> tuple[Row, ...]:
+    return tuple(Row(name, name) for name in names)
+
+
+def _encode(label: str, **changes: Any) -> Row:
+    return Row(label, "ENCODE", changes)
+
+
+def _by(name: str, key: str, method: str, values: tuple[int, ...], **more: Any) -> tuple[Row, ...]:
+    """A method with each value of a hyperparameter."""
+    return tuple(Row(f"{name} = {value}", method, {key: value} | more, value) for value in values)
+
+
+def _lengths(*methods: str) -> tuple[Row, ...]:
+    return tuple(
+        Row(f"{method}, L = {length}", method, {"L": length}, length)
+        for method in methods
+        for length in (25, 50, 100, 200)
+    )
+
+
+_TABLE_2: Final = _methods(
+    "DIN",
+    "AvgPooling",
+    "DIN-L",
+    "SIM hard",
+    "SIM soft",
+    "UBR4CTR",
+    "ETA",
+    "TWIN",
+    "SDIM",
+    "ENCODE",
+)
+_SDIM_TABLE_2: Final = _methods("DIN-L", "DIN", "AvgPooling", "SIM hard", "UBR4CTR", "ETA", "SDIM")
+_TWIN: Final = (
+    *_methods("DIN-L", "SIM soft", "TWIN"),
+    Row("TWIN w/o Para-Con", "TWIN", {"consistent": False}),
+    Row("TWIN w/o Bias", "TWIN", {"cross": "none"}, needs="behavior"),
+    Row("TWIN w/ Raw MHTA", "TWIN", {"cross": "raw"}, needs="behavior"),
+)
+_MINUS: Final = _encode("ENCODE⁻", online="dot")
+_WEIGHED: Final = _methods("SIM hard", "UBR4CTR", "ETA", "TWIN", "SDIM", "ENCODE")
+
+TABLES: Final[Mapping[str, Table]] = {
+    "encode-table-2": Table(
+        "All methods",
+        "ENCODE, Table 2",
+        _TABLE_2,
+        (Extra("serving", _TABLE_2, timed=True),),
+    ),
+    "encode-beta": Table(
+        "β divides, multiplies, or is learned",
+        "not in the papers; ENCODE, Eq. 9",
+        (
+            *_methods("AvgPooling", "DIN-L"),
+            _encode("ENCODE, ÷ 20"),
+            _encode("ENCODE, × 2", beta_mode="multiply", beta=2.0),
+            _encode("ENCODE, × 5", beta_mode="multiply", beta=5.0),
+            _encode("ENCODE, × 20", beta_mode="multiply"),
+            _encode("ENCODE, learned from 20", beta_mode="learned"),
+            _encode("ENCODE, learned from 2", beta_mode="learned", beta=2.0),
+        ),
+    ),
+    "encode-table-3": Table(
+        "Relevance indicator, and one metric or two",
+        "ENCODE, Table 3",
+        (*_methods("DIN", "DIN-L"), *_WEIGHED[:-1], _MINUS, *_methods("ENCODE")),
+        (Extra("relevance", (*_methods("DIN-L"), *_WEIGHED, _MINUS)),),
+    ),
+    "encode-table-4": Table(
+        "What ETA searches by",
+        "ENCODE, Table 4",
+        (
+            *_methods("DIN", "DIN-L", "ETA"),
+            Row("ETA-ENCODE", "ETA", {"retrieval": "encode"}),
+            Row("ETA-TA", "ETA", {"retrieval": "attention"}),
+        ),
+    ),
+    "encode-table-5": Table(
+        "Where positives and negatives come from",
+        "ENCODE, Table 5",
+        (
+            *_methods("DIN", "DIN-L"),
+            _encode("Within neighbors", sampling="neighbors"),
+            Row("Within sequence", "ENCODE"),
+            _encode("Within batch", sampling="batch"),
+        ),
+    ),
+    "encode-table-6": Table(
+        "Losses of the projection",
+        "ENCODE, Table 6",
+        (
+            *_methods("DIN", "AvgPooling", "DIN-L"),
+            _encode("None", loss="none"),
+            _encode("MSE", loss="mse"),
+            _encode("N-Pair-MC", loss="n-pair-mc"),
+            _encode("Triplets-Fixed", loss="fixed"),
+            Row("Triplets-Dynamic", "ENCODE"),
+        ),
+    ),
+    "encode-table-7": Table(
+        "Clusterings",
+        "ENCODE, Table 7",
+        (
+            *_methods("DIN", "DIN-L"),
+            _encode("Random", clustering="random"),
+            _encode("Dynamic routing", clustering="dynamic-routing"),
+            _encode("Agglomerative", clustering="agglomerative"),
+            Row("k-means", "ENCODE"),
+        ),
+        (Extra("clustering", timed=True),),
+    ),
+    "encode-figure-k": Table(
+        "Number of clusters",
+        "ENCODE, Fig. 3a",
+        _by("K", "K", "ENCODE", (5, 10, 20, 30, 50)),
+        figure="line",
+        x_name="K",
+    ),
+    "encode-figure-m": Table(
+        "Width of the projection",
+        "ENCODE, Fig. 3b",
+        _by("m", "m", "ENCODE", (2, 4, 8, 16)),
+        figure="line",
+        x_name="m",
+    ),
+    "encode-figure-l": Table(
+        "Length of the sequence",
+        "ENCODE: L; TWIN, Fig. 5",
+        _lengths("ENCODE", "DIN-L"),
+        figure="line",
+        x_name="L",
+    ),
+    "sdim-table-2": Table(
+        "Quality and speed against DIN-L",
+        "SDIM, Tables 2 and 3",
+        _SDIM_TABLE_2,
+        (Extra("speed", _SDIM_TABLE_2, timed=True),),
+    ),
+    "sdim-table-4": Table(
+        "Width of a signature",
+        "SDIM, Table 4",
+        (
+            *_methods("DIN-L"),
+            *_by("τ", "tau", "SDIM", (1, 2, 3)),
+            *_by("τ", "tau", "SDIM", (5, 10), m=50),
+        ),
+        figure="line",
+        x_name="τ",
+    ),
+    "sdim-figure-5": Table(
+        "Number of hashes",
+        "SDIM, Fig. 5",
+        _by("m", "m", "SDIM", (12, 24, 48, 120)),
+        figure="line",
+        x_name="m",
+    ),
+    "sdim-figure-2": Table(
+        "Weights of hash collisions and of target attention",
+        "SDIM, Fig. 2",
+        extras=(Extra("weights", _methods("DIN-L", "SDIM", "ENCODE"), each_seed=False),),
+        figure="none",
+    ),
+    "twin-table-4": Table(
+        "Two-stage methods",
+        "TWIN, Table 4",
+        _methods(
+            "AvgPooling",
+            "DIN",
+            "DIN-L",
+            "SIM hard",
+            "ETA",
+            "SIM cluster",
+            "SDIM",
+            "SIM cluster+",
+            "SIM soft",
+            "TWIN",
+        ),
+    ),
+    "twin-figure-4": Table(
+        "Whether the search finds what the attention would attend to",
+        "TWIN, Fig. 4",
+        extras=(Extra("consistency", (*_methods("SIM hard", "SIM soft", "ETA", "TWIN"),)),),
+        figure="none",
+    ),
+    "twin-figure-5": Table(
+        "Length of the sequence that is searched",
+        "TWIN, Fig. 5",
+        _lengths("SIM hard", "ETA", "SIM soft", "TWIN"),
+        figure="line",
+        x_name="L",
+    ),
+    "twin-figure-6": Table(
+        "What TWIN is made of",
+        "TWIN, Fig. 6",
+        _TWIN,
+        (Extra("serving", _TWIN, timed=True),),
+    ),
+    "staleness": Table(
+        "Quality against staleness",
+        "not in the papers",
+        extras=(
+            Extra("staleness", _methods("ENCODE", "DIN-L")),
+            Extra("warm-starts", _methods("ENCODE"), each_seed=False),
+        ),
+        figure="none",
+    ),
+}
+"""Every table, by the name that the command takes."""
+
+
+def find_tables(name: str) -> dict[str, Table]:
+    """The table of that name; all of them for "all".
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if name == "all":
+        return dict(TABLES)
+    if name not in TABLES:
+        near = difflib.get_close_matches(name, TABLES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: all, {', '.join(TABLES)}"
+        raise SettingsError(f"there is no experiment {name!r}; {hint}")
+    return {name: TABLES[name]}
