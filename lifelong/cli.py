@@ -16,7 +16,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 
@@ -320,6 +320,51 @@ def evaluate(
             top=top,
         )
         result = run_evaluate(subject, options, quiet=json_out == "-")
+    _write_json(result, json_out)
+
+
+@app.command()
+def experiment(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help='A table or figure, as in encode-table-2; "list" prints them; "all" runs them.',
+        ),
+    ],
+    *,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            help='Of a published data set; "shipped"; or a TOML file of your own data.',
+        ),
+    ] = "shipped",
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="next-item or rated; default: the data set's first."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each configuration.")] = 3,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Of tables, figures and finished cells.")
+    ] = Path("runs/experiments"),
+    scale: Annotated[
+        Literal["small", "full"], typer.Option(help="Sampled users, or all of them.")
+    ] = "small",
+    processes: Annotated[
+        int, typer.Option(min=0, help="Cells measured at once; 0: one a core.")
+    ] = 0,
+    json_out: JsonOut = None,
+) -> None:
+    """Reproduce a table of the papers (needs the extra `train`)."""
+    with _terminable(), _extra("train"):
+        from lifelong.experiments.runner import Options, list_experiments, run_experiment
+
+        if name == "list":
+            _write_json(list_experiments(quiet=json_out == "-"), json_out)
+            return
+        options = Options(data, protocol, seeds, out, scale, processes)
+        result = run_experiment(name, options, quiet=json_out == "-")
     _write_json(result, json_out)
 
 

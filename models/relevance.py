@@ -1,8 +1,8 @@
 """Whether a method looks at the behaviors that DIN-L would: ENCODE's RI, and hits of a search.
 
 Both compare what a long-term module answers (`LongTerm.weights`, `LongTerm.retrieved`) with the
-behavior weights of a reference, on the same requests. Letters in shapes: R requests, B candidates,
-L behaviors.
+behavior weights of a reference, on the same requests. A search may also be held against the
+attention behind it, `oracle_of`. Letters in shapes: R requests, B candidates, L behaviors.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from infra.errors import TrainingError
 from models.batches import Batch, Gatherer, prefetch
 from models.data import Requests
+from models.layers import masked_softmax
 from models.long_term import LongTerm
 from models.metrics import NAN, Array, hit_rate_of_retrieval, relevance_indicator
 from models.network import Network
+from models.networks.eta import ETA
+from models.networks.sim import SIM
+from models.networks.twin import TWIN, search
+from models.networks.ubr4ctr import UBR4CTR
+from models.sequence import BehaviorSequence, Target
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
@@ -53,6 +61,9 @@ class Relevance:
     """RI of the reference itself: no method has less."""
     uniform: float
     """RI of weights that are all alike."""
+    unweighted: float
+    """Share of pairs whose every behavior the method leaves without weight, as a search does that
+    finds nothing. RI takes them for uniform; not a number where the method weighs no behaviors."""
     smoothing: float
     """Share of uniform weights that all were mixed with."""
     hit_rate: float
@@ -87,6 +98,43 @@ def retrieved_behaviors(network: Network, batch: Batch) -> Flags:
     target = network.target(batch, table)
     found: Flags = network.long.retrieved(network.sequence(batch, table), target).cpu().numpy()
     return found
+
+
+class Oracle(NamedTuple):
+    """What an exact search unit (ESU) makes of all behaviors (TWIN, section 4.5)."""
+
+    weights: Tensor
+    """f32[R, B, L]: its attention, a mean over heads."""
+    relevance: Tensor
+    """[R, B, L]: what its top k are greatest in."""
+
+
+def oracle_of(long: LongTerm, sequence: BehaviorSequence, target: Target, top: int) -> Oracle:
+    """The ESU of a two-stage module, let loose on all behaviors.
+
+    Several heads rank behaviors each in their own way. TWIN's pick the first k in turns (section
+    4.3), so that this is how its oracle does, too; of another module the mean weight decides.
+
+    Raises:
+        TrainingError: the module has no ESU that is known here.
+    """
+    candidates, behaviors = target.embeddings, sequence.embeddings
+    mask = sequence.mask.unsqueeze(1)
+    if isinstance(long, TWIN):
+        keys = long.relevance.project_sequence(sequence)
+        scores = long.relevance(long.project_target(candidates), keys)
+        weights = masked_softmax(scores, mask.unsqueeze(1)).mean(1)
+        return Oracle(weights, search(scores, mask, top).to(weights.dtype))
+    if isinstance(long, SIM):
+        weights = long.attention.weights(candidates, behaviors.unsqueeze(1), mask).mean(-2)
+    elif isinstance(long, ETA):
+        weights = masked_softmax(long.attention(candidates, behaviors), mask)
+    elif isinstance(long, UBR4CTR):
+        scores = candidates @ (long.metric * long.d**-0.5) @ behaviors.mT
+        weights = masked_softmax(scores, mask)
+    else:
+        raise TrainingError(f"{type(long).__name__} has no attention that is known to be an ESU")
+    return Oracle(weights, weights)
 
 
 def compare(
@@ -143,6 +191,7 @@ def compare(
         indicator=_mean([part.indicator for part in totals], counted),
         least=_mean([part.least for part in totals], counted),
         uniform=_mean([part.uniform for part in totals], counted),
+        unweighted=_mean([part.unweighted for part in totals], counted),
         smoothing=smoothing,
         hit_rate=_mean([part.hit_rate for part in totals], long),
         top=top,
@@ -157,6 +206,7 @@ class _Part(NamedTuple):
     indicator: float
     least: float
     uniform: float
+    unweighted: float
     hit_rate: float
     long_pairs: int
 
@@ -169,18 +219,21 @@ def _compare(
     counts = mine.weights.numpy() > 0  # candidates that merely fill their request's list do not
     mask = seen[:, None, :] & counts[:, :, None]
     truth = _aligned(behavior_weights(oracle, _on(oracle, theirs)), length)
-    indicator = hits = NAN
+    pairs = (truth * mask).sum(-1) > 0
+    indicator = unweighted = hits = NAN
     if weighs(network.long):
         weights = _aligned(behavior_weights(network, _on(network, mine)), length)
+        unweighted = _share((weights * mask).sum(-1) <= 0, pairs)
         indicator = relevance_indicator(weights, truth, mask, smoothing)
     if searches(network.long):
         found = _aligned(retrieved_behaviors(network, _on(network, mine)), length)
         hits = hit_rate_of_retrieval(found, truth, top, mask)
     return _Part(
-        pairs=int(((truth * mask).sum(-1) > 0).sum()),
+        pairs=int(pairs.sum()),
         indicator=indicator,
         least=relevance_indicator(truth, truth, mask, smoothing),
         uniform=relevance_indicator(np.ones_like(truth), truth, mask, smoothing),
+        unweighted=unweighted,
         hit_rate=hits,
         long_pairs=int((mask.sum(-1) > top).sum()),
     )
@@ -194,6 +247,10 @@ def _aligned(values: Array, length: int) -> Array:
     """Values [..., L] with padding in front, where all padding stands; [..., length]."""
     missing = length - values.shape[-1]
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(missing, 0)])
+
+
+def _share(flags: Flags, among: Flags) -> float:
+    return float(flags[among].mean()) if among.any() else NAN
 
 
 def _mean(values: list[float], counts: list[int]) -> float:

@@ -111,7 +111,8 @@ class BehaviorSequence:
     def latest(self, size: int) -> BehaviorSequence:
         """The newest ``size`` behaviors of each request."""
         keep = slice(max(self.rows.shape[1] - size, 0), None)
-        part = BehaviorSequence(
+        # Gathered anew: the slope of a slice is as large as what it was cut from.
+        return BehaviorSequence(
             self.rows[:, keep],
             self.mask[:, keep],
             self.table,
@@ -120,9 +121,6 @@ class BehaviorSequence:
             feature_tables=self.feature_tables,
             categories=self._categories,
         )
-        if "embeddings" in self.__dict__:  # no need to gather them twice
-            part.__dict__["embeddings"] = self.embeddings[:, keep]
-        return part
 
     def _gather(self, table: Tensor, feature_tables: Mapping[str, Tensor]) -> Tensor:
         gathered = functional.embedding(self.rows, table)

@@ -20,12 +20,13 @@ from typing import Any, Final, Self
 
 import torch
 from rich.console import Console
+from rich.table import Table as Lines
 
 from infra.errors import SettingsError, TrainingError
 from lifelong.experiments import quality, report
 from lifelong.experiments.cells import QUALITY, Cell, CellStore, Record
 from lifelong.experiments.setups import Scale, Setup, Tree, find_setup
-from lifelong.experiments.tables import METHODS, REFERENCE, Extra, Row, Table, find_tables
+from lifelong.experiments.tables import METHODS, REFERENCE, TABLES, Extra, Row, Table, find_tables
 from lifelong.learning import read_samples
 from models.config import RunConfig
 from models.protocols import Split
@@ -53,6 +54,17 @@ class Options:
     scale: Scale = "small"
     processes: int = 0
     """0: one a core."""
+
+
+def list_experiments(*, quiet: bool = False) -> dict[str, Any]:
+    """What there is, by name; printed unless ``quiet``."""
+    found = {name: {"title": table.title, "source": table.source} for name, table in TABLES.items()}
+    if not quiet:
+        lines = Lines("name", "what", "source")
+        for name, table in TABLES.items():
+            lines.add_row(name, table.title, table.source)
+        Console().print(lines)
+    return found
 
 
 def run_experiment(name: str, options: Options, *, quiet: bool = False) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import DataError
+from lifelong.experiments.cells import QUALITY, Cell, CellStore
+from lifelong.experiments.setups import Setup, Tree
+
+
+@pytest.fixture
+def store(tiny: Setup, tmp_path: Path) -> CellStore:
+    return CellStore(tiny, tmp_path / "out")
+
+
+def of(setup: Setup, **method: object) -> Tree:
+    tree = setup.method_tree({"network": "encode", **method})
+    return tree | {"seed": 0}
+
+
+def quality(tree: Tree, label: str = "ENCODE") -> Cell:
+    return Cell(kind=QUALITY, label=label, seed=tree["seed"], trees={"": tree})
+
+
+def key(store: CellStore, tree: Tree) -> str:
+    return store.key(QUALITY, {"": tree}, {})
+
+
+def test_a_finished_cell_is_found_again_under_another_label(tiny: Setup, store: CellStore) -> None:
+    store.save(quality(of(tiny)), {"auc": 0.7}, 1.0)
+    found = store.load(quality(of(tiny), "k-means"))
+    assert found is not None
+    assert found.result == {"auc": 0.7}
+
+
+def test_a_cell_says_how_it_came_about(tiny: Setup, store: CellStore) -> None:
+    record = store.save(quality(of(tiny)), {}, 1.26)
+    assert record.configs[""]["long_term"]["T"] == 15  # a default, written down
+    assert (record.seconds, record.seed) == (1.3, 0)
+    assert record.revision
+    assert "cores" in record.machine
+
+
+def test_where_the_data_are_makes_no_other_cell(tiny: Setup, store: CellStore) -> None:
+    moved = of(tiny) | {"name": "another", "data": {"reader": "shipped", "path": "elsewhere"}}
+    assert key(store, moved) == key(store, of(tiny))
+
+
+def test_a_default_that_is_said_makes_no_other_cell(tiny: Setup, store: CellStore) -> None:
+    assert key(store, of(tiny, K=30)) == key(store, of(tiny))
+
+
+def test_what_decides_the_outcome_makes_another_cell(tiny: Setup, store: CellStore) -> None:
+    other = [of(tiny, K=5), of(tiny) | {"seed": 1}, of(tiny, loss="none")]
+    assert len({key(store, tree) for tree in [of(tiny), *other]}) == 4
+
+
+def test_a_cell_of_another_default_counts_as_unmeasured(tiny: Setup, store: CellStore) -> None:
+    cell = quality(of(tiny))
+    store.save(cell, {}, 1.0)
+    path = store.path(cell)
+    path.write_text(path.read_text().replace('"beta": 20.0', '"beta": 19.0'))
+    assert store.load(cell) is None
+
+
+def test_a_setting_that_came_later_leaves_a_cell_as_it_is(tiny: Setup, store: CellStore) -> None:
+    cell = quality(of(tiny))
+    store.save(cell, {}, 1.0)
+    path = store.path(cell)
+    path.write_text(path.read_text().replace('"margin": 0.2,', ""))
+    assert store.load(cell) is not None
+
+
+def test_a_damaged_cell_is_told_with_what_to_do(tiny: Setup, store: CellStore) -> None:
+    cell = quality(of(tiny))
+    store.save(cell, {}, 1.0)
+    store.path(cell).write_text("{")
+    with pytest.raises(DataError, match="delete it"):
+        store.load(cell)
