@@ -91,63 +91,68 @@ class _Known:
     rates: Mapping[Scale, tuple[float, ...]] = field(default_factory=lambda: RATES)
 
 
+_NEXT_ITEM: Final[Tree] = {
+    "kind": "next_item",
+    "negatives": 4,
+    "evaluation_negatives": 49,
+}
 _FILMS: Final[Tree] = {"item": ("genre",), "category": "genre"}
 
 KNOWN: Final[Mapping[str, _Known]] = {
     "ml-1m-next-item": _Known(
         title="MovieLens 1M, next item",
         reader="movielens-1m",
-        protocol={"kind": "next_item", "negatives": 4},
-        split={"kind": "last", "validation": 2, "test": 5},
+        protocol=_NEXT_ITEM,
+        split={"kind": "last", "validation": 3, "test": 10},
         schema=_FILMS,
-        small={"users": 600, "min_history": 5},
+        small={"users": 400, "min_history": 5},
     ),
     "ml-1m-rated": _Known(
         title="MovieLens 1M, rated",
         reader="movielens-1m",
         protocol={"kind": "rated", "threshold": 4.0},
-        split={"kind": "last", "validation": 5, "test": 5},
+        split={"kind": "last", "validation": 5, "test": 10},
         schema=_FILMS | {"user": ("gender", "age", "occupation"), "behavior": ("action",)},
-        small={"users": 1000, "min_history": 5},
+        small={"users": 700, "min_history": 5},
         rates=LIKED,
     ),
     "online-retail-2": _Known(
         title="Online Retail II, next item",
         reader="online-retail-2",
-        protocol={"kind": "next_item", "negatives": 4},
+        protocol=_NEXT_ITEM,
         split={"kind": "time"},
         schema={},
-        small={"users": 800, "min_history": 5, "evaluated": 4000},
+        small={"users": 500, "min_history": 5, "evaluated": 4000},
     ),
     "taobao": _Known(
         title="Taobao, next item",
         reader="taobao",
-        protocol={"kind": "next_item", "negatives": 4},
+        protocol=_NEXT_ITEM,
         split={"kind": "time"},
         schema={"item": ("category",), "category": "category", "behavior": ("action",)},
-        small={"users": 800, "min_history": 5, "evaluated": 4000},
+        small={"users": 500, "min_history": 5, "evaluated": 4000},
     ),
     "ml-32m-next-item": _Known(
         title="MovieLens 32M, next item",
         reader="movielens-32m",
-        protocol={"kind": "next_item", "negatives": 4},
-        split={"kind": "last", "validation": 2, "test": 5},
+        protocol=_NEXT_ITEM,
+        split={"kind": "last", "validation": 3, "test": 10},
         schema=_FILMS,
-        small={"users": 600, "min_history": 5},
+        small={"users": 400, "min_history": 5},
     ),
     "ml-32m-rated": _Known(
         title="MovieLens 32M, rated",
         reader="movielens-32m",
         protocol={"kind": "rated", "threshold": 4.0},
-        split={"kind": "last", "validation": 5, "test": 5},
+        split={"kind": "last", "validation": 5, "test": 10},
         schema=_FILMS | {"behavior": ("action",)},
-        small={"users": 1000, "min_history": 5},
+        small={"users": 700, "min_history": 5},
         rates=LIKED,
     ),
     "amazon-books": _Known(
         title="Amazon Books, next item",
         reader="amazon-books",
-        protocol={"kind": "next_item", "negatives": 4},
+        protocol=_NEXT_ITEM,
         split={"kind": "time"},
         schema={},
         small={"users": 2000, "min_history": 5, "evaluated": 4000},
