@@ -150,7 +150,7 @@ class CellStore:
         return kept
 
     def _whole(self, tree: Tree) -> dict[str, Any]:
-        whole: dict[str, Any] = msgspec.to_builtins(self.setup.config(tree))
+        whole: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self.setup.config(tree)))
         whole["data"].pop("path")
         return whole
 
