@@ -4,15 +4,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from models.batches import Gatherer
+from infra.errors import TrainingError
+from models.batches import Batch, Gatherer
 from models.config import RunConfig, read_config
 from models.data import Requests
 from models.protocols import LastOfUser, NextItem, Split, split_requests
 from models.relevance import (
+    Oracle,
     Watched,
     behavior_weights,
     compare,
+    oracle_of,
     retrieved_behaviors,
     searches,
     weighs,
@@ -98,6 +102,17 @@ def test_what_only_the_reference_sees_has_no_weight(split: Split) -> None:
     )
 
 
+def test_pairs_for_which_a_search_finds_nothing_are_told(split: Split) -> None:
+    hard, reference = watched(split, "sim", search="hard", k=24), watched(split, "din-l")
+    found = compare(hard, reference, split.test)
+    batch = hard.gatherer(split.test)
+    nothing = ~retrieved_behaviors(hard.network, batch).any(-1)
+
+    assert 0 < found.unweighted < 1
+    assert found.unweighted == pytest.approx(nothing.mean())
+    assert compare(watched(split, "avg-pooling"), reference, split.test).unweighted == 0
+
+
 def test_din_answers_nothing(split: Split) -> None:
     din = watched(split, "din", L=0)
     found = compare(din, watched(split, "din-l"), split.test)
@@ -161,3 +176,58 @@ def test_a_network_in_training_stays_so(split: Split) -> None:
     compare(method, watched(split, "din-l"), split.test)
 
     assert method.network.training
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [("eta", {}), ("sim", {"search": "soft"}), ("twin", {"heads": 2}), ("twin", {"heads": 4})],
+)
+def test_an_oracle_attends_as_if_all_had_been_found(
+    split: Split, method: str, own: dict[str, Any]
+) -> None:
+    everything = watched(split, method, k=24, **own)
+    network, batch = everything.network, everything.gatherer(split.test)
+    oracle = oracle_for(everything, batch, 5)
+
+    np.testing.assert_allclose(oracle.weights.detach(), behavior_weights(network, batch), atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "metric"), [("sim", "attention.metric"), ("ubr4ctr", "metric")])
+def test_an_oracle_attends_to_what_its_search_would_never_find(
+    split: Split, method: str, metric: str
+) -> None:
+    """Whatever the search, a single head of attention is that of DIN-L."""
+    hard: dict[str, Any] = {"search": "hard"} if method == "sim" else {}
+    search, reference = watched(split, method, k=3, **hard), watched(split, "din-l")
+    with torch.no_grad():
+        learned = reference.network.long.get_parameter("attention.metric").normal_()
+        search.network.long.get_parameter(metric).copy_(learned)
+        search.network.embedding.weight.copy_(reference.network.embedding.weight)
+    batch = search.gatherer(split.test)
+
+    np.testing.assert_allclose(
+        oracle_for(search, batch, 5).weights.detach(),
+        behavior_weights(reference.network, batch),
+        atol=1e-6,
+    )
+
+
+def test_twin_s_oracle_chooses_as_its_search_does(split: Split) -> None:
+    twin = watched(split, "twin", heads=4, k=5)
+    batch = twin.gatherer(split.test)
+
+    chosen = oracle_for(twin, batch, 5).relevance.numpy() > 0
+    np.testing.assert_array_equal(chosen, retrieved_behaviors(twin.network, batch))
+
+
+def test_a_method_of_one_stage_has_no_oracle(split: Split) -> None:
+    sdim = watched(split, "sdim")
+    with pytest.raises(TrainingError, match="SDIM has no attention"):
+        oracle_for(sdim, sdim.gatherer(split.test), 5)
+
+
+def oracle_for(method: Watched, batch: Batch, top: int) -> Oracle:
+    network = method.network
+    table = network.item_table()
+    sequence, target = network.sequence(batch, table), network.target(batch, table)
+    return oracle_of(network.long, sequence, target, top)
