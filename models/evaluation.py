@@ -224,7 +224,7 @@ def score_stored(
     else:
         newer = bundle.embeddings[bundle.rows(user.newer)]
         interests = np.concatenate([user.interests, newer])
-        mask = np.concatenate([user.sizes > 0, np.ones(len(newer), bool)]).astype(np.float32)
+        mask = np.concatenate([user.sizes, np.ones(len(newer))]).astype(np.float32)
         keys = np.concatenate([user.recent, user.newer])[-M:]
         recent = bundle.embeddings[bundle.rows(keys)]
         recent_mask = np.ones(len(keys), np.float32)

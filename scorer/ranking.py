@@ -251,7 +251,7 @@ def scorer_inputs(
             "cross": cross_features(candidate_keys, popularity, EMPTY_HISTORY, now_ms),
         }
     merged = state.with_newer(newer)
-    interests, mask = state.interests, (state.sizes > 0).astype(np.float32)
+    interests, mask = state.interests, state.sizes.astype(np.float32)
     if len(newer):
         singletons = bundle.embeddings[bundle.rows(np.ascontiguousarray(newer["item"]))]
         interests = np.concatenate((interests, singletons))

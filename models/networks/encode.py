@@ -53,6 +53,9 @@ class EncodeConfig(LongTermConfig, frozen=True, tag="encode"):
     """"divide": as the paper writes it; "multiply": a sharp attention; "learned": starts sharp."""
     online: Literal["cosine", "dot"] = "cosine"
     """"dot" is the paper's ENCODE-minus: scaled dot product online (Table 3)."""
+    sized: bool = False
+    """Whether an interest counts in Eq. 10 once for each of its behaviors, so that attention to
+    interests approximates attention to behaviors; the paper counts each interest once."""
     loss: Loss = "dynamic"
     """Metric learning of the projection (Table 6): triplets with a dynamic or a fixed margin,
     contrastive, n-pair (one negative), n-pair-mc (several), mse, or none."""
@@ -77,8 +80,8 @@ class Interests(NamedTuple):
     """f32[R, L]: its weight there (Eq. 8); 0 for padding."""
     interests: Tensor
     """f32[R, K', d]: K clusters, and one for each behavior newer than the clustering."""
-    mask: Tensor
-    """f32[R, K']: 0 for empty clusters."""
+    sizes: Tensor
+    """f32[R, K']: behaviors of each cluster; 0 for empty ones."""
 
 
 class Encode(LongTerm):
@@ -102,7 +105,7 @@ class Encode(LongTerm):
 
     def summarize(self, sequence: BehaviorSequence) -> State:
         pooled = self.extract(sequence)
-        return {"interests": pooled.interests, "interest_mask": pooled.mask}
+        return {"interests": pooled.interests, "interest_mask": pooled.sizes}
 
     def per_item(self, embeddings: Tensor) -> Tensor:
         """Eq. 4: h = W_h^T e; [n, d] -> [n, m]."""
@@ -114,8 +117,8 @@ class Encode(LongTerm):
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
         """The product of within-cluster and between-cluster weights (section 4.6.1)."""
-        labels, within, interests, mask = self.extract(sequence)
-        between = self._between(interests, mask, target)
+        labels, within, interests, sizes = self.extract(sequence)
+        between = self._between(interests, sizes, target)
         index = labels.unsqueeze(1).expand(-1, between.shape[1], -1)
         return between.gather(2, index) * within.unsqueeze(1)
 
@@ -159,7 +162,8 @@ class Encode(LongTerm):
         total = weights.new_zeros(len(labels), size).scatter_add(1, labels, weights)
         within = weights / total.gather(1, labels).clamp(min=1e-30)
         interests = sequence.pool_into(labels, within, size)
-        return Interests(labels, within, interests, (total > 0).to(interests.dtype))
+        sizes = torch.zeros_like(total).scatter_add(1, labels, mask.to(total.dtype))
+        return Interests(labels, within, interests, sizes)
 
     def _cluster(
         self, directions: Tensor, mask: Tensor, rows: Tensor | None
@@ -173,10 +177,12 @@ class Encode(LongTerm):
             return agglomerate_sequences(directions, mask, config.K)
         return scatter_sequences(directions, mask, config.K)
 
-    def _between(self, interests: Tensor, mask: Tensor, target: Target) -> Tensor:
+    def _between(self, interests: Tensor, sizes: Tensor, target: Target) -> Tensor:
         """Eq. 10: the weight of each interest for each candidate, f32[..., B, K']."""
         if self.dot is None:
             scores = unit(target.embeddings) @ (unit(interests) * self.scale).transpose(-1, -2)
         else:
             scores = self.dot(target.embeddings, interests)
-        return masked_softmax(scores, mask.unsqueeze(-2) > 0)
+        if self.config.sized:
+            scores = scores + sizes.clamp(min=1.0).log().unsqueeze(-2)
+        return masked_softmax(scores, sizes.unsqueeze(-2) > 0)

@@ -209,8 +209,32 @@ def test_a_very_sharp_attention_loses_no_cluster(clustering: Clustering) -> None
     sequence = degenerate_sequence()
     pooled = network.extract(sequence)
     assert pooled.interests.isfinite().all()
-    sums = torch.zeros(pooled.mask.shape).scatter_add(1, pooled.labels, pooled.within)
-    torch.testing.assert_close(sums, pooled.mask)
+    sums = torch.zeros(pooled.sizes.shape).scatter_add(1, pooled.labels, pooled.within)
+    torch.testing.assert_close(sums, (pooled.sizes > 0).float())
+
+
+@torch.no_grad()
+def test_interests_that_count_by_size_are_the_average_where_attention_is_flat() -> None:
+    network = module(beta=1e8, sized=True)
+    sequence = degenerate_sequence()
+    mask = sequence.mask.unsqueeze(-1)
+    average = (sequence.embeddings * mask).sum(1) / mask.sum(1).clamp(min=1)
+    torch.testing.assert_close(
+        network(sequence, targets_of(sequence)),
+        average.unsqueeze(1).expand(-1, 3, -1),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+@torch.no_grad()
+def test_interests_that_count_by_size_attend_as_to_behaviors_where_a_cluster_is_one_item() -> None:
+    network = module(beta=0.5, sized=True)
+    sequence = sequence_of([12], 12)
+    sequence.rows = sequence.rows % 3 + 1  # three items, each in a cluster of its own
+    target = targets_of(sequence)
+    expected, _ = cosine_target_attention(network, sequence, target.embeddings)
+    torch.testing.assert_close(network(sequence, target), expected)
 
 
 @pytest.mark.parametrize("loss", get_args(Loss))
