@@ -62,8 +62,9 @@ SCORER_INPUTS: Final = (
     "cross",
 )
 """Inputs of scorer.onnx, all float32: interests[K', d], interest_mask[K'] (behaviors of each),
-recent[M', d] (newest last, M' <= M), recent_mask[M'], user[u], candidates[B, d], cross[B, c]. K' and
-M' are at least 1; rows of mask 0 are ignored, and their content with them as long as it is finite.
+recent[M', d] (newest last, M' <= M), recent_mask[M'], user[u], candidates[B, d], cross[B, c]. K'
+and M' are at least 1; rows of mask 0 are ignored, and their content with them as long as it is
+finite.
 """
 
 GOLDEN_TOLERANCE: Final = 1e-4
