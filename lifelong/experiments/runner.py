@@ -23,7 +23,15 @@ from rich.console import Console
 from rich.table import Table as Lines
 
 from infra.errors import SettingsError, TrainingError
-from lifelong.experiments import quality, report
+from lifelong.experiments import (
+    attention,
+    clustering,
+    quality,
+    report,
+    serving,
+    speed,
+    staleness,
+)
 from lifelong.experiments.cells import QUALITY, Cell, CellStore, Record
 from lifelong.experiments.setups import Scale, Setup, Tree, find_setup
 from lifelong.experiments.tables import METHODS, REFERENCE, TABLES, Extra, Row, Table, find_tables
@@ -36,10 +44,20 @@ DIFFERENCE: Final = "difference"
 Runs = Mapping[str, Path]
 Configs = Mapping[str, RunConfig]
 
-OF_RUNS: Final[Mapping[str, Callable[[Runs, Split, Mapping[str, Any]], dict[str, Any]]]] = {}
+OF_RUNS: Final[Mapping[str, Callable[[Runs, Split, Mapping[str, Any]], dict[str, Any]]]] = {
+    "relevance": attention.measure_relevance,
+    "consistency": attention.measure_consistency,
+    "weights": attention.measure_weights,
+    "staleness": staleness.measure_staleness,
+    "warm-starts": staleness.measure_warm_starts,
+}
 """What is measured of trained runs."""
 
-TIMINGS: Final[Mapping[str, Callable[[Configs, Split], dict[str, Any]]]] = {}
+TIMINGS: Final[Mapping[str, Callable[[Configs, Split], dict[str, Any]]]] = {
+    "serving": lambda configs, _samples: serving.measure_serving(configs),
+    "speed": speed.measure_speed,
+    "clustering": lambda _configs, _samples: clustering.measure_clusterings(),
+}
 """What is timed, of fresh networks."""
 
 
@@ -191,7 +209,7 @@ class _Bench:
                 label=extra.kind,
                 seed=seed,
                 trees={
-                    row.label: self.setup.method_tree(row.long_term)
+                    row.label: self.setup.method_tree(row.long_term, published=extra.published)
                     if extra.timed
                     else trees[row.label][seed]
                     for row in rows

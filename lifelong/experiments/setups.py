@@ -62,10 +62,16 @@ class Setup:
     data: str
     """Says whose behaviors these are, the same on every machine."""
 
-    def method_tree(self, method: Mapping[str, Any]) -> Tree:
-        """The configuration of a method (its ``long_term`` section), all but rate and seed."""
+    def method_tree(self, method: Mapping[str, Any], *, published: bool = False) -> Tree:
+        """The configuration of a method (its ``long_term`` section), all but rate and seed.
+
+        Args:
+            published: as large as the papers have it, not as the scale does.
+        """
         tree = deepcopy(self.tree)
         own = dict(method)
+        if published:
+            return tree | {"long_term": own}
         if self.scale == "small" and own["network"] in {"sim", "eta", "twin", "ubr4ctr"}:
             own.setdefault("k", SEARCHED)
         own.setdefault("L", tree.get("long_term", {}).get("L", LENGTHS[self.scale]))
