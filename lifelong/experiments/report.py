@@ -6,14 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table as Lines
 
 from infra.errors import SettingsError
+from lifelong.experiments import extra_tables
 from lifelong.experiments.cells import Record
+from lifelong.experiments.extra_tables import lines, spread
 from lifelong.experiments.setups import Setup
 from lifelong.experiments.tables import REFERENCE, Row, Table
 
@@ -113,9 +114,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The table for a page."""
     parts = [f"# {found['title']}", f"*{found['source']}. {_subject(found)}*"]
     if found["rows"]:
-        parts.append("\n".join(_lines(*_table(found))))
-    for kind, extra in found["extras"].items():
-        parts += _extra(kind, extra)
+        parts.append(lines(*_table(found)))
+    parts += extra_tables.parts(found["extras"])
     if found["left_out"]:
         parts.append(f"Left out, for the data have no behavior features: {_list(found)}.")
     if found["rows"]:
@@ -149,77 +149,30 @@ def _list(found: Mapping[str, Any]) -> str:
 
 def _table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells."""
-    serving = found["extras"].get("serving")
-    speed = found["extras"].get("speed")
-    header = [
-        "",
-        "AUC",
-        "GAUC",
-        "AUC − DIN-L",
-        "one epoch: AUC",
-        "epochs",
-        "learning rate",
-    ]
-    header += [f"ms, B = {serving['B']:,}"] if serving else []
-    header += ["training speed", "inference speed"] if speed else []
-    lines = []
-    for row in found["rows"]:
-        line = [
+    more = extra_tables.columns(found["extras"])
+    header = ["", "AUC", "GAUC", "AUC − DIN-L", "one epoch: AUC", "epochs", "learning rate"]
+    rows = [
+        [
             row["label"],
-            spread(row["converged"].get("auc")),
-            spread(row["converged"].get("gauc")),
+            spread(row["converged"].get("auc", [])),
+            spread(row["converged"].get("gauc", [])),
             _difference(row["difference"], "auc"),
-            spread(row["one_epoch"].get("auc")),
+            spread(row["one_epoch"].get("auc", [])),
             ", ".join(map(str, row["epochs"])),
             f"{row['learning_rate']:g}",
+            *(cell(row["label"]) for cell in more.values()),
         ]
-        if serving:
-            timed = serving["methods"].get(row["label"], {})
-            line.append(f"{timed['ms']:.2f}" if "ms" in timed else "–")
-        if speed:
-            timed = speed["methods"].get(row["label"], {})
-            line += [
-                f"{timed[key]:.1f}×" if key in timed else "–"
-                for key in ("training_ratio", "inference_ratio")
-            ]
-        lines.append(line)
-    return header, lines
-
-
-def spread(values: Sequence[float] | None) -> str:
-    """Mean and standard deviation over seeds.
-
-    >>> spread([0.5, 0.6, 0.7])
-    '0.6000 ± 0.1000'
-    """
-    if not values:
-        return "–"
-    if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{fmean(values):.4f} ± {stdev(values):.4f}"
+        for row in found["rows"]
+    ]
+    return [*header, *more], rows
 
 
 def _difference(found: Mapping[str, Any] | None, name: str) -> str:
     if found is None:
-        return "–"
+        return extra_tables.NONE
     one = found[name]
     text = f"{one['observed']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"
     return f"**{text}**" if one["low"] > 0 or one["high"] < 0 else text
-
-
-def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
-
-
-def _extra(kind: str, extra: Any) -> list[str]:
-    writer = EXTRAS.get(kind)
-    return writer(extra) if writer else []
-
-
-EXTRAS: Final[dict[str, Any]] = {}
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
@@ -227,11 +180,10 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
     console.print(f"[bold]{found['title']}[/bold] ({found['source']}). {_subject(found)}")
     if found["rows"]:
         header, rows = _table(found)
-        lines = Lines(*header)
+        shown = Lines(*header)
         for row in rows:
-            lines.add_row(*(cell.replace("**", "") for cell in row))
-        console.print(lines)
-    for kind, extra in found["extras"].items():
-        for part in _extra(kind, extra):
-            console.print(part, highlight=False, markup=False)
+            shown.add_row(*(cell.replace("**", "") for cell in row))
+        console.print(shown)
+    for part in extra_tables.parts(found["extras"]):
+        console.print(part.replace("**", ""), highlight=False, markup=False)
     console.print(f"files: {', '.join(found['files'])}", highlight=False, soft_wrap=True)

@@ -254,8 +254,8 @@ class _Scorer:
                 alone = newest.newer & newest.mask
                 for series, part in zip(states, scored, strict=True):
                     interests = np.stack([state.interests for state in series[rows]])
-                    filled = np.stack([state.sizes > 0 for state in series[rows]])
-                    mask = torch.cat([torch.from_numpy(filled), alone], 1).to(table.dtype)
+                    sizes = np.stack([state.sizes.astype(np.float32) for state in series[rows]])
+                    mask = torch.cat([torch.from_numpy(sizes), alone.to(table.dtype)], 1)
                     state: State = {
                         "interests": torch.cat([torch.from_numpy(interests), newest.embeddings], 1),
                         "interest_mask": mask,

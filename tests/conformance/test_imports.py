@@ -12,7 +12,13 @@ SERVICES = ("infra", "streaming", "extractor", "scorer", "lifelong")
 ONLY_TRAINING_AND_BENCH = ("torch", "onnx", "onnxscript", "sklearn", "faiss", "quixstreams")
 
 # Commands that say which extra they need.
-OF_AN_EXTRA = ("lifelong.bench", "lifelong.learning", "lifelong.evaluation", "lifelong.figures")
+OF_AN_EXTRA = (
+    "lifelong.bench",
+    "lifelong.evaluation",
+    "lifelong.experiments",
+    "lifelong.figure",
+    "lifelong.learning",
+)
 
 MODULES = [
     "models.bundle",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from infra.errors import SettingsError
-from lifelong.experiments import report
+from lifelong.experiments import extra_tables, report
 from lifelong.experiments.cells import Record
 from lifelong.experiments.setups import Setup
 from lifelong.experiments.tables import TABLES, Row
@@ -75,7 +75,7 @@ def test_a_row_is_the_mean_and_its_spread_over_seeds(found: dict[str, Any]) -> N
 def test_a_difference_that_leaves_out_zero_is_bold(found: dict[str, Any]) -> None:
     assert lines(found)["ENCODE"][3] == "**-0.0500 (-0.0800 to -0.0200)**"
     assert lines(found)["SDIM"][3] == "+0.0100 (-0.0100 to +0.0300)"
-    assert lines(found)["DIN-L"][3] == "–"
+    assert lines(found)["DIN-L"][3] == extra_tables.NONE
 
 
 def test_it_says_on_what_and_how_many(found: dict[str, Any]) -> None:

@@ -1,0 +1,276 @@
+"""What is measured beside quality, as columns of a table and as parts of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, Final
+
+Result = Mapping[str, Any]
+Lines = list[list[str]]
+
+NONE: Final = "–"
+
+CLUSTERINGS: Final = {
+    "Random": "random",
+    "Dynamic routing": "dynamic-routing",
+    "Agglomerative": "agglomerative",
+    "k-means": "k-means",
+}
+"""Labels of ENCODE's Table 7, and what they are called in a configuration."""
+
+SMOOTHED: Final = (
+    "RI mixes all weights with a share of equal ones, or a behavior that a search leaves out would"
+    " make it infinite; for searches it depends on that share:"
+)
+STALE: Final = {
+    "attended": "newer ones attended to",
+    "recent": "newer ones not in the interests",
+    "unseen": "newer ones not seen at all",
+}
+
+
+def columns(extras: Mapping[str, Any]) -> dict[str, Callable[[str], str]]:
+    """Columns that extras add to a table: by header, what stands in the row of a label."""
+    found: dict[str, Callable[[str], str]] = {}
+    if serving := extras.get("serving"):
+        methods = serving["methods"]
+        found[f"ms, B = {serving['B']:,}, L = {serving['L']:,}"] = lambda label: _number(
+            methods, label, "ms", "{:.2f}"
+        )
+        found["of DIN-L"] = lambda label: _number(methods, label, "ratio", "{:.2f}×")
+    if speed := extras.get("speed"):
+        faster = speed["methods"]
+        found["training speed"] = lambda label: _number(faster, label, "training_ratio", "{:.1f}×")
+        found["inference speed"] = lambda label: _number(
+            faster, label, "inference_ratio", "{:.1f}×"
+        )
+    if clustering := extras.get("clustering"):
+        ways = clustering["methods"]
+        found["ms a user"] = lambda label: _number(ways, CLUSTERINGS.get(label, ""), "ms", "{:.3f}")
+    if relevance := extras.get("relevance"):
+        found["RI"] = lambda label: spread(
+            [result["methods"].get(label, {}).get("ri") for result in relevance], 2
+        )
+    return found
+
+
+def parts(extras: Mapping[str, Any]) -> list[str]:
+    """Parts of a page, in Markdown."""
+    written = []
+    for kind, write in _PARTS.items():
+        if kind in extras:
+            written += write(extras[kind])
+    return written
+
+
+def spread(values: Iterable[float | None], digits: int = 4) -> str:
+    """Mean and standard deviation over seeds; those that have none do not count.
+
+    >>> spread([0.5, None, 0.7])
+    '0.6000 ± 0.1414'
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return NONE
+    mean = f"{fmean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {stdev(known):.{digits}f}"
+
+
+def lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    >>> print(lines(["", "AUC"], [["DIN", "0.7"]]))
+    |  | AUC |
+    | --- | --- |
+    | DIN | 0.7 |
+    """
+    return "\n".join(
+        "| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)
+    )
+
+
+def _number(methods: Mapping[str, Any], label: str, key: str, form: str) -> str:
+    value = methods.get(label, {}).get(key)
+    return NONE if value is None else form.format(value)
+
+
+def _relevance(results: Sequence[Result]) -> list[str]:
+    first = results[0]
+    header = ["RI by smoothing", *first["by_smoothing"]]
+    rows = [
+        [name, *(spread([each[key] for each in _smoothed(results, s)], 2) for s in header[1:])]
+        for key, name in (("least", "DIN-L itself"), ("uniform", "equal weights"))
+    ]
+    rows += [
+        [
+            label,
+            *(
+                spread([_of(result, label)["ri_by_smoothing"].get(s) for result in results], 2)
+                for s in header[1:]
+            ),
+        ]
+        for label, found in first["methods"].items()
+        if found.get("ri") is not None and label != first["reference"]
+    ]
+    return [
+        (
+            "RI mixes all weights with a share of equal ones, or a behavior that a search leaves out"
+            " would make it infinite; for searches it depends on that share:"
+        ),
+        lines(header, rows),
+    ]
+
+
+def _smoothed(results: Sequence[Result], smoothing: str) -> list[Result]:
+    return [result["by_smoothing"][smoothing] for result in results]
+
+
+def _of(result: Result, label: str) -> Result:
+    found: Result = result["methods"].get(label) or {}
+    return found
+
+
+def _consistency(results: Sequence[Result]) -> list[str]:
+    top = results[0]["top"]
+    rows = []
+    for label, found in results[0]["methods"].items():
+        each = [_of(result, label) for result in results]
+        if found.get("hits") is None:
+            rows.append([label, found.get("reason", NONE), NONE, NONE, NONE])
+            continue
+        chance = [_at(one, "chance", top) for one in each]
+        rows.append(
+            [
+                label,
+                spread([one["hits_at_top"] for one in each], 1),
+                spread([one["returned_at_top"] for one in each], 1),
+                spread([one["filled_at_top"] for one in each], 1),
+                spread(chance, 1),
+            ]
+        )
+    header = [
+        "",
+        f"of the attention's top {top}, found by a search for {top}",
+        "behaviors returned",
+        "hits if the newest fill the rest",
+        "by chance",
+    ]
+    return [lines(header, rows)]
+
+
+def _at(found: Result, key: str, size: int) -> float | None:
+    sizes = found["sizes"]
+    value: float | None = found[key][sizes.index(size)] if size in sizes else None
+    return value
+
+
+def _weights(result: Result) -> list[str]:
+    rows = []
+    for label, found in result["methods"].items():
+        if sampling := found.get("sampling"):
+            for m, probability, weight in zip(
+                sampling["m"], sampling["probability"], sampling["weight"], strict=True
+            ):
+                rows.append([label, str(m), f"{probability:.3f}", f"{weight:.3f}"])
+    if not rows:
+        return []
+    header = ["", "hashes m", "error of a collision probability", "error of a weight × L"]
+    return [
+        "What few hash functions cost: mean absolute error against the expectation (Eq. 13).",
+        lines(header, rows),
+    ]
+
+
+def _staleness(results: Sequence[Result]) -> list[str]:
+    written = []
+    for label in results[0]["runs"]:
+        runs = [result["runs"][label] for result in results]
+        rows, notes = [], []
+        for place, stale in enumerate(runs[0]["stale"]):
+            if "note" in stale:
+                notes.append(f"n = {stale['n']:,}: {stale['note']}.")
+                continue
+            each = [run["stale"][place] for run in runs]
+
+            def auc(variant: str, each: list[Result] = each) -> list[float]:
+                return [one["measures"][variant]["auc"] for one in each]
+
+            fresh = auc("fresh")
+            rows.append(
+                [
+                    f"{stale['n']:,}",
+                    f"{stale['requests']:,}",
+                    spread(fresh),
+                    *(
+                        f"{fmean(auc(variant)) - fmean(fresh):+.4f}"
+                        f"{_interval(stale['differences'], variant)}"
+                        for variant in STALE
+                    ),
+                ]
+            )
+        header = ["n behaviors old", "requests", "fresh AUC", *STALE.values()]
+        written += [f"**{label}**, change of AUC against fresh interests:", lines(header, rows)]
+        written += notes
+    return [
+        *written,
+        "In brackets the 95 % interval of the first seed's difference, users resampled.",
+    ]
+
+
+def _interval(differences: Mapping[str, Any], variant: str) -> str:
+    found = differences.get(variant, {}).get("fresh", {}).get("auc")
+    return f" ({found['low']:+.4f} to {found['high']:+.4f})" if found else ""
+
+
+def _warm_starts(result: Result) -> list[str]:
+    written = []
+    for label, run in result["runs"].items():
+        if "note" in run:
+            written.append(f"{label}: {run['note']}.")
+            continue
+        for stream in run["streams"]:
+            if "note" in stream:
+                written.append(f"{label}, every {stream['step']}: {stream['note']}.")
+                continue
+            rows = [
+                [
+                    _range(part["warm_starts"]),
+                    *(
+                        f"{part[key][start]:.4f}"
+                        for key in ("objective", "auc")
+                        for start in ("warm", "cold")
+                    ),
+                    *(f"{part['cpu_ms'][start]:.3f}" for start in ("warm", "cold")),
+                ]
+                for part in [*stream["along"], stream["end"]]
+                if None not in (*part["auc"].values(), *part["objective"].values())
+            ]
+            header = [
+                "warm starts in a row",
+                "cosine to center: warm",
+                "cold",
+                "AUC: warm",
+                "cold",
+                "ms: warm",
+                "cold",
+            ]
+            written += [
+                f"**{label}**, {stream['users']} users with the longest sequences, "
+                + f"every {stream['step']} behaviors; last, each user's last clustering:",
+                lines(header, rows),
+            ]
+    return written
+
+
+def _range(ends: Sequence[int]) -> str:
+    return f"{ends[0]:,}" if ends[0] == ends[1] else f"{ends[0]:,} to {ends[1]:,}"
+
+
+_PARTS: Final[Mapping[str, Callable[[Any], list[str]]]] = {
+    "relevance": _relevance,
+    "consistency": _consistency,
+    "weights": _weights,
+    "staleness": _staleness,
+    "warm-starts": _warm_starts,
+}
