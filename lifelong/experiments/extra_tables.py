@@ -255,11 +255,11 @@ def _warm_starts(result: Result) -> list[str]:
                 "ms: warm",
                 "cold",
             ]
-            written += [
-                f"**{label}**, {stream['users']} users with the longest sequences, "
-                + f"every {stream['step']} behaviors; last, each user's last clustering:",
-                lines(header, rows),
-            ]
+            title = (
+                f"**{label}**, {stream['users']} users with the longest sequences, every"
+                f" {stream['step']} behaviors; last, each user's last clustering:"
+            )
+            written += [title, lines(header, rows)]
     return written
 
 
