@@ -114,10 +114,7 @@ def _relevance(results: Sequence[Result]) -> list[str]:
         if found.get("ri") is not None and label != first["reference"]
     ]
     return [
-        (
-            "RI mixes all weights with a share of equal ones, or a behavior that a search leaves out"
-            " would make it infinite; for searches it depends on that share:"
-        ),
+        SMOOTHED,
         lines(header, rows),
     ]
 
