@@ -5,20 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from infra.errors import SettingsError
 from lifelong.evaluation_report import SLICES, slice_label
-
-INK: Final = "#1f2933"
-GRAY: Final = "#7b8794"
-PALE: Final = "#cbd2d9"
-BLUE: Final = "#1f6feb"
+from lifelong.figure_style import BLUE, DASHED, GRAY, GRID, INK, LIGHT_BLUE, head, save, styled
 
 WIDE: Final = 30.0
 """Largest over smallest CTR from which both axes are logarithmic: most CTRs are low, and would lie
@@ -26,8 +20,6 @@ on top of each other. A bin without a positive then stands on the lower edge."""
 
 CHANCE: Final = 0.5
 """AUC of a ranking at random, where bars begin."""
-
-DASHED: Final = (0, (4, 3))
 
 COLUMNS: Final = {"AUC": 44.0, "positives": 100.0}
 """Figures beside the bars, and where they end, in points."""
@@ -41,38 +33,9 @@ def draw(report: dict[str, Any], directory: Path) -> list[str]:
     Raises:
         SettingsError: they cannot be written.
     """
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": PALE,
-        "axes.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": GRAY,
-        "ytick.color": GRAY,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "svg.hashsalt": "lifelong",  # the same figures give the same file
-    }
-    with mpl.rc_context(style):
+    with styled():
         figures = {"reliability": _reliability(report), "auc-by-slice": _slices(report)}
-    written = []
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            for ending in ("png", "svg"):
-                path = directory / f"{name}.{ending}"
-                with mpl.rc_context(style):
-                    figure.savefig(
-                        path, dpi=160, metadata={"Date": None} if ending == "svg" else None
-                    )
-                written.append(str(path))
-    except OSError as error:
-        raise SettingsError(
-            f"--plots {directory}: cannot be written ({error.strerror}); name a directory that is"
-            " writable"
-        ) from error
-    return written
+    return save(figures, directory, "--plots")
 
 
 def _reliability(report: dict[str, Any]) -> Figure:
@@ -98,7 +61,7 @@ def _reliability(report: dict[str, Any]) -> Figure:
         markersize=4.5,
         linewidth=1.2,
         elinewidth=1,
-        ecolor="#9ec1f7",
+        ecolor=LIGHT_BLUE,
     )
     if wide:
         axes.set(xscale="log", yscale="log")
@@ -111,10 +74,10 @@ def _reliability(report: dict[str, Any]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.set(xlim=(least, most), ylim=(least, most), aspect="equal")
     axes.set(xlabel="predicted CTR, mean of a bin", ylabel="observed CTR")
-    axes.grid(color="#eef1f4", linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     measures = report["measures"]
-    _title(
+    head(
         figure,
         "Predicted and observed CTR",
         f"{_subject(report)}\n{len(predicted)} bins of about {weight.mean():,.0f} candidates, with"
@@ -140,7 +103,7 @@ def _slices(report: dict[str, Any]) -> Figure:
     last.set_xlabel("AUC; 0.5 is chance, dashed: of all together", color=GRAY)
     last.spines["bottom"].set_visible(True)
     last.tick_params(axis="x", length=3)
-    _title(figure, "AUC by slice", _subject(report))
+    head(figure, "AUC by slice", _subject(report))
     return figure
 
 
@@ -177,25 +140,6 @@ def _beside(axes: Axes, text: str, offset: float, place: float) -> None:
         color=GRAY if place < 0 else INK,
         annotation_clip=False,
     )
-
-
-def _title(figure: Figure, title: str, below: str) -> None:
-    """A title above the first panel, and gray lines between it and what stands there."""
-    axes = figure.axes[0]
-    lines = [*below.splitlines(), *filter(None, ["", axes.get_title(loc="left")])]
-    axes.set_title("\n".join(lines), loc="left", fontsize=9.5, color=GRAY, linespacing=1.4, pad=7)
-    axes.annotate(
-        title,
-        (0, 1),
-        (0, 12 + 14.5 * len(lines)),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        fontsize=12.5,
-        fontweight="bold",
-        color=INK,
-        annotation_clip=False,
-    )
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
 
 
 def _subject(report: dict[str, Any]) -> str:

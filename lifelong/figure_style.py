@@ -1,0 +1,108 @@
+"""How every figure of this project looks, and how it becomes files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from io import BytesIO
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from PIL import Image  # matplotlib needs it too
+
+from infra.errors import SettingsError
+
+INK: Final = "#1f2933"
+GRAY: Final = "#7b8794"
+PALE: Final = "#cbd2d9"
+GRID: Final = "#eef1f4"
+BLUE: Final = "#1f6feb"
+LIGHT_BLUE: Final = "#9ec1f7"
+
+DASHED: Final = (0, (4, 3))
+
+COLORS: Final = 128
+"""Of a PNG: a chart has few, and its file is a third as large."""
+
+SMALL: Final = 9.5
+"""Size of the lines below a title, in points."""
+
+_STYLE: Final[dict[Any, Any]] = {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": PALE,
+    "axes.labelcolor": INK,
+    "axes.formatter.useoffset": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": GRAY,
+    "ytick.color": GRAY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "svg.hashsalt": "lifelong",  # the same figures give the same file
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """Within it figures are made, and written, in this style."""
+    return mpl.rc_context(_STYLE)
+
+
+def head(figure: Figure, title: str, below: str) -> None:
+    """A title at the upper left of a figure, and gray lines under it, broken where they must."""
+    width, height = figure.get_size_inches()
+    fitting = int((width - 0.24) * 72 / (0.52 * SMALL))
+    below = "\n".join(line for part in below.splitlines() for line in wrap(part, fitting))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
+    # The layout keeps room for a "suptitle" alone: its first line is empty, for the title.
+    lines = figure.suptitle(
+        f"\n{below}", x=0.12 / width, ha="left", fontsize=SMALL, color=GRAY, linespacing=1.4
+    )
+    lines.set_in_layout(True)
+    figure.text(
+        0.12 / width,
+        1 - 0.1 / height,
+        title,
+        va="top",
+        fontsize=12.5,
+        fontweight="bold",
+        color=INK,
+    ).set_in_layout(False)
+
+
+def save(figures: Mapping[str, Figure], directory: Path, option: str) -> list[str]:
+    """Write figures by their names, as PNG to look at and SVG to print; the files that were made.
+
+    Raises:
+        SettingsError: they cannot be written where ``option`` of a command says.
+    """
+    written = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            for ending in ("png", "svg"):
+                path = directory / f"{name}.{ending}"
+                path.write_bytes(_encoded(figure, ending))
+                written.append(str(path))
+    except OSError as error:
+        raise SettingsError(
+            f"{option} {directory}: cannot be written ({error.strerror}); name a directory that is"
+            " writable"
+        ) from error
+    return written
+
+
+def _encoded(figure: Figure, ending: str) -> bytes:
+    """The file's bytes; the same for the same figure."""
+    drawn, file = BytesIO(), BytesIO()
+    with styled():
+        if ending == "svg":
+            figure.savefig(file, format="svg", metadata={"Date": None})
+            return file.getvalue()
+        figure.savefig(drawn, format="png", dpi=160)
+    picture = Image.open(drawn).convert("RGB")
+    picture.quantize(COLORS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    return file.getvalue()
