@@ -511,7 +511,7 @@ def _scored(
     count = requests.as_of - start
     found = [states[key] for key in zip(start.tolist(), count.tolist(), strict=True)]
     series = [[both.warm for both in found], [both.cold for both in found]]
-    last = dict(sorted(states))
+    last = dict(sorted(states))  # of (user, count): the greatest count of each
     return _Scored(
         requests,
         # The first clustering is cold.

@@ -13,6 +13,7 @@ from infra.store import StoredSequence, Version
 from lifelong.experiments.staleness import (
     _behaviors,
     _Items,
+    _nearest,
     _Scorer,
     _Stream,
     agreement,
@@ -181,22 +182,32 @@ def test_without_interests_attending_is_seeing_more(samples: Split, runs: dict[s
 def test_stored_interests_give_what_the_network_gives(
     samples: Split, runs: dict[str, Path]
 ) -> None:
-    """The extractor's cold clustering, and the network's."""
-    step, requests = 8, last_of_users(samples)
+    """The extractor's cold clustering and the network's, whatever has come since."""
+    step, requests = 8, samples.test
     scorer = _Scorer.of(runs["encode"], samples)
     items = _Items.of(scorer.network, scorer.gatherer.L, samples.known)
     stream = _Stream(Extractor(items), items)
     start = samples.sequences.start[requests.cut]
     found = []
-    for begin, cut in zip(start, requests.cut, strict=True):
-        *_, (seen, both, _) = stream.run(_behaviors(samples, int(begin), int(cut)), step)
+    for begin, cut in zip(start.tolist(), requests.cut.tolist(), strict=True):
+        *_, (seen, both, _) = stream.run(_behaviors(samples, begin, cut), step)
         assert cut - begin - seen < step
         found.append(both.cold)
-    stale = requests._replace(as_of=start + (requests.cut - start) // step * step)
-    assert (stale.as_of < stale.cut).any()
+    stale = requests._replace(as_of=start + samples.history(requests) // step * step)
+    assert len(np.unique(stale.cut - stale.as_of)) > 1
     (ctrs,) = scorer.stored(stale, [found], step - 1)
     expected = predict(scorer.network, scorer.gatherer, stale)
     np.testing.assert_allclose(ctrs, expected, atol=1e-5)
+
+
+def test_an_empty_cluster_is_nearest_to_nothing(samples: Split, runs: dict[str, Path]) -> None:
+    items = _Items.of(_Scorer.of(runs["encode"], samples).network, L, samples.known)
+    ((_, both, _),) = _Stream(Extractor(items), items).run(_behaviors(samples, 0, 2), 2)
+    assert (both.cold.sizes == 0).any()
+    opposite = -both.cold.centers[:2].sum(0, keepdims=True)
+    (label,), cosine = _nearest(opposite, both.cold)
+    assert both.cold.sizes[label]
+    assert cosine < 0
 
 
 def test_warm_and_cold_begin_as_one_and_warm_goes_on_from_itself(
