@@ -24,10 +24,12 @@ SMOOTHED: Final = (
     " make it infinite; for searches it depends on that share:"
 )
 STALE: Final = {
-    "attended": "newer ones attended to",
-    "recent": "newer ones not in the interests",
-    "unseen": "newer ones not seen at all",
+    ("attended", "longer"): "newer ones attended to, against fresh interests of as many behaviors",
+    ("attended", "fresh"): "the same, against fresh interests",
+    ("recent", "fresh"): "newer ones not in the interests",
+    ("unseen", "fresh"): "newer ones not seen at all",
 }
+"""What becomes of behaviors newer than the interests, and what that is compared with."""
 
 
 def columns(extras: Mapping[str, Any]) -> dict[str, Callable[[str], str]]:
@@ -200,14 +202,14 @@ def _staleness(results: Sequence[Result]) -> list[str]:
                     f"{stale['requests']:,}",
                     spread(fresh),
                     *(
-                        f"{fmean(auc(variant)) - fmean(fresh):+.4f}"
-                        f"{_interval(stale['differences'], variant)}"
-                        for variant in STALE
+                        f"{fmean(auc(variant)) - fmean(auc(against)):+.4f}"
+                        f"{_interval(stale['differences'], variant, against)}"
+                        for variant, against in STALE
                     ),
                 ]
             )
         header = ["n behaviors old", "requests", "fresh AUC", *STALE.values()]
-        written += [f"**{label}**, change of AUC against fresh interests:", lines(header, rows)]
+        written += [f"**{label}**, change of AUC:", lines(header, rows)]
         written += notes
     return [
         *written,
@@ -215,8 +217,8 @@ def _staleness(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _interval(differences: Mapping[str, Any], variant: str) -> str:
-    found = differences.get(variant, {}).get("fresh", {}).get("auc")
+def _interval(differences: Mapping[str, Any], variant: str, against: str) -> str:
+    found = differences.get(variant, {}).get(against, {}).get("auc")
     return f" ({found['low']:+.4f} to {found['high']:+.4f})" if found else ""
 
 

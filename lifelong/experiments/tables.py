@@ -288,7 +288,7 @@ TABLES: Final[Mapping[str, Table]] = {
         "Quality against staleness",
         "not in the papers",
         extras=(
-            Extra("staleness", _methods("ENCODE", "DIN-L")),
+            Extra("staleness", _methods("ENCODE")),
             Extra("warm-starts", _methods("ENCODE"), each_seed=False),
         ),
         figure="none",

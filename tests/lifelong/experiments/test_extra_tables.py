@@ -59,6 +59,7 @@ def test_hits_are_a_mean_over_seeds() -> None:
 def staleness(lost: float) -> dict[str, Any]:
     measures = {
         "fresh": {"auc": 0.8},
+        "longer": {"auc": 0.81},
         "attended": {"auc": 0.8 - lost},
         "recent": {"auc": 0.79},
         "unseen": {"auc": 0.7},
@@ -82,6 +83,7 @@ def test_staleness_is_told_as_what_it_loses() -> None:
     assert row[1:] == [
         "900",
         "0.8000 ± 0.0000",
+        "-0.0300",
         "-0.0200 (-0.0200 to +0.0100)",
         "-0.0100",
         "-0.1000",
