@@ -29,6 +29,8 @@ class RowResult:
     learning_rate: float
     records: list[Record]
     """A seed each."""
+    cells: list[str]
+    """Their keys."""
     difference: dict[str, Any] | None
     """To the reference (`quality.measure_difference`); None: it is the reference."""
 
@@ -91,6 +93,7 @@ def _row(each: RowResult) -> dict[str, Any]:
         "converged": collected("converged"),
         "difference": each.difference,
         "seconds": [record.seconds for record in each.records],
+        "cells": each.cells,
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -137,40 +137,52 @@ class _Bench:
         """All that a table says, as plain values."""
         rows = [row for row in table.rows if self._applies(row)]
         trained = [row for extra in table.extras if not extra.timed for row in extra.rows]
-        shown = [*rows, *trained]
-        rates = self._tune({row.method for row in shown} | {REFERENCE} if shown else set())
-        trees = {row.label: self._trees(row, rates) for row in shown}
-        cells = [_quality(row.label, tree) for row in shown for tree in trees[row.label]]
-        measured = self._measure(cells)
-        reference = self._trees(Row(REFERENCE, REFERENCE), rates) if shown else []
-        compared = [
-            Cell(
+        shown = {row.label: row for row in (*rows, *trained)}
+        rates = self._tune({row.method for row in shown.values()} | {REFERENCE} if shown else set())
+        trees = {label: self._trees(row, rates) for label, row in shown.items()}
+        self._measure(_quality(label, tree) for label in trees for tree in trees[label])
+        return report.compose(
+            name,
+            table,
+            self.setup,
+            seeds=self.seeds,
+            rows=self._compare(rows, trees, rates),
+            extras={extra.kind: self._extra(extra, trees) for extra in table.extras},
+            left_out=[row.label for row in table.rows if row not in rows],
+        )
+
+    def _compare(
+        self, rows: Sequence[Row], trees: Mapping[str, list[Tree]], rates: Mapping[str, float]
+    ) -> list[report.RowResult]:
+        """The rows, and how they differ from the reference."""
+        if not rows:
+            return []
+        reference = self._trees(Row(REFERENCE, REFERENCE), rates)
+        self._measure(_quality(REFERENCE, tree) for tree in reference)
+        differences = {
+            row.label: Cell(
                 kind=DIFFERENCE,
                 label=row.label,
                 trees=_roles("first", trees[row.label]) | _roles("second", reference),
             )
             for row in rows
             if trees[row.label] != reference
-        ]
-        self._measure([_quality(REFERENCE, tree) for tree in reference])
-        differences = self._measure(compared)
-        return report.compose(
-            name,
-            table,
-            self.setup,
-            seeds=self.seeds,
-            rows=[
+        }
+        compared = self._measure(differences.values())
+        results = []
+        for row in rows:
+            cells = [_quality(row.label, tree) for tree in trees[row.label]]
+            difference = differences.get(row.label)
+            results.append(
                 report.RowResult(
                     row=row,
                     learning_rate=rates[row.method],
-                    records=[measured[self._key(_quality("", tree))] for tree in trees[row.label]],
-                    difference=_find(differences, row.label),
+                    records=list(self._measure(cells).values()),
+                    cells=[self._key(cell) for cell in cells],
+                    difference=compared[self._key(difference)].result if difference else None,
                 )
-                for row in rows
-            ],
-            extras={extra.kind: self._extra(extra, trees) for extra in table.extras},
-            left_out=[row.label for row in table.rows if not self._applies(row)],
-        )
+            )
+        return results
 
     def _applies(self, row: Row) -> bool:
         return not row.needs or bool(self.setup.tree.get("schema", {}).get(row.needs))
@@ -254,10 +266,6 @@ class _Bench:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield running.pop(future), future.result()
-
-
-def _find(records: Mapping[str, Record], label: str) -> dict[str, Any] | None:
-    return next((each.result for each in records.values() if each.label == label), None)
 
 
 def _quality(label: str, tree: Tree) -> Cell:

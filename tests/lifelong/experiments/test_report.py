@@ -42,14 +42,17 @@ def difference(low: float, high: float) -> dict[str, Any]:
 @pytest.fixture
 def found(tiny: Setup) -> dict[str, Any]:
     rows = [
-        report.RowResult(Row("DIN-L", "DIN-L"), 0.003, [record(tiny, 0.8)] * 2, None),
+        report.RowResult(Row("DIN-L", "DIN-L"), 0.003, [record(tiny, 0.8)] * 2, ["a", "b"], None),
         report.RowResult(
             Row("ENCODE", "ENCODE"),
             0.006,
             [record(tiny, 0.7), record(tiny, 0.8)],
+            ["c", "d"],
             difference(-0.08, -0.02),
         ),
-        report.RowResult(Row("SDIM", "SDIM"), 0.006, [record(tiny, 0.81)], difference(-0.01, 0.03)),
+        report.RowResult(
+            Row("SDIM", "SDIM"), 0.006, [record(tiny, 0.81)], ["e"], difference(-0.01, 0.03)
+        ),
     ]
     return report.compose(
         "encode-table-2",
