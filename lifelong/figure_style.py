@@ -54,7 +54,8 @@ def styled() -> AbstractContextManager[None]:
 def head(figure: Figure, title: str, below: str) -> None:
     """A title at the upper left of a figure, and gray lines under it, broken where they must."""
     width, height = figure.get_size_inches()
-    fitting = int((width - 0.24) * 72 / (0.52 * SMALL))
+    room = (width - 0.24) * 72
+    fitting = int(room / (0.52 * SMALL))
     below = "\n".join(line for part in below.splitlines() for line in wrap(part, fitting))
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     # The layout keeps room for a "suptitle" alone: its first line is empty, for the title.
@@ -67,7 +68,7 @@ def head(figure: Figure, title: str, below: str) -> None:
         1 - 0.1 / height,
         title,
         va="top",
-        fontsize=12.5,
+        fontsize=min(12.5, room / (0.66 * len(title))),
         fontweight="bold",
         color=INK,
     ).set_in_layout(False)

@@ -54,7 +54,8 @@ def heading(
         told += [f"L = {data['L']:,}"] * (table["x_name"] != "L")
     told.append(f"{seeds} seed{'s' * (seeds > 1)}")
     subject = ", ".join([told[0], *(part.replace(" ", UNBROKEN) for part in told[1:])])
-    head(figure, table["title"], f"{subject}\n{table['source']}. {legend}")
+    source = table["source"][:1].upper() + table["source"][1:]
+    head(figure, table["title"], f"{subject}\n{source}. {legend}")
 
 
 def colors_of(names: Sequence[str]) -> dict[str, str]:
@@ -74,6 +75,19 @@ def known(values: Iterable[float | None]) -> list[float]:
 def moments(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and standard deviation over seeds; 0 of one seed."""
     return float(np.mean(values)), float(np.std(values, ddof=len(values) > 1))
+
+
+def interval(difference: Table) -> str:
+    """A difference with its 95 % interval, where that was resampled.
+
+    >>> interval({"observed": 0.001, "low": 0.0002, "high": 0.0018})
+    '+0.0010  (+0.0002 to +0.0018)'
+    """
+    observed, low, high = (
+        None if value is None else f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+        for value in (difference[name] for name in ("observed", "low", "high"))
+    )
+    return f"{observed}" if low is None or high is None else f"{observed}  ({low} to {high})"
 
 
 def mean_line(lines: Iterable[Sequence[float | None] | None]) -> Doubles:

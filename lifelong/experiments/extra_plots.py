@@ -20,12 +20,14 @@ from lifelong.experiments.charts import (
     beside,
     colors_of,
     heading,
+    interval,
     known,
     log_ticks,
     plane,
     rows_axis,
     seed_dots,
     seed_lines,
+    ticks_at,
 )
 from lifelong.figure_labels import name_line, part_lines
 from lifelong.figure_style import BLUE, DASHED, GRAY, INK, SMALL
@@ -37,23 +39,25 @@ VARIANTS: Final = (
     {
         "longer": ("not stale, as many seen", INK),
         "attended": ("newer ones attended to", BLUE),
-        "recent": ("newer ones not attended to", "#d55e00"),
+        "recent": ("newer ones not in the interests", "#d55e00"),
     },
     {"unseen": ("newer ones not seen at all", GRAY)},
 )
 """What becomes of behaviors newer than the interests; a panel each, for the last loses far more."""
 
-STARTS: Final = {"cold": ("cold", BLUE), "warm": ("warm", "#d55e00")}
+STARTS: Final = {"cold": BLUE, "warm": "#d55e00"}
 
 ALONG: Final = {
     "objective": "mean cosine to the center",
     "stays": "share that keeps its cluster",
-    "auc": "test AUC",
 }
-"""What is compared along a stream."""
+"""What is compared along a stream, beside test AUC."""
 
 SHADES: Final = ("#8ab8de", "#5f9fd3", "#3d84c2", "#2066a8", "#084594")
 """Of one method's curves."""
+
+STEEP: Final = 8.0
+"""Largest over smallest weight from which their axis is logarithmic."""
 
 CROWD: Final = 250.0
 """Area of the dot of all behaviors, in square points."""
@@ -158,6 +162,8 @@ def weights(table: Table) -> Figure | None:
     ):
         names += drawing(axes, result)
         plane(axes)
+        axes.set_xlim(-1.05, 1.05)
+        ticks_at(axes, (-1, -0.5, 0, 0.5, 1))
         axes.set_xlabel("cosine of behavior and candidate")
     legend = "At the right: the larger a dot, the more behaviors are of that cosine"
     heading(figure, table, "Weights of behaviors", legend, seeds=len(seeds))
@@ -207,8 +213,10 @@ def _learned_weights(axes: Axes, result: Result) -> list[Any]:
                 name_line(axes, centers[last], expected[last], f"{label}, expected", color)
             )
     axes.axhline(1, color=GRAY, linewidth=0.8)
-    axes.set_yscale("log")
-    log_ticks(axes.yaxis)
+    low, high = axes.dataLim.intervaly
+    if low > 0 and high > STEEP * low:
+        axes.set_yscale("log")
+        log_ticks(axes.yaxis)
     axes.set_ylabel("weight, times uniform")
     axes.set_title("as trained", loc="left", fontsize=SMALL, color=GRAY)
     return names
@@ -278,27 +286,32 @@ def warm_starts(table: Table) -> Figure | None:
     ]
     if not streams:
         return None
-    lines = len(streams)
-    figure = Figure(figsize=(10.0, 1.5 + 2.6 * lines), layout="constrained")
-    panels = figure.subplots(lines, len(ALONG), sharey="col", squeeze=False)
+    figure = Figure(figsize=(10.0, 1.5 + 2.7 * len(streams)), layout="constrained")
+    panels = figure.subplots(len(streams), len(ALONG) + 1, sharey="col", squeeze=False)
     names = []
     for line, (label, _, stream) in zip(panels, streams, strict=True):
         along = stream["along"]
-        places = range(len(along))
-        for axes, (measure, text) in zip(line, ALONG.items(), strict=True):
-            for start, (name, color) in STARTS.items():
+        for axes, (measure, text) in zip(line, ALONG.items(), strict=False):
+            for start, color in STARTS.items():
                 end = seed_lines(
-                    axes, places, [[one[measure][start] for one in along]], color, marker="o"
+                    axes,
+                    range(len(along)),
+                    [[one[measure][start] for one in along]],
+                    color,
+                    marker="o",
                 )
-                if axes is line[-1] and not np.isnan(end[1]):
-                    names.append(name_line(axes, *end, name, color))
-            plane(axes)
-            axes.set_xticks(places, [_count(*one["warm_starts"]) for one in along], fontsize=8.5)
-            axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+                if axes is line[-2] and not np.isnan(end[1]):
+                    names.append(name_line(axes, *end, start, color))
             axes.set_title(text, loc="left", fontsize=SMALL, color=GRAY)
+        _compare_starts(line[-1], stream)
+        for axes in line:
+            plane(axes)
+            axes.set_xlim(-0.3, len(along) - 0.7)
+            axes.set_xticks(range(len(along)), [f"{one['warm_starts'][0]}" for one in along])
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         line[0].set_ylabel(f"{label}, every {stream['step']}\nnew behaviors")
     for axes in panels[-1]:
-        axes.set_xlabel("warm starts in a row")
+        axes.set_xlabel("warm starts in a row, at least")
     run = streams[0][1]
     iterations = run["iterations"]
     legend = (
@@ -310,13 +323,17 @@ def warm_starts(table: Table) -> Figure | None:
     return figure
 
 
-def _count(least: int, most: int) -> str:
-    """A range of numbers.
-
-    >>> _count(4, 7), _count(1, 1)
-    ('4-7', '1')
-    """
-    return f"{least}" if least == most else f"{least}-{most}"
+def _compare_starts(axes: Axes, stream: Result) -> None:
+    """Test AUC of warm clusterings less that of cold ones, on the same requests."""
+    aucs = [(one["auc"]["warm"], one["auc"]["cold"]) for one in stream["along"]]
+    difference = [None if None in pair else pair[0] - pair[1] for pair in aucs]
+    axes.axhline(0, color=GRAY, linewidth=0.8)
+    seed_lines(axes, range(len(difference)), [difference], INK, marker="o")
+    title = "test AUC, warm \N{MINUS SIGN} cold"
+    of_all = stream["all"].get("differences")
+    if of_all and of_all["auc"]["observed"] is not None:
+        title += f"\nall: {interval(of_all['auc'])}"
+    axes.set_title(title, loc="left", fontsize=SMALL, color=GRAY)
 
 
 def _seeds(table: Table, kind: str) -> list[Result]:

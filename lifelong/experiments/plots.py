@@ -15,10 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from lifelong.evaluation_report import NOTHING
 from lifelong.experiments import extra_plots
 from lifelong.experiments.charts import (
+    UNBROKEN,
     Table,
     beside,
     colors_of,
     heading,
+    interval,
     known,
     log_ticks,
     mean_line,
@@ -29,6 +31,7 @@ from lifelong.experiments.charts import (
     seed_lines,
     ticks_at,
 )
+from lifelong.experiments.extra_tables import CLUSTERINGS
 from lifelong.figure_labels import name_line, name_point, part_lines, part_points
 from lifelong.figure_style import BLUE, DASHED, GRAY, INK, PALE, SMALL, save, styled
 
@@ -44,6 +47,9 @@ ALIKE: Final = 1.7
 
 TOGETHER: Final = 3
 """Most learning curves in one panel; more get a panel each."""
+
+PANEL: Final = 124.0
+"""Width of such a panel, in points."""
 
 BANDS: Final = 2
 """Most lines whose standard deviations do not yet hide each other."""
@@ -101,7 +107,7 @@ def _methods(table: Table) -> Figure | None:
             if _is_reference(row, table) and (values := _values(row, shown[-1])):
                 axes.axvline(moments(values)[0], color=INK, linewidth=1, linestyle=DASHED, zorder=1)
         axes.set_xlabel(" and ".join(PARTS[part] for part in shown))
-        most = 6 if axes is panels[-1] else 4
+        most = 6 if axes is panels[-1] else 3
         axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
     legend = "Dots: means; ticks: seeds; bars: standard deviation"
     legend += "; gray: after one epoch" * (len(parts) == 1)
@@ -111,7 +117,7 @@ def _methods(table: Table) -> Figure | None:
 
 
 def _differences(axes: Axes, table: Table, rows: Sequence[Table]) -> bool:
-    """The intervals of the differences to the reference, at the right; whether there are any."""
+    """The intervals of the differences to the reference, at the right; whether any holds 0."""
     found = [_difference(row) for row in rows]
     if not any(found):
         return False
@@ -121,10 +127,8 @@ def _differences(axes: Axes, table: Table, rows: Sequence[Table]) -> bool:
             text = "the reference" if _is_reference(row, table) else NOTHING
             beside(axes, place, text, GRAY)
             continue
-        observed, low, high = (_signed(one[name]) for name in ("observed", "low", "high"))
-        sure = one["low"] > 0 or one["high"] < 0
-        beside(axes, place, f"{observed}  ({low} to {high})", INK if sure else GRAY)
-    return True
+        beside(axes, place, interval(one), INK if _sure(one) else GRAY)
+    return any(one is not None and not _sure(one) for one in found)
 
 
 def _lines(table: Table) -> Figure | None:
@@ -208,10 +212,9 @@ def _speed(table: Table) -> Figure | None:
 def _clustering(table: Table) -> Figure | None:
     """AUC against the time of a clustering, as ENCODE's table 7."""
     timed = table["extras"]["clustering"]
-    labels = {row["label"].lower().replace(" ", "-"): row["label"] for row in table["rows"]}
     return _against(
         table,
-        {labels[name]: one["ms"] for name, one in timed["methods"].items() if name in labels},
+        {label: timed["methods"].get(name, {}).get("ms") for label, name in CLUSTERINGS.items()},
         "time of a clustering",
         f"time to cluster a user's {timed['L']:,} behaviors, ms",
         "left",
@@ -291,7 +294,8 @@ def _curves_apart(table: Table, rows: Sequence[Table]) -> Figure:
                 axes.plot(epochs, mean, color=INK, linewidth=1, linestyle=DASHED)
         _curve(axes, row, BLUE)
         plane(axes)
-        axes.set_title(row["label"], loc="left", fontsize=SMALL, color=INK)
+        size = min(SMALL, PANEL / (0.55 * max(len(each["label"]) for each in rows)))
+        axes.set_title(row["label"], loc="left", fontsize=size, color=INK)
     for axes in panels[len(rows) :]:
         axes.set_visible(False)
     for axes in panels[max(0, len(rows) - columns) : len(rows)]:
@@ -340,7 +344,7 @@ def _is_reference(row: Table, table: Table) -> bool:
 
 def _dashed(table: Table) -> str:
     here = any(_is_reference(row, table) for row in table["rows"])
-    return f"; dashed: {table['reference']}" * here
+    return f"; dashed:{UNBROKEN}{table['reference']}" * here
 
 
 def _difference(row: Table) -> dict[str, float] | None:
@@ -351,8 +355,8 @@ def _difference(row: Table) -> dict[str, float] | None:
     return dict(found)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+def _sure(difference: dict[str, float]) -> bool:
+    return difference["low"] > 0 or difference["high"] < 0
 
 
 EXTRAS: Final[dict[str, tuple[str, Callable[[Table], Figure | None]]]] = {

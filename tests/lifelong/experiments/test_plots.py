@@ -11,6 +11,8 @@ from lifelong.experiments.plots import EXTRAS, draw
 
 Table = dict[str, Any]
 
+UNSURE: Table = {"observed": -0.001, "low": -0.002, "high": 0.001, "p": 0.2}
+
 
 def row(label: str, auc: float, x: float | None = None, method: str = "") -> Table:
     aucs = [auc, auc + 0.002, auc - 0.001]
@@ -24,9 +26,7 @@ def row(label: str, auc: float, x: float | None = None, method: str = "") -> Tab
         "curves": [[once[0], auc], [*once[:2], auc], [auc, once[2]]],
         "one_epoch": {"auc": once, "gauc": once},
         "converged": {"auc": aucs, "gauc": aucs},
-        "difference": None
-        if label == "DIN-L"
-        else {"auc": {"observed": -0.001, "low": -0.002, "high": 0.001, "p": 0.2}},
+        "difference": None if label == "DIN-L" else {"auc": UNSURE},
     }
 
 
@@ -79,7 +79,7 @@ MEASURED: Table = {
         },
     },
     "speed": {"methods": {"DIN-L": {"training_ratio": 1.0}, "ENCODE": {"training_ratio": 2.2}}},
-    "clustering": {"L": 1000, "methods": {"encode": {"ms": 1.1}, "no-such-row": {"ms": 60.0}}},
+    "clustering": {"L": 1000, "methods": {"k-means": {"ms": 1.1}, "random": {"ms": 0.1}}},
     "relevance": [
         {
             "reference": "DIN-L",
@@ -129,7 +129,11 @@ MEASURED: Table = {
                 "K": 30,
                 "iterations": {"warm": 3, "cold": 15},
                 "streams": [
-                    {"step": 8, "along": [started(0, 0, None), started(1, 3, 0.88)]},
+                    {
+                        "step": 8,
+                        "all": {"differences": {"auc": UNSURE}},
+                        "along": [started(0, 0, None), started(1, 3, 0.88)],
+                    },
                     {"step": 64, "users": 0, "note": "no request has as many"},
                 ],
             },
@@ -183,7 +187,8 @@ def test_settings_are_drawn_as_lines_beside_the_reference(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", EXTRAS)
 def test_what_else_is_measured_is_drawn(kind: str, tmp_path: Path) -> None:
-    found = table("other", *METHODS, figure="none", extras={kind: MEASURED[kind]})
+    rows = (*METHODS, row("k-means", 0.886, method="ENCODE"))
+    found = table("other", *rows, figure="none", extras={kind: MEASURED[kind]})
     for each in found["rows"]:
         each["curves"] = []
 
