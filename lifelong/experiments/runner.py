@@ -26,6 +26,7 @@ from infra.errors import SettingsError, TrainingError
 from lifelong.experiments import (
     attention,
     clustering,
+    plots,
     quality,
     report,
     serving,
@@ -47,7 +48,9 @@ Configs = Mapping[str, RunConfig]
 OF_RUNS: Final[Mapping[str, Callable[[Runs, Split, Mapping[str, Any]], dict[str, Any]]]] = {
     "relevance": attention.measure_relevance,
     "consistency": attention.measure_consistency,
-    "weights": attention.measure_weights,
+    "weights": lambda runs, samples, options: (
+        attention.weight_curves(options) | attention.measure_weights(runs, samples, options)
+    ),
     "staleness": staleness.measure_staleness,
     "warm-starts": staleness.measure_warm_starts,
 }
@@ -102,6 +105,7 @@ def run_experiment(name: str, options: Options, *, quiet: bool = False) -> dict[
         for key, table in tables.items():
             found = bench.table(key, table)
             found["files"] = report.write(found, directory)
+            found["files"] += plots.draw(found, directory)
             written[key] = found
     for found in written.values():
         if not quiet:
