@@ -37,10 +37,15 @@ FULL: Final[Tree] = {
 LENGTHS: Final[Mapping[Scale, int]] = {"small": 200, "full": 1000}
 """L."""
 RATES: Final[Mapping[Scale, tuple[float, ...]]] = {
-    "small": (3e-3, 6e-3),
+    "small": (6e-3, 1.2e-2),
     "full": (3e-4, 1e-3, 3e-3),
 }
 """Learning rates that each method is tried with: the same budget for all."""
+SPARSE: Final[Mapping[Scale, tuple[float, ...]]] = {
+    "small": (3e-3, 6e-3),
+    "full": (3e-4, 1e-3, 3e-3),
+}
+"""The same of data with many times more items than users."""
 LIKED: Final[Mapping[Scale, tuple[float, ...]]] = {
     "small": (1e-3, 3e-3),
     "full": (3e-4, 1e-3, 3e-3),
@@ -137,6 +142,7 @@ KNOWN: Final[Mapping[str, _Known]] = {
         split={"kind": "time"},
         schema={"item": ("category",), "category": "category", "behavior": ("action",)},
         small={"users": 500, "min_history": 5, "evaluated": 4000},
+        rates=SPARSE,
     ),
     "ml-32m-next-item": _Known(
         title="MovieLens 32M, next item",
@@ -162,6 +168,7 @@ KNOWN: Final[Mapping[str, _Known]] = {
         split={"kind": "time"},
         schema={},
         small={"users": 2000, "min_history": 5, "evaluated": 4000},
+        rates=SPARSE,
     ),
 }
 """Setups of the data sets that have a reader, by name; a data set's first is its default."""
