@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from infra.errors import DataError
 from infra.settings import EventSettings
 from lifelong.shipped import ITEMS, PURCHASES
+from models.allocator import keep_freed_memory
 from models.config import DataConfig, RunConfig, load_config
 from models.evaluation import baseline_qualities
 from models.export import export
@@ -118,6 +119,7 @@ def run_train(
     Raises:
         TrainingError: the run cannot start or go on.
     """
+    keep_freed_memory()
     config = load_config(config_path, overrides)
     out = out or Path("runs") / config.name
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started

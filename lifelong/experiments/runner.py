@@ -37,6 +37,7 @@ from lifelong.experiments.cells import QUALITY, Cell, CellStore, Record
 from lifelong.experiments.setups import Scale, Setup, Tree, find_setup
 from lifelong.experiments.tables import METHODS, REFERENCE, TABLES, Extra, Row, Table, find_tables
 from lifelong.learning import read_samples
+from models.allocator import keep_freed_memory
 from models.config import RunConfig
 from models.protocols import Split
 
@@ -301,6 +302,7 @@ def _start(setup: Setup, directory: Path) -> None:
     global _here  # noqa: PLW0603  # a process of the pool has one setup, for all of its cells
     _here = setup, directory
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 @lru_cache(maxsize=1)
