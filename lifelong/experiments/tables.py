@@ -123,6 +123,7 @@ _TWIN: Final = (
     Row("TWIN w/o Bias", "TWIN", {"cross": "none"}, needs="behavior"),
     Row("TWIN w/ Raw MHTA", "TWIN", {"cross": "raw"}, needs="behavior"),
 )
+_SHARP: Final[Mapping[str, Any]] = {"beta_mode": "multiply", "beta": 5.0}
 _MINUS: Final = _encode("ENCODE⁻", online="dot")
 _WEIGHED: Final = _methods("SIM hard", "UBR4CTR", "ETA", "TWIN", "SDIM", "ENCODE")
 
@@ -139,14 +140,27 @@ TABLES: Final[Mapping[str, Table]] = {
         (
             *_methods("AvgPooling", "DIN-L"),
             Row("÷ 20", "ENCODE"),
-            _encode("× 5", beta_mode="multiply", beta=5.0),
+            _encode("× 5", **_SHARP),
             _encode("× 20", beta_mode="multiply"),
             _encode("learned from × 2", beta_mode="learned", beta=2.0),
             _encode("learned from × 20", beta_mode="learned"),
             _encode("÷ 20, by size", sized=True),
-            _encode("× 5, by size", beta_mode="multiply", beta=5.0, sized=True),
+            _encode("× 5, by size", **_SHARP, sized=True),
             _encode("learned from × 2, by size", beta_mode="learned", beta=2.0, sized=True),
             _encode("ENCODE⁻, by size", online="dot", sized=True),
+        ),
+    ),
+    "encode-limits": Table(
+        "What the metric, the clustering and the projection cost",
+        "not in the papers",
+        (
+            *_methods("DIN-L"),
+            _encode("cosine ÷ 20, no clusters", K=200),
+            _encode("cosine × 5, no clusters", K=200, **_SHARP),
+            _encode("÷ 20, clusters of whole embeddings", m=32, loss="none"),
+            _encode("× 5, clusters of whole embeddings", m=32, loss="none", **_SHARP),
+            _encode("× 5", **_SHARP),
+            Row("ENCODE", "ENCODE"),
         ),
     ),
     "encode-table-3": Table(
