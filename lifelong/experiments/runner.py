@@ -75,7 +75,7 @@ class Options:
     out: Path = Path("runs/experiments")
     scale: Scale = "small"
     processes: int = 0
-    """0: one a core."""
+    """0: one a GPU, or without one, one a core."""
 
 
 def list_experiments(*, quiet: bool = False) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class _Bench:
         self.setup, self.directory, self.seeds = setup, directory, options.seeds
         self.store = CellStore(setup, directory)
         self.console = console
-        self.processes = options.processes or os.cpu_count() or 1
+        self.processes = options.processes or torch.cuda.device_count() or os.cpu_count() or 1
         self.pool = ProcessPoolExecutor(
             self.processes,
             multiprocessing.get_context("spawn"),

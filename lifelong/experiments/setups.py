@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -41,16 +41,6 @@ RATES: Final[Mapping[Scale, tuple[float, ...]]] = {
     "full": (3e-4, 1e-3, 3e-3),
 }
 """Learning rates that each method is tried with: the same budget for all."""
-SPARSE: Final[Mapping[Scale, tuple[float, ...]]] = {
-    "small": (3e-3, 6e-3),
-    "full": (3e-4, 1e-3, 3e-3),
-}
-"""The same of data with many times more items than users."""
-LIKED: Final[Mapping[Scale, tuple[float, ...]]] = {
-    "small": (1e-3, 3e-3),
-    "full": (3e-4, 1e-3, 3e-3),
-}
-"""The same of the rated protocols, which have learned all that they can in an epoch or two."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,8 @@ class _Known:
     schema: Tree
     small: Tree
     """Of ``samples``, at the small scale."""
-    rates: Mapping[Scale, tuple[float, ...]] = field(default_factory=lambda: RATES)
+    rates: tuple[float, ...] = RATES["small"]
+    """At the small scale; lower where a few epochs teach all that there is."""
 
 
 _NEXT_ITEM: Final[Tree] = {
@@ -125,7 +116,7 @@ KNOWN: Final[Mapping[str, _Known]] = {
         split={"kind": "last", "validation": 5, "test": 10},
         schema=_FILMS | {"user": ("gender", "age", "occupation"), "behavior": ("action",)},
         small={"users": 700, "min_history": 5},
-        rates=LIKED,
+        rates=(1e-3, 3e-3),
     ),
     "online-retail-2": _Known(
         title="Online Retail II, next item",
@@ -142,7 +133,7 @@ KNOWN: Final[Mapping[str, _Known]] = {
         split={"kind": "time"},
         schema={"item": ("category",), "category": "category", "behavior": ("action",)},
         small={"users": 500, "min_history": 5, "evaluated": 4000},
-        rates=SPARSE,
+        rates=(3e-3, 6e-3),
     ),
     "ml-32m-next-item": _Known(
         title="MovieLens 32M, next item",
@@ -159,7 +150,7 @@ KNOWN: Final[Mapping[str, _Known]] = {
         split={"kind": "last", "validation": 5, "test": 10},
         schema=_FILMS | {"behavior": ("action",)},
         small={"users": 700, "min_history": 5},
-        rates=LIKED,
+        rates=(1e-3, 3e-3),
     ),
     "amazon-books": _Known(
         title="Amazon Books, next item",
@@ -168,7 +159,7 @@ KNOWN: Final[Mapping[str, _Known]] = {
         split={"kind": "time"},
         schema={},
         small={"users": 2000, "min_history": 5, "evaluated": 4000},
-        rates=SPARSE,
+        rates=(3e-3, 6e-3),
     ),
 }
 """Setups of the data sets that have a reader, by name; a data set's first is its default."""
