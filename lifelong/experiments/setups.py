@@ -218,7 +218,8 @@ def _known(name: str, reader: str, path: str, protocol: str | None, scale: Scale
         "schema": known.schema,
         "samples": known.small if scale == "small" else {"min_history": 5},
     }
-    return Setup(names[0], known.title, scale, tree, known.rates[scale], _fingerprint(reader, path))
+    rates = known.rates if scale == "small" else RATES[scale]
+    return Setup(names[0], known.title, scale, tree, rates, _fingerprint(reader, path))
 
 
 def _own(path: Path, scale: Scale) -> Setup:
