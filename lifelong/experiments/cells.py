@@ -70,14 +70,14 @@ class CellStore:
         """Trained networks and predictions, by key; they can be made again."""
 
     def key(self, kind: str, trees: dict[str, Tree], options: dict[str, Any]) -> str:
-        """Twelve characters that say what a cell is of."""
+        """Twelve characters that say what a cell is of: all that decides what comes out."""
         asked = {
             "kind": kind,
             "data": self.setup.data,
-            "trees": {role: self._asked(tree) for role, tree in trees.items()},
+            "trees": {role: _deciding(self._whole(tree)) for role, tree in trees.items()},
             "options": options,
         }
-        plain = msgspec.json.encode(msgspec.to_builtins(asked), order="deterministic")
+        plain = msgspec.json.encode(asked, order="deterministic")
         return hashlib.sha256(plain).hexdigest()[:12]
 
     def path(self, cell: Cell) -> Path:
@@ -91,23 +91,15 @@ class CellStore:
         return self.runs / self.key(QUALITY, {"": tree}, {})
 
     def load(self, cell: Cell) -> Record | None:
-        """The finished cell, under whatever label; None if it is still to be measured.
-
-        One whose defaults have changed since counts as unmeasured.
-        """
+        """The finished cell, under whatever label; None if it is still to be measured."""
         key = self.key(cell.kind, cell.trees, cell.options)
         for path in sorted(self.cells.glob(f"{cell.kind}-*-{key}.json")):
             try:
-                record = msgspec.json.decode(path.read_bytes(), type=Record)
+                return msgspec.json.decode(path.read_bytes(), type=Record)
             except (OSError, msgspec.MsgspecError) as error:
                 raise DataError(
                     f"{path} cannot be read ({error}); delete it to measure it again"
                 ) from error
-            if all(
-                _agree(record.configs.get(role), self._whole(tree))
-                for role, tree in cell.trees.items()
-            ):
-                return record
         return None
 
     def save(self, cell: Cell, result: dict[str, Any], seconds: float) -> Record:
@@ -133,22 +125,6 @@ class CellStore:
             raise DataError(f"{path} cannot be written: {error.strerror}") from error
         return record
 
-    def _asked(self, tree: Tree) -> Tree:
-        """A configuration as far as it decides what comes out."""
-        kept = {name: part for name, part in tree.items() if name != "name"}
-        kept["data"] = {name: part for name, part in tree["data"].items() if name != "path"}
-        ignored = {"checkpoint_s", "log"}
-        training = tree.get("training", {}).items()
-        kept["training"] = {name: part for name, part in training if name not in ignored}
-        # A value that is said and one that is the default are the same cell.
-        method = self.setup.config(tree).long_term
-        kept["long_term"] = {"network": method.__struct_config__.tag} | {
-            name: value
-            for name, value in msgspec.structs.asdict(method).items()
-            if value != getattr(type(method)(), name)
-        }
-        return kept
-
     def _whole(self, tree: Tree) -> dict[str, Any]:
         whole: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self.setup.config(tree)))
         whole["data"].pop("path")
@@ -167,8 +143,11 @@ def revision() -> str:
     return found.stdout.strip()
 
 
-def _agree(kept: Any, now: Any) -> bool:
-    """Whether a kept configuration says what it would today; what it never knew of may be there."""
-    if isinstance(kept, dict) and isinstance(now, dict):
-        return all(name in now and _agree(part, now[name]) for name, part in kept.items())
-    return bool(kept == now)
+def _deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """A whole configuration without what does not matter to what comes out."""
+    training = {
+        name: value
+        for name, value in config["training"].items()
+        if name not in {"checkpoint_s", "log"}
+    }
+    return {name: part for name, part in config.items() if name != "name"} | {"training": training}

@@ -23,11 +23,13 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ETA": {"network": "eta"},
     "TWIN": {"network": "twin"},
     "SDIM": {"network": "sdim"},
-    "ENCODE": {"network": "encode"},
+    "ENCODE": {"network": "encode", "beta_mode": "divide", "beta": 20.0, "sized": False},
+    "ENCODE, by size": {"network": "encode", "beta_mode": "learned", "beta": 2.0, "sized": True},
     "SIM cluster": {"network": "sim", "search": "cluster"},
     "SIM cluster+": {"network": "sim", "search": "cluster+"},
 }
-"""Methods by their papers' names: their section ``long_term``."""
+"""Methods by their papers' names: their section ``long_term``. "ENCODE" is as the paper writes it,
+"ENCODE, by size" as it is here by default."""
 
 REFERENCE: Final = "DIN-L"
 """What differences are taken to, and what weights of behaviors are compared with."""
@@ -115,6 +117,7 @@ _TABLE_2: Final = _methods(
     "TWIN",
     "SDIM",
     "ENCODE",
+    "ENCODE, by size",
 )
 _SDIM_TABLE_2: Final = _methods("DIN-L", "DIN", "AvgPooling", "SIM hard", "UBR4CTR", "ETA", "SDIM")
 _TWIN: Final = (

@@ -52,24 +52,15 @@ def test_a_default_that_is_said_makes_no_other_cell(tiny: Setup, store: CellStor
 
 
 def test_what_decides_the_outcome_makes_another_cell(tiny: Setup, store: CellStore) -> None:
-    other = [of(tiny, K=5), of(tiny) | {"seed": 1}, of(tiny, loss="none")]
-    assert len({key(store, tree) for tree in [of(tiny), *other]}) == 4
+    trained = of(tiny) | {"training": {"batch": 256}}
+    other = [of(tiny, K=5), of(tiny) | {"seed": 1}, of(tiny, loss="none"), trained]
+    assert len({key(store, tree) for tree in [of(tiny), *other]}) == 5
 
 
-def test_a_cell_of_another_default_counts_as_unmeasured(tiny: Setup, store: CellStore) -> None:
-    cell = quality(of(tiny))
-    store.save(cell, {}, 1.0)
-    path = store.path(cell)
-    path.write_text(path.read_text().replace('"beta": 20.0', '"beta": 19.0'))
-    assert store.load(cell) is None
-
-
-def test_a_setting_that_came_later_leaves_a_cell_as_it_is(tiny: Setup, store: CellStore) -> None:
-    cell = quality(of(tiny))
-    store.save(cell, {}, 1.0)
-    path = store.path(cell)
-    path.write_text(path.read_text().replace('"margin": 0.2,', ""))
-    assert store.load(cell) is not None
+def test_what_decides_nothing_makes_no_other_cell(tiny: Setup, store: CellStore) -> None:
+    logged = of(tiny)
+    logged["training"] |= {"log": ["tensorboard"], "checkpoint_s": 5.0}
+    assert key(store, logged) == key(store, of(tiny))
 
 
 def test_a_damaged_cell_is_told_with_what_to_do(tiny: Setup, store: CellStore) -> None:
