@@ -2,14 +2,13 @@
 
 Both measurements take finished runs and requests of the test, and hand back plain JSON data. The
 first asks what a service loses that reclusters late, and how much of it attending to the newer
-behaviors brings back. The second streams behaviors through the extractor that serves and asks
-whether hundreds of warm starts in a row drift away from clusterings made afresh.
+behaviors brings back. The second asks whether hundreds of warm starts in a row (`streams`) drift
+away from clusterings made afresh.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,11 +21,16 @@ import torch
 from torch import Tensor
 
 from extractor.clustering import WARM_ITERATIONS
-from extractor.extract import Extractor
-from extractor.state import DIGEST_BYTES, InterestState
-from infra.behaviors import BEHAVIOR
-from infra.settings import StoreSettings
-from infra.store import Behaviors, StoredSequence, Version
+from extractor.state import InterestState
+from lifelong.experiments.streams import (
+    FIGURES,
+    Figures,
+    Flags,
+    Items,
+    States,
+    Stream,
+    behaviors_of,
+)
 from models import training
 from models.batches import Batch, Gatherer
 from models.data import Requests
@@ -38,7 +42,6 @@ from models.networks.encode import Encode
 from models.protocols import Split
 from scorer.ranking import MAX_NEWER
 
-Flags = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
 Variant = Literal["longer", "attended", "recent", "unseen"]
 
@@ -331,100 +334,6 @@ def measure_warm_starts(
     }
 
 
-def agreement(first: Ints, second: Ints, clusters: int) -> float:
-    """Share of behaviors that two clusterings put alike, f64 in [0, 1].
-
-    Clusters have no names in common, so each of the one is matched with one of the other, those
-    that overlap most first.
-
-    Args:
-        first: i64[L], clusters in [0, K).
-        second: i64[L], likewise.
-        clusters: K.
-
-    >>> agreement(np.array([0, 0, 1, 1]), np.array([2, 2, 0, 2]), clusters=3)
-    0.75
-    """
-    if not len(first):
-        return math.nan
-    overlap = np.bincount(first * clusters + second, minlength=clusters * clusters)
-    table = overlap.reshape(clusters, clusters)
-    alike = 0
-    while found := int(table.max()):
-        one, other = divmod(int(table.argmax()), clusters)
-        table[one] = 0
-        table[:, other] = 0
-        alike += found
-    return alike / len(first)
-
-
-class _Dimensions(NamedTuple):
-    m: int
-    K: int
-    L: int
-    M: int
-    T: int
-    scale: float
-
-
-@dataclass(frozen=True)
-class _Items:
-    """A trained network's item table, as the extractor reads it; an item's key is its row."""
-
-    digest: bytes
-    manifest: _Dimensions
-    embeddings: Floats
-    projected: Floats
-    known: Flags
-    """bool[n + 1]."""
-
-    @classmethod
-    def of(cls, network: Network, L: int, known: Flags) -> _Items:
-        long = network.long
-        assert isinstance(long, Encode)
-        with torch.no_grad():
-            table = network.item_table().detach()
-            projected = long.per_item(table)
-            scale = float(long.scale)
-        config = long.config
-        return cls(
-            digest=bytes(DIGEST_BYTES),
-            manifest=_Dimensions(config.m, config.K, L, network.config.M, config.T, scale),
-            embeddings=table.numpy(),
-            projected=projected.numpy(),
-            known=known,
-        )
-
-    def rows(self, item_keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
-        rows = item_keys.astype(np.int32)
-        return np.where(self.known[rows], rows, np.int32(0))
-
-
-FIGURES: Final = np.dtype(
-    [
-        ("user", "i8"),
-        ("seen", "i8"),
-        ("warm_starts", "i8"),
-        ("objective", "f8", 2),
-        ("stays", "f8", 2),
-        ("cpu_s", "f8", 2),
-        ("agreement", "f8"),
-    ]
-)
-"""One reclustering: where the user's sequence starts, behaviors that had come, warm starts in a row
-(this one included), and what `measure_warm_starts` says of it; of pairs warm is first."""
-
-Figures = npt.NDArray[np.void]
-"""Array of FIGURES, a user's one after another."""
-
-
-class _States(NamedTuple):
-    """One user's state, clustered in both ways."""
-
-    warm: InterestState
-    cold: InterestState
-
-
 class _Scored(NamedTuple):
     """R requests scored from stored states."""
 
@@ -452,10 +361,10 @@ def _warm_starts_of(path: Path, samples: Split, options: WarmStartOptions) -> di
     scorer = _Scorer.of(path, samples)
     long = scorer.network.long
     if not isinstance(long, Encode) or long.config.clustering != "k-means":
-        return {"note": f"{path} does not cluster by k-means, so that nothing is started warm"}
+        return {"note": "it does not cluster by k-means, so that nothing is started warm"}
     if scorer.network.feature_tables():
-        return {"note": f"{path} has features of behaviors, which a service does not cluster by"}
-    items = _Items.of(scorer.network, scorer.gatherer.L, samples.known)
+        return {"note": "it has features of behaviors, which a service does not cluster by"}
+    items = Items.of(scorer.network, scorer.gatherer.L, samples.known)
     return {
         "K": long.config.K,
         "L": scorer.gatherer.L,
@@ -465,7 +374,7 @@ def _warm_starts_of(path: Path, samples: Split, options: WarmStartOptions) -> di
 
 
 def _stream_all(
-    scorer: _Scorer, items: _Items, samples: Split, step: int, options: WarmStartOptions
+    scorer: _Scorer, items: Items, samples: Split, step: int, options: WarmStartOptions
 ) -> dict[str, Any]:
     requests = _of_longest(samples, options.users, 2 * step)
     if not len(requests.cut):
@@ -473,14 +382,14 @@ def _stream_all(
         return {"step": step, "users": 0, "note": note}
     start = samples.sequences.start[requests.cut]
     count = (requests.cut - start) // step * step
-    stream = _Stream(Extractor(items), items)
+    stream = Stream(items)
     rows: list[tuple[Any, ...]] = []
-    states: dict[tuple[int, int], _States] = {}
+    states: dict[tuple[int, int], States] = {}
     for user in np.unique(start).tolist():
         wanted = set(count[start == user].tolist())
-        behaviors = _behaviors(samples, user, user + max(wanted))
+        behaviors = behaviors_of(samples, user, user + max(wanted))
         for seen, both, found in stream.run(behaviors, step):
-            rows.append((user, seen, *found))
+            rows.append((user, *found))
             if seen in wanted:
                 states[user, seen] = both
     figures = np.array(rows, FIGURES)
@@ -504,7 +413,7 @@ def _scored(
     scorer: _Scorer,
     requests: Requests,
     start: Ints,
-    states: Mapping[tuple[int, int], _States],
+    states: Mapping[tuple[int, int], States],
     step: int,
 ) -> _Scored:
     """Requests scored from the states of a user (where their sequence starts) and count."""
@@ -535,84 +444,6 @@ def _of_longest(samples: Split, users: int, least: int) -> Requests:
         longest[user] = max(longest.get(user, 0), length)
     ranked = sorted(longest, key=lambda user: (-longest[user], user))[:users]
     return requests.part(np.flatnonzero(np.isin(start, ranked) & (history >= least)))
-
-
-def _behaviors(samples: Split, begin: int, end: int) -> Behaviors:
-    """The behaviors [begin, end) of the sequences as a store keeps them."""
-    behaviors = np.zeros(end - begin, BEHAVIOR)
-    behaviors["item"] = samples.sequences.items[begin:end]
-    behaviors["time"] = samples.sequences.times[begin:end] * 1000
-    return behaviors
-
-
-class _Stream:
-    """Clusters users' sequences again and again as they grow."""
-
-    def __init__(self, extractor: Extractor, items: _Items) -> None:
-        self._extractor = extractor
-        self._items = items
-        norms = np.linalg.norm(items.projected, axis=1, keepdims=True)
-        self._directions = items.projected / np.maximum(norms, 1e-30)
-        self._directed = norms[:, 0] > 0
-        self._length = max(items.manifest.L, StoreSettings().length)
-        self._turn = 0
-
-    def run(
-        self, behaviors: Behaviors, step: int
-    ) -> Iterator[tuple[int, _States, tuple[Any, ...]]]:
-        """Both clusterings after each ``step`` behaviors: how many behaviors had come, the states,
-        and the rest of FIGURES.
-        """
-        K, L = self._items.manifest.K, self._items.manifest.L
-        before: _States | None = None
-        self._turn += 1
-        for warm_starts, seen in enumerate(range(step, len(behaviors) + 1, step)):
-            window = behaviors[max(seen - L, 0) : seen]
-            stored = behaviors[max(seen - self._length, 0) : seen]
-            sequence = StoredSequence(Version(1, seen), stored, {})
-            previous = before.warm if before else None
-            # Taking turns, also from user to user: who comes second finds the cache filled.
-            if (warm_starts + self._turn) % 2:
-                warm, warm_s = self._extract(sequence, previous)
-                cold, cold_s = self._extract(sequence, None)
-            else:
-                cold, cold_s = self._extract(sequence, None)
-                warm, warm_s = self._extract(sequence, previous)
-            both = _States(warm, cold)
-            h, known = self._points(window), self._points(window[:-step])
-            (labels, objective), (cold_labels, cold_objective) = (_nearest(h, one) for one in both)
-            stays = (math.nan, math.nan)
-            if before is not None:
-                stays = (
-                    agreement(_nearest(known, before.warm)[0], labels[: len(known)], K),
-                    agreement(_nearest(known, before.cold)[0], cold_labels[: len(known)], K),
-                )
-            alike = agreement(labels, cold_labels, K)
-            figures = (warm_starts, (objective, cold_objective), stays, (warm_s, cold_s), alike)
-            yield seen, both, figures
-            before = both
-
-    def _extract(
-        self, sequence: StoredSequence, previous: InterestState | None
-    ) -> tuple[InterestState, float]:
-        began = time.thread_time()
-        state = self._extractor.extract(sequence, previous)
-        return state, time.thread_time() - began
-
-    def _points(self, behaviors: Behaviors) -> Floats:
-        """f32[n, m]: the directions of those behaviors that have one."""
-        rows = self._items.rows(np.ascontiguousarray(behaviors["item"]))
-        points: Floats = self._directions[rows[self._directed[rows]]]
-        return points
-
-
-def _nearest(h: Floats, state: InterestState) -> tuple[Ints, float]:
-    """The nearest center of each direction f32[n, m], i64[n], and the mean cosine to it."""
-    if not len(h):
-        return np.empty(0, np.int64), math.nan
-    cosines = h @ state.centers.T
-    cosines[:, state.sizes == 0] = -2.0
-    return cosines.argmax(1), float(cosines.max(1).mean())
 
 
 def _along(figures: Figures, scored: _Scored) -> Iterator[dict[str, Any]]:

@@ -10,16 +10,8 @@ import pytest
 
 from extractor.extract import Extractor
 from infra.store import StoredSequence, Version
-from lifelong.experiments.staleness import (
-    _behaviors,
-    _Items,
-    _nearest,
-    _Scorer,
-    _Stream,
-    agreement,
-    measure_staleness,
-    measure_warm_starts,
-)
+from lifelong.experiments.staleness import _Scorer, measure_staleness, measure_warm_starts
+from lifelong.experiments.streams import Items, Stream, agreement, behaviors_of, nearest
 from models.config import read_config
 from models.data import Requests
 from models.interactions import Floats
@@ -185,12 +177,12 @@ def test_stored_interests_give_what_the_network_gives(
     """The extractor's cold clustering and the network's, whatever has come since."""
     step, requests = 8, samples.test
     scorer = _Scorer.of(runs["encode"], samples)
-    items = _Items.of(scorer.network, scorer.gatherer.L, samples.known)
-    stream = _Stream(Extractor(items), items)
+    items = Items.of(scorer.network, scorer.gatherer.L, samples.known)
+    stream = Stream(items)
     start = samples.sequences.start[requests.cut]
     found = []
     for begin, cut in zip(start.tolist(), requests.cut.tolist(), strict=True):
-        *_, (seen, both, _) = stream.run(_behaviors(samples, begin, cut), step)
+        *_, (seen, both, _) = stream.run(behaviors_of(samples, begin, cut), step)
         assert cut - begin - seen < step
         found.append(both.cold)
     stale = requests._replace(as_of=start + samples.history(requests) // step * step)
@@ -200,12 +192,12 @@ def test_stored_interests_give_what_the_network_gives(
     np.testing.assert_allclose(ctrs, expected, atol=1e-5)
 
 
-def test_an_empty_cluster_is_nearest_to_nothing(samples: Split, runs: dict[str, Path]) -> None:
-    items = _Items.of(_Scorer.of(runs["encode"], samples).network, L, samples.known)
-    ((_, both, _),) = _Stream(Extractor(items), items).run(_behaviors(samples, 0, 2), 2)
+def test_an_empty_cluster_isnearest_to_nothing(samples: Split, runs: dict[str, Path]) -> None:
+    items = Items.of(_Scorer.of(runs["encode"], samples).network, L, samples.known)
+    ((_, both, _),) = Stream(items).run(behaviors_of(samples, 0, 2), 2)
     assert (both.cold.sizes == 0).any()
     opposite = -both.cold.centers[:2].sum(0, keepdims=True)
-    (label,), cosine = _nearest(opposite, both.cold)
+    (label,), cosine = nearest(opposite, both.cold)
     assert both.cold.sizes[label]
     assert cosine < 0
 
@@ -214,10 +206,10 @@ def test_warm_and_cold_begin_as_one_and_warm_goes_on_from_itself(
     samples: Split, runs: dict[str, Path]
 ) -> None:
     scorer = _Scorer.of(runs["encode"], samples)
-    items = _Items.of(scorer.network, L, samples.known)
+    items = Items.of(scorer.network, L, samples.known)
     extractor = Extractor(items)
-    behaviors = _behaviors(samples, 0, 72)
-    first, second, third, *_ = _Stream(extractor, items).run(behaviors, 8)
+    behaviors = behaviors_of(samples, 0, 72)
+    first, second, third, *_ = Stream(items).run(behaviors, 8)
     np.testing.assert_array_equal(first[1].warm.centers, first[1].cold.centers)
     for (_, before, _), (seen, both, _) in ((first, second), (second, third)):
         assert both.warm.count == both.cold.count == seen
