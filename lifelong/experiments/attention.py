@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from infra.errors import TrainingError
 from models.batches import Gatherer, prefetch
 from models.data import Requests
 from models.layers import unit
@@ -29,8 +28,6 @@ from models.sequence import BehaviorSequence, Target
 from models.training import Run, load_run, make_gatherer
 
 Doubles = npt.NDArray[np.float64]
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 SIZES: Final = (0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7, 10, 20, 50, 100)
 """Sizes of a search, as multiples of the top k; TWIN's Figure 4 goes from 0.1 to 100."""
@@ -48,33 +45,31 @@ class AttentionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     reference: str = "DIN-L"
     """Label of the run whose attention is the truth of RI."""
-    smoothings: Annotated[
-        tuple[Annotated[float, msgspec.Meta(gt=0, lt=1)], ...], msgspec.Meta(min_length=1)
-    ] = (0.01, 0.1, 0.001)
+    smoothings: tuple[float, ...] = (0.01, 0.1, 0.001)
     """Shares of uniform weights that RI mixes all with; "ri" is that of the first. What methods
     with a search get depends on it (`metrics.relevance_indicator`)."""
-    top: Annotated[int, msgspec.Meta(ge=0)] = 0
+    top: int = 0
     """k of TWIN's Figure 4, which has 100 of 10,000 behaviors; 0: the most that a search among the
     runs lets through."""
-    sizes: tuple[Count, ...] = ()
+    sizes: tuple[int, ...] = ()
     """Sizes that the search is tried with; (): `SIZES` times the top, and all behaviors."""
-    pairs: Count = 10_000
+    pairs: int = 10_000
     """Pairs of a request and a candidate that are looked at, about."""
-    bins: Count = 20
+    bins: int = 20
     """Bins of the cosine between -1 and 1."""
-    points: Annotated[int, msgspec.Meta(ge=2)] = 101
+    points: int = 101
     """Points of a curve."""
-    taus: tuple[Count, ...] = (1, 2, 3, 5, 10)
+    taus: tuple[int, ...] = (1, 2, 3, 5, 10)
     """Widths of SDIM's signatures (SDIM, section 6.3.2)."""
-    temperature: Positive = 0.5
+    temperature: float = 0.5
     """Target attention is exp(cosine / temperature) (SDIM, section 4.2.1)."""
-    beta: Positive = 20.0
+    beta: float = 20.0
     """Scaling factor of ENCODE's Eq. 9."""
-    hashes: tuple[Count, ...] = (24, 36, 48, 60, 72, 90, 120)
+    hashes: tuple[int, ...] = (24, 36, 48, 60, 72, 90, 120)
     """Numbers of hash functions (SDIM, section 6.3.1)."""
-    draws: Count = 5
+    draws: int = 5
     """Times that the hash functions are drawn."""
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    seed: int = 0
     """Of the choice of requests, and of the hash functions."""
 
 
@@ -97,21 +92,11 @@ def measure_relevance(
         label "ri", or None and a "reason"; "ri_by_smoothing"; "unweighted", the share of pairs for
         which a search finds nothing, so that they count as uniform; and "hit_rate", the share of
         the reference's top k that a search lets through.
-
-    Raises:
-        TrainingError: an option is wrong, a run cannot be read, or none can be the reference.
     """
     settings = _settings(options)
-    if settings.reference not in runs:
-        raise TrainingError(
-            f"no run is labeled {settings.reference!r}, which RI compares with; "
-            f"there are {', '.join(map(repr, runs)) or 'none'}"
-        )
     loaded = {label: load_run(path) for label, path in runs.items()}
     top = _top(loaded.values(), settings)
     reference = _watched(loaded[settings.reference], samples)
-    if not weighs(reference.network.long):
-        raise TrainingError(f"RI compares with {settings.reference!r}, but {NO_WEIGHTS}")
 
     def compared(run: Run) -> list[Relevance]:
         return [
@@ -129,12 +114,8 @@ def measure_relevance(
 
     found = {label: compared(run) for label, run in loaded.items() if weighs(run.network.long)}
     bounds = [
-        {
-            "smoothing": each.smoothing,
-            "least": _plain(each.least),
-            "uniform": _plain(each.uniform),
-        }
-        for each in found[settings.reference]
+        {"smoothing": by.smoothing, "least": _plain(by.least), "uniform": _plain(by.uniform)}
+        for by in found[settings.reference]
     ]
     return {
         "reference": settings.reference,
@@ -183,9 +164,6 @@ def measure_consistency(
         "weight_at_top", the share of the ESU's attention to all behaviors that falls on what is
         then returned, and "weight_best", the most that k behaviors have; "pairs" of a request and a
         candidate. Without a search "hits" is None and there is a "reason".
-
-    Raises:
-        TrainingError: an option is wrong, or a run cannot be read.
     """
     settings = _settings(options)
     loaded = {label: load_run(path) for label, path in runs.items()}
@@ -208,9 +186,6 @@ def weight_curves(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         "cosine", and "curves" by label.
-
-    Raises:
-        TrainingError: an option is wrong.
     """
     settings = _settings(options)
     cosine = torch.linspace(-1, 1, settings.points, dtype=torch.float64)
@@ -247,9 +222,6 @@ def measure_weights(
         Eq. 15, and "sampling": for each number of hash functions "m" the mean absolute error of a
         behavior's collision probability ("probability") and of its share of them, times the number
         of behaviors ("weight").
-
-    Raises:
-        TrainingError: an option is wrong, or a run cannot be read.
     """
     settings = _settings(options)
     loaded = {label: load_run(path) for label, path in runs.items()}
@@ -507,10 +479,7 @@ def _watched(run: Run, samples: Split) -> Watched:
 
 
 def _settings(options: Mapping[str, Any]) -> AttentionOptions:
-    try:
-        return msgspec.convert(dict(options), AttentionOptions)
-    except msgspec.ValidationError as error:
-        raise TrainingError(f"options of a measurement of attention: {error}") from error
+    return msgspec.convert(dict(options), AttentionOptions)
 
 
 def _plain(value: float) -> float | None:

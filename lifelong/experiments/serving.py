@@ -29,6 +29,7 @@ import torch
 from extractor.extract import Extractor
 from extractor.state import InterestState
 from infra.behaviors import BEHAVIOR
+from infra.errors import one_line
 from infra.store import Behaviors, StoredSequence, Version
 from lifelong.bench.report import machine
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
@@ -108,7 +109,7 @@ def measure_serving(
             try:
                 served[label] = _serve(_config(config, shop), shop)
             except Exception as error:  # noqa: BLE001  # exporter and runtime have any of their own
-                failed[label] = _line(error)
+                failed[label] = one_line(f"{type(error).__name__}: {error}", 200)
         ways = {
             (label, way): request
             for label, method in served.items()
@@ -384,7 +385,3 @@ def _described(
 
 def _ms(seconds: float) -> float:
     return round(1000 * seconds, 3)
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

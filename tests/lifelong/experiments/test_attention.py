@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.errors import TrainingError
 from lifelong.experiments.attention import (
     measure_consistency,
     measure_relevance,
@@ -148,23 +147,6 @@ def test_pairs_without_a_find_are_told(relevance: Measured) -> None:
 def test_a_method_without_weights_has_a_reason(relevance: Measured, weights: Measured) -> None:
     assert relevance["methods"]["DIN"] == {"ri": None, "reason": "it weighs no behaviors"}
     assert weights["methods"]["DIN"] == {"weight": None, "reason": "it weighs no behaviors"}
-
-
-@pytest.mark.parametrize(
-    ("reference", "wrong"),
-    [("DIN-XL", "no run is labeled 'DIN-XL'"), ("DIN", "compares with 'DIN', but it weighs no")],
-)
-def test_ri_needs_a_reference(
-    runs: dict[str, Path], samples: Split, reference: str, wrong: str
-) -> None:
-    own = {label: runs[label] for label in ("DIN", "DIN-L")}
-    with pytest.raises(TrainingError, match=wrong):
-        measure_relevance(own, samples, {"reference": reference})
-
-
-def test_a_misspelt_option_is_told(samples: Split) -> None:
-    with pytest.raises(TrainingError, match=r"options.*smoothing\b"):
-        measure_relevance({}, samples, {"smoothing": 0.01})
 
 
 # Consistency.
