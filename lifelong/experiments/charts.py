@@ -29,6 +29,9 @@ COLORS: Final = {
 UNBROKEN: Final = "\N{NO-BREAK SPACE}"
 """Between a number and what it counts."""
 
+STEEP: Final = 8.0
+"""Largest over smallest value from which an axis is logarithmic."""
+
 Doubles = npt.NDArray[np.float64]
 Table = dict[str, Any]
 """What `lifelong.experiments.report.compose` gives, as JSON has it."""

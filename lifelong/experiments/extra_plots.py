@@ -6,6 +6,7 @@ Each takes a table and draws the extra of its own name; None, where nothing of i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from lifelong.evaluation_report import NOTHING
 from lifelong.experiments.charts import (
     COLORS,
+    STEEP,
     Table,
     beside,
     colors_of,
@@ -55,9 +57,6 @@ ALONG: Final = {
 
 SHADES: Final = ("#8ab8de", "#5f9fd3", "#3d84c2", "#2066a8", "#084594")
 """Of one method's curves."""
-
-STEEP: Final = 8.0
-"""Largest over smallest weight from which their axis is logarithmic."""
 
 CROWD: Final = 250.0
 """Area of the dot of all behaviors, in square points."""
@@ -343,5 +342,4 @@ def _seeds(table: Table, kind: str) -> list[Result]:
 
 
 def _mean(results: Iterable[Result], name: str) -> float:
-    values = known(result[name] for result in results)
-    return float(np.mean(values)) if values else 0.0
+    return fmean(result[name] for result in results)

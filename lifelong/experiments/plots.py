@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -15,13 +14,13 @@ from matplotlib.ticker import MaxNLocator
 from lifelong.evaluation_report import NOTHING
 from lifelong.experiments import extra_plots
 from lifelong.experiments.charts import (
+    STEEP,
     UNBROKEN,
     Table,
     beside,
     colors_of,
     heading,
     interval,
-    known,
     log_ticks,
     mean_line,
     moments,
@@ -45,17 +44,11 @@ OURS: Final = "ENCODE"
 ALIKE: Final = 1.7
 """How many times the converged runs' span the span of all may be, for both to share an axis."""
 
-TOGETHER: Final = 3
-"""Most learning curves in one panel; more get a panel each."""
-
 PANEL: Final = 124.0
-"""Width of such a panel, in points."""
+"""Width of a panel of learning curves, in points."""
 
 BANDS: Final = 2
 """Most lines whose standard deviations do not yet hide each other."""
-
-STEEP: Final = 8.0
-"""Largest over smallest setting from which their axis is logarithmic."""
 
 
 def draw(table: Table, directory: Path) -> list[str]:
@@ -236,7 +229,8 @@ def _against(
     axes = figure.subplots()
     names, ends = [], []
     for row, cost, values in found:
-        color = BLUE if row["method"] == OURS else INK if _is_reference(row, table) else GRAY
+        ours = row["method"].startswith(OURS)
+        color = BLUE if ours else INK if _is_reference(row, table) else GRAY
         mean, std = moments(values)
         axes.errorbar(cost, mean, std, color=color, marker="o", markersize=7)
         names.append(name_point(axes, cost, mean, row["label"], INK if color == GRAY else color))
@@ -253,34 +247,10 @@ def _against(
 
 
 def _curves(table: Table) -> Figure | None:
-    """Validation AUC by epoch."""
-    rows = [row for row in table["rows"] if any(map(known, row["curves"]))]
+    """Validation AUC by epoch; a panel a row, over all others in gray."""
+    rows = [row for row in table["rows"] if row["curves"]]
     if not rows:
         return None
-    return _curves_together(table, rows) if len(rows) <= TOGETHER else _curves_apart(table, rows)
-
-
-CURVES: Final = "Thick: mean of seeds; thin: seeds; dots: where a seed was best"
-
-
-def _curves_together(table: Table, rows: Sequence[Table]) -> Figure:
-    figure = Figure(figsize=(8.0, 4.6), layout="constrained")
-    axes = figure.subplots()
-    colors = colors_of([row["label"] for row in rows])
-    names = []
-    for row in rows:
-        end = _curve(axes, row, colors[row["label"]])
-        names.append(name_line(axes, *end, row["label"], colors[row["label"]]))
-    plane(axes)
-    axes.set(xlabel="epoch", ylabel="validation AUC")
-    _limit(axes, rows)
-    heading(figure, table, "Validation AUC by epoch", CURVES)
-    part_lines(figure, names)
-    return figure
-
-
-def _curves_apart(table: Table, rows: Sequence[Table]) -> Figure:
-    """A panel a row, over all others in gray."""
     columns = 4
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(8.6, 1.4 + 1.75 * lines), layout="constrained")
@@ -304,23 +274,23 @@ def _curves_apart(table: Table, rows: Sequence[Table]) -> Figure:
     panels[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("validation AUC", fontsize=10)
-    legend = f"{CURVES}; gray: the others{_dashed(table)}"
+    legend = "Thick: mean of seeds; thin: seeds; dots: where a seed was best; gray: the others"
+    legend += _dashed(table)
     heading(figure, table, "Validation AUC by epoch", legend)
     return figure
 
 
-def _curve(axes: Axes, row: Table, color: str) -> tuple[float, float]:
-    """A row's seeds, each with its best epoch, and their mean; where that ends."""
+def _curve(axes: Axes, row: Table, color: str) -> None:
+    """A row's seeds, each with its best epoch, and their mean."""
     longest = max(map(len, row["curves"]))
-    for best, curve in zip_longest(row["epochs"], row["curves"]):
-        if curve and best is not None and best <= len(curve) and curve[best - 1] is not None:
-            axes.scatter(best, curve[best - 1], s=16, color=color, linewidth=0, zorder=4)
-    return seed_lines(axes, range(1, longest + 1), row["curves"], color)
+    for best, curve in zip(row["epochs"], row["curves"], strict=True):
+        axes.scatter(best, curve[best - 1], s=16, color=color, linewidth=0, zorder=4)
+    seed_lines(axes, range(1, longest + 1), row["curves"], color)
 
 
 def _limit(axes: Axes, rows: Sequence[Table]) -> None:
     """Limits that a few bad beginnings do not move."""
-    every = np.array([value for row in rows for curve in row["curves"] for value in known(curve)])
+    every = np.array([value for row in rows for curve in row["curves"] for value in curve])
     low, high = float(np.percentile(every, 2)), float(every.max())
     pad = 0.06 * (high - low) or 0.001
     axes.set_ylim(low - pad, high + pad)
@@ -329,8 +299,8 @@ def _limit(axes: Axes, rows: Sequence[Table]) -> None:
 
 
 def _values(row: Table, part: str = "converged", measure: str = "auc") -> list[float]:
-    """A measure of the seeds that have it."""
-    return known((row.get(part) or {}).get(measure) or [])
+    """A measure of each seed; [] where the data cannot give it."""
+    return list(row[part].get(measure, []))
 
 
 def _span(rows: Sequence[Table], parts: Iterable[str]) -> float:
@@ -349,10 +319,7 @@ def _dashed(table: Table) -> str:
 
 def _difference(row: Table) -> dict[str, float] | None:
     """How the AUC differs from the reference's, if that was measured."""
-    found = (row.get("difference") or {}).get("auc")
-    if not found or None in (found["observed"], found["low"], found["high"]):
-        return None
-    return dict(found)
+    return dict(row["difference"]["auc"]) if row["difference"] else None
 
 
 def _sure(difference: dict[str, float]) -> bool:
