@@ -3,32 +3,35 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from lifelong.experiments.speed import measure_speed
 from models.config import RunConfig
 from models.network import NetworkConfig
-from models.networks.din import DINLConfig
-from models.networks.encode import EncodeConfig
-from models.protocols import LastOfUser, NextItem, Samples, Split, split_requests
+from models.networks import AnyConfig
+from models.protocols import LastOfUser, NextItem, Split, split_requests
 from tests.lifelong.experiments.methods import METHODS
 from tests.models.generated import planted_interactions
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, Any]:
-    return measure_speed(METHODS, length=20, batch=8, steps=1, rounds=2)
+def samples() -> Split:
+    interactions = planted_interactions(users=20)
+    protocol = NextItem(negatives=2, evaluation_negatives=9)
+    return split_requests(interactions, protocol, LastOfUser())
+
+
+def config_of(method: AnyConfig) -> RunConfig:
+    own = msgspec.structs.replace(method, L=20 * (method.L > 0))
+    return RunConfig(network=NetworkConfig(d=8, M=4), long_term=own)
 
 
 @pytest.fixture(scope="module")
-def split() -> Split:
-    return split_requests(
-        planted_interactions(users=20),
-        NextItem(negatives=2, evaluation_negatives=9),
-        LastOfUser(),
-        Samples(),
-    )
+def measured(samples: Split) -> dict[str, Any]:
+    methods = {name: config_of(method) for name, method in METHODS.items()}
+    return measure_speed(methods, samples, batch=8, steps=1, rounds=2)
 
 
 def test_all_methods_have_a_speed(measured: dict[str, Any]) -> None:
@@ -43,7 +46,7 @@ def test_din_l_is_the_measure(measured: dict[str, Any]) -> None:
     assert measured["methods"]["DIN-L"]["inference_ratio"] == 1.0
 
 
-def test_methods_see_the_length_asked_for(measured: dict[str, Any]) -> None:
+def test_methods_see_their_own_length(measured: dict[str, Any]) -> None:
     assert measured["L"] == {name: 20 * (name != "DIN") for name in METHODS}
 
 
@@ -51,22 +54,16 @@ def test_the_result_is_plain_json(measured: dict[str, Any]) -> None:
     assert json.loads(json.dumps(measured, allow_nan=False)) == measured
 
 
-def test_without_din_l_there_is_no_ratio() -> None:
-    measured = measure_speed({"ENCODE": EncodeConfig()}, length=12, batch=4, candidates=3, rounds=1)
+def test_without_din_l_there_is_no_ratio(samples: Split) -> None:
+    encode = {"ENCODE": config_of(METHODS["ENCODE"])}
+    measured = measure_speed(encode, samples, batch=4, steps=1, rounds=1)
     assert measured["methods"]["ENCODE"]["training"] > 0
     assert measured["methods"]["ENCODE"]["training_ratio"] is None
 
 
-def test_a_data_set_s_own_samples_and_configuration(split: Split) -> None:
-    run = RunConfig(network=NetworkConfig(d=8, M=4), long_term=DINLConfig(L=10))
-    measured = measure_speed({"DIN-L": run}, split, batch=16, rounds=1)
-    assert measured["L"] == {"DIN-L": 10}
-    assert measured["methods"]["DIN-L"]["inference"] > 0
-
-
-def test_random_numbers_elsewhere_stay_as_they_were() -> None:
+def test_random_numbers_elsewhere_stay_as_they_were(samples: Split) -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    measure_speed({"DIN-L": DINLConfig()}, length=8, batch=4, steps=1, rounds=1)
+    measure_speed({"DIN-L": config_of(METHODS["DIN-L"])}, samples, batch=4, steps=1, rounds=1)
     assert torch.equal(torch.rand(1), expected)
