@@ -38,7 +38,6 @@ from models.config import RunConfig
 from models.export import export_network, export_scorer
 from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
 from models.network import Network, NetworkConfig
-from models.networks import AnyConfig
 from models.networks.encode import EncodeConfig
 from models.schema import AGE_BUCKETS, Inputs, Schema
 from models.sequence import BehaviorSequence, Target
@@ -68,7 +67,7 @@ Request = Callable[[], F32]
 
 
 def measure_serving(
-    methods: Mapping[str, AnyConfig | RunConfig],
+    methods: Mapping[str, RunConfig],
     *,
     candidates: int = 3000,
     behaviors: int = 1000,
@@ -80,9 +79,9 @@ def measure_serving(
     """Time one rank request of each method. Weights are untrained: no time depends on them.
 
     Args:
-        methods: by label; "DIN-L" is what the others are compared with. Of a `RunConfig` the method
-            counts, all but its L, and the behavior features of its schema, which ENCODE is served
-            without.
+        methods: by label; "DIN-L" is what the others are compared with. Of a configuration the
+            method counts, all but its L, and the behavior features of its schema, which ENCODE is
+            served without.
         candidates: B.
         behaviors: L, all of them there.
         items: of the made-up item table; each has a category.
@@ -249,8 +248,7 @@ def _table(network: NetworkConfig, L: int, ids: Sequence[str], rng: np.random.Ge
     )
 
 
-def _config(given: AnyConfig | RunConfig, shop: _Shop) -> RunConfig:
-    run = given if isinstance(given, RunConfig) else RunConfig(long_term=given)
+def _config(run: RunConfig, shop: _Shop) -> RunConfig:
     # DIN has no long-term part to lengthen: its L is 0.
     length = len(shop.behaviors) if run.long_term.L else 0
     method = msgspec.structs.replace(run.long_term, L=length)
