@@ -102,7 +102,7 @@ def _lengths(*methods: str) -> tuple[Row, ...]:
     return tuple(
         Row(f"{method}, L = {length}", method, {"L": length}, length)
         for method in methods
-        for length in (25, 50, 100, 200)
+        for length in (50, 100, 200)
     )
 
 
@@ -146,11 +146,9 @@ TABLES: Final[Mapping[str, Table]] = {
             _encode("× 5", **_SHARP),
             _encode("× 20", beta_mode="multiply"),
             _encode("learned from × 2", beta_mode="learned", beta=2.0),
-            _encode("learned from × 20", beta_mode="learned"),
             _encode("÷ 20, by size", sized=True),
             _encode("× 5, by size", **_SHARP, sized=True),
             _encode("learned from × 2, by size", beta_mode="learned", beta=2.0, sized=True),
-            _encode("ENCODE⁻, by size", online="dot", sized=True),
         ),
     ),
     "encode-limits": Table(
@@ -218,7 +216,7 @@ TABLES: Final[Mapping[str, Table]] = {
     "encode-figure-k": Table(
         "Number of clusters",
         "ENCODE, Fig. 3a",
-        _by("K", "K", "ENCODE", (5, 10, 20, 30, 50)),
+        _by("K", "K", "ENCODE", (5, 10, 30, 50)),
         figure="line",
         x_name="K",
     ),
@@ -256,7 +254,7 @@ TABLES: Final[Mapping[str, Table]] = {
     "sdim-figure-5": Table(
         "Number of hashes",
         "SDIM, Fig. 5",
-        _by("m", "m", "SDIM", (12, 24, 48, 120)),
+        _by("m", "m", "SDIM", (24, 48, 120)),
         figure="line",
         x_name="m",
     ),
