@@ -47,13 +47,14 @@ class EncodeConfig(LongTermConfig, frozen=True, tag="encode"):
     """Iterations of k-means or of dynamic routing, at most."""
     clustering: Clustering = "k-means"
     """How behaviors are clustered (Table 7)."""
-    beta: Annotated[float, msgspec.Meta(gt=0)] = 20.0
-    """Scaling factor of Eq. 9."""
-    beta_mode: Literal["divide", "multiply", "learned"] = "divide"
-    """"divide": as the paper writes it; "multiply": a sharp attention; "learned": starts sharp."""
+    beta: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    """Scaling factor of Eq. 9; the paper's is 20, and divides."""
+    beta_mode: Literal["divide", "multiply", "learned"] = "learned"
+    """"divide": as the paper writes it, which is nearly flat; "multiply": a sharp attention;
+    "learned": starts as multiplied."""
     online: Literal["cosine", "dot"] = "cosine"
     """"dot" is the paper's ENCODE-minus: scaled dot product online (Table 3)."""
-    sized: bool = False
+    sized: bool = True
     """Whether an interest counts in Eq. 10 once for each of its behaviors, so that attention to
     interests approximates attention to behaviors; the paper counts each interest once."""
     loss: Loss = "dynamic"

@@ -28,9 +28,13 @@ from tests.models.networks.building import (
 every_clustering = pytest.mark.parametrize("clustering", get_args(Clustering))
 
 
+PAPER = {"network": "encode", "beta": 20.0, "beta_mode": "divide", "sized": False}
+"""Eqs. 9 and 10 as they are written."""
+
+
 def module(**changes: object) -> Encode:
     torch.manual_seed(0)
-    config = msgspec.convert({"network": "encode", "K": 4, **changes}, EncodeConfig)
+    config = msgspec.convert({**PAPER, "K": 4, **changes}, EncodeConfig)
     return config.build(D, tiny_inputs())
 
 
