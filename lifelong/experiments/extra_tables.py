@@ -49,7 +49,8 @@ def columns(extras: Mapping[str, Any]) -> dict[str, Callable[[str], str]]:
         )
     if clustering := extras.get("clustering"):
         ways = clustering["methods"]
-        found["ms a user"] = lambda label: _number(ways, CLUSTERINGS.get(label, ""), "ms", "{:.3f}")
+        header = f"ms a user of {clustering['L']:,} behaviors"
+        found[header] = lambda label: _number(ways, CLUSTERINGS.get(label, ""), "ms", "{:.3f}")
     if relevance := extras.get("relevance"):
         found["RI"] = lambda label: spread(
             [result["methods"].get(label, {}).get("ri") for result in relevance], 2
@@ -60,6 +61,8 @@ def columns(extras: Mapping[str, Any]) -> dict[str, Callable[[str], str]]:
 def parts(extras: Mapping[str, Any]) -> list[str]:
     """Parts of a page, in Markdown."""
     written = []
+    if serving := extras.get("serving"):
+        written += _serving(serving)
     for kind, write in _PARTS.items():
         if kind in extras:
             written += write(extras[kind])
@@ -97,32 +100,35 @@ def _number(methods: Mapping[str, Any], label: str, key: str, form: str) -> str:
     return NONE if value is None else form.format(value)
 
 
+def _serving(result: Result) -> list[str]:
+    said = (
+        "Times are processor time of one core, at the papers' sizes"
+        f" (L = {result['L']:,}, M = {result['M']}, k of each method): {result['machine']}."
+    )
+    failed = {label: each["error"] for label, each in result["methods"].items() if "error" in each}
+    return [said, *(f"{label} could not be timed: {error}" for label, error in failed.items())]
+
+
 def _relevance(results: Sequence[Result]) -> list[str]:
     first = results[0]
-    header = ["RI by smoothing", *first["by_smoothing"]]
+    shares = [f"{by['smoothing']:g}" for by in first["by_smoothing"]]
+    places = range(len(shares))
     rows = [
-        [name, *(spread([each[key] for each in _smoothed(results, s)], 2) for s in header[1:])]
+        [name, *(spread([each["by_smoothing"][p][key] for each in results], 2) for p in places)]
         for key, name in (("least", "DIN-L itself"), ("uniform", "equal weights"))
     ]
     rows += [
         [
             label,
             *(
-                spread([_of(result, label)["ri_by_smoothing"].get(s) for result in results], 2)
-                for s in header[1:]
+                spread([_of(each, label)["ri_by_smoothing"][p] for each in results], 2)
+                for p in places
             ),
         ]
         for label, found in first["methods"].items()
         if found.get("ri") is not None and label != first["reference"]
     ]
-    return [
-        SMOOTHED,
-        lines(header, rows),
-    ]
-
-
-def _smoothed(results: Sequence[Result], smoothing: str) -> list[Result]:
-    return [result["by_smoothing"][smoothing] for result in results]
+    return [SMOOTHED, lines(["RI by smoothing", *shares], rows)]
 
 
 def _of(result: Result, label: str) -> Result:
@@ -203,7 +209,7 @@ def _staleness(results: Sequence[Result]) -> list[str]:
                     spread(fresh),
                     *(
                         f"{fmean(auc(variant)) - fmean(auc(against)):+.4f}"
-                        f"{_interval(stale['differences'], variant, against)}"
+                        f"{_interval(each, variant, against)}"
                         for variant, against in STALE
                     ),
                 ]
@@ -213,13 +219,18 @@ def _staleness(results: Sequence[Result]) -> list[str]:
         written += notes
     return [
         *written,
-        "In brackets the 95 % interval of the first seed's difference, users resampled.",
+        "In brackets the 95 % interval by resampling users, its ends averaged over seeds.",
     ]
 
 
-def _interval(differences: Mapping[str, Any], variant: str, against: str) -> str:
-    found = differences.get(variant, {}).get(against, {}).get("auc")
-    return f" ({found['low']:+.4f} to {found['high']:+.4f})" if found else ""
+def _interval(each: Sequence[Result], variant: str, against: str) -> str:
+    """The mean over seeds of the intervals' ends."""
+    found = [one["differences"].get(variant, {}).get(against, {}).get("auc") for one in each]
+    known = [one for one in found if one and one["low"] is not None]
+    if not known:
+        return ""
+    low, high = (fmean([one[end] for one in known]) for end in ("low", "high"))
+    return f" ({low:+.4f} to {high:+.4f})"
 
 
 def _warm_starts(result: Result) -> list[str]:

@@ -31,10 +31,15 @@ RESAMPLED: Final = 100_000_000
 """Predictions that the bootstrap ranks in all, about: half a minute."""
 
 
+def is_trained(place: Path) -> bool:
+    """Whether a run, and its predictions, are there."""
+    return (place / RUN / training.RUN).exists() and (place / CONVERGED).exists()
+
+
 def train_run(config: RunConfig, samples: Split, place: Path) -> Path:
     """Train, unless that has been done, and keep the predictions; the run's directory."""
     run = place / RUN
-    if (run / training.RUN).exists() and (place / CONVERGED).exists():
+    if is_trained(place):
         return run
 
     def look(number: int, network: Network, gatherer: Gatherer) -> None:

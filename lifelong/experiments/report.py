@@ -57,7 +57,7 @@ def compose(
         "setup": setup.name,
         "setup_title": setup.title,
         "scale": setup.scale,
-        "data": None if first is None else first.result["samples"] | _lengths(first),
+        "data": None if first is None else first.result["samples"] | _lengths(first, table),
         "training": {key: tree["training"].get(key) for key in ("batch", "epochs", "patience")},
         "rates": list(setup.rates),
         "seeds": seeds,
@@ -71,9 +71,11 @@ def compose(
     }
 
 
-def _lengths(record: Record) -> dict[str, int]:
+def _lengths(record: Record, table: Table) -> dict[str, int | None]:
+    """M, and L where it is one for all rows."""
     config = record.configs[""]
-    return {"L": config["long_term"]["L"], "M": config["network"]["M"]}
+    length = None if table.x_name == "L" else config["long_term"]["L"]
+    return {"L": length, "M": config["network"]["M"]}
 
 
 def _row(each: RowResult) -> dict[str, Any]:
@@ -124,11 +126,12 @@ def markdown(found: Mapping[str, Any]) -> str:
     if found["rows"]:
         parts.append(
             "± is the standard deviation over seeds. The difference is of the mean over seeds, with"
-            " its 95 % interval by resampling users; **bold** where that leaves out zero."
+            " its 95 % interval by resampling users (seeds are taken as they are); **bold** where"
+            " that leaves out zero. A variant has the learning rate of its method."
         )
         parts.append(
-            f"Machine: {'; '.join(found['machines'])}. Revision:"
-            f" {', '.join(found['revisions'])}. {found['seconds'] / 60:.0f} core-minutes."
+            f"Machine: {'; '.join(found['machines'])}. Revision: {', '.join(found['revisions'])}."
+            f" These runs took {found['seconds'] / 60:.0f} minutes."
         )
     return "\n\n".join(parts) + "\n"
 
@@ -137,12 +140,13 @@ def _subject(found: Mapping[str, Any]) -> str:
     data = found["data"]
     if data is None:
         return f"{found['setup_title']}, scale {found['scale']}."
+    length = f"L = {data['L']}, " if data["L"] else ""
     rates = " or ".join(f"{rate:g}" for rate in found["rates"])
     return (
         f"{found['setup_title']}, scale {found['scale']}: {data['users']:,} users,"
         f" {data['items']:,} items, {data['training']:,} requests to learn from, {data['test']:,}"
-        f" to test; L = {data['L']}, M = {data['M']}; {found['seeds']} seeds; learning rate {rates}"
-        " by validation."
+        f" to test; {length}M = {data['M']}; seeds: {found['seeds']}; learning rate {rates} by"
+        " validation, seed 0."
     )
 
 

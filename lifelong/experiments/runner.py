@@ -13,10 +13,11 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import torch
 from rich.console import Console
@@ -33,7 +34,7 @@ from lifelong.experiments import (
     speed,
     staleness,
 )
-from lifelong.experiments.cells import QUALITY, Cell, CellStore, Record
+from lifelong.experiments.cells import QUALITY, Cell, CellStore, Record, revision
 from lifelong.experiments.setups import Scale, Setup, Tree, find_setup
 from lifelong.experiments.tables import METHODS, REFERENCE, TABLES, Extra, Row, Table, find_tables
 from lifelong.learning import read_samples
@@ -43,6 +44,7 @@ from models.protocols import Split
 
 DIFFERENCE: Final = "difference"
 
+Answer = TypeVar("Answer")
 Runs = Mapping[str, Path]
 Configs = Mapping[str, RunConfig]
 
@@ -99,7 +101,7 @@ def run_experiment(name: str, options: Options, *, quiet: bool = False) -> dict[
         raise SettingsError(f"--seeds {options.seeds}: take 1 or more")
     tables = find_tables(name)
     setup = find_setup(options.data, options.protocol, options.scale)
-    directory = options.out / setup.name
+    directory = options.out / f"{setup.name}{'' if options.scale == 'small' else '-full'}"
     console = Console(stderr=True, quiet=quiet)
     written = {}
     with _Bench(setup, directory, options, console) as bench:
@@ -250,6 +252,7 @@ class _Bench:
             if (record := self.store.load(cell)) is not None:
                 found[key] = record
         missing = [cell for key, cell in distinct.items() if key not in found]
+        self._train_again(missing)
         for number, (cell, record) in enumerate(self._run(missing, 1 if alone else 0), 1):
             found[self._key(cell)] = record
             self.console.print(
@@ -259,6 +262,21 @@ class _Bench:
                 soft_wrap=True,
             )
         return found
+
+    def _train_again(self, cells: list[Cell]) -> None:
+        """Train, each once, what these cells ask and is gone: cells are kept where runs are not."""
+        asked = [
+            tree
+            for cell in cells
+            if cell.kind != QUALITY and cell.kind not in TIMINGS
+            for tree in cell.trees.values()
+        ]
+        places = {self.store.run(tree): tree for tree in asked}
+        gone = [tree for place, tree in places.items() if not quality.is_trained(place)]
+        if gone:
+            self.console.print(f"{self.setup.name}: training {len(gone)} networks that are gone")
+        for future in [self.pool.submit(_train, tree) for tree in gone]:
+            _answer(future)
 
     def _run(self, cells: list[Cell], limit: int) -> Iterator[tuple[Cell, Record]]:
         """Records as they come; at most so many cells at once (0: as many as processes)."""
@@ -270,7 +288,17 @@ class _Bench:
                 running[self.pool.submit(_measure_cell, cell)] = cell
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                yield running.pop(future), future.result()
+                yield running.pop(future), _answer(future)
+
+
+def _answer(future: Future[Answer]) -> Answer:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a process ended without a word, for lack of memory perhaps: take fewer --processes;"
+            " finished cells are kept"
+        ) from error
 
 
 def _quality(label: str, tree: Tree) -> Cell:
@@ -303,6 +331,10 @@ def _start(setup: Setup, directory: Path) -> None:
     _here = setup, directory
     torch.set_num_threads(1)
     keep_freed_memory()
+    revision()  # as it is now, whatever is checked out meanwhile
+    if gpus := torch.cuda.device_count():
+        number = multiprocessing.current_process()._identity[0]  # from 1
+        os.environ["LOCAL_RANK"] = str((number - 1) % gpus)
 
 
 @lru_cache(maxsize=1)
@@ -316,6 +348,12 @@ def _samples(setup_name: str, data: str) -> Split:  # noqa: ARG001  # they are w
             " shown"
         )
     return samples
+
+
+def _train(tree: Tree) -> None:
+    setup, directory = _here
+    place = CellStore(setup, directory).run(tree)
+    quality.train_run(setup.config(tree), _samples(setup.name, setup.data), place)
 
 
 def _measure_cell(cell: Cell) -> Record:
@@ -333,8 +371,6 @@ def _result(cell: Cell, store: CellStore) -> dict[str, Any]:
         return TIMINGS[cell.kind](configs, samples)
     if cell.kind == QUALITY:
         return quality.measure_quality(setup.config(cell.tree), samples, store.run(cell.tree))
-    for tree in cell.trees.values():  # cells may be kept where runs are not
-        quality.train_run(setup.config(tree), samples, store.run(tree))
     places = {role: store.run(tree) for role, tree in cell.trees.items()}
     if cell.kind == DIFFERENCE:
         first, second = (

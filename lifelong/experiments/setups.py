@@ -240,10 +240,12 @@ def _own(path: Path, scale: Scale) -> Setup:
 
 
 def _fingerprint(reader: str, path: str) -> str:
-    """The reader, and size of the files that it reads."""
+    """The reader, and sizes of the files that it reads."""
     if not path:
         return reader
     place = Path(path)
     names = READERS[reader].files if reader in READERS else ()
     files = [place / name for name in names if (place / name).exists()] or [place]
+    if files == [place] and place.is_dir():
+        files = sorted(place.iterdir())
     return ":".join([reader, *(str(file.stat().st_size) for file in files if file.is_file())])

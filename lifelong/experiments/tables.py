@@ -152,16 +152,15 @@ TABLES: Final[Mapping[str, Table]] = {
         ),
     ),
     "encode-limits": Table(
-        "What the metric, the clustering and the projection cost",
+        "What the metric, the clusters and the projection cost",
         "not in the papers",
         (
             *_methods("DIN-L"),
-            _encode("cosine ÷ 20, no clusters", K=200),
-            _encode("cosine × 5, no clusters", K=200, **_SHARP),
-            _encode("÷ 20, clusters of whole embeddings", m=32, loss="none"),
-            _encode("× 5, clusters of whole embeddings", m=32, loss="none", **_SHARP),
-            _encode("× 5", **_SHARP),
-            Row("ENCODE", "ENCODE"),
+            _encode("÷ 20, a cluster an item", K=200),
+            _encode("× 5, by size, a cluster an item", K=200, sized=True, **_SHARP),
+            _encode("× 5, by size, m = 32", m=32, sized=True, **_SHARP),
+            _encode("× 5, by size", sized=True, **_SHARP),
+            Row("÷ 20", "ENCODE"),
         ),
     ),
     "encode-table-3": Table(

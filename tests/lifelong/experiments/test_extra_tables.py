@@ -19,10 +19,12 @@ def test_times_become_columns() -> None:
     }
 
 
-def test_a_method_that_was_not_timed_has_none() -> None:
-    serving = {"B": 3000, "L": 1000, "methods": {"ENCODE": {"error": "it broke"}}}
+def test_a_method_that_could_not_be_timed_is_told() -> None:
+    methods = {"ENCODE": {"error": "it broke"}}
+    serving = {"B": 3000, "L": 1000, "M": 50, "machine": "mine", "methods": methods}
     found = extra_tables.columns({"serving": serving})
     assert [cell("ENCODE") for cell in found.values()] == [extra_tables.NONE, extra_tables.NONE]
+    assert "ENCODE could not be timed: it broke" in extra_tables.parts({"serving": serving})
 
 
 def test_ri_is_a_column_over_seeds() -> None:
@@ -32,8 +34,8 @@ def test_ri_is_a_column_over_seeds() -> None:
 
 
 def test_a_clustering_s_time_stands_in_its_row() -> None:
-    clustering = {"methods": {"dynamic-routing": {"ms": 2.5}}}
-    cell = extra_tables.columns({"clustering": clustering})["ms a user"]
+    clustering = {"L": 1000, "methods": {"dynamic-routing": {"ms": 2.5}}}
+    cell = extra_tables.columns({"clustering": clustering})["ms a user of 1,000 behaviors"]
     assert (cell("Dynamic routing"), cell("DIN-L")) == ("2.500", extra_tables.NONE)
 
 

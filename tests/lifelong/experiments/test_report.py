@@ -83,7 +83,14 @@ def test_a_difference_that_leaves_out_zero_is_bold(found: dict[str, Any]) -> Non
 
 def test_it_says_on_what_and_how_many(found: dict[str, Any]) -> None:
     text = report.markdown(found)
-    for part in ("40 users", "800 requests to learn from", "2 seeds", "L = 30", "a machine", "abc"):
+    for part in (
+        "40 users",
+        "800 requests to learn from",
+        "seeds: 2",
+        "L = 30",
+        "a machine",
+        "abc",
+    ):
         assert part in text
 
 
