@@ -247,14 +247,12 @@ def _warm_starts(result: Result) -> list[str]:
                 [
                     _range(part["warm_starts"]),
                     *(
-                        f"{part[key][start]:.4f}"
-                        for key in ("objective", "auc")
+                        spread([part[key][start]], digits)
+                        for key, digits in (("objective", 4), ("auc", 4), ("cpu_ms", 3))
                         for start in ("warm", "cold")
                     ),
-                    *(f"{part['cpu_ms'][start]:.3f}" for start in ("warm", "cold")),
                 ]
                 for part in [*stream["along"], stream["end"]]
-                if None not in (*part["auc"].values(), *part["objective"].values())
             ]
             header = [
                 "warm starts in a row",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lifelong.experiments import extra_tables
 from lifelong.experiments.attention import (
     measure_consistency,
     measure_relevance,
@@ -95,6 +96,15 @@ def test_what_is_measured_is_plain(
 ) -> None:
     for found in (relevance, consistency, weights, weight_curves({})):
         assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_what_is_measured_can_be_told(
+    relevance: Measured, consistency: Measured, weights: Measured
+) -> None:
+    told = extra_tables.parts(
+        {"relevance": [relevance] * 2, "consistency": [consistency] * 2, "weights": weights}
+    )
+    assert all(label in "\n".join(told) for label in ("DIN-L itself", "TWIN", "SDIM"))
 
 
 def test_what_is_measured_is_the_same_again(

@@ -10,6 +10,7 @@ import pytest
 
 from extractor.extract import Extractor
 from infra.store import StoredSequence, Version
+from lifelong.experiments import extra_tables
 from lifelong.experiments.staleness import _Scorer, measure_staleness, measure_warm_starts
 from lifelong.experiments.streams import Items, Stream, agreement, behaviors_of, nearest
 from models.config import read_config
@@ -142,6 +143,7 @@ def test_each_staleness_is_measured_beside_the_fresh_on_the_same_requests(
     options = {"newer": [10, 69], "between": [3], "at_least": 10, "replicates": 20}
     report = measure_staleness(runs, samples, options)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert "| 69 |" in "\n".join(extra_tables.parts({"staleness": [report] * 2}))
     history = samples.history(samples.test)
     scorer = _Scorer.of(runs["encode"], samples)
     for found in report["runs"]["encode"]["stale"]:
@@ -224,6 +226,7 @@ def test_warm_starts_are_measured_along_the_stream(samples: Split, runs: dict[st
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert without_time(measure_warm_starts(runs, samples, options)) == without_time(report)
     assert "k-means" in report["runs"]["din-l"]["note"]
+    assert "| 0 |" in "\n".join(extra_tables.parts({"warm-starts": report}))
     (stream,) = report["runs"]["encode"]["streams"]
     first, *later = stream["along"]
     assert first["warm_starts"] == [0, 0]
