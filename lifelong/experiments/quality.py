@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from models import metrics, training
 from models.batches import Gatherer
 from models.config import RunConfig
+from models.data import Requests
 from models.evaluation import measure
 from models.interactions import Floats
 from models.network import Network
@@ -29,6 +30,9 @@ CONVERGED: Final = "converged.npy"
 
 RESAMPLED: Final = 100_000_000
 """Predictions that the bootstrap ranks in all, about: half a minute."""
+
+RESAMPLED_GAUC: Final = 1000
+"""Resamplings of GAUC, which ranks each user once: as good as free."""
 
 
 def is_trained(place: Path) -> bool:
@@ -102,21 +106,42 @@ def measure_difference(
     )
     size = 2 * len(ours) * requests.labels.size
     replicates = int(np.clip(RESAMPLED // size, 200, 1000))
+    return differences(np.stack(ours), np.stack(theirs), requests, samples, replicates)
 
-    def compare(name: Any, replicates: int) -> dict[str, Any]:
-        return asdict(
+
+def differences(
+    first: Floats,
+    second: Floats,
+    requests: Requests,
+    samples: Split,
+    replicates: int,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """``first - second`` on AUC and GAUC, users resampled.
+
+    Args:
+        first: CTRs f32[R, B], or f32[S, R, B] of S seeds, whose mean is told.
+        second: as many.
+        replicates: resamplings of users for AUC.
+        seed: of the resampling.
+    """
+    users = samples.users(requests)
+    resamplings: dict[Literal["auc", "gauc"], int] = {"auc": replicates, "gauc": RESAMPLED_GAUC}
+    return {
+        name: asdict(
             metrics.paired_bootstrap(
-                np.stack(ours),
-                np.stack(theirs),
+                first,
+                second,
                 requests.labels,
-                samples.users(requests),
+                users,
                 name,
-                replicates=replicates,
+                replicates=number,
+                seed=seed,
                 weights=requests.weights,
             )
         )
-
-    return {"auc": compare("auc", replicates), "gauc": compare("gauc", 1000)}
+        for name, number in resamplings.items()
+    }
 
 
 def _keep(path: Path, ctrs: Floats) -> None:

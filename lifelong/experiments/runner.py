@@ -33,6 +33,7 @@ from lifelong.experiments import (
     serving,
     speed,
     staleness,
+    warm_starts,
 )
 from lifelong.experiments.cells import QUALITY, Cell, CellStore, Record, revision
 from lifelong.experiments.setups import Scale, Setup, Tree, find_setup
@@ -55,7 +56,7 @@ OF_RUNS: Final[Mapping[str, Callable[[Runs, Split, Mapping[str, Any]], dict[str,
         attention.weight_curves(options) | attention.measure_weights(runs, samples, options)
     ),
     "staleness": staleness.measure_staleness,
-    "warm-starts": staleness.measure_warm_starts,
+    "warm-starts": warm_starts.measure_warm_starts,
 }
 """What is measured of trained runs."""
 

@@ -39,7 +39,7 @@ FIGURES: Final = np.dtype(
     ]
 )
 """One reclustering: where the user's sequence starts, warm starts in a row (this one included), and
-what `staleness.measure_warm_starts` says of it; of pairs warm is first."""
+what `warm_starts.measure_warm_starts` says of it; of pairs warm is first."""
 
 Figures = npt.NDArray[np.void]
 """Array of FIGURES, a user's one after another."""

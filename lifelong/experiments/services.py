@@ -1,0 +1,126 @@
+"""A trained network as services ask it whose interests are of another time than the request.
+
+Letters in shapes: R requests, B candidates, L behaviors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extractor.state import InterestState
+from models import training
+from models.batches import Batch, Gatherer
+from models.data import Requests
+from models.interactions import Floats, Ints
+from models.long_term import State
+from models.network import Network
+from models.protocols import Split
+
+
+@dataclass(frozen=True)
+class Service:
+    """A run's network, asked as services of different lateness would."""
+
+    network: Network
+    gatherer: Gatherer
+
+    @classmethod
+    def of(cls, path: Path, samples: Split) -> Service:
+        """Of a finished run, with the samples of its setup."""
+        run = training.load_run(path)
+        return cls(run.network, training.make_gatherer(run.config, samples, run.inputs))
+
+    def times(self, requests: Requests) -> Ints:
+        """i64[R], seconds since epoch: when each is made."""
+        if requests.times is not None:
+            return requests.times
+        return self.gatherer.sequences.times[requests.cut]
+
+    def fresh(self, requests: Requests, more: int = 0) -> Floats:
+        """f32[R, B]: from the last L + ``more`` behaviors, all of them clustered."""
+        gatherer = replace(self.gatherer, L=self.gatherer.L + more)
+        return training.predict(self.network, gatherer, requests._replace(as_of=requests.cut))
+
+    def attended(self, requests: Requests, n: int) -> Floats:
+        """f32[R, B]: the last n behaviors stand beside the clusters of those before."""
+        stale = requests._replace(as_of=requests.cut - n)
+        return training.predict(self.network, self.gatherer, stale)
+
+    def unseen(self, requests: Requests, n: int) -> Floats:
+        """f32[R, B]: as if the last n behaviors had not been."""
+        return training.predict(self.network, self.gatherer, self._before(requests, n))
+
+    def recent(self, requests: Requests, n: int) -> Floats:
+        """f32[R, B]: without the last n behaviors in the interests, with them in all else."""
+        fresh = requests._replace(as_of=requests.cut)
+        stale = self._before(requests, n)
+        network = self.network
+        scored = []
+        with torch.no_grad():
+            table = network.item_table()
+            for rows in _parts(requests):
+                then = self.gatherer(stale.part(rows))
+                state = network.long.summarize(network.sequence(then, table))
+                scored.append(_score(network, self.gatherer(fresh.part(rows)), state, table))
+        return np.concatenate(scored)
+
+    def stored(
+        self, requests: Requests, states: Sequence[Sequence[InterestState]], newer: int
+    ) -> list[Floats]:
+        """f32[R, B] for each series of R stored states, behaviors newer than them attended to.
+
+        Args:
+            requests: ``as_of`` is the states'.
+            newer: the most behaviors that any request has beyond its state.
+        """
+        network = self.network
+        scored: list[list[Floats]] = [[] for _ in states]
+        with torch.no_grad():
+            table = network.item_table()
+            for rows in _parts(requests):
+                batch = self.gatherer(requests.part(rows))
+                newest = network.sequence(batch, table).latest(newer)
+                assert newest.newer is not None
+                alone = newest.newer & newest.mask
+                for series, part in zip(states, scored, strict=True):
+                    interests = np.stack([state.interests for state in series[rows]])
+                    sizes = np.stack([state.sizes.astype(np.float32) for state in series[rows]])
+                    mask = torch.cat([torch.from_numpy(sizes), alone.to(table.dtype)], 1)
+                    state: State = {
+                        "interests": torch.cat([torch.from_numpy(interests), newest.embeddings], 1),
+                        "interest_mask": mask,
+                    }
+                    part.append(_score(network, batch, state, table))
+        return [np.concatenate(part) for part in scored]
+
+    def _before(self, requests: Requests, n: int) -> Requests:
+        """The same users asked for the same candidates at the same time, n behaviors short."""
+        cut = requests.cut - n
+        return requests._replace(cut=cut, as_of=cut, times=self.times(requests))
+
+
+def _score(network: Network, batch: Batch, state: State, table: Tensor) -> Floats:
+    """CTRs f32[R, B] from a stored state, all else from a batch."""
+    recent = network.sequence(batch, table).latest(network.config.M)
+    logits = network.logits(
+        state,
+        recent.embeddings,
+        recent.mask.to(table.dtype),
+        network.user(batch),
+        network.target(batch, table),
+        batch.cross,
+    )
+    ctrs: Floats = torch.sigmoid(logits).float().numpy()
+    return ctrs
+
+
+def _parts(requests: Requests) -> Iterator[slice]:
+    size = max(1, training.EVALUATED // requests.candidates.shape[1])
+    for begin in range(0, len(requests.cut), size):
+        yield slice(begin, begin + size)
