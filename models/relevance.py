@@ -7,6 +7,7 @@ attention behind it, `oracle_of`. Letters in shapes: R requests, B candidates, L
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -147,6 +148,23 @@ def compare(
     smoothing: float = SMOOTHING,
     seed: int = 0,
 ) -> Relevance:
+    """How a method compares with a reference at one smoothing: `compare_all`."""
+    (found,) = compare_all(
+        method, reference, requests, (smoothing,), top=top, pairs=pairs, seed=seed
+    )
+    return found
+
+
+def compare_all(
+    method: Watched,
+    reference: Watched,
+    requests: Requests,
+    smoothings: Sequence[float],
+    *,
+    top: int = 100,
+    pairs: int = PAIRS,
+    seed: int = 0,
+) -> list[Relevance]:
     """A method's RI (ENCODE, section 4.6.1) and hit rate (TWIN, section 4.5) by a reference.
 
     The two may see different lengths of the past: what only the reference sees has no weight from
@@ -156,17 +174,17 @@ def compare(
         method: whose long-term module is asked.
         reference: DIN-L, learned from the same data.
         requests: of which a random part is compared.
+        smoothings: of RI, for each of which there is a `Relevance`; both are asked but once.
         top: k of the hit rate. TWIN's oracle is the method's own ESU; here it is the reference's
             attention, which all methods can be held against.
         pairs: pairs of a request and a candidate, about; more are not compared.
-        smoothing: of RI.
         seed: of the choice of requests.
     """
     R, B = requests.candidates.shape
     chosen = np.random.default_rng(seed).permutation(R)[: max(1, pairs // B)]
     requests = requests.part(np.sort(chosen))
     size = max(1, CELLS // (B * max(method.gatherer.L, reference.gatherer.L, 1)))
-    totals: list[_Part] = []
+    totals: list[list[_Part]] = [[] for _ in smoothings]
     views = zip(
         prefetch(method.gatherer.batches(requests, size)),
         prefetch(reference.gatherer.batches(requests, size)),
@@ -178,25 +196,15 @@ def compare(
     try:
         with torch.no_grad():
             for mine, theirs in views:
-                totals.append(
-                    _compare(method.network, mine, reference.network, theirs, top, smoothing)
-                )
+                found = _compare(method.network, mine, reference.network, theirs, top, smoothings)
+                for parts, part in zip(totals, found, strict=True):
+                    parts.append(part)
     finally:
         method.network.train(modes[0])
         reference.network.train(modes[1])
-    counted = [part.pairs for part in totals]
-    long = [part.long_pairs for part in totals]
-    return Relevance(
-        pairs=sum(counted),
-        indicator=_mean([part.indicator for part in totals], counted),
-        least=_mean([part.least for part in totals], counted),
-        uniform=_mean([part.uniform for part in totals], counted),
-        unweighted=_mean([part.unweighted for part in totals], counted),
-        smoothing=smoothing,
-        hit_rate=_mean([part.hit_rate for part in totals], long),
-        top=top,
-        long_pairs=sum(long),
-    )
+    return [
+        _whole(parts, smoothing, top) for parts, smoothing in zip(totals, smoothings, strict=True)
+    ]
 
 
 class _Part(NamedTuple):
@@ -211,32 +219,60 @@ class _Part(NamedTuple):
     long_pairs: int
 
 
+def _whole(parts: Sequence[_Part], smoothing: float, top: int) -> Relevance:
+    counted = [part.pairs for part in parts]
+    long = [part.long_pairs for part in parts]
+    return Relevance(
+        pairs=sum(counted),
+        indicator=_mean([part.indicator for part in parts], counted),
+        least=_mean([part.least for part in parts], counted),
+        uniform=_mean([part.uniform for part in parts], counted),
+        unweighted=_mean([part.unweighted for part in parts], counted),
+        smoothing=smoothing,
+        hit_rate=_mean([part.hit_rate for part in parts], long),
+        top=top,
+        long_pairs=sum(long),
+    )
+
+
 def _compare(
-    network: Network, mine: Batch, oracle: Network, theirs: Batch, top: int, smoothing: float
-) -> _Part:
+    network: Network,
+    mine: Batch,
+    oracle: Network,
+    theirs: Batch,
+    top: int,
+    smoothings: Sequence[float],
+) -> list[_Part]:
+    """A batch, at each smoothing."""
     length = max(mine.mask.shape[1], theirs.mask.shape[1])
     seen = _aligned(mine.mask.numpy(), length) | _aligned(theirs.mask.numpy(), length)
     counts = mine.weights.numpy() > 0  # candidates that merely fill their request's list do not
     mask = seen[:, None, :] & counts[:, :, None]
     truth = _aligned(behavior_weights(oracle, _on(oracle, theirs)), length)
     pairs = (truth * mask).sum(-1) > 0
-    indicator = unweighted = hits = NAN
+    weights, unweighted, hits = None, NAN, NAN
     if weighs(network.long):
         weights = _aligned(behavior_weights(network, _on(network, mine)), length)
         unweighted = _share((weights * mask).sum(-1) <= 0, pairs)
-        indicator = relevance_indicator(weights, truth, mask, smoothing)
     if searches(network.long):
         found = _aligned(retrieved_behaviors(network, _on(network, mine)), length)
         hits = hit_rate_of_retrieval(found, truth, top, mask)
-    return _Part(
-        pairs=int(pairs.sum()),
-        indicator=indicator,
-        least=relevance_indicator(truth, truth, mask, smoothing),
-        uniform=relevance_indicator(np.ones_like(truth), truth, mask, smoothing),
-        unweighted=unweighted,
-        hit_rate=hits,
-        long_pairs=int((mask.sum(-1) > top).sum()),
-    )
+
+    def indicator(weights: Array | None, smoothing: float) -> float:
+        return NAN if weights is None else relevance_indicator(weights, truth, mask, smoothing)
+
+    return [
+        _Part(
+            pairs=int(pairs.sum()),
+            indicator=indicator(weights, smoothing),
+            least=indicator(truth, smoothing),
+            uniform=indicator(np.ones_like(truth), smoothing),
+            unweighted=unweighted,
+            hit_rate=hits,
+            long_pairs=int((mask.sum(-1) > top).sum()),
+        )
+        for smoothing in smoothings
+    ]
 
 
 def _on(network: Network, batch: Batch) -> Batch:

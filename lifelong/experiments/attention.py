@@ -23,7 +23,7 @@ from models.layers import unit
 from models.long_term import LongTerm
 from models.networks.sdim import SDIM, SDIMConfig
 from models.protocols import Split
-from models.relevance import CELLS, Relevance, Watched, compare, oracle_of, searches, weighs
+from models.relevance import CELLS, Relevance, Watched, compare_all, oracle_of, searches, weighs
 from models.sequence import BehaviorSequence, Target
 from models.training import Run, load_run, make_gatherer
 
@@ -99,18 +99,15 @@ def measure_relevance(
     reference = _watched(loaded[settings.reference], samples)
 
     def compared(run: Run) -> list[Relevance]:
-        return [
-            compare(
-                _watched(run, samples),
-                reference,
-                samples.test,
-                top=top,
-                pairs=settings.pairs,
-                smoothing=smoothing,
-                seed=settings.seed,
-            )
-            for smoothing in settings.smoothings
-        ]
+        return compare_all(
+            _watched(run, samples),
+            reference,
+            samples.test,
+            settings.smoothings,
+            top=top,
+            pairs=settings.pairs,
+            seed=settings.seed,
+        )
 
     found = {label: compared(run) for label, run in loaded.items() if weighs(run.network.long)}
     bounds = [

@@ -16,6 +16,7 @@ from models.relevance import (
     Watched,
     behavior_weights,
     compare,
+    compare_all,
     oracle_of,
     retrieved_behaviors,
     searches,
@@ -90,6 +91,17 @@ def test_sequences_that_all_see_few_behaviors_have_no_hit_rate(split: Split) -> 
 
     assert np.isnan(found.hit_rate)
     assert found.long_pairs == 0
+
+
+def test_all_smoothings_at_once_are_each_alone(split: Split) -> None:
+    eta, reference = watched(split, "eta", k=5), watched(split, "din-l")
+    smoothings = (0.01, 0.1)
+    found = compare_all(eta, reference, split.test, smoothings)
+
+    assert found == [
+        compare(eta, reference, split.test, smoothing=smoothing) for smoothing in smoothings
+    ]
+    assert found[0].indicator > found[1].indicator
 
 
 def test_what_only_the_reference_sees_has_no_weight(split: Split) -> None:
