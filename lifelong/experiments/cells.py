@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import subprocess
 from functools import cache
@@ -19,6 +18,7 @@ import msgspec
 
 from infra.errors import DataError
 from lifelong.bench.report import machine
+from lifelong.experiments.files import reason, replacing
 from lifelong.experiments.setups import Setup, Tree
 
 QUALITY: Final = "quality"
@@ -104,7 +104,11 @@ class CellStore:
         return None
 
     def save(self, cell: Cell, result: dict[str, Any], seconds: float) -> Record:
-        """Keep what was measured; whole or not at all."""
+        """Keep what was measured; whole or not at all.
+
+        Raises:
+            DataError: it cannot be written.
+        """
         record = Record(
             kind=cell.kind,
             label=cell.label,
@@ -117,13 +121,14 @@ class CellStore:
             result=result,
         )
         path = self.path(cell)
-        new = path.with_suffix(f".{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-            new.replace(path)
+            with replacing(path) as file:
+                file.write(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
         except OSError as error:
-            raise DataError(f"{path} cannot be written: {error.strerror}") from error
+            raise DataError(
+                f"{path} cannot be written ({reason(error)}); see to that and start again: finished"
+                " cells are kept"
+            ) from error
         return record
 
     def _whole(self, tree: Tree) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
+from infra.errors import DataError
+from lifelong.experiments.files import reason, replacing
 from models import metrics, training
 from models.batches import Gatherer
 from models.config import RunConfig
@@ -41,7 +43,11 @@ def is_trained(place: Path) -> bool:
 
 
 def train_run(config: RunConfig, samples: Split, place: Path) -> Path:
-    """Train, unless that has been done, and keep the predictions; the run's directory."""
+    """Train, unless that has been done, and keep the predictions; the run's directory.
+
+    Raises:
+        TrainingError: it cannot be trained, or what came of it cannot be written.
+    """
     run = place / RUN
     if is_trained(place):
         return run
@@ -145,7 +151,11 @@ def differences(
 
 
 def _keep(path: Path, ctrs: Floats) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new.npy")
-    np.save(new, ctrs)
-    new.replace(path)
+    try:
+        with replacing(path) as file:
+            np.save(file, ctrs)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({reason(error)}); see to that and start again: finished"
+            " cells are kept"
+        ) from error

@@ -15,6 +15,7 @@ from infra.errors import SettingsError
 from lifelong.experiments import extra_tables
 from lifelong.experiments.cells import Record
 from lifelong.experiments.extra_tables import lines, spread
+from lifelong.experiments.files import reason, replacing
 from lifelong.experiments.setups import Setup
 from lifelong.experiments.tables import REFERENCE, Row, Table
 
@@ -100,18 +101,22 @@ def _row(each: RowResult) -> dict[str, Any]:
 
 
 def write(found: Mapping[str, Any], directory: Path) -> list[str]:
-    """Write a table as JSON and as Markdown; the files."""
+    """Write a table as JSON and as Markdown, each whole or not at all; the files.
+
+    Raises:
+        SettingsError: they cannot be written.
+    """
     stem = directory / str(found["name"])
     texts = {
         stem.with_suffix(".json"): json.dumps(found, indent=1, ensure_ascii=False) + "\n",
         stem.with_suffix(".md"): markdown(found),
     }
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            path.write_text(text)
+            with replacing(path) as file:
+                file.write(text.encode())
     except OSError as error:
-        raise SettingsError(f"--out {directory} cannot be written: {error.strerror}") from error
+        raise SettingsError(f"--out {directory} cannot be written: {reason(error)}") from error
     return [str(path) for path in texts]
 
 

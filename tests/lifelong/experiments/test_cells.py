@@ -7,6 +7,7 @@ import pytest
 from infra.errors import DataError
 from lifelong.experiments.cells import QUALITY, Cell, CellStore
 from lifelong.experiments.setups import Setup, Tree
+from tests.lifelong.experiments.disks import full_disk
 
 
 @pytest.fixture
@@ -69,3 +70,10 @@ def test_a_damaged_cell_is_told_with_what_to_do(tiny: Setup, store: CellStore) -
     store.path(cell).write_text("{")
     with pytest.raises(DataError, match="delete it"):
         store.load(cell)
+
+
+def test_without_room_there_is_no_cell(tiny: Setup, store: CellStore) -> None:
+    with pytest.raises(DataError, match="cannot be written") as raised, full_disk():
+        store.save(quality(of(tiny)), {}, 1.0)
+    assert "\n" not in str(raised.value)
+    assert not list(store.cells.iterdir())

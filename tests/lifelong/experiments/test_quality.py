@@ -1,58 +1,99 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lifelong.experiments.quality import CONVERGED, ONE_EPOCH, measure_difference, measure_quality
-from lifelong.experiments.setups import Setup
+from infra.errors import DataError
+from lifelong.experiments.quality import (
+    CONVERGED,
+    ONE_EPOCH,
+    RUN,
+    is_trained,
+    measure_difference,
+    measure_quality,
+    train_run,
+)
+from lifelong.experiments.setups import find_setup
 from lifelong.learning import read_samples
 from models import training
 from models.config import RunConfig
 from models.metrics import auc
 from models.protocols import Split
+from tests.lifelong.experiments.conftest import TINY
+from tests.lifelong.experiments.disks import full_disk
 
 
-@pytest.fixture
-def config(tiny: Setup) -> RunConfig:
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    path = tmp_path_factory.mktemp("setup") / "tiny.toml"
+    path.write_text(TINY)
+    tiny = find_setup(str(path), None, "small")
     return tiny.config(tiny.method_tree({"network": "avg-pooling"}) | {"seed": 0})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def samples(config: RunConfig) -> Split:
     found, _ = read_samples(config)
     assert isinstance(found, Split)
     return found
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the cell that is measured has its run."""
+    return tmp_path_factory.mktemp("runs") / "place"
+
+
+@pytest.fixture(scope="module")
+def measured(config: RunConfig, samples: Split, place: Path) -> dict[str, Any]:
+    return measure_quality(config, samples, place)
+
+
 def test_the_best_epoch_and_the_first_are_measured_on_the_test(
-    config: RunConfig, samples: Split, tmp_path: Path
+    samples: Split, place: Path, measured: dict[str, Any]
 ) -> None:
-    result = measure_quality(config, samples, tmp_path)
     labels = samples.test.labels
-    assert result["one_epoch"]["auc"] == auc(np.load(tmp_path / ONE_EPOCH), labels)
-    assert result["converged"]["auc"] == auc(np.load(tmp_path / CONVERGED), labels)
-    assert result["samples"]["test"] == len(samples.test.cut)
-    best = max(result["curve"], key=lambda epoch: epoch["validation"]["auc"])
-    assert result["curve"].index(best) + 1 == result["epochs"]
+    assert measured["one_epoch"]["auc"] == auc(np.load(place / ONE_EPOCH), labels)
+    assert measured["converged"]["auc"] == auc(np.load(place / CONVERGED), labels)
+    assert measured["samples"]["test"] == len(samples.test.cut)
+    best = max(measured["curve"], key=lambda epoch: epoch["validation"]["auc"])
+    assert measured["curve"].index(best) + 1 == measured["epochs"]
 
 
 def test_what_is_trained_is_not_trained_again(
-    config: RunConfig, samples: Split, tmp_path: Path
+    config: RunConfig, samples: Split, place: Path, measured: dict[str, Any]
 ) -> None:
-    first = measure_quality(config, samples, tmp_path)
-    trained = (tmp_path / "run" / training.RUN).stat().st_mtime_ns
-    assert measure_quality(config, samples, tmp_path) == first
-    assert (tmp_path / "run" / training.RUN).stat().st_mtime_ns == trained
+    trained = (place / RUN / training.RUN).stat().st_mtime_ns
+    assert measure_quality(config, samples, place) == measured
+    assert (place / RUN / training.RUN).stat().st_mtime_ns == trained
 
 
-def test_the_same_again_gives_the_same(config: RunConfig, samples: Split, tmp_path: Path) -> None:
-    first, second = (measure_quality(config, samples, tmp_path / name) for name in "ab")
-    assert first["converged"] == second["converged"]
+def test_the_same_again_gives_the_same(
+    config: RunConfig, samples: Split, measured: dict[str, Any], tmp_path: Path
+) -> None:
+    again = measure_quality(config, samples, tmp_path)
+    assert again["converged"] == measured["converged"]
 
 
-def test_runs_are_compared_pairwise(config: RunConfig, samples: Split, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("measured")
+def test_predictions_without_room_are_told_and_made_again(
+    config: RunConfig, samples: Split, place: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(place / RUN, tmp_path / RUN)
+    with pytest.raises(DataError, match=CONVERGED) as raised, full_disk():
+        train_run(config, samples, tmp_path)
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == [RUN]
+    train_run(config, samples, tmp_path)
+    assert is_trained(tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / CONVERGED), np.load(place / CONVERGED))
+
+
+def test_runs_are_compared_pairwise(samples: Split, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     labels = samples.test.labels
     for name, noise in (("good", 0.5), ("bad", 2.0)):

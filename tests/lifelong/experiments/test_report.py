@@ -10,6 +10,7 @@ from lifelong.experiments import extra_tables, report
 from lifelong.experiments.cells import Record
 from lifelong.experiments.setups import Setup
 from lifelong.experiments.tables import TABLES, Row
+from tests.lifelong.experiments.disks import full_disk
 
 
 def record(setup: Setup, auc: float) -> Record:
@@ -110,3 +111,12 @@ def test_a_place_that_cannot_be_written_is_told(found: dict[str, Any], tmp_path:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="cannot be written"):
         report.write(found, tmp_path / "file")
+
+
+def test_without_room_the_files_before_stay(found: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    before = {path: Path(path).read_bytes() for path in report.write(found, out)}
+    with pytest.raises(SettingsError, match="cannot be written") as raised, full_disk():
+        report.write(found | {"title": "Another"}, out)
+    assert "\n" not in str(raised.value)
+    assert {str(path): path.read_bytes() for path in out.iterdir()} == before
