@@ -128,7 +128,8 @@ _TWIN: Final = (
 )
 _SHARP: Final[Mapping[str, Any]] = {"beta_mode": "multiply", "beta": 5.0}
 _MINUS: Final = _encode("ENCODE⁻", online="dot")
-_WEIGHED: Final = _methods("SIM hard", "UBR4CTR", "ETA", "TWIN", "SDIM", "ENCODE")
+_ENCODES: Final = _methods("ENCODE", "ENCODE, by size")
+_WEIGHED: Final = _methods("SIM hard", "UBR4CTR", "ETA", "TWIN", "SDIM")
 
 TABLES: Final[Mapping[str, Table]] = {
     "encode-table-2": Table(
@@ -166,8 +167,8 @@ TABLES: Final[Mapping[str, Table]] = {
     "encode-table-3": Table(
         "Relevance indicator, and one metric or two",
         "ENCODE, Table 3",
-        (*_methods("DIN", "DIN-L"), *_WEIGHED[:-1], _MINUS, *_methods("ENCODE")),
-        (Extra("relevance", (*_methods("DIN-L"), *_WEIGHED, _MINUS)),),
+        (*_methods("DIN", "DIN-L"), *_WEIGHED, _MINUS, *_ENCODES),
+        (Extra("relevance", (*_methods("DIN-L"), *_WEIGHED, _MINUS, *_ENCODES)),),
     ),
     "encode-table-4": Table(
         "What ETA searches by",
@@ -260,7 +261,11 @@ TABLES: Final[Mapping[str, Table]] = {
     "sdim-figure-2": Table(
         "Weights of hash collisions and of target attention",
         "SDIM, Fig. 2",
-        extras=(Extra("weights", _methods("DIN-L", "SDIM", "ENCODE"), each_seed=False),),
+        extras=(
+            Extra(
+                "weights", _methods("DIN-L", "SDIM", "ENCODE", "ENCODE, by size"), each_seed=False
+            ),
+        ),
         figure="none",
     ),
     "twin-table-4": Table(
@@ -302,8 +307,8 @@ TABLES: Final[Mapping[str, Table]] = {
         "Quality against staleness",
         "not in the papers",
         extras=(
-            Extra("staleness", _methods("ENCODE")),
-            Extra("warm-starts", _methods("ENCODE"), each_seed=False),
+            Extra("staleness", _methods("ENCODE, by size")),
+            Extra("warm-starts", _methods("ENCODE, by size"), each_seed=False),
         ),
         figure="none",
     ),
