@@ -42,12 +42,17 @@ def compose(
     setup: Setup,
     *,
     seeds: int,
+    trained: Sequence[Record],
     rows: Sequence[RowResult],
     extras: Mapping[str, Any],
     left_out: Sequence[str],
 ) -> dict[str, Any]:
-    """A table's plain values, from which its Markdown and its figures are made."""
-    first = rows[0].records[0] if rows else None
+    """A table's plain values, from which its Markdown and its figures are made.
+
+    Args:
+        trained: all runs that the table is of, those of extras too.
+    """
+    first = trained[0] if trained else None
     tree = setup.tree
     return {
         "name": name,
@@ -66,9 +71,9 @@ def compose(
         "rows": [_row(each) for each in rows],
         "extras": dict(extras),
         "left_out": list(left_out),
-        "machines": sorted({each.machine for result in rows for each in result.records}),
-        "revisions": sorted({each.revision for result in rows for each in result.records}),
-        "seconds": round(sum(each.seconds for result in rows for each in result.records), 1),
+        "machines": sorted({each.machine for each in trained}),
+        "revisions": sorted({each.revision for each in trained}),
+        "seconds": round(sum(each.seconds for each in trained), 1),
     }
 
 
@@ -134,6 +139,7 @@ def markdown(found: Mapping[str, Any]) -> str:
             " its 95 % interval by resampling users (seeds are taken as they are); **bold** where"
             " that leaves out zero. A variant has the learning rate of its method."
         )
+    if found["machines"]:
         parts.append(
             f"Machine: {'; '.join(found['machines'])}. Revision: {', '.join(found['revisions'])}."
             f" These runs took {found['seconds'] / 60:.0f} minutes."

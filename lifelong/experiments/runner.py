@@ -144,16 +144,18 @@ class _Bench:
     def table(self, name: str, table: Table) -> dict[str, Any]:
         """All that a table says, as plain values."""
         rows = [row for row in table.rows if self._applies(row)]
-        trained = [row for extra in table.extras if not extra.timed for row in extra.rows]
-        shown = {row.label: row for row in (*rows, *trained)}
+        asked = [row for extra in table.extras if not extra.timed for row in extra.rows]
+        shown = {row.label: row for row in (*rows, *asked)}
         rates = self._tune({row.method for row in shown.values()} | {REFERENCE} if shown else set())
         trees = {label: self._trees(row, rates) for label, row in shown.items()}
-        self._measure(_quality(label, tree) for label in trees for tree in trees[label])
+        cells = [_quality(label, tree) for label in trees for tree in trees[label]]
+        trained = list(self._measure(cells).values())
         return report.compose(
             name,
             table,
             self.setup,
             seeds=self.seeds,
+            trained=trained,
             rows=self._compare(rows, trees, rates),
             extras={extra.kind: self._extra(extra, trees) for extra in table.extras},
             left_out=[row.label for row in table.rows if row not in rows],

@@ -60,6 +60,7 @@ def found(tiny: Setup) -> dict[str, Any]:
         TABLES["encode-table-2"],
         tiny,
         seeds=2,
+        trained=[each for row in rows for each in row.records],
         rows=rows,
         extras={},
         left_out=["TWIN w/o Bias"],
