@@ -229,10 +229,10 @@ def test_the_bootstrap_of_several_runs_is_of_their_mean_difference() -> None:
     others = labels + rng.normal(0, 1.5, (3, 40, 6))
     for measure in ("auc", "gauc"):
         single = [
-            paired_bootstrap(mine, theirs, labels, users, measure, replicates=20)  # type: ignore[arg-type]
+            paired_bootstrap(mine, theirs, labels, users, measure, replicates=20)
             for mine, theirs in zip(runs, others, strict=True)
         ]
-        found = paired_bootstrap(runs, others, labels, users, measure, replicates=20)  # type: ignore[arg-type]
+        found = paired_bootstrap(runs, others, labels, users, measure, replicates=20)
         assert found.observed == pytest.approx(np.mean([each.observed for each in single]))
         assert found.mean == pytest.approx(np.mean([each.mean for each in single]))
 
