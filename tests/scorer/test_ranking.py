@@ -86,11 +86,11 @@ def test_served_ctrs_are_those_of_the_torch_network(world: World) -> None:
         recent = embed(torch.from_numpy(world.bundle.rows(sequence.behaviors["item"][-8:])))
         singletons = embed(torch.from_numpy(world.bundle.rows(newer["item"].copy())))
         interests = torch.cat([torch.tensor(state.interests), singletons])
-        mask = torch.cat([torch.tensor(state.sizes > 0), torch.ones(2, dtype=torch.bool)])
+        sizes = torch.cat([torch.tensor(state.sizes.astype(np.float32)), torch.ones(2)])
         merged = state.with_newer(newer)
         popularity = world.bundle.popularity[rows]
         logits = network.logits(
-            {"interests": interests, "interest_mask": mask.float()},
+            {"interests": interests, "interest_mask": sizes},
             recent,
             torch.ones(8),
             torch.from_numpy(user_features(32, int(sequence.behaviors["time"][-1]), NOW_MS)),
