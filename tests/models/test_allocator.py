@@ -15,7 +15,7 @@ if {keep}:
 for step in range(30):
     if step == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(1_000_000) for _ in range(4)]
+    blocks = [torch.ones(10_000_000) for _ in range(2)]
     del blocks
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """

@@ -279,5 +279,5 @@ def test_items_that_were_never_met_are_left_out(network: Network) -> None:
     assert "item-4" not in contents.vocabulary.item_ids
     assert len(contents.embeddings) == len(contents.vocabulary.item_ids) == ITEMS - 1
     # And the manifest says how beta was used.
-    assert contents.manifest.beta_mode == "divide"
+    assert contents.manifest.beta_mode == "learned"
     assert contents.manifest.scale == pytest.approx(10.0)
