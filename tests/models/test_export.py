@@ -33,7 +33,7 @@ from models.training import make_network
 ITEMS, GENRES, CITIES = 30, 5, 4
 NAMES = ["", *(f"item-{i}" for i in range(1, ITEMS + 1))]
 POPULARITY = np.array([0.0, *(1e6 / ITEMS for _ in range(ITEMS))], np.float32)
-ENCODE = EncodeConfig(m=3, K=4, L=40, beta=0.1)
+ENCODE = EncodeConfig(m=3, K=4, L=40, beta=10.0)
 
 
 def config_of(long_term: Any = ENCODE, schema: Schema | None = None, M: int = 6) -> RunConfig:
