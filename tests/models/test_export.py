@@ -33,7 +33,7 @@ from models.training import make_network
 ITEMS, GENRES, CITIES = 30, 5, 4
 NAMES = ["", *(f"item-{i}" for i in range(1, ITEMS + 1))]
 POPULARITY = np.array([0.0, *(1e6 / ITEMS for _ in range(ITEMS))], np.float32)
-ENCODE = EncodeConfig(m=3, K=4, L=40, beta=10.0)
+ENCODE = EncodeConfig(m=3, K=4, L=40, beta=0.1, beta_mode="divide")
 
 
 def config_of(long_term: Any = ENCODE, schema: Schema | None = None, M: int = 6) -> RunConfig:
@@ -279,5 +279,5 @@ def test_items_that_were_never_met_are_left_out(network: Network) -> None:
     assert "item-4" not in contents.vocabulary.item_ids
     assert len(contents.embeddings) == len(contents.vocabulary.item_ids) == ITEMS - 1
     # And the manifest says how beta was used.
-    assert contents.manifest.beta_mode == "learned"
+    assert contents.manifest.beta_mode == "divide"
     assert contents.manifest.scale == pytest.approx(10.0)
