@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +80,44 @@ def test_what_a_cell_cannot_do_is_told(tiny_file: Path, tmp_path: Path) -> None:
     with pytest.raises(LifelongError) as raised:
         run(tiny_file, tmp_path)
     assert "\n" not in str(raised.value)
+
+
+PARENT = """
+import multiprocessing, os, pathlib, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from lifelong.experiments.runner import _start
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, _start, (None, pathlib.Path())) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 60).result()
+"""
+
+
+def runs(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_process_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    command = [sys.executable, str(script)]
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    ) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not runs(worker)
 
 
 def test_the_list_names_every_table() -> None:
