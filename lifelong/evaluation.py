@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -94,7 +94,7 @@ def run_evaluate(path: Path, options: EvaluateOptions, *, quiet: bool = False) -
         with console.status("reading the samples"):
             samples, _ = read_samples(subject.config)
         measured = _Measured.of(subject, samples, options, console)
-        report = _plain(report | _report(measured, options, console))
+        report = plain(report | _report(measured, options, console))
         if draw is not None and options.plots is not None:
             report["plots"] = draw(report, options.plots)
     if not quiet:
@@ -316,27 +316,49 @@ def _difference(measured: _Measured, path: Path) -> dict[str, Any]:
     samples, requests = measured.samples, measured.requests
     network = baseline.network.to(training.pick_device(measured.subject.config))
     theirs = _by_network(path, baseline, network)(samples, requests)
-    users = samples.users(requests)
     replicates = int(np.clip(RESAMPLED // theirs.size, 100, RESAMPLINGS))
-
-    def compare(measure: Any, replicates: int) -> dict[str, Any]:
-        difference = metrics.paired_bootstrap(
-            measured.ctrs,
-            theirs,
-            requests.labels,
-            users,
-            measure,
-            replicates=replicates,
-            weights=requests.weights,
-        )
-        return asdict(difference)
-
     return {
         "path": str(path),
         "method": _method(baseline),
-        "measures": asdict(evaluation.measure(theirs, requests, users)),
-        "auc": compare("auc", replicates),
-        "gauc": compare("gauc", RESAMPLINGS),
+        "measures": asdict(evaluation.measure(theirs, requests, samples.users(requests))),
+        **differences(measured.ctrs, theirs, requests, samples, replicates),
+    }
+
+
+def differences(
+    first: Floats,
+    second: Floats,
+    requests: Requests,
+    samples: Split | LiveSplit,
+    replicates: int,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """``first - second`` on AUC and GAUC, users resampled: a `models.metrics.Difference` of each.
+
+    Args:
+        first: CTRs f32[R, B], or f32[S, R, B] of S seeds, whose mean is told.
+        second: as many.
+        requests: that they are of.
+        samples: that these come from.
+        replicates: resamplings of users for AUC; for GAUC they are as good as free.
+        seed: of the resampling.
+    """
+    users = samples.users(requests)
+    resamplings: dict[Literal["auc", "gauc"], int] = {"auc": replicates, "gauc": RESAMPLINGS}
+    return {
+        name: asdict(
+            metrics.paired_bootstrap(
+                first,
+                second,
+                requests.labels,
+                users,
+                name,
+                replicates=number,
+                seed=seed,
+                weights=requests.weights,
+            )
+        )
+        for name, number in resamplings.items()
     }
 
 
@@ -344,12 +366,12 @@ def _method(run: training.Run) -> str:
     return str(run.config.long_term.__struct_config__.tag)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value for JSON: None for what is not a number, or without an end."""
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lifelong.evaluation import plain
 from models.batches import Gatherer, prefetch
 from models.data import Requests
 from models.layers import unit
@@ -111,7 +112,7 @@ def measure_relevance(
 
     found = {label: compared(run) for label, run in loaded.items() if weighs(run.network.long)}
     bounds = [
-        {"smoothing": by.smoothing, "least": _plain(by.least), "uniform": _plain(by.uniform)}
+        {"smoothing": by.smoothing, "least": plain(by.least), "uniform": plain(by.uniform)}
         for by in found[settings.reference]
     ]
     return {
@@ -128,10 +129,10 @@ def _indicator(found: list[Relevance] | None) -> dict[str, Any]:
     if found is None:
         return {"ri": None, "reason": NO_WEIGHTS}
     return {
-        "ri": _plain(found[0].indicator),
-        "ri_by_smoothing": [_plain(each.indicator) for each in found],
-        "unweighted": _plain(found[0].unweighted),
-        "hit_rate": _plain(found[0].hit_rate),
+        "ri": plain(found[0].indicator),
+        "ri_by_smoothing": [plain(each.indicator) for each in found],
+        "unweighted": plain(found[0].unweighted),
+        "hit_rate": plain(found[0].hit_rate),
     }
 
 
@@ -477,8 +478,3 @@ def _watched(run: Run, samples: Split) -> Watched:
 
 def _settings(options: Mapping[str, Any]) -> AttentionOptions:
     return msgspec.convert(dict(options), AttentionOptions)
-
-
-def _plain(value: float) -> float | None:
-    """A number for JSON, which has none that is not one."""
-    return None if math.isnan(value) else value

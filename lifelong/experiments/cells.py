@@ -7,7 +7,6 @@ own that says how it came about: configuration, seed, git revision, machine, sec
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import subprocess
 from functools import cache
@@ -135,17 +134,6 @@ class CellStore:
         whole: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self.setup.config(tree)))
         whole["data"].pop("path")
         return whole
-
-
-def plain(value: Any) -> Any:
-    """A value of a result as JSON has it: None for what is not a number."""
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 @cache

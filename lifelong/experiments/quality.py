@@ -7,19 +7,19 @@ train, and with the weights of the best epoch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from infra.errors import DataError
+from lifelong.evaluation import RESAMPLINGS, differences
 from lifelong.experiments.files import reason, replacing
-from models import metrics, training
+from models import training
 from models.batches import Gatherer
 from models.config import RunConfig
-from models.data import Requests
 from models.evaluation import measure
 from models.interactions import Floats
 from models.network import Network
@@ -32,9 +32,6 @@ CONVERGED: Final = "converged.npy"
 
 RESAMPLED: Final = 100_000_000
 """Predictions that the bootstrap ranks in all, about: half a minute."""
-
-RESAMPLED_GAUC: Final = 1000
-"""Resamplings of GAUC, which ranks each user once: as good as free."""
 
 
 def is_trained(place: Path) -> bool:
@@ -111,43 +108,8 @@ def measure_difference(
         strict=True,
     )
     size = 2 * len(ours) * requests.labels.size
-    replicates = int(np.clip(RESAMPLED // size, 200, 1000))
+    replicates = int(np.clip(RESAMPLED // size, 200, RESAMPLINGS))
     return differences(np.stack(ours), np.stack(theirs), requests, samples, replicates)
-
-
-def differences(
-    first: Floats,
-    second: Floats,
-    requests: Requests,
-    samples: Split,
-    replicates: int,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """``first - second`` on AUC and GAUC, users resampled.
-
-    Args:
-        first: CTRs f32[R, B], or f32[S, R, B] of S seeds, whose mean is told.
-        second: as many.
-        replicates: resamplings of users for AUC.
-        seed: of the resampling.
-    """
-    users = samples.users(requests)
-    resamplings: dict[Literal["auc", "gauc"], int] = {"auc": replicates, "gauc": RESAMPLED_GAUC}
-    return {
-        name: asdict(
-            metrics.paired_bootstrap(
-                first,
-                second,
-                requests.labels,
-                users,
-                name,
-                replicates=number,
-                seed=seed,
-                weights=requests.weights,
-            )
-        )
-        for name, number in resamplings.items()
-    }
 
 
 def _keep(path: Path, ctrs: Floats) -> None:

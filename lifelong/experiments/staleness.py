@@ -12,8 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
-from lifelong.experiments.cells import plain
-from lifelong.experiments.quality import differences
+from lifelong.evaluation import differences, plain
 from lifelong.experiments.services import Service
 from models.data import Requests
 from models.interactions import Floats

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extractor.clustering import WARM_ITERATIONS
-from lifelong.experiments.cells import plain
-from lifelong.experiments.quality import differences
+from lifelong.evaluation import differences, plain
 from lifelong.experiments.services import Service
 from lifelong.experiments.streams import (
     FIGURES,
