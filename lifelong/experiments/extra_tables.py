@@ -7,7 +7,6 @@ from statistics import fmean, stdev
 from typing import Any, Final
 
 Result = Mapping[str, Any]
-Lines = list[list[str]]
 
 NONE: Final = "–"
 
@@ -144,7 +143,7 @@ def _consistency(results: Sequence[Result]) -> list[str]:
         if found.get("hits") is None:
             rows.append([label, found.get("reason", NONE), NONE, NONE, NONE])
             continue
-        chance = [_at(one, "chance", top) for one in each]
+        chance = [_chance(one, top) for one in each]
         rows.append(
             [
                 label,
@@ -164,9 +163,9 @@ def _consistency(results: Sequence[Result]) -> list[str]:
     return [lines(header, rows)]
 
 
-def _at(found: Result, key: str, size: int) -> float | None:
+def _chance(found: Result, size: int) -> float | None:
     sizes = found["sizes"]
-    value: float | None = found[key][sizes.index(size)] if size in sizes else None
+    value: float | None = found["chance"][sizes.index(size)] if size in sizes else None
     return value
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as Lines
@@ -18,8 +18,6 @@ from lifelong.experiments.extra_tables import lines, spread
 from lifelong.experiments.files import reason, replacing
 from lifelong.experiments.setups import Setup
 from lifelong.experiments.tables import REFERENCE, Row, Table
-
-MEASURES: Final = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss"}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -61,10 +61,15 @@ OF_RUNS: Final[Mapping[str, Callable[[Runs, Split, Mapping[str, Any]], dict[str,
 }
 """What is measured of trained runs."""
 
-TIMINGS: Final[Mapping[str, Callable[[Configs, Split], dict[str, Any]]]] = {
-    "serving": lambda configs, _samples: serving.measure_serving(configs),
-    "speed": speed.measure_speed,
-    "clustering": lambda _configs, _samples: clustering.measure_clusterings(),
+
+def _measure_speed(configs: Configs) -> dict[str, Any]:
+    return speed.measure_speed(configs, _samples())
+
+
+TIMINGS: Final[Mapping[str, Callable[[Configs], dict[str, Any]]]] = {
+    "serving": serving.measure_serving,
+    "speed": _measure_speed,
+    "clustering": lambda _configs: clustering.measure_clusterings(),
 }
 """What is timed, of fresh networks."""
 
@@ -122,7 +127,7 @@ class _Bench:
     """Cells in processes; a context."""
 
     def __init__(self, setup: Setup, directory: Path, options: Options, console: Console) -> None:
-        self.setup, self.directory, self.seeds = setup, directory, options.seeds
+        self.setup, self.seeds = setup, options.seeds
         self.store = CellStore(setup, directory)
         self.console = console
         self.processes = options.processes or torch.cuda.device_count() or os.cpu_count() or 1
@@ -150,20 +155,24 @@ class _Bench:
         rates = self._tune({row.method for row in shown.values()} | {REFERENCE} if shown else set())
         trees = {label: self._trees(row, rates) for label, row in shown.items()}
         cells = [_quality(label, tree) for label in trees for tree in trees[label]]
-        trained = list(self._measure(cells).values())
+        measured = self._measure(cells)
         return report.compose(
             name,
             table,
             self.setup,
             seeds=self.seeds,
-            trained=trained,
-            rows=self._compare(rows, trees, rates),
+            trained=list(measured.values()),
+            rows=self._compare(rows, trees, rates, measured),
             extras={extra.kind: self._extra(extra, trees) for extra in table.extras},
             left_out=[row.label for row in table.rows if row not in rows],
         )
 
     def _compare(
-        self, rows: Sequence[Row], trees: Mapping[str, list[Tree]], rates: Mapping[str, float]
+        self,
+        rows: Sequence[Row],
+        trees: Mapping[str, list[Tree]],
+        rates: Mapping[str, float],
+        measured: Mapping[str, Record],
     ) -> list[report.RowResult]:
         """The rows, and how they differ from the reference."""
         if not rows:
@@ -182,14 +191,14 @@ class _Bench:
         compared = self._measure(differences.values())
         results = []
         for row in rows:
-            cells = [_quality(row.label, tree) for tree in trees[row.label]]
+            keys = [self._key(_quality(row.label, tree)) for tree in trees[row.label]]
             difference = differences.get(row.label)
             results.append(
                 report.RowResult(
                     row=row,
                     learning_rate=rates[row.method],
-                    records=list(self._measure(cells).values()),
-                    cells=[self._key(cell) for cell in cells],
+                    records=[measured[key] for key in keys],
+                    cells=keys,
                     difference=compared[self._key(difference)].result if difference else None,
                 )
             )
@@ -350,8 +359,9 @@ def _start(setup: Setup, directory: Path) -> None:
         os.environ["LOCAL_RANK"] = str((number - 1) % gpus)
 
 
-@lru_cache(maxsize=1)
-def _samples(setup_name: str, data: str) -> Split:  # noqa: ARG001  # they are what is remembered
+@cache
+def _samples() -> Split:
+    """Of the process's one setup."""
     setup, _ = _here
     tree = setup.method_tree(METHODS[REFERENCE])
     samples, _ = read_samples(setup.config(tree))
@@ -366,7 +376,7 @@ def _samples(setup_name: str, data: str) -> Split:  # noqa: ARG001  # they are w
 def _train(tree: Tree) -> None:
     setup, directory = _here
     place = CellStore(setup, directory).run(tree)
-    quality.train_run(setup.config(tree), _samples(setup.name, setup.data), place)
+    quality.train_run(setup.config(tree), _samples(), place)
 
 
 def _measure_cell(cell: Cell) -> Record:
@@ -378,10 +388,9 @@ def _measure_cell(cell: Cell) -> Record:
 
 def _result(cell: Cell, store: CellStore) -> dict[str, Any]:
     setup = store.setup
-    samples = _samples(setup.name, setup.data)
     if cell.kind in TIMINGS:
-        configs = {role: setup.config(tree) for role, tree in cell.trees.items()}
-        return TIMINGS[cell.kind](configs, samples)
+        return TIMINGS[cell.kind]({role: setup.config(tree) for role, tree in cell.trees.items()})
+    samples = _samples()
     if cell.kind == QUALITY:
         return quality.measure_quality(setup.config(cell.tree), samples, store.run(cell.tree))
     places = {role: store.run(tree) for role, tree in cell.trees.items()}

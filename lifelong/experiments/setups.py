@@ -6,16 +6,17 @@ files; any other data come as a TOML file, as for ``lifelong train``.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
+
 from infra.errors import SettingsError
 from lifelong.learning import SHIPPED
-from models.config import RunConfig, read_config
+from models.config import RunConfig, load_config, read_config
 from models.readers import READERS
 
 Scale = Literal["small", "full"]
@@ -176,6 +177,7 @@ def find_setup(data: str, protocol: str | None, scale: Scale) -> Setup:
 
     Raises:
         SettingsError: nothing is known of what is there.
+        TrainingError: the TOML file is wrong, or cannot be read.
     """
     if data == SHIPPED:
         return _known("online-retail-2", SHIPPED, "", protocol, scale)
@@ -224,17 +226,10 @@ def _known(name: str, reader: str, path: str, protocol: str | None, scale: Scale
 
 def _own(path: Path, scale: Scale) -> Setup:
     """A setup of one's own: whatever the file says, but for the method."""
-    try:
-        tree = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"--data {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--data {path} is not TOML: {error}") from error
-    config = read_config(tree, str(path))
-    length = tree.pop("long_term", {}).get("L")
-    tree["long_term"] = {"L": length or config.long_term.L}
-    tree.setdefault("training", {}).pop("learning_rate", None)
-    tree.pop("seed", None)
+    config = load_config(path)
+    tree: Tree = msgspec.to_builtins(config)
+    tree["long_term"] = {"L": config.long_term.L}
+    del tree["training"]["learning_rate"], tree["seed"]
     data = _fingerprint(config.data.reader, config.data.path)
     return Setup(config.name, config.name, scale, tree, RATES[scale], data)
 
