@@ -215,9 +215,20 @@ def our_step(name: str, length: int, inputs: Inputs) -> Callable[[Batch], None]:
     torch.manual_seed(SEED)
     config = msgspec.convert({"L": length, **CONFIGS[name]}, AnyConfig)
     network = Network(NetworkConfig(d=D, M=M, hidden=HIDDEN), inputs, config.build(D, inputs))
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    generator = torch.Generator().manual_seed(SEED)
-    weigh = TrainingConfig().auxiliary_weight
+    return training_step(network, TrainingConfig(), SEED)
+
+
+def training_step(network: Network, training: TrainingConfig, seed: int) -> Callable[[Batch], None]:
+    """A step of training on a batch, nothing beside it: what is timed.
+
+    Args:
+        network: learns.
+        training: says how.
+        seed: of what a method's own loss draws.
+    """
+    optimizer = torch.optim.Adam(network.parameters(), training.learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    weigh = training.auxiliary_weight
 
     def step(batch: Batch) -> None:
         entropy, weight, auxiliary = batch_loss(network, batch, generator)

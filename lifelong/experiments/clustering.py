@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lifelong.bench.report import machine
+from lifelong.experiments.tables import METHODS
 from lifelong.experiments.timing import one_thread, time_in_turns
 from models.clustering import (
     Clustering,
@@ -21,7 +22,6 @@ from models.clustering import (
     scatter_sequences,
 )
 from models.layers import unit
-from models.networks.encode import EncodeConfig
 
 REFERENCE: Final[Clustering] = "k-means"
 SPREAD: Final = 0.25
@@ -61,7 +61,7 @@ def measure_clusterings(
     """
     directions = _directions(users, behaviors, m, K, seed)
     mask = torch.ones(users, behaviors, dtype=torch.bool)
-    scale = 1 / EncodeConfig().beta  # as the paper writes Eq. 9
+    scale = 1 / METHODS["ENCODE"]["beta"]  # as the paper writes Eq. 9
     ways: dict[Clustering, Callable[[], tuple[Tensor, Tensor]]] = {
         "k-means": partial(cluster_sequences, directions, mask, K, T),
         "dynamic-routing": partial(route_sequences, directions, mask, K, T, scale),

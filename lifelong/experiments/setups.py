@@ -99,26 +99,34 @@ _NEXT_ITEM: Final[Tree] = {
     "negatives": 4,
     "evaluation_negatives": 49,
 }
-_FILMS: Final[Tree] = {"item": ("genre",), "category": "genre"}
+
+
+def _films(name: str, title: str, reader: str, user: tuple[str, ...]) -> dict[str, _Known]:
+    """MovieLens under both protocols; of ``user`` attributes only liking is asked."""
+    schema: Tree = {"item": ("genre",), "category": "genre"}
+    return {
+        f"{name}-next-item": _Known(
+            title=f"{title}, next item",
+            reader=reader,
+            protocol=_NEXT_ITEM,
+            split={"kind": "last", "validation": 3, "test": 10},
+            schema=schema,
+            small={"users": 400, "min_history": 5},
+        ),
+        f"{name}-rated": _Known(
+            title=f"{title}, rated",
+            reader=reader,
+            protocol={"kind": "rated", "threshold": 4.0},
+            split={"kind": "last", "validation": 5, "test": 10},
+            schema=schema | {"user": user, "behavior": ("action",)},
+            small={"users": 700, "min_history": 5},
+            rates=(1e-3, 3e-3),
+        ),
+    }
+
 
 KNOWN: Final[Mapping[str, _Known]] = {
-    "ml-1m-next-item": _Known(
-        title="MovieLens 1M, next item",
-        reader="movielens-1m",
-        protocol=_NEXT_ITEM,
-        split={"kind": "last", "validation": 3, "test": 10},
-        schema=_FILMS,
-        small={"users": 400, "min_history": 5},
-    ),
-    "ml-1m-rated": _Known(
-        title="MovieLens 1M, rated",
-        reader="movielens-1m",
-        protocol={"kind": "rated", "threshold": 4.0},
-        split={"kind": "last", "validation": 5, "test": 10},
-        schema=_FILMS | {"user": ("gender", "age", "occupation"), "behavior": ("action",)},
-        small={"users": 700, "min_history": 5},
-        rates=(1e-3, 3e-3),
-    ),
+    **_films("ml-1m", "MovieLens 1M", "movielens-1m", ("gender", "age", "occupation")),
     "online-retail-2": _Known(
         title="Online Retail II, next item",
         reader="online-retail-2",
@@ -136,23 +144,7 @@ KNOWN: Final[Mapping[str, _Known]] = {
         small={"users": 500, "min_history": 5, "evaluated": 4000},
         rates=(3e-3, 6e-3),
     ),
-    "ml-32m-next-item": _Known(
-        title="MovieLens 32M, next item",
-        reader="movielens-32m",
-        protocol=_NEXT_ITEM,
-        split={"kind": "last", "validation": 3, "test": 10},
-        schema=_FILMS,
-        small={"users": 400, "min_history": 5},
-    ),
-    "ml-32m-rated": _Known(
-        title="MovieLens 32M, rated",
-        reader="movielens-32m",
-        protocol={"kind": "rated", "threshold": 4.0},
-        split={"kind": "last", "validation": 5, "test": 10},
-        schema=_FILMS | {"behavior": ("action",)},
-        small={"users": 700, "min_history": 5},
-        rates=(1e-3, 3e-3),
-    ),
+    **_films("ml-32m", "MovieLens 32M", "movielens-32m", ()),
     "amazon-books": _Known(
         title="Amazon Books, next item",
         reader="amazon-books",

@@ -14,12 +14,13 @@ from typing import Any, Final
 import torch
 
 from lifelong.bench.report import machine
+from lifelong.bench.train import training_step
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
 from models.config import RunConfig
 from models.data import Requests
 from models.protocols import Split
 from models.schema import Inputs
-from models.training import batch_loss, make_gatherer, make_network
+from models.training import make_gatherer, make_network
 
 REFERENCE: Final = "DIN-L"
 
@@ -81,22 +82,13 @@ class _Learner:
         self._batches = list(gatherer.batches(requests, batch))
         self._network = make_network(config, inputs)
         self._network.long.on_epoch(self._network.item_table().detach())
-        self._optimizer = torch.optim.Adam(
-            self._network.parameters(), config.training.learning_rate
-        )
-        self._generator = torch.Generator().manual_seed(config.seed)
-        self._weigh = config.training.auxiliary_weight
+        self._step = training_step(self._network, config.training, config.seed)
 
     def train(self) -> None:
         """A step on every batch."""
         self._network.train()
         for batch in self._batches:
-            entropy, weight, auxiliary = batch_loss(self._network, batch, self._generator)
-            loss = entropy / weight + self._weigh * auxiliary
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
-            loss.item()  # a trainer watches its loss
+            self._step(batch)
 
     @torch.no_grad()
     def infer(self) -> None:
