@@ -54,7 +54,8 @@ def heading(
     if data := table["data"]:
         told[0] += f": {data['users']:,} users"
         told += [f"{data['items']:,} items", f"{data['test']:,} test requests"]
-        told += [f"L = {data['L']:,}"] * (table["x_name"] != "L")
+        if data["L"]:  # None where lengths are what is compared
+            told.append(f"L = {data['L']:,}")
     told.append(f"{seeds} seed{'s' * (seeds > 1)}")
     subject = ", ".join([told[0], *(part.replace(" ", UNBROKEN) for part in told[1:])])
     source = table["source"][:1].upper() + table["source"][1:]
