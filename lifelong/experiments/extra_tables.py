@@ -60,8 +60,6 @@ def columns(extras: Mapping[str, Any]) -> dict[str, Callable[[str], str]]:
 def parts(extras: Mapping[str, Any]) -> list[str]:
     """Parts of a page, in Markdown."""
     written = []
-    if serving := extras.get("serving"):
-        written += _serving(serving)
     for kind, write in _PARTS.items():
         if kind in extras:
             written += write(extras[kind])
@@ -275,6 +273,7 @@ def _range(ends: Sequence[int]) -> str:
 
 
 _PARTS: Final[Mapping[str, Callable[[Any], list[str]]]] = {
+    "serving": _serving,
     "relevance": _relevance,
     "consistency": _consistency,
     "weights": _weights,
