@@ -254,7 +254,11 @@ TABLES: Final[Mapping[str, Table]] = {
     "sdim-figure-5": Table(
         "Number of hashes",
         "SDIM, Fig. 5",
-        _by("m", "m", "SDIM", (24, 48, 120)),
+        (
+            *_methods("DIN-L"),
+            *_by("m", "m", "SDIM", (24, 48, 120)),
+            Row("without sampling", "SDIM", {"network": "sdim-expected"}),
+        ),
         figure="line",
         x_name="m",
     ),

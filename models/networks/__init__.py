@@ -8,6 +8,7 @@ from models.networks.encode import EncodeConfig
 from models.networks.eta import ETAConfig
 from models.networks.mimn import MIMNConfig
 from models.networks.sdim import SDIMConfig
+from models.networks.sdim_expected import ExpectedSDIMConfig
 from models.networks.sim import SIMConfig
 from models.networks.twin import TWINConfig
 from models.networks.ubr4ctr import UBR4CTRConfig
@@ -19,6 +20,7 @@ AnyConfig = (
     | EncodeConfig
     | ETAConfig
     | SDIMConfig
+    | ExpectedSDIMConfig
     | TWINConfig
     | MIMNConfig
     | SIMConfig

@@ -26,7 +26,18 @@ from models.schema import Inputs
 from models.training import make_gatherer, make_network
 from tests.models.generated import planted_interactions
 
-METHODS = ("avg-pooling", "din-l", "encode", "eta", "mimn", "sdim", "sim", "twin", "ubr4ctr")
+METHODS = (
+    "avg-pooling",
+    "din-l",
+    "encode",
+    "eta",
+    "mimn",
+    "sdim",
+    "sdim-expected",
+    "sim",
+    "twin",
+    "ubr4ctr",
+)
 SEARCHING = {"eta", "sim", "twin", "ubr4ctr"}
 
 

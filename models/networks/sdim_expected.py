@@ -1,0 +1,77 @@
+"""SDIM with as many hashes as one likes: its expectation, without sampling (SDIM, section 6.3.1).
+
+What more hash functions could still bring, and no service would serve: it reads every behavior for
+every candidate, as DIN-L does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from infra.errors import TrainingError
+from models.layers import EPSILON, unit
+from models.long_term import LongTerm, LongTermConfig, State
+from models.schema import Inputs
+from models.sequence import BehaviorSequence, Target
+
+STRAIGHT: Final = 1 - 1e-6
+"""Greatest cosine: next to 1 an angle has half of a cosine's digits, so that a candidate's with its
+own occurrences would differ between runtimes. It costs them 0.05 % of a chance."""
+
+
+class ExpectedSDIMConfig(LongTermConfig, frozen=True, tag="sdim-expected"):
+    """SDIM in expectation."""
+
+    tau: float = 3.0
+    """Hash functions that make one signature; 0 gives the mean of all behaviors."""
+
+    def build(self, d: int, inputs: Inputs) -> ExpectedSDIM:
+        """Its module.
+
+        Raises:
+            TrainingError: tau is negative.
+        """
+        if not self.tau >= 0:
+            raise TrainingError(f"tau of sdim-expected must be 0 or more, not {self.tau:g}")
+        return ExpectedSDIM(self, d, inputs)
+
+
+class ExpectedSDIM(LongTerm):
+    """Attention by the probability of a collision (Eq. 14)."""
+
+    def __init__(self, config: ExpectedSDIMConfig, d: int, inputs: Inputs) -> None:
+        super().__init__(d, inputs)
+        self.config = config
+
+    def summarize(self, sequence: BehaviorSequence) -> State:
+        return {
+            "directions": self._directions(sequence),
+            "sequence": sequence.embeddings,
+            "sequence_mask": sequence.mask.to(sequence.table.dtype),
+        }
+
+    def read(self, state: State, target: Target) -> Tensor:
+        weights = self._weights(state["directions"], state["sequence_mask"], target)
+        return weights @ state["sequence"]
+
+    def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
+        mask = sequence.mask.to(sequence.table.dtype)
+        return self._weights(self._directions(sequence), mask, target)
+
+    def _directions(self, sequence: BehaviorSequence) -> Tensor:
+        """f32[..., L, d]: what SDIM hashes, the items alone, at length 1."""
+        return unit(sequence.table.detach())[sequence.rows]
+
+    def _weights(self, directions: Tensor, mask: Tensor, target: Target) -> Tensor:
+        """[..., B, L]: Eq. 15.
+
+        No gradient, as signatures have none: with them it is the limit that SDIM comes to.
+        """
+        cosines = unit(target.embeddings.detach()) @ directions.mT
+        chances = 1 - torch.arccos(cosines.clamp(-STRAIGHT, STRAIGHT)) / math.pi
+        weights = chances**self.config.tau * mask.unsqueeze(-2)
+        return weights / weights.sum(-1, keepdim=True).clamp(min=EPSILON)
