@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table as Lines
+from rich.markdown import Markdown
 
 from infra.errors import SettingsError
 from lifelong.experiments import extra_tables
@@ -18,6 +18,9 @@ from lifelong.experiments.extra_tables import lines, spread
 from lifelong.experiments.files import reason, replacing
 from lifelong.experiments.setups import Setup
 from lifelong.experiments.tables import REFERENCE, Row, Table
+
+FILES_ONLY: Final = ("GAUC", "one epoch: AUC", "epochs", "learning rate")
+"""Columns for which a terminal has no room."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     parts = [f"# {found['title']}", f"*{found['source']}. {_subject(found)}*"]
     if found["rows"]:
         parts.append(lines(*_table(found)))
-    parts += extra_tables.parts(found["extras"])
-    if found["left_out"]:
-        parts.append(f"Left out, for the data have no behavior features: {_list(found)}.")
+    parts += _beside(found)
     if found["rows"]:
         parts.append(
             "± is the standard deviation over seeds. The difference is of the mean over seeds, with"
@@ -159,8 +160,13 @@ def _subject(found: Mapping[str, Any]) -> str:
     )
 
 
-def _list(found: Mapping[str, Any]) -> str:
-    return ", ".join(found["left_out"])
+def _beside(found: Mapping[str, Any]) -> list[str]:
+    """What was measured beside quality, and what was not."""
+    parts = extra_tables.parts(found["extras"])
+    if found["left_out"]:
+        names = ", ".join(found["left_out"])
+        parts.append(f"Left out, for the data have no behavior features: {names}.")
+    return parts
 
 
 def _table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -192,14 +198,16 @@ def _difference(found: Mapping[str, Any] | None, name: str) -> str:
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
-    """Print the table."""
+    """Print what fits a terminal: quality and what was measured beside it; the rest is in files."""
     console.print(f"[bold]{found['title']}[/bold] ({found['source']}). {_subject(found)}")
+    parts = _beside(found)
     if found["rows"]:
         header, rows = _table(found)
-        shown = Lines(*header)
-        for row in rows:
-            shown.add_row(*(cell.replace("**", "") for cell in row))
-        console.print(shown)
-    for part in extra_tables.parts(found["extras"]):
-        console.print(part.replace("**", ""), highlight=False, markup=False)
-    console.print(f"files: {', '.join(found['files'])}", highlight=False, soft_wrap=True)
+        kept = [place for place, name in enumerate(header) if name not in FILES_ONLY]
+        shown = lines(
+            [header[place] for place in kept], [[row[place] for place in kept] for row in rows]
+        )
+        parts = [shown, f"In the files: {', '.join(FILES_ONLY)}.", *parts]
+    console.print(Markdown("\n\n".join(parts)))
+    for file in found["files"]:
+        console.print(file, highlight=False, soft_wrap=True)

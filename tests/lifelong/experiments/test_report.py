@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from infra.errors import SettingsError
 from lifelong.experiments import extra_tables, report
@@ -98,6 +100,15 @@ def test_it_says_on_what_and_how_many(found: dict[str, Any]) -> None:
 
 def test_what_is_left_out_is_said(found: dict[str, Any]) -> None:
     assert "TWIN w/o Bias" in report.markdown(found)
+
+
+def test_a_terminal_of_80_columns_shows_every_figure(found: dict[str, Any]) -> None:
+    stream = io.StringIO()
+    report.show(Console(file=stream, width=80), found | {"files": ["out/encode-table-2.md"]})
+    text = " ".join(stream.getvalue().split())
+    assert "ENCODE 0.7500 ± 0.0707 -0.0500 (-0.0800 to -0.0200)" in text
+    assert "TWIN w/o Bias" in text
+    assert text.endswith("out/encode-table-2.md")
 
 
 def test_both_files_are_written(found: dict[str, Any], tmp_path: Path) -> None:
