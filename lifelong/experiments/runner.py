@@ -328,7 +328,8 @@ def _roles(name: str, trees: list[Tree]) -> dict[str, Tree]:
 
 def _told(record: Record) -> str:
     if record.kind == QUALITY:
-        return f"test AUC {record.result['converged']['auc']:.4f}"
+        rate = record.configs[""]["training"]["learning_rate"]
+        return f"learning rate {rate:g}: test AUC {record.result['converged']['auc']:.4f}"
     if record.kind == DIFFERENCE:
         return f"AUC {record.result['auc']['observed']:+.4f}"
     return "done"

@@ -223,7 +223,9 @@ def _own(path: Path, scale: Scale) -> Setup:
     tree["long_term"] = {"L": config.long_term.L}
     del tree["training"]["learning_rate"], tree["seed"]
     data = _fingerprint(config.data.reader, config.data.path)
-    return Setup(config.name, config.name, scale, tree, RATES[scale], data)
+    # Tables go to a directory by that name: an example's must not go over the published setup's.
+    name = f"{config.name}-own" if config.name in KNOWN else config.name
+    return Setup(name, config.name, scale, tree, RATES[scale], data)
 
 
 def _fingerprint(reader: str, path: str) -> str:

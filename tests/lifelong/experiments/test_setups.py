@@ -49,6 +49,11 @@ def test_one_s_own_data_come_as_a_file(tiny: Setup) -> None:
     assert (tiny.name, config.samples.users, config.long_term.L) == ("tiny", 40, 30)
 
 
+def test_one_s_own_data_do_not_take_the_name_of_published_ones(tiny_file: Path) -> None:
+    tiny_file.write_text(tiny_file.read_text().replace('"tiny"', '"online-retail-2"'))
+    assert find_setup(str(tiny_file), None, "small").name == "online-retail-2-own"
+
+
 def test_a_directory_of_nothing_known_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no files of a data set that is known") as raised:
         find_setup(str(tmp_path), None, "small")
