@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Final
 
 from infra.errors import BrokerError, one_line
+from infra.program_cache import default_cache, fetch_once
 from infra.telemetry import Log
 
 KAFKA_VERSION: Final = "4.1.2"
@@ -44,12 +42,6 @@ _POM: Final = f"""\
   </dependencies>
 </project>
 """
-
-
-def default_cache() -> Path:
-    """Where fetched programs are kept: ``$XDG_CACHE_HOME/lifelong``, or ``~/.cache/lifelong``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "lifelong"
 
 
 def apache_obstacle(
@@ -86,32 +78,21 @@ def fetch_kafka(cache: Path | None = None, *, maven: str = "mvn", log: Log | Non
         BrokerError: Maven is missing or failed, or the cache cannot be written.
     """
     cache = cache or default_cache()
-    target = cache / f"kafka-{KAFKA_VERSION}"
-    if target.is_dir():
-        return target
+
+    def fetch(folder: Path) -> Path:
+        (log or logging.getLogger(__name__)).info(
+            f"fetching Apache Kafka {KAFKA_VERSION} with Maven (43 MB, this once)"
+        )
+        return _run_maven(maven, folder)
+
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with (cache / f"kafka-{KAFKA_VERSION}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # given back by the system, however we end
-            if not target.is_dir():
-                (log or logging.getLogger(__name__)).info(
-                    f"fetching Apache Kafka {KAFKA_VERSION} with Maven (43 MB, this once)"
-                )
-                for leftover in cache.glob(f"kafka-{KAFKA_VERSION}.part-*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                part = Path(tempfile.mkdtemp(prefix=f"kafka-{KAFKA_VERSION}.part-", dir=cache))
-                try:
-                    _run_maven(maven, part)
-                    (part / "jars").rename(target)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
+        return fetch_once(cache / f"kafka-{KAFKA_VERSION}", fetch)
     except OSError as error:
         raise BrokerError(f"Kafka cannot be kept in {cache}: {one_line(str(error))}") from None
-    return target
 
 
-def _run_maven(maven: str, directory: Path) -> None:
-    """Let Maven put Kafka and all it needs into ``directory``/jars."""
+def _run_maven(maven: str, directory: Path) -> Path:
+    """Let Maven put Kafka and all it needs into a folder in this one."""
     (directory / "pom.xml").write_text(_POM)
     jars = directory / "jars"
     command = [
@@ -143,3 +124,4 @@ def _run_maven(maven: str, directory: Path) -> None:
         raise BrokerError(
             f"Maven could not fetch Kafka {KAFKA_VERSION} ({one_line(reason)}): is there a network?"
         )
+    return jars

@@ -7,13 +7,10 @@ both are timed on the same one.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from infra.errors import LifelongError
-from infra.kafka_jars import default_cache
+from infra.program_cache import default_cache, fetch_once
 from infra.telemetry import get_logger
 from lifelong.bench.fuxictr_peer import Request
 
@@ -57,23 +54,16 @@ def fetch(cache: Path | None = None, *, lock: Path = LOCK, python: str = sys.exe
     cache = cache or default_cache()
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
     target = cache / f"fuxictr-{digest}-{sys.implementation.cache_tag}"
-    if target.is_dir():
-        return target
+
+    def install(folder: Path) -> Path:
+        get_logger(__name__).info("fetching FuxiCTR with pip, this once", folder=str(cache))
+        _install(lock, folder, python)
+        return folder
+
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with (cache / f"{target.name}.lock").open("w") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)  # given back by the system, however we end
-            if not target.is_dir():
-                get_logger(__name__).info("fetching FuxiCTR with pip, this once", folder=str(cache))
-                part = Path(tempfile.mkdtemp(prefix=f"{target.name}.part-", dir=cache))
-                try:
-                    _install(lock, part, python)
-                    part.rename(target)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
+        return fetch_once(target, install)
     except OSError as error:
         raise PeerError(f"FuxiCTR cannot be kept in {cache}: {error.strerror}") from None
-    return target
 
 
 def _install(lock: Path, folder: Path, python: str) -> None:
