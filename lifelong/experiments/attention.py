@@ -23,6 +23,7 @@ from models.data import Requests
 from models.layers import unit
 from models.long_term import LongTerm
 from models.networks.sdim import SDIM, SDIMConfig
+from models.networks.sdim_expected import collision_probability
 from models.protocols import Split
 from models.relevance import CELLS, Relevance, Watched, compare_all, oracle_of, searches, weighs
 from models.sequence import BehaviorSequence, Target
@@ -231,17 +232,6 @@ def measure_weights(
     }
     edges = np.linspace(-1, 1, settings.bins + 1)
     return {"edges": edges.tolist(), "methods": methods}
-
-
-def collision_probability(cosine: Tensor, tau: int) -> Tensor:
-    """The expected share of signatures of ``tau`` codes that two vectors have alike (SDIM, Eq. 13).
-
-    Any shape.
-
-    >>> collision_probability(torch.tensor([-1.0, 0.0, 1.0]), 2).tolist()
-    [0.0, 0.25, 1.0]
-    """
-    return (1 - torch.arccos(cosine.clamp(-1, 1)) / math.pi) ** tau
 
 
 def searching(run: Run, k: int) -> LongTerm:

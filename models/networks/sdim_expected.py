@@ -64,7 +64,7 @@ class ExpectedSDIM(LongTerm):
 
     def _directions(self, sequence: BehaviorSequence) -> Tensor:
         """f32[..., L, d]: what SDIM hashes, the items alone, at length 1."""
-        return unit(sequence.table.detach())[sequence.rows]
+        return unit(sequence.items.detach())
 
     def _weights(self, directions: Tensor, mask: Tensor, target: Target) -> Tensor:
         """[..., B, L]: Eq. 15.
@@ -72,6 +72,17 @@ class ExpectedSDIM(LongTerm):
         No gradient, as signatures have none: with them it is the limit that SDIM comes to.
         """
         cosines = unit(target.embeddings.detach()) @ directions.mT
-        chances = 1 - torch.arccos(cosines.clamp(-STRAIGHT, STRAIGHT)) / math.pi
-        weights = chances**self.config.tau * mask.unsqueeze(-2)
+        chances = collision_probability(cosines.clamp(-STRAIGHT, STRAIGHT), self.config.tau)
+        weights = chances * mask.unsqueeze(-2)
         return weights / weights.sum(-1, keepdim=True).clamp(min=EPSILON)
+
+
+def collision_probability(cosine: Tensor, tau: float) -> Tensor:
+    """The expected share of signatures of ``tau`` codes that two vectors have alike (Eq. 13).
+
+    Any shape.
+
+    >>> collision_probability(torch.tensor([-1.0, 0.0, 1.0]), 2).tolist()
+    [0.0, 0.25, 1.0]
+    """
+    return (1 - torch.arccos(cosine.clamp(-1, 1)) / math.pi) ** tau
