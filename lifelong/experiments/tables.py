@@ -160,6 +160,8 @@ TABLES: Final[Mapping[str, Table]] = {
             _encode("÷ 20, a cluster an item", K=200),
             _encode("× 5, by size, a cluster an item", K=200, sized=True, **_SHARP),
             _encode("× 5, by size, m = 32", m=32, sized=True, **_SHARP),
+            _encode("× 5, by size, random clusters", clustering="random", sized=True, **_SHARP),
+            _encode("× 5, by size, no loss", loss="none", sized=True, **_SHARP),
             _encode("× 5, by size", sized=True, **_SHARP),
             Row("÷ 20", "ENCODE"),
         ),
