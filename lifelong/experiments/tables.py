@@ -232,7 +232,7 @@ TABLES: Final[Mapping[str, Table]] = {
     "encode-figure-l": Table(
         "Length of the sequence",
         "ENCODE: L; TWIN, Fig. 5",
-        _lengths("ENCODE", "DIN-L"),
+        _lengths("ENCODE", "DIN-L", "DIN"),  # DIN: what the pair's features gain by length
         figure="line",
         x_name="L",
     ),
