@@ -17,7 +17,7 @@ from lifelong.experiments.cells import Record
 from lifelong.experiments.extra_tables import lines, spread
 from lifelong.experiments.files import reason, replacing
 from lifelong.experiments.setups import Setup
-from lifelong.experiments.tables import REFERENCE, Row, Table
+from lifelong.experiments.tables import Row, Table
 
 FILES_ONLY: Final = ("GAUC", "one epoch: AUC", "epochs", "learning rate")
 """Columns for which a terminal has no room."""
@@ -68,7 +68,7 @@ def compose(
         "training": {key: tree["training"].get(key) for key in ("batch", "epochs", "patience")},
         "rates": list(setup.rates),
         "seeds": seeds,
-        "reference": REFERENCE,
+        "reference": table.reference,
         "rows": [_row(each) for each in rows],
         "extras": dict(extras),
         "left_out": list(left_out),
@@ -172,7 +172,8 @@ def _beside(found: Mapping[str, Any]) -> list[str]:
 def _table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells."""
     more = extra_tables.columns(found["extras"])
-    header = ["", "AUC", "GAUC", "AUC − DIN-L", "one epoch: AUC", "epochs", "learning rate"]
+    difference = f"AUC − {found['reference']}"
+    header = ["", "AUC", "GAUC", difference, "one epoch: AUC", "epochs", "learning rate"]
     rows = [
         [
             row["label"],

@@ -151,8 +151,9 @@ class _Bench:
         """All that a table says, as plain values."""
         rows = [row for row in table.rows if self._applies(row)]
         asked = [row for extra in table.extras if not extra.timed for row in extra.rows]
-        shown = {row.label: row for row in (*rows, *asked)}
-        rates = self._tune({row.method for row in shown.values()} | {REFERENCE} if shown else set())
+        reference = [table.reference_row] if rows else []
+        shown = {row.label: row for row in (*rows, *asked, *reference)}
+        rates = self._tune({row.method for row in shown.values()})
         trees = {label: self._trees(row, rates) for label, row in shown.items()}
         cells = [_quality(label, tree) for label in trees for tree in trees[label]]
         measured = self._measure(cells)
@@ -162,7 +163,7 @@ class _Bench:
             self.setup,
             seeds=self.seeds,
             trained=list(measured.values()),
-            rows=self._compare(rows, trees, rates, measured),
+            rows=self._compare(rows, trees.get(table.reference, []), trees, rates, measured),
             extras={extra.kind: self._extra(extra, trees) for extra in table.extras},
             left_out=[row.label for row in table.rows if row not in rows],
         )
@@ -170,15 +171,12 @@ class _Bench:
     def _compare(
         self,
         rows: Sequence[Row],
+        reference: list[Tree],
         trees: Mapping[str, list[Tree]],
         rates: Mapping[str, float],
         measured: Mapping[str, Record],
     ) -> list[report.RowResult]:
         """The rows, and how they differ from the reference."""
-        if not rows:
-            return []
-        reference = self._trees(Row(REFERENCE, REFERENCE), rates)
-        self._measure(_quality(REFERENCE, tree) for tree in reference)
         differences = {
             row.label: Cell(
                 kind=DIFFERENCE,

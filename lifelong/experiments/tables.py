@@ -32,7 +32,7 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
 "ENCODE, by size" as it is here by default."""
 
 REFERENCE: Final = "DIN-L"
-"""What differences are taken to, and what weights of behaviors are compared with."""
+"""What methods are compared with, and their weights of behaviors."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,14 @@ class Table:
     extras: tuple[Extra, ...] = ()
     figure: Literal["bars", "line", "none"] = "bars"
     x_name: str = ""
+    reference: str = REFERENCE
+    """Label of what differences are taken to: variants are held against their method as it is."""
+
+    @property
+    def reference_row(self) -> Row:
+        """The line of that label, or the method."""
+        own = [row for row in self.rows if row.label == self.reference]
+        return own[0] if own else Row(self.reference, self.reference)
 
 
 def _methods(*names: str) -> tuple[Row, ...]:
@@ -165,6 +173,7 @@ TABLES: Final[Mapping[str, Table]] = {
             _encode("× 5, by size", sized=True, **_SHARP),
             Row("÷ 20", "ENCODE"),
         ),
+        reference="× 5, by size",
     ),
     "encode-table-3": Table(
         "Relevance indicator, and one metric or two",
@@ -180,6 +189,7 @@ TABLES: Final[Mapping[str, Table]] = {
             Row("ETA-ENCODE", "ETA", {"retrieval": "encode"}),
             Row("ETA-TA", "ETA", {"retrieval": "attention"}),
         ),
+        reference="ETA",
     ),
     "encode-table-5": Table(
         "Where positives and negatives come from",
@@ -190,6 +200,7 @@ TABLES: Final[Mapping[str, Table]] = {
             Row("Within sequence", "ENCODE"),
             _encode("Within batch", sampling="batch"),
         ),
+        reference="Within sequence",
     ),
     "encode-table-6": Table(
         "Losses of the projection",
@@ -202,6 +213,7 @@ TABLES: Final[Mapping[str, Table]] = {
             _encode("Triplets-Fixed", loss="fixed"),
             Row("Triplets-Dynamic", "ENCODE"),
         ),
+        reference="Triplets-Dynamic",
     ),
     "encode-table-7": Table(
         "Clusterings",
@@ -214,6 +226,7 @@ TABLES: Final[Mapping[str, Table]] = {
             Row("k-means", "ENCODE"),
         ),
         (Extra("clustering", timed=True),),
+        reference="k-means",
     ),
     "encode-figure-k": Table(
         "Number of clusters",
@@ -221,6 +234,7 @@ TABLES: Final[Mapping[str, Table]] = {
         _by("K", "K", "ENCODE", (5, 10, 30, 50)),
         figure="line",
         x_name="K",
+        reference="K = 30",
     ),
     "encode-figure-m": Table(
         "Width of the projection",
@@ -228,6 +242,7 @@ TABLES: Final[Mapping[str, Table]] = {
         _by("m", "m", "ENCODE", (2, 4, 8, 16)),
         figure="line",
         x_name="m",
+        reference="m = 4",
     ),
     "encode-figure-l": Table(
         "Length of the sequence",
@@ -252,6 +267,7 @@ TABLES: Final[Mapping[str, Table]] = {
         ),
         figure="line",
         x_name="τ",
+        reference="τ = 3",
     ),
     "sdim-figure-5": Table(
         "Number of hashes",
@@ -263,6 +279,7 @@ TABLES: Final[Mapping[str, Table]] = {
         ),
         figure="line",
         x_name="m",
+        reference="m = 48",
     ),
     "sdim-figure-2": Table(
         "Weights of hash collisions and of target attention",
@@ -308,6 +325,7 @@ TABLES: Final[Mapping[str, Table]] = {
         "TWIN, Fig. 6",
         _TWIN,
         (Extra("serving", _TWIN, timed=True, published=True),),
+        reference="TWIN",
     ),
     "staleness": Table(
         "Quality against staleness",

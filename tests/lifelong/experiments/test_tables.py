@@ -28,6 +28,13 @@ def test_everything_beside_quality_can_be_measured(name: str) -> None:
         assert extra.kind in (TIMINGS if extra.timed else OF_RUNS)
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_differences_are_to_a_row_or_to_a_method(name: str) -> None:
+    row = TABLES[name].reference_row
+    assert row.label == TABLES[name].reference
+    assert row in TABLES[name].rows or row.method == row.label
+
+
 def test_all_are_all() -> None:
     assert find_tables("all") == TABLES
 
