@@ -11,8 +11,6 @@ from models.networks.encode import EncodeConfig
 from models.networks.twin import TWINConfig
 from models.protocols import LastOfUser, Rated
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
-
 
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
@@ -26,11 +24,6 @@ def refusal(tree: dict[str, Any]) -> str:
     assert "\n" not in message
     assert message.startswith("run.toml: ")
     return message.removeprefix("run.toml: ")
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_a_configuration(path: Path) -> None:
-    assert load_config(path).name.startswith(path.stem.split("-")[0])
 
 
 def test_every_section_is_read(tmp_path: Path) -> None:
