@@ -163,7 +163,7 @@ class _Bench:
             self.setup,
             seeds=self.seeds,
             trained=list(measured.values()),
-            rows=self._compare(rows, trees.get(table.reference, []), trees, rates, measured),
+            rows=self._compare(rows, table.reference, trees, rates, measured),
             extras={extra.kind: self._extra(extra, trees) for extra in table.extras},
             left_out=[row.label for row in table.rows if row not in rows],
         )
@@ -171,20 +171,20 @@ class _Bench:
     def _compare(
         self,
         rows: Sequence[Row],
-        reference: list[Tree],
+        reference: str,
         trees: Mapping[str, list[Tree]],
         rates: Mapping[str, float],
         measured: Mapping[str, Record],
     ) -> list[report.RowResult]:
-        """The rows, and how they differ from the reference."""
+        """The rows, and how they differ from the one of the label ``reference``."""
         differences = {
             row.label: Cell(
                 kind=DIFFERENCE,
                 label=row.label,
-                trees=_roles("first", trees[row.label]) | _roles("second", reference),
+                trees=_roles("first", trees[row.label]) | _roles("second", trees[reference]),
             )
             for row in rows
-            if trees[row.label] != reference
+            if trees[row.label] != trees[reference]
         }
         compared = self._measure(differences.values())
         results = []

@@ -32,6 +32,7 @@ from infra.behaviors import BEHAVIOR
 from infra.errors import one_line
 from infra.store import Behaviors, StoredSequence, Version
 from lifelong.bench.report import machine
+from lifelong.experiments.tables import REFERENCE
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
 from models.bundle import Bundle, Manifest, make_session, save_bundle
 from models.config import RunConfig
@@ -47,7 +48,6 @@ from scorer.ranking import NO_BEHAVIORS, item_keys, score, scorer_inputs
 if TYPE_CHECKING:
     import onnxruntime
 
-REFERENCE: Final = "DIN-L"
 ITEMS: Final = 50_000
 CATEGORIES: Final = 500
 START_MS: Final = 1_700_000_000_000

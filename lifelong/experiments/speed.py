@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import median
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from lifelong.bench.report import machine
 from lifelong.bench.train import training_step
+from lifelong.experiments.tables import REFERENCE
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
 from models.config import RunConfig
 from models.data import Requests
 from models.protocols import Split
 from models.schema import Inputs
 from models.training import make_gatherer, make_network
-
-REFERENCE: Final = "DIN-L"
 
 
 def measure_speed(

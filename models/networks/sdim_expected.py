@@ -49,31 +49,24 @@ class ExpectedSDIM(LongTerm):
 
     def summarize(self, sequence: BehaviorSequence) -> State:
         return {
-            "directions": self._directions(sequence),
             "sequence": sequence.embeddings,
+            # What SDIM hashes: the items alone. No gradient, as signatures have none: without it,
+            # this is the limit that SDIM comes to.
+            "sequence_directions": unit(sequence.items.detach()),
             "sequence_mask": sequence.mask.to(sequence.table.dtype),
         }
 
     def read(self, state: State, target: Target) -> Tensor:
-        weights = self._weights(state["directions"], state["sequence_mask"], target)
-        return weights @ state["sequence"]
+        return self._weights(state, target) @ state["sequence"]
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
-        mask = sequence.mask.to(sequence.table.dtype)
-        return self._weights(self._directions(sequence), mask, target)
+        return self._weights(self.summarize(sequence), target)
 
-    def _directions(self, sequence: BehaviorSequence) -> Tensor:
-        """f32[..., L, d]: what SDIM hashes, the items alone, at length 1."""
-        return unit(sequence.items.detach())
-
-    def _weights(self, directions: Tensor, mask: Tensor, target: Target) -> Tensor:
-        """[..., B, L]: Eq. 15.
-
-        No gradient, as signatures have none: with them it is the limit that SDIM comes to.
-        """
-        cosines = unit(target.embeddings.detach()) @ directions.mT
+    def _weights(self, state: State, target: Target) -> Tensor:
+        """[..., B, L]: Eq. 15."""
+        cosines = unit(target.embeddings.detach()) @ state["sequence_directions"].mT
         chances = collision_probability(cosines.clamp(-STRAIGHT, STRAIGHT), self.config.tau)
-        weights = chances * mask.unsqueeze(-2)
+        weights = chances * state["sequence_mask"].unsqueeze(-2)
         return weights / weights.sum(-1, keepdim=True).clamp(min=EPSILON)
 
 

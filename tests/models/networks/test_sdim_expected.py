@@ -1,7 +1,6 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -9,16 +8,15 @@ from infra.errors import TrainingError
 from models.networks.avg_pooling import AvgPoolingConfig
 from models.networks.sdim import SDIMConfig
 from models.networks.sdim_expected import ExpectedSDIM, ExpectedSDIMConfig
-from models.sequence import Target
 from tests.models.networks.building import (
     ITEMS,
     D,
     degenerate_sequence,
-    exported_read,
     sequence_of,
     targets_of,
     tiny_inputs,
 )
+from tests.models.networks.candidates import reads_alike, targets_at
 
 
 def built(tau: float = 3.0) -> ExpectedSDIM:
@@ -69,20 +67,11 @@ def test_embeddings_learn_through_the_sums_alone() -> None:
     assert sequence.table.grad.isfinite().all()
 
 
-def test_exported_read_agrees(tmp_path: Path) -> None:
+def test_the_exported_graph_reads_alike(tmp_path: Path) -> None:
     module, sequence = built(), degenerate_sequence()
-    state, target = module.summarize(sequence), targets_of(sequence, B=4)
-    states = [{name: part[r].detach() for name, part in state.items()} for r in range(5)]
-    first = Target(*(part[0] for part in target))
-    session = exported_read(module, states[0], first, tmp_path / "read.onnx")
-    rows = torch.arange(ITEMS + 1)
-    everything = Target(sequence.table, torch.zeros_like(rows), rows)
-    for stored in states:
-        feed = {name: part.numpy() for name, part in stored.items()}
-        feed["candidates"] = everything.embeddings.detach().numpy()
-        (found,) = session.run(None, feed)
-        expected = module.read(stored, everything).detach()
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    everything = torch.arange(ITEMS + 1).expand(len(sequence.rows), -1)
+    target = targets_at(sequence, everything)
+    reads_alike(module, module.summarize(sequence), target, tmp_path / "read.onnx")
 
 
 @pytest.mark.parametrize("tau", [-1.0, math.nan])
