@@ -12,15 +12,14 @@ from models.networks.avg_pooling import AvgPoolingConfig
 from models.networks.sdim import SDIM, SDIMConfig
 from models.sequence import BehaviorSequence, Target
 from tests.models.networks.building import (
-    CATEGORIES,
     ITEMS,
     D,
     degenerate_sequence,
-    exported_read,
     sequence_of,
     targets_of,
     tiny_inputs,
 )
+from tests.models.networks.candidates import reads_alike, targets_at
 
 
 def built(config: SDIMConfig | None = None, seed: int = 0) -> SDIM:
@@ -209,22 +208,11 @@ def test_hashes_are_kept_with_the_parameters_and_not_trained() -> None:
 
 
 @pytest.mark.parametrize("config", [SDIMConfig(), SDIMConfig(m=12, tau=3, normalization="mean")])
-def test_exported_read_agrees(config: SDIMConfig, tmp_path: Path) -> None:
-    module = built(config)
-    sequence = degenerate_sequence()
-    state, target = module.summarize(sequence), targets_of(sequence, B=4)
-    states = [{name: part[r].detach() for name, part in state.items()} for r in range(5)]
-    first = Target(*(part[0] for part in target))
-    session = exported_read(module, states[0], first, tmp_path / "read.onnx")
-    everything = Target(
-        sequence.table, torch.arange(ITEMS + 1) % CATEGORIES, torch.arange(ITEMS + 1)
-    )
-    for stored in states:
-        feed = {name: part.numpy() for name, part in stored.items()}
-        feed["candidates"] = everything.embeddings.detach().numpy()
-        (found,) = session.run(None, feed)
-        expected = module.read(stored, everything).detach()
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+def test_the_exported_graph_reads_alike(config: SDIMConfig, tmp_path: Path) -> None:
+    module, sequence = built(config), degenerate_sequence()
+    everything = torch.arange(ITEMS + 1).expand(len(sequence.rows), -1)
+    target = targets_at(sequence, everything)
+    reads_alike(module, module.summarize(sequence), target, tmp_path / "read.onnx")
 
 
 @pytest.mark.parametrize(
