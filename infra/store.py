@@ -2,7 +2,7 @@
 
 Two kinds of record per user. The *sequence* (a head plus sealed segments, `infra.records`) is
 written by appends only. The *interest state* is opaque bytes here, ordered by `Version`. All
-stores pass one contract suite, `tests/infra/test_store_contract.py`.
+stores pass one contract suite, `tests/infra/stores/test_contract.py`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import aerospike
 import pytest
 from aerospike import exception
 
-from infra.aerospike_store import AerospikeStore
 from infra.store import wall_clock_ms
+from infra.stores.aerospike.store import AerospikeStore
 
 from .server import AerospikeDouble
 

@@ -7,8 +7,8 @@ import pytest
 
 from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
-from infra.memory_store import MemoryStore
 from infra.store import Append, InterestWrite, Profile, Version
+from infra.stores.memory import MemoryStore
 from lifelong.freshness import FreshnessProbe
 
 NOW_MS = 1_700_000_000_000

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from infra.memory_store import MemoryStore
+from infra.stores.memory import MemoryStore
 from lifelong.freshness import FreshnessProbe
 from lifelong.live import Client, LiveResult, LiveStream, in_order
 from lifelong.processes import ServiceFailed

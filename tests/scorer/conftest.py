@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 from extractor.extract import Extractor
 from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
-from infra.memory_store import MemoryStore
 from infra.metrics import ScorerMetrics
 from infra.settings import ScorerSettings
 from infra.store import Append, InterestWrite, Profile, StoredSequence
+from infra.stores.memory import MemoryStore
 from models.bundle import Bundle
 from scorer.app import create_app
 from scorer.ranking import Ranker

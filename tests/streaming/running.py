@@ -24,10 +24,10 @@ from prometheus_client import CollectorRegistry
 from infra.behaviors import Source
 from infra.kafka_admin import create_topic, topic_id
 from infra.kafka_clients import producer_config
-from infra.memory_store import MemoryStore
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
 from infra.store import Append, Appended
+from infra.stores.memory import MemoryStore
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetter, DeadLetters, KafkaDeadLetters
 

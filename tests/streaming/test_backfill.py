@@ -13,9 +13,9 @@ from aiokafka.partitioner import murmur2 as aiokafka_murmur2
 
 from infra.behaviors import Source, category_key, item_key, partition_owner
 from infra.errors import SourceError, StoreFull, StoreUnavailable
-from infra.lmdb_store import LmdbStore
-from infra.memory_store import MemoryStore
 from infra.store import Append, Appended, Store
+from infra.stores.lmdb import LmdbStore
+from infra.stores.memory import MemoryStore
 from streaming.backfill import BackfillProgress, backfill, murmur2, partition_numbers
 
 T0 = 1_600_000_000_000

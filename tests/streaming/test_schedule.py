@@ -15,11 +15,11 @@ from extractor.extract import Extractor
 from extractor.state import InterestState
 from infra.behaviors import Source, pack_behavior
 from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
-from infra.lmdb_store import LmdbStore
-from infra.memory_store import MemoryStore
 from infra.metrics import WorkerMetrics
 from infra.settings import WorkerSettings
 from infra.store import Append, InterestWrite, Store, StoredSequence, Version
+from infra.stores.lmdb import LmdbStore
+from infra.stores.memory import MemoryStore
 from streaming.schedule import SWEEP_EVERY_MS, SWEEP_USERS, Reclusterer
 
 START = 1_700_000_000_000

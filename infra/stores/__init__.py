@@ -23,13 +23,13 @@ def open_store(settings: StoreSettings) -> Store:
     url = settings.url
     scheme = urlsplit(url).scheme
     if scheme == "memory":
-        from infra.memory_store import MemoryStore
+        from infra.stores.memory import MemoryStore
 
         return MemoryStore(length=settings.length, ttl_s=settings.ttl_s)
     if scheme == "lmdb":
         return _open_lmdb(url, settings)
     if scheme == "aerospike":
-        from infra.aerospike_store import AerospikeStore
+        from infra.stores.aerospike.store import AerospikeStore
 
         return AerospikeStore.open(url, length=settings.length, ttl_s=settings.ttl_s)
     raise SettingsError(
@@ -39,7 +39,7 @@ def open_store(settings: StoreSettings) -> Store:
 
 
 def _open_lmdb(url: str, settings: StoreSettings) -> Store:
-    from infra.lmdb_store import DEFAULT_MAX_SIZE, LmdbStore
+    from infra.stores.lmdb import DEFAULT_MAX_SIZE, LmdbStore
 
     place, _, query = url.removeprefix("lmdb://").partition("?")
     options = {name: values[-1] for name, values in parse_qs(query).items()}

@@ -9,7 +9,6 @@ import aerospike
 from aerospike import exception
 from aerospike_helpers.batch.records import BatchRecords, Write
 
-from infra.aerospike_address import AerospikeAddress
 from infra.errors import (
     RecordTooLarge,
     SettingsError,
@@ -17,6 +16,7 @@ from infra.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from infra.stores.aerospike.address import AerospikeAddress
 
 TIMEOUT_S: Final = 5.0
 """How long one call to the servers may take, retries included."""

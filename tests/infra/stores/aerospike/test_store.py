@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 import aerospike
 import pytest
 
-from infra.aerospike_address import AerospikeAddress
-from infra.aerospike_client import AerospikeClient
-from infra.aerospike_store import SLICE, AerospikeStore
 from infra.behaviors import item_key, pack_behavior, partition_source
 from infra.errors import (
     RecordTooLarge,
@@ -21,6 +18,9 @@ from infra.errors import (
     StoreUnavailable,
 )
 from infra.store import Append, InterestWrite, Version, Written
+from infra.stores.aerospike.address import AerospikeAddress
+from infra.stores.aerospike.client import AerospikeClient
+from infra.stores.aerospike.store import SLICE, AerospikeStore
 from tests.aerospike_double import (
     AerospikeDouble,
     AerospikeServer,

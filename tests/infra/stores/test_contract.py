@@ -17,8 +17,6 @@ from infra.behaviors import (
     partition_source,
 )
 from infra.errors import RecordTooLarge
-from infra.lmdb_store import LmdbStore
-from infra.memory_store import MemoryStore
 from infra.store import (
     Append,
     InterestWrite,
@@ -28,6 +26,8 @@ from infra.store import (
     Written,
     wall_clock_ms,
 )
+from infra.stores.lmdb import LmdbStore
+from infra.stores.memory import MemoryStore
 from tests.aerospike_double import aerospike_server, open_aerospike  # noqa: F401  (a fixture)
 
 LENGTH = 200

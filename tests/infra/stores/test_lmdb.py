@@ -14,9 +14,9 @@ import pytest
 from infra import records
 from infra.behaviors import partition_source
 from infra.errors import StoreCorrupt, StoreFull, StoreUnavailable
-from infra.lmdb_store import SWEEP_BATCH, SWEEP_HEADS, LmdbStore
 from infra.store import InterestWrite
-from tests.infra.test_store_contract import append, items
+from infra.stores.lmdb import SWEEP_BATCH, SWEEP_HEADS, LmdbStore
+from tests.infra.stores.test_contract import append, items
 
 SOURCE = partition_source("behaviors", "topic-1", 0)
 OTHER = partition_source("behaviors", "topic-1", 1)

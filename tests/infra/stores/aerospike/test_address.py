@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from infra.aerospike_address import AerospikeAddress
 from infra.errors import SettingsError
+from infra.stores.aerospike.address import AerospikeAddress
 
 
 def test_an_address_names_hosts_and_namespace() -> None:

@@ -18,8 +18,8 @@ from aerospike_helpers.batch.records import Write
 from aerospike_helpers.operations import operations
 
 from infra import records
-from infra.aerospike_client import Key, Stored
 from infra.store import DirtyUser, Version
+from infra.stores.aerospike.client import Key, Stored
 
 MAX_TTL_S: Final = 10 * 365 * 24 * 3600
 """The longest TTL that a server takes: ten years."""

@@ -18,8 +18,22 @@ import numpy as np
 from aerospike_helpers.batch.records import Write
 
 from infra import records
-from infra.aerospike_address import AerospikeAddress
-from infra.aerospike_client import (
+from infra.behaviors import BEHAVIOR, Source
+from infra.errors import SettingsError, StoreCorrupt, StoreError, StoreUnavailable
+from infra.store import (
+    Append,
+    Appended,
+    Behaviors,
+    DirtyUser,
+    InterestWrite,
+    Profile,
+    StoredSequence,
+    Version,
+    Written,
+    wall_clock_ms,
+)
+from infra.stores.aerospike.address import AerospikeAddress
+from infra.stores.aerospike.client import (
     CONFLICT,
     MONOTONE,
     OK,
@@ -30,7 +44,7 @@ from infra.aerospike_client import (
     Key,
     Stored,
 )
-from infra.aerospike_records import (
+from infra.stores.aerospike.records import (
     COUNT,
     DATA,
     DIRTY,
@@ -55,20 +69,6 @@ from infra.aerospike_records import (
     monotone_write,
     touch,
     ttl_of,
-)
-from infra.behaviors import BEHAVIOR, Source
-from infra.errors import SettingsError, StoreCorrupt, StoreError, StoreUnavailable
-from infra.store import (
-    Append,
-    Appended,
-    Behaviors,
-    DirtyUser,
-    InterestWrite,
-    Profile,
-    StoredSequence,
-    Version,
-    Written,
-    wall_clock_ms,
 )
 
 OPEN_WAIT_S: Final = 10.0

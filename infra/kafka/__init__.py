@@ -1,0 +1,1 @@
+"""Apache Kafka: questions to any, clients of it, and one on this machine."""
