@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import SettingsError
-from infra.kafka_admin import create_topic
-from infra.local_kafka import Kind, LocalKafka
+from infra.kafka.admin import create_topic
+from infra.kafka.local import Kind, LocalKafka
 from infra.settings import BrokerSettings
 
 KINDS: Final[tuple[Kind, ...]] = ("auto", "apache", "mock")

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from infra.errors import BrokerError, LifelongError
-from infra.kafka_admin import ping, topic_partitions
+from infra.kafka.admin import ping, topic_partitions
 from infra.settings import Settings
 from infra.stores import open_store
 from models.bundle import Bundle

@@ -27,9 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from extractor.state import InterestState
 from infra.behaviors import partition_owner
 from infra.errors import LifelongError, SettingsError
-from infra.kafka_admin import create_topic, ping
-from infra.kafka_clients import producer_config
-from infra.local_kafka import LocalKafka
+from infra.kafka.admin import create_topic, ping
+from infra.kafka.clients import producer_config
+from infra.kafka.local import LocalKafka
 from infra.settings import Settings, load_settings
 from infra.store import Profile, StoredSequence
 from infra.stores import open_store

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from infra.errors import SettingsError
-from infra.kafka_admin import topic_partitions
-from infra.kafka_clients import producer_config
+from infra.kafka.admin import topic_partitions
+from infra.kafka.clients import producer_config
 from infra.settings import Settings
 from infra.stores import open_store
 from streaming.backfill import backfill

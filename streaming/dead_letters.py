@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from infra.errors import BrokerError
-from infra.kafka_clients import producer_config
+from infra.kafka.clients import producer_config
 from infra.settings import BrokerSettings
 
 MAX_BYTES: Final = 900_000

@@ -89,7 +89,7 @@ class EventProducer:
     in order. As a context manager it ends with `close`.
 
     Args:
-        config: configuration of a confluent-kafka producer, `infra.kafka_clients.producer_config`.
+        config: configuration of a confluent-kafka producer, `infra.kafka.clients.producer_config`.
         topic: where to.
     """
 
@@ -252,7 +252,7 @@ def replay(
 
     Args:
         path: the file (see `streaming.sources.EventFile`).
-        config: of the producer, `infra.kafka_clients.producer_config`.
+        config: of the producer, `infra.kafka.clients.producer_config`.
         topic: where to.
         mapping: which column holds which of our fields.
         rate: events per second, evenly; 0: as fast as it goes.

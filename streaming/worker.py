@@ -30,7 +30,7 @@ from infra.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from infra.kafka_admin import create_topic, topic_id, topic_partitions
+from infra.kafka.admin import create_topic, topic_id, topic_partitions
 from infra.metrics import WorkerMetrics, exposition, new_registry
 from infra.settings import BrokerSettings, Settings
 from infra.store import Store

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.kafka_jars import apache_obstacle
-from infra.local_kafka import LocalKafka
+from infra.kafka.jars import apache_obstacle
+from infra.kafka.local import LocalKafka
 
 
 @pytest.fixture(scope="session")

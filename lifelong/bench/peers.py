@@ -118,7 +118,7 @@ def quix(bootstrap: str, topic: str, events: int, directory: Path) -> None:
 
 
 def _partitions(bootstrap: str, topic: str) -> int:
-    from infra.kafka_admin import topic_partitions
+    from infra.kafka.admin import topic_partitions
 
     return topic_partitions(bootstrap, topic)
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.errors import BrokerError, LifelongError
-from infra.kafka_admin import create_topic
-from infra.kafka_clients import producer_config
-from infra.local_kafka import LocalKafka
+from infra.kafka.admin import create_topic
+from infra.kafka.clients import producer_config
+from infra.kafka.local import LocalKafka
 from lifelong.bench.report import compose
 from lifelong.processes import Service, free_port
 from lifelong.shipped import BUNDLE, MAPPING, PURCHASES, Purchases, write_purchases

@@ -29,8 +29,8 @@ import pyarrow as pa
 import pyarrow.json
 
 from infra.errors import BrokerError, DataError
-from infra.kafka_admin import topic_partitions
-from infra.kafka_clients import client_config
+from infra.kafka.admin import topic_partitions
+from infra.kafka.clients import client_config
 from infra.settings import EVENT_FIELDS, BrokerSettings, EventSettings
 from infra.telemetry import get_logger
 from models.interactions import Column, Columns, Floats, Interactions, Ints, Rows, pc

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.kafka_jars import KAFKA_VERSION
-from tests.infra.kafka_steps import script
+from infra.kafka.jars import KAFKA_VERSION
+from tests.infra.kafka.steps import script
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.local_kafka import LocalKafka
-from tests.infra.kafka_steps import alive, wait_until_gone
+from infra.kafka.local import LocalKafka
+from tests.infra.kafka.steps import alive, wait_until_gone
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 OWNER = """
 import sys, time
 from pathlib import Path
-from infra.local_kafka import LocalKafka
+from infra.kafka.local import LocalKafka
 kafka = LocalKafka(Path(sys.argv[1]), kind="apache")
 kafka.start()
 print(kafka.pid, kafka._guard.pid, flush=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from infra.local_kafka import LocalKafka
+from infra.kafka.local import LocalKafka
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

@@ -22,8 +22,8 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from infra.behaviors import Source
-from infra.kafka_admin import create_topic, topic_id
-from infra.kafka_clients import producer_config
+from infra.kafka.admin import create_topic, topic_id
+from infra.kafka.clients import producer_config
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
 from infra.store import Append, Appended

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from infra.behaviors import Source
 from infra.errors import BrokerError, RecordTooLarge, StoreCorrupt, StoreFull, StoreUnavailable
-from infra.kafka_admin import delete_topic
-from infra.local_kafka import LocalKafka
+from infra.kafka.admin import delete_topic
+from infra.kafka.local import LocalKafka
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
 from infra.store import Append, Appended

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from infra.errors import BrokerError
-from infra.kafka_admin import create_topic
-from infra.local_kafka import LocalKafka
+from infra.kafka.admin import create_topic
+from infra.kafka.local import LocalKafka
 from infra.settings import BrokerSettings
 from streaming.dead_letters import DeadLetter, KafkaDeadLetters
 from tests.streaming.running import create_topics, dead_letters_of, headers_of, new_settings

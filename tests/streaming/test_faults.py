@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.local_kafka import LocalKafka
+from infra.kafka.local import LocalKafka
 from infra.settings import Settings
 from infra.store import Store
 from infra.stores import open_store

@@ -13,9 +13,9 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from infra.errors import BrokerError, SourceError
-from infra.kafka_admin import create_topic
-from infra.kafka_clients import producer_config
-from infra.local_kafka import LocalKafka
+from infra.kafka.admin import create_topic
+from infra.kafka.clients import producer_config
+from infra.kafka.local import LocalKafka
 from infra.settings import EventSettings
 from streaming import replay as module
 from streaming.backfill import partition_numbers

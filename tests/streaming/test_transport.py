@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from infra.local_kafka import LocalKafka
+from infra.kafka.local import LocalKafka
 from streaming.transport import InOrder
 from tests.streaming.running import (
     WatchedStore,

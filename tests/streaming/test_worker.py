@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from extractor.state import InterestState
 from infra.errors import SettingsError
-from infra.kafka_admin import topic_partitions
-from infra.local_kafka import LocalKafka
+from infra.kafka.admin import topic_partitions
+from infra.kafka.local import LocalKafka
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
 from infra.store import Store

@@ -12,9 +12,9 @@ import pytest
 from confluent_kafka import Producer
 
 from infra.errors import BrokerError, DataError
-from infra.kafka_admin import create_topic
-from infra.kafka_clients import producer_config
-from infra.local_kafka import LocalKafka
+from infra.kafka.admin import create_topic
+from infra.kafka.clients import producer_config
+from infra.kafka.local import LocalKafka
 from infra.settings import EventSettings
 from models.interactions import Interactions
 from models.readers import logs

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import BrokerError
-from infra.kafka_jars import KAFKA_VERSION, apache_obstacle, fetch_kafka
-from tests.infra.kafka_steps import one_line, script
+from infra.kafka.jars import KAFKA_VERSION, apache_obstacle, fetch_kafka
+from tests.infra.kafka.steps import one_line, script
 
 JAR = f"kafka_2.13-{KAFKA_VERSION}.jar"
 

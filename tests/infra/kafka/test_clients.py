@@ -8,11 +8,11 @@ import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
 from infra.errors import BrokerError
-from infra.kafka_admin import create_topic, ping
-from infra.kafka_clients import client_config
-from infra.local_kafka import LocalKafka
+from infra.kafka.admin import create_topic, ping
+from infra.kafka.clients import client_config
+from infra.kafka.local import LocalKafka
 from infra.settings import BrokerSettings
-from tests.infra.kafka_steps import one_line, produce
+from tests.infra.kafka.steps import one_line, produce
 
 
 def test_keys_land_where_the_java_client_puts_them(mock_kafka: LocalKafka) -> None:

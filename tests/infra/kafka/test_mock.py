@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from infra.errors import BrokerError
-from infra.kafka_admin import create_topic, delete_topic, ping, topic_id, topic_partitions
-from infra.local_kafka import LocalKafka
-from tests.infra.kafka_steps import consume, one_line, produce
+from infra.kafka.admin import create_topic, delete_topic, ping, topic_id, topic_partitions
+from infra.kafka.local import LocalKafka
+from tests.infra.kafka.steps import consume, one_line, produce
 
 
 def test_a_mock_has_the_partitions_that_were_asked_for(mock_kafka: LocalKafka) -> None:

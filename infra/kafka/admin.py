@@ -15,8 +15,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.errors import BrokerError, one_line
-from infra.kafka_clients import bootstrap_of, client_config
-from infra.mock_kafka import mock_clusters
+from infra.kafka.clients import bootstrap_of, client_config
+from infra.kafka.mock import mock_clusters
 
 if TYPE_CHECKING:
     from infra.settings import BrokerSettings

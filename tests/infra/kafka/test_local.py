@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from infra.errors import BrokerError
-from infra.kafka_admin import create_topic, ping, topic_id
-from infra.local_kafka import LocalKafka
-from tests.infra.kafka_steps import alive, consume, one_line, produce, script, wait_until_gone
+from infra.kafka.admin import create_topic, ping, topic_id
+from infra.kafka.local import LocalKafka
+from tests.infra.kafka.steps import alive, consume, one_line, produce, script, wait_until_gone
 
 UniqueTopic = Callable[[str], str]
 

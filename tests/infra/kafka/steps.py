@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from infra.errors import BrokerError
-from infra.kafka_clients import client_config, producer_config
+from infra.kafka.clients import client_config, producer_config
 
 
 def one_line(error: pytest.ExceptionInfo[BrokerError]) -> str:
