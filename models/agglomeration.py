@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from models.kernels import kernel
+from models.kernels.compiling import kernel
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -21,7 +21,7 @@ from torch import Tensor
 from models.data import Requests, Sequences
 from models.features import cross_columns, user_columns
 from models.interactions import Interactions
-from models.kernels import kernel
+from models.kernels.compiling import kernel
 from models.schema import AGE_BUCKETS, Inputs, dwell_bucket
 
 Floats = npt.NDArray[np.float32]

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractor.clustering import cluster_each
 from models.agglomeration import agglomerate_each
-from models.kernels import on_threads
+from models.kernels.clustering import cluster_each
+from models.kernels.compiling import on_threads
 
 Clustering = Literal["k-means", "dynamic-routing", "agglomerative", "random"]
 

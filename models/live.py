@@ -22,7 +22,7 @@ import numpy as np
 from infra.errors import TrainingError
 from models.data import Requests, Sequences
 from models.interactions import Floats, Interactions, Ints, Rows
-from models.kernels import kernel
+from models.kernels.compiling import kernel
 from models.protocols import Section
 
 MAX_NEWER: Final = 63

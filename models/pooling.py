@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.kernels import kernel, on_threads
+from models.kernels.compiling import kernel, on_threads
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

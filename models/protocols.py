@@ -35,7 +35,7 @@ import numpy.typing as npt
 from infra.errors import TrainingError
 from models.data import Requests, Sequences
 from models.interactions import Attribute, Floats, Interactions, Ints, Rows
-from models.kernels import kernel
+from models.kernels.compiling import kernel
 
 Flags = npt.NDArray[np.bool_]
 Part = Literal["training", "validation", "test"]

@@ -16,12 +16,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from extractor.clustering import cluster, farthest_first
 from extractor.extract import Extractor
 from extractor.state import InterestState
 from infra.behaviors import BEHAVIOR
 from infra.store import StoredSequence, Version
 from lifelong.bench.report import compose
+from models.kernels.clustering import cluster, farthest_first
 
 F32 = npt.NDArray[np.float32]
 

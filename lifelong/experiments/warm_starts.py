@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from extractor.clustering import WARM_ITERATIONS
 from lifelong.evaluation import differences, plain
 from lifelong.experiments.services import Service
 from lifelong.experiments.streams import (
@@ -25,6 +24,7 @@ from lifelong.experiments.streams import (
 )
 from models.data import Requests
 from models.interactions import Floats, Ints
+from models.kernels.clustering import WARM_ITERATIONS
 from models.metrics import auc
 from models.networks.encode import Encode
 from models.protocols import Split

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.errors import TrainingError
-from models.kernels import kernel, on_threads
+from models.kernels.compiling import kernel, on_threads
 from models.layers import EPSILON
 from models.long_term import LongTerm, LongTermConfig, State
 from models.pooling import LINE

@@ -12,7 +12,6 @@ from extractor.extract import Extractor, summarize
 from extractor.state import InterestState
 from infra.behaviors import BEHAVIOR
 from infra.store import Version
-from tests.extractor import reference
 from tests.extractor.items import (
     F32,
     N_ITEMS,
@@ -25,6 +24,7 @@ from tests.extractor.items import (
     sequence_of,
     small_extractor,
 )
+from tests.models.kernels import equations as reference
 
 
 @pytest.fixture(scope="module")

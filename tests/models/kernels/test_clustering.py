@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.cluster import KMeans
 
-from extractor.clustering import SAME, WARM_ITERATIONS, cluster, farthest_first
-from tests.extractor import reference
+from models.kernels.clustering import SAME, WARM_ITERATIONS, cluster, farthest_first
+from tests.models.kernels import equations as reference
 
 F32 = npt.NDArray[np.float32]
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractor.attention import attend
-from extractor.clustering import cluster
-from tests.extractor import reference
+from models.kernels.attention import attend
+from models.kernels.clustering import cluster
+from tests.models.kernels import equations as reference
 
 F32 = npt.NDArray[np.float32]
 SCALES = {"divide": 1 / 20, "multiply": 20.0}

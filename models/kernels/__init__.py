@@ -1,0 +1,1 @@
+"""What training and serving compute with the same compiled loops; no torch."""
