@@ -19,14 +19,14 @@ from lifelong import evaluation_report
 from lifelong.learning import read_samples
 from models import bundle as bundles
 from models import evaluation, metrics, relevance, training
-from models.batches import Gatherer
 from models.config import RunConfig, read_config
-from models.data import Requests
-from models.interactions import Floats
-from models.live import LiveSplit
+from models.data.batches import Gatherer
+from models.data.interactions import Floats
+from models.data.live import LiveSplit
+from models.data.protocols import Split
+from models.data.requests import Requests
 from models.network import Network
 from models.networks.din import DINL
-from models.protocols import Split
 
 PARTS: Final = ("validation", "test")
 

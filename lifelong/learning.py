@@ -18,11 +18,11 @@ from infra.settings import EventSettings
 from lifelong.shipped import ITEMS, PURCHASES
 from models.allocator import keep_freed_memory
 from models.config import DataConfig, RunConfig, load_config
+from models.data.interactions import Interactions
+from models.data.live import Live, LiveSplit, split_live
+from models.data.protocols import Samples, Shown, Split, split_requests
 from models.evaluation import baseline_qualities
 from models.export import export
-from models.interactions import Interactions
-from models.live import Live, LiveSplit, split_live
-from models.protocols import Samples, Shown, Split, split_requests
 from models.readers import READERS, columns, logs, read
 from models.tracking import MLflow, TensorBoard, Tracker
 from models.training import Progress as TrainProgress

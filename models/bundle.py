@@ -127,7 +127,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     state: dict[str, StateTensor] = {}
     """What a service stores of a user."""
     schema: dict[str, Any] = {}
-    """What the network sees (`models.schema.Schema`)."""
+    """What the network sees (`models.data.schema.Schema`)."""
     user_features: tuple[str, ...] = USER_FEATURES
     cross_features: tuple[str, ...] = CROSS_FEATURES
     seed: int = 0

@@ -2,10 +2,10 @@
 
     name = "encode-shop"
     [data]        where the behaviors come from            `DataConfig`
-    [protocol]    what is predicted                        `models.protocols`, `models.live`
-    [split]       which samples validate and test          `models.protocols`
-    [samples]     which samples are used                   `models.protocols.Samples`
-    [schema]      what the network sees                    `models.schema.Schema`
+    [protocol]    what is predicted                        `models.data.protocols`, `models.data.live`
+    [split]       which samples validate and test          `models.data.protocols`
+    [samples]     which samples are used                   `models.data.protocols.Samples`
+    [schema]      what the network sees                    `models.data.schema.Schema`
     [network]     what all methods share                   `models.network.NetworkConfig`
     [long_term]   the method                               `models.networks`
     [training]    how it learns                            `TrainingConfig`
@@ -25,12 +25,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from infra.errors import TrainingError
-from models.live import Live
+from models.data.live import Live
+from models.data.protocols import ByTime, LastOfUser, NextItem, Rated, Samples, Shown
+from models.data.schema import Schema
 from models.network import NetworkConfig
 from models.networks import AnyConfig
 from models.networks.encode import EncodeConfig
-from models.protocols import ByTime, LastOfUser, NextItem, Rated, Samples, Shown
-from models.schema import Schema
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]

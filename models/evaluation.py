@@ -30,12 +30,12 @@ from models.bundle import (
     Manifest,
     make_session,
 )
-from models.data import Requests, Sequences
+from models.data.interactions import Interactions
+from models.data.live import LiveSplit
+from models.data.protocols import Split
+from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
-from models.interactions import Interactions
 from models.kmeans import cluster
-from models.live import LiveSplit
-from models.protocols import Split
 
 if TYPE_CHECKING:
     import onnxruntime

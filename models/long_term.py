@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from models.schema import Inputs
+from models.data.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 State = dict[str, Tensor]

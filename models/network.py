@@ -1,8 +1,8 @@
 """The network around a long-term module: embeddings by schema, recent behaviors, tower (Eq. 1).
 
 All methods see the same inputs and have the same tower; only the long-term module differs. Where
-the parts of the input come from stands in `models.schema`, how a batch is gathered in
-`models.batches`.
+the parts of the input come from stands in `models.data.schema`, how a batch is gathered in
+`models.data.batches`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.batches import Batch
+from models.data.batches import Batch
+from models.data.schema import Inputs
 from models.features import CROSS_FEATURES, USER_FEATURES
 from models.layers import RecentAttention, Tower
 from models.long_term import LongTerm, State
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 

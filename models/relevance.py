@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from infra.errors import TrainingError
-from models.batches import Batch, Gatherer, prefetch
-from models.data import Requests
+from models.data.batches import Batch, Gatherer, prefetch
+from models.data.requests import Requests
 from models.layers import masked_softmax
 from models.long_term import LongTerm
 from models.metrics import NAN, Array, hit_rate_of_retrieval, relevance_indicator

@@ -28,13 +28,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import TrainingError
 from models import evaluation
-from models.batches import Batch, Gatherer, prefetch
 from models.bundle import Vocabulary, write_directory
 from models.config import RunConfig, read_config
-from models.data import Requests, Sequences
-from models.interactions import Interactions, Rows
+from models.data.batches import Batch, Gatherer, prefetch
+from models.data.interactions import Interactions, Rows
+from models.data.requests import Requests, Sequences
+from models.data.schema import Inputs
 from models.network import Network
-from models.schema import Inputs
 from models.tracking import Tracker
 
 CHECKPOINT: Final = "checkpoint.pt"
@@ -55,7 +55,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Samples(Protocol):
-    """What a run learns from: `models.protocols.Split` or `models.live.LiveSplit`."""
+    """What a run learns from: `models.data.protocols.Split` or `models.data.live.LiveSplit`."""
 
     @property
     def interactions(self) -> Interactions: ...

@@ -12,13 +12,13 @@ import pytest
 
 from lifelong.learning import SHIPPED
 from models.config import DataConfig, RunConfig, TrainingConfig, load_config
-from models.live import Live
+from models.data.live import Live
+from models.data.protocols import ByTime, LastOfUser, NextItem, Rated, Samples
+from models.data.schema import Schema
 from models.long_term import LongTermConfig
 from models.network import NetworkConfig
 from models.networks import AnyConfig
-from models.protocols import ByTime, LastOfUser, NextItem, Rated, Samples
 from models.readers import READERS
-from models.schema import Schema
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "docs" / "models"

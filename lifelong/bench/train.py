@@ -33,13 +33,13 @@ import torch
 from lifelong.bench.fuxictr_peer import HIDDEN, MODELS, D, Request
 from lifelong.bench.fuxictr_process import FuxiCTR
 from lifelong.bench.report import machine
-from models.batches import Batch, Gatherer, prefetch
 from models.config import TrainingConfig
-from models.data import Requests, Sequences
-from models.interactions import Interactions
+from models.data.batches import Batch, Gatherer, prefetch
+from models.data.interactions import Interactions
+from models.data.requests import Requests, Sequences
+from models.data.schema import Inputs, Schema
 from models.network import Network, NetworkConfig
 from models.networks import AnyConfig
-from models.schema import Inputs, Schema
 from models.training import batch_loss
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from lifelong.evaluation import plain
-from models.batches import Gatherer, prefetch
-from models.data import Requests
+from models.data.batches import Gatherer, prefetch
+from models.data.protocols import Split
+from models.data.requests import Requests
 from models.layers import unit
 from models.long_term import LongTerm
 from models.networks.sdim import SDIM, SDIMConfig
 from models.networks.sdim_expected import collision_probability
-from models.protocols import Split
 from models.relevance import CELLS, Relevance, Watched, compare_all, oracle_of, searches, weighs
 from models.sequence import BehaviorSequence, Target
 from models.training import Run, load_run, make_gatherer

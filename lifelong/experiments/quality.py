@@ -18,12 +18,12 @@ from infra.errors import DataError
 from lifelong.evaluation import RESAMPLINGS, differences
 from lifelong.experiments.files import reason, replacing
 from models import training
-from models.batches import Gatherer
 from models.config import RunConfig
+from models.data.batches import Gatherer
+from models.data.interactions import Floats
+from models.data.protocols import Split
 from models.evaluation import measure
-from models.interactions import Floats
 from models.network import Network
-from models.protocols import Split
 
 RUN: Final = "run"
 ONE_EPOCH: Final = "one-epoch.npy"

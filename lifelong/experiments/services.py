@@ -15,12 +15,12 @@ from torch import Tensor
 
 from extractor.state import InterestState
 from models import training
-from models.batches import Batch, Gatherer
-from models.data import Requests
-from models.interactions import Floats, Ints
+from models.data.batches import Batch, Gatherer
+from models.data.interactions import Floats, Ints
+from models.data.protocols import Split
+from models.data.requests import Requests
 from models.long_term import State
 from models.network import Network
-from models.protocols import Split
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ from lifelong.experiments.tables import REFERENCE
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
 from models.bundle import Bundle, Manifest, make_session, save_bundle
 from models.config import RunConfig
+from models.data.schema import AGE_BUCKETS, Inputs, Schema
 from models.export import export_network, export_scorer
 from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
 from models.network import Network, NetworkConfig
 from models.networks.encode import EncodeConfig
-from models.schema import AGE_BUCKETS, Inputs, Schema
 from models.sequence import BehaviorSequence, Target
 from models.training import make_network
 from scorer.ranking import NO_BEHAVIORS, item_keys, score, scorer_inputs

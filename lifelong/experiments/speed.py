@@ -2,7 +2,7 @@
 
 A step of training is the forward and the backward pass and the optimizer's; inference is the
 forward pass alone, both stages of a method from the sequence on. Batches are gathered beforehand: a
-trainer gathers them beside (`models.batches.prefetch`), whatever the method.
+trainer gathers them beside (`models.data.batches.prefetch`), whatever the method.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lifelong.bench.train import training_step
 from lifelong.experiments.tables import REFERENCE
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
 from models.config import RunConfig
-from models.data import Requests
-from models.protocols import Split
-from models.schema import Inputs
+from models.data.protocols import Split
+from models.data.requests import Requests
+from models.data.schema import Inputs
 from models.training import make_gatherer, make_network
 
 

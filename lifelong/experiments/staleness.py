@@ -14,10 +14,10 @@ import numpy as np
 
 from lifelong.evaluation import differences, plain
 from lifelong.experiments.services import Service
-from models.data import Requests
-from models.interactions import Floats
+from models.data.interactions import Floats
+from models.data.protocols import Split
+from models.data.requests import Requests
 from models.metrics import auc, gauc
-from models.protocols import Split
 from scorer.ranking import MAX_NEWER
 
 Variant = Literal["longer", "attended", "recent", "unseen"]

@@ -21,10 +21,10 @@ from extractor.state import DIGEST_BYTES, InterestState
 from infra.behaviors import BEHAVIOR
 from infra.settings import StoreSettings
 from infra.store import Behaviors, StoredSequence, Version
-from models.interactions import Floats, Ints
+from models.data.interactions import Floats, Ints
+from models.data.protocols import Split
 from models.network import Network
 from models.networks.encode import Encode
-from models.protocols import Split
 
 Flags = npt.NDArray[np.bool_]
 

@@ -22,12 +22,12 @@ from lifelong.experiments.streams import (
     Stream,
     behaviors_of,
 )
-from models.data import Requests
-from models.interactions import Floats, Ints
+from models.data.interactions import Floats, Ints
+from models.data.protocols import Split
+from models.data.requests import Requests
 from models.kernels.clustering import WARM_ITERATIONS
 from models.metrics import auc
 from models.networks.encode import Encode
-from models.protocols import Split
 
 Doubles = npt.NDArray[np.float64]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from models.data.schema import Inputs
 from models.long_term import LongTerm, LongTermConfig, State
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 

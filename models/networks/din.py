@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.data.schema import Inputs
 from models.layers import attend, masked_softmax
 from models.long_term import LongTerm, LongTermConfig, Nothing, State
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 

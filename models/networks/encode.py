@@ -22,11 +22,11 @@ from models.clustering import (
     route_sequences,
     scatter_sequences,
 )
+from models.data.schema import Inputs
 from models.layers import masked_softmax, unit
 from models.long_term import LongTerm, LongTermConfig, State
 from models.metric_learning import Loss, Sampling, projection_loss
 from models.networks.din import DotProduct
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 Count = Annotated[int, msgspec.Meta(ge=1)]

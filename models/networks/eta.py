@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.data.schema import Inputs
 from models.layers import MASKED, masked_softmax, unit
 from models.long_term import LongTerm, LongTermConfig, State
 from models.metric_learning import embeddings_at, projection_loss
 from models.networks.din import DotProduct
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.data.schema import Inputs
 from models.layers import unit
 from models.long_term import LongTerm, LongTermConfig, State
 from models.networks.din import DotProduct
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 SHARPNESS: Final = 2.0

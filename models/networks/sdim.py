@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.errors import TrainingError
+from models.data.schema import Inputs
 from models.kernels.compiling import kernel, on_threads
 from models.layers import EPSILON
 from models.long_term import LongTerm, LongTermConfig, State
 from models.pooling import LINE
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 Floats = npt.NDArray[np.float32]

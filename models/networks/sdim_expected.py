@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from infra.errors import TrainingError
+from models.data.schema import Inputs
 from models.layers import EPSILON, unit
 from models.long_term import LongTerm, LongTermConfig, State
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 STRAIGHT: Final = 1 - 1e-6

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.data.schema import Inputs
 from models.layers import MASKED, masked_softmax, unit
 from models.long_term import LongTerm, LongTermConfig, State
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 CLUSTERS: Final = {"cluster": 1_000, "cluster+": 10_000}

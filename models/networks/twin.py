@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from infra.errors import TrainingError
+from models.data.schema import Inputs
 from models.layers import MASKED, masked_softmax
 from models.long_term import LongTerm, LongTermConfig, State
-from models.schema import Inputs
 from models.sequence import BehaviorSequence, Target
 
 NEWEST_FIRST: Final = 2.0**-44

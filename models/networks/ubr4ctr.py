@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from infra.errors import TrainingError
+from models.data.schema import Inputs, Rows
 from models.layers import MASKED, masked_softmax
 from models.long_term import LongTerm, LongTermConfig, State
 from models.networks.sim import best_places, gather_rows
-from models.schema import Inputs, Rows
 from models.sequence import BehaviorSequence, Target
 
 RECENCY: Final = 1e-9

@@ -1,4 +1,4 @@
-"""Data sets in the formats that they are published in, read into `models.interactions`.
+"""Data sets in the formats that they are published in, read into `models.data.interactions`.
 
     >>> sorted(READERS)[:3]
     ['amazon-books', 'columns', 'logs']
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.errors import DataError
-from models.interactions import Interactions
+from models.data.interactions import Interactions
 from models.readers import amazon, columns, logs, movielens, online_retail, taobao
 from models.readers.tables import Origin
 

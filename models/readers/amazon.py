@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.errors import DataError
-from models.interactions import Column, Columns, Entities, Interactions, pc
+from models.data.interactions import Column, Columns, Entities, Interactions, pc
 from models.readers import tables
 from models.readers.ratings import RATED_WHOLE, rated
 from models.readers.tables import Origin

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from infra.errors import DataError
-from models.interactions import Column, Columns, Entities, Interactions, pc
+from models.data.interactions import Column, Columns, Entities, Interactions, pc
 from models.readers import tables
 from models.readers.tables import TimeUnit
 

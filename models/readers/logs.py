@@ -33,7 +33,7 @@ from infra.kafka.admin import topic_partitions
 from infra.kafka.clients import client_config
 from infra.settings import EVENT_FIELDS, BrokerSettings, EventSettings
 from infra.telemetry import get_logger
-from models.interactions import Column, Columns, Floats, Interactions, Ints, Rows, pc
+from models.data.interactions import Column, Columns, Floats, Interactions, Ints, Rows, pc
 from models.readers import tables
 from models.readers.tables import TimeUnit
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.errors import DataError
-from models.interactions import Column, Columns, Entities, Interactions, Ints, pc
+from models.data.interactions import Column, Columns, Entities, Interactions, Ints, pc
 from models.readers import tables
 from models.readers.tables import Origin
 

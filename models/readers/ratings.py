@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.errors import DataError
-from models.interactions import Column
+from models.data.interactions import Column
 
 SCORES: Final = tuple(half / 2 for half in range(1, 11))
 """0.5 to 5 stars."""

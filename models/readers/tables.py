@@ -19,7 +19,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from infra.errors import DataError
-from models.interactions import Column, Ints
+from models.data.interactions import Column, Ints
 
 TimeUnit = Literal["s", "ms", "us"]
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from models.interactions import Columns, Interactions
+from models.data.interactions import Columns, Interactions
 from models.readers import tables
 from models.readers.tables import Origin
 

@@ -18,7 +18,7 @@ from lifelong.evaluation_report import slice_label
 from lifelong.learning import read_samples
 from models.bundle import MANIFEST, SCORER, Bundle
 from models.config import RunConfig, read_config
-from models.data import Requests, Sequences
+from models.data.requests import Requests, Sequences
 from models.evaluation import sequence_requests
 from models.export import export
 from models.training import train

@@ -12,8 +12,8 @@ from infra.errors import LifelongError
 from lifelong.learning import read_interactions, read_samples, run_export, run_train
 from models.bundle import Bundle
 from models.config import DataConfig, load_config, read_config
-from models.live import LiveSplit
-from models.protocols import Split
+from models.data.live import LiveSplit
+from models.data.protocols import Split
 from tests.conftest import require
 from tests.models.generated import planted_interactions
 

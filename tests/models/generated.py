@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.interactions import Interactions
+from models.data.interactions import Interactions
 
 
 def planted_interactions(

@@ -7,9 +7,9 @@ import pytest
 
 from infra.errors import TrainingError
 from models.config import RunConfig, load_config, read_config
+from models.data.protocols import LastOfUser, Rated
 from models.networks.encode import EncodeConfig
 from models.networks.twin import TWINConfig
-from models.protocols import LastOfUser, Rated
 
 
 def write(path: Path, text: str) -> Path:

@@ -7,7 +7,9 @@ import pytest
 
 from infra.behaviors import item_key
 from models.bundle import Bundle
-from models.data import Sequences
+from models.data.live import evaluation_requests
+from models.data.protocols import LastOfUser, NextItem, Rated, Split, split_requests
+from models.data.requests import Sequences
 from models.evaluation import (
     OfflineRequest,
     add_to_history,
@@ -20,8 +22,6 @@ from models.evaluation import (
     score_stored,
 )
 from models.features import EMPTY_HISTORY
-from models.live import evaluation_requests
-from models.protocols import LastOfUser, NextItem, Rated, Split, split_requests
 from tests.bundles import tiny_bundle
 from tests.models.generated import planted_interactions
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from infra.errors import BundleIncompatible, TrainingError
-from models.batches import Batch
 from models.bundle import SERVED, Bundle, BundleContents, make_session, save_bundle
 from models.config import RunConfig
+from models.data.batches import Batch
+from models.data.schema import Inputs, Schema
 from models.export import (
     EXPORT_TOLERANCE,
     OPSET,
@@ -27,7 +28,6 @@ from models.networks import AnyConfig
 from models.networks.din import DINConfig
 from models.networks.encode import EncodeConfig
 from models.networks.sim import SIMConfig
-from models.schema import Inputs, Schema
 from models.training import make_network
 
 ITEMS, GENRES, CITIES = 30, 5, 4

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.batches import Batch
+from models.data.batches import Batch
+from models.data.schema import Inputs, Schema
 from models.features import CROSS_FEATURES, USER_FEATURES
 from models.network import Network, NetworkConfig
 from models.networks.din import DINConfig, DINLConfig
 from models.networks.encode import EncodeConfig
-from models.schema import Inputs, Schema
 
 ITEMS, L, B = 12, 6, 3
 SCHEMA = Schema(item=("genre",), category="genre", user=("city",), behavior=("action",))

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from infra.errors import TrainingError
-from models.batches import Batch, Gatherer
 from models.config import RunConfig, read_config
-from models.data import Requests
-from models.protocols import LastOfUser, NextItem, Split, split_requests
+from models.data.batches import Batch, Gatherer
+from models.data.protocols import LastOfUser, NextItem, Split, split_requests
+from models.data.requests import Requests
+from models.data.schema import Inputs
 from models.relevance import (
     Oracle,
     Watched,
@@ -22,7 +23,6 @@ from models.relevance import (
     searches,
     weighs,
 )
-from models.schema import Inputs
 from models.training import make_gatherer, make_network
 from tests.models.generated import planted_interactions
 

@@ -17,16 +17,16 @@ from infra.behaviors import item_key
 from infra.errors import TrainingError
 from models.bundle import Bundle
 from models.config import RunConfig, TrainingConfig
-from models.data import Sequences
+from models.data.interactions import Interactions
+from models.data.live import Live, LiveSplit, evaluation_requests, split_live
+from models.data.protocols import LastOfUser, Rated, Split, split_requests
+from models.data.requests import Sequences
 from models.evaluation import evaluate_offline, sequence_requests
 from models.export import export
-from models.interactions import Interactions
-from models.live import Live, LiveSplit, evaluation_requests, split_live
 from models.network import NetworkConfig
 from models.networks.din import DINLConfig
 from models.networks.encode import EncodeConfig
 from models.networks.sim import SIMConfig
-from models.protocols import LastOfUser, Rated, Split, split_requests
 from models.training import (
     CHECKPOINT,
     RUN,
@@ -382,7 +382,7 @@ def test_two_processes_learn_what_one_does(few: Interactions, tmp_path: Path) ->
             from pathlib import Path
             import msgspec
             from models.config import read_config
-            from models.live import split_live
+            from models.data.live import split_live
             from models.training import train
             from tests.models.generated import planted_interactions
 

@@ -21,8 +21,8 @@ from lifelong.experiments.setups import find_setup
 from lifelong.learning import read_samples
 from models import training
 from models.config import RunConfig
+from models.data.protocols import Split
 from models.metrics import auc
-from models.protocols import Split
 from tests.lifelong.experiments.conftest import TINY
 from tests.lifelong.experiments.disks import full_disk
 

@@ -8,9 +8,9 @@ import pytest
 
 from lifelong.experiments.services import Service
 from lifelong.experiments.streams import Items, Stream, behaviors_of
-from models.data import Requests
-from models.interactions import Floats
-from models.protocols import Split
+from models.data.interactions import Floats
+from models.data.protocols import Split
+from models.data.requests import Requests
 from models.training import predict
 
 METHODS = ("encode", "din-l")

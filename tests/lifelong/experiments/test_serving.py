@@ -12,10 +12,10 @@ import pytest
 
 from lifelong.experiments.serving import measure_serving
 from models.config import RunConfig
+from models.data.schema import Schema
 from models.network import NetworkConfig
 from models.networks.sdim import SDIMConfig
 from models.networks.sim import SIMConfig
-from models.schema import Schema
 from tests.lifelong.experiments.methods import METHODS
 
 CHOSEN = {

@@ -9,9 +9,9 @@ import torch
 
 from lifelong.experiments.speed import measure_speed
 from models.config import RunConfig
+from models.data.protocols import LastOfUser, NextItem, Split, split_requests
 from models.network import NetworkConfig
 from models.networks import AnyConfig
-from models.protocols import LastOfUser, NextItem, Split, split_requests
 from tests.lifelong.experiments.methods import METHODS
 from tests.models.generated import planted_interactions
 

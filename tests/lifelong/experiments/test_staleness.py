@@ -9,8 +9,8 @@ import pytest
 from lifelong.experiments import extra_tables
 from lifelong.experiments.services import Service
 from lifelong.experiments.staleness import measure_staleness
+from models.data.protocols import Split
 from models.metrics import auc
-from models.protocols import Split
 from models.training import predict
 
 

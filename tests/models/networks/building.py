@@ -10,8 +10,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from models.data.schema import Inputs, Schema
 from models.long_term import LongTerm, State
-from models.schema import Inputs, Schema
 from models.sequence import BehaviorSequence, Target
 
 D = 8

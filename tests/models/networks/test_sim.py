@@ -7,11 +7,11 @@ from typing import Literal
 import pytest
 import torch
 
+from models.data.schema import Inputs, Schema
 from models.layers import unit
 from models.long_term import LongTerm
 from models.networks.din import DINLConfig
 from models.networks.sim import ClusterSIM, SIMConfig, SoftSIM, cluster_items
-from models.schema import Inputs, Schema
 from tests.models.networks.building import (
     CATEGORIES,
     D,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from infra.errors import TrainingError
+from models.data.schema import Inputs
 from models.networks.ubr4ctr import UBR4CTR, UBR4CTRConfig, inverse_frequency
-from models.schema import Inputs
 from models.sequence import BehaviorSequence
 from tests.models.networks.building import (
     ITEMS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import DataError
-from models.interactions import Interactions
+from models.data.interactions import Interactions
 from models.readers import amazon
 
 HEADER_2023 = "user_id,parent_asin,rating,timestamp\n"

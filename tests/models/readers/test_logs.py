@@ -16,7 +16,7 @@ from infra.kafka.admin import create_topic
 from infra.kafka.clients import producer_config
 from infra.kafka.local import LocalKafka
 from infra.settings import EventSettings
-from models.interactions import Interactions
+from models.data.interactions import Interactions
 from models.readers import logs
 from models.readers.logs import Topic, read_logs
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import DataError
-from models.interactions import Interactions
+from models.data.interactions import Interactions
 from models.readers import movielens
 
 # Two ratings of one second: the file's order is the order of events.

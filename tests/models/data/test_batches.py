@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.batches import Batch, Gatherer, prefetch
-from models.data import Requests, Sequences
+from models.data.batches import Batch, Gatherer, prefetch
+from models.data.interactions import Attribute, Interactions
+from models.data.live import Live, training_requests
+from models.data.requests import Requests, Sequences
+from models.data.schema import Inputs, Schema, dwell_bucket
 from models.features import CROSS_FEATURES, USER_FEATURES, History, cross_features, user_features
-from models.interactions import Attribute, Interactions
-from models.live import Live, training_requests
-from models.schema import Inputs, Schema, dwell_bucket
 from tests.models.generated import numbered, planted_interactions
 
 LATER = 10**6

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from infra.errors import DataError
-from models.interactions import Attribute, Columns, Entities, Interactions
+from models.data.interactions import Attribute, Columns, Entities, Interactions
 
 
 def columns(**other: Any) -> Columns:

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.data import Requests, Sequences
+from models.data.interactions import Interactions
+from models.data.requests import Requests, Sequences
+from models.data.schema import AGE_BUCKETS, Inputs, dwell_bucket
 from models.features import cross_columns, user_columns
-from models.interactions import Interactions
 from models.kernels.compiling import kernel
-from models.schema import AGE_BUCKETS, Inputs, dwell_bucket
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from infra.errors import TrainingError
-from models.data import Requests
-from models.interactions import Attribute, Interactions
-from models.protocols import (
+from models.data.interactions import Attribute, Interactions
+from models.data.protocols import (
     ByTime,
     Division,
     LastOfUser,
@@ -26,6 +25,7 @@ from models.protocols import (
     sample_users,
     split_requests,
 )
+from models.data.requests import Requests
 from tests.models.generated import numbered, planted_interactions
 
 FEW = NextItem(negatives=2, evaluation_negatives=5)

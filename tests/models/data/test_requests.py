@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.data import Requests, Sequences
+from models.data.requests import Requests, Sequences
 from tests.models.generated import numbered
 
 

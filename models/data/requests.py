@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from models.interactions import Floats, Interactions, Ints, Rows
+from models.data.interactions import Floats, Interactions, Ints, Rows
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from infra.errors import TrainingError
 
 if TYPE_CHECKING:
-    from models.interactions import Attribute, Interactions
+    from models.data.interactions import Attribute, Interactions
 
 Rows = npt.NDArray[np.int64]
 

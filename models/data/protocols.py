@@ -33,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import TrainingError
-from models.data import Requests, Sequences
-from models.interactions import Attribute, Floats, Interactions, Ints, Rows
+from models.data.interactions import Attribute, Floats, Interactions, Ints, Rows
+from models.data.requests import Requests, Sequences
 from models.kernels.compiling import kernel
 
 Flags = npt.NDArray[np.bool_]

@@ -20,10 +20,10 @@ import msgspec
 import numpy as np
 
 from infra.errors import TrainingError
-from models.data import Requests, Sequences
-from models.interactions import Floats, Interactions, Ints, Rows
+from models.data.interactions import Floats, Interactions, Ints, Rows
+from models.data.protocols import Section
+from models.data.requests import Requests, Sequences
 from models.kernels.compiling import kernel
-from models.protocols import Section
 
 MAX_NEWER: Final = 63
 """Most behaviors that training leaves newer than the clustering: the service reclusters at 64."""
@@ -63,7 +63,7 @@ class Live(Section, frozen=True, tag="live"):
 class LiveSplit:
     """A data set's live requests: those before ``n_training`` teach, later ones validate.
 
-    It answers as `models.protocols.Split` does.
+    It answers as `models.data.protocols.Split` does.
     """
 
     interactions: Interactions

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from infra.errors import TrainingError
-from models.data import Sequences
-from models.interactions import Interactions
-from models.live import (
+from models.data.interactions import Interactions
+from models.data.live import (
     MAX_NEWER,
     Live,
     evaluation_requests,
     split_live,
     training_requests,
 )
+from models.data.requests import Sequences
 from tests.models.generated import numbered, planted_interactions
 
 EVERYTHING = Live(behaviors_per_request=1, burn_in=0.0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from infra.errors import TrainingError
-from models.interactions import Attribute, Interactions
-from models.schema import AGE_BUCKETS, DWELL_BUCKETS, Inputs, Schema, dwell_bucket
+from models.data.interactions import Attribute, Interactions
+from models.data.schema import AGE_BUCKETS, DWELL_BUCKETS, Inputs, Schema, dwell_bucket
 from tests.models.generated import numbered
 
 
