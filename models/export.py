@@ -35,9 +35,9 @@ from models.bundle import (
 )
 from models.config import RunConfig
 from models.features import CROSS_FEATURES
+from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
 from models.networks.encode import Encode
-from models.sequence import BehaviorSequence, Target
 from models.training import load_run
 
 OPSET: Final = 18

@@ -17,9 +17,9 @@ from torch.nn import functional
 from models.data.batches import Batch
 from models.data.schema import Inputs
 from models.features import CROSS_FEATURES, USER_FEATURES
-from models.layers import RecentAttention, Tower
-from models.long_term import LongTerm, State
-from models.sequence import BehaviorSequence, Target
+from models.modules.layers import RecentAttention, Tower
+from models.modules.long_term import LongTerm, State
+from models.modules.sequence import BehaviorSequence, Target
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

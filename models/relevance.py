@@ -19,15 +19,15 @@ from torch import Tensor
 from infra.errors import TrainingError
 from models.data.batches import Batch, Gatherer, prefetch
 from models.data.requests import Requests
-from models.layers import masked_softmax
-from models.long_term import LongTerm
 from models.metrics import NAN, Array, hit_rate_of_retrieval, relevance_indicator
+from models.modules.layers import masked_softmax
+from models.modules.long_term import LongTerm
+from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
 from models.networks.eta import ETA
 from models.networks.sim import SIM
 from models.networks.twin import TWIN, search
 from models.networks.ubr4ctr import UBR4CTR
-from models.sequence import BehaviorSequence, Target
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]

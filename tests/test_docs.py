@@ -15,7 +15,7 @@ from models.config import DataConfig, RunConfig, TrainingConfig, load_config
 from models.data.live import Live
 from models.data.protocols import ByTime, LastOfUser, NextItem, Rated, Samples
 from models.data.schema import Schema
-from models.long_term import LongTermConfig
+from models.modules.long_term import LongTermConfig
 from models.network import NetworkConfig
 from models.networks import AnyConfig
 from models.readers import READERS

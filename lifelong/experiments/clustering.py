@@ -14,14 +14,14 @@ from torch import Tensor
 from lifelong.bench.report import machine
 from lifelong.experiments.tables import METHODS
 from lifelong.experiments.timing import one_thread, time_in_turns
-from models.clustering import (
+from models.modules.clusterings import (
     Clustering,
     agglomerate_sequences,
     cluster_sequences,
     route_sequences,
     scatter_sequences,
 )
-from models.layers import unit
+from models.modules.layers import unit
 
 REFERENCE: Final[Clustering] = "k-means"
 SPREAD: Final = 0.25
@@ -54,7 +54,7 @@ def measure_clusterings(
         seed: of the users.
 
     Returns:
-        "methods": by name (`models.clustering.Clustering`) "ms", milliseconds a user, the median
+        "methods": by name (`models.modules.clusterings.Clustering`) "ms", milliseconds a user, the median
         over rounds; "ms_all", a value a round; "ratio", how many times as long as k-means it took;
         "cosine", the mean cosine of a behavior to its cluster's center. Beside it "L", "m", "K",
         "T", "users", "rounds", "machine".

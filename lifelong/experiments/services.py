@@ -19,7 +19,7 @@ from models.data.batches import Batch, Gatherer
 from models.data.interactions import Floats, Ints
 from models.data.protocols import Split
 from models.data.requests import Requests
-from models.long_term import State
+from models.modules.long_term import State
 from models.network import Network
 
 

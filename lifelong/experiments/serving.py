@@ -39,9 +39,9 @@ from models.config import RunConfig
 from models.data.schema import AGE_BUCKETS, Inputs, Schema
 from models.export import export_network, export_scorer
 from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
+from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network, NetworkConfig
 from models.networks.encode import EncodeConfig
-from models.sequence import BehaviorSequence, Target
 from models.training import make_network
 from scorer.ranking import NO_BEHAVIORS, item_keys, score, scorer_inputs
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from models.data.schema import Inputs
-from models.long_term import LongTerm, LongTermConfig, State
-from models.sequence import BehaviorSequence, Target
+from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.sequence import BehaviorSequence, Target
 
 
 class AvgPoolingConfig(LongTermConfig, frozen=True, tag="avg-pooling"):

@@ -2,7 +2,7 @@
 
 The papers take it as the quality to reach and the cost to avoid: a service must read every
 behavior's embedding at request time. DIN itself has no long-term part, see
-`models.long_term.Nothing`.
+`models.modules.long_term.Nothing`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from models.data.schema import Inputs
-from models.layers import attend, masked_softmax
-from models.long_term import LongTerm, LongTermConfig, Nothing, State
-from models.sequence import BehaviorSequence, Target
+from models.modules.layers import attend, masked_softmax
+from models.modules.long_term import LongTerm, LongTermConfig, Nothing, State
+from models.modules.sequence import BehaviorSequence, Target
 
 
 class DINConfig(LongTermConfig, frozen=True, tag="din"):

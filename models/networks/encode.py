@@ -15,19 +15,19 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from models.clustering import (
+from models.data.schema import Inputs
+from models.modules.clusterings import (
     Clustering,
     agglomerate_sequences,
     cluster_sequences,
     route_sequences,
     scatter_sequences,
 )
-from models.data.schema import Inputs
-from models.layers import masked_softmax, unit
-from models.long_term import LongTerm, LongTermConfig, State
-from models.metric_learning import Loss, Sampling, projection_loss
+from models.modules.layers import masked_softmax, unit
+from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.metric_learning import Loss, Sampling, projection_loss
+from models.modules.sequence import BehaviorSequence, Target
 from models.networks.din import DotProduct
-from models.sequence import BehaviorSequence, Target
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 

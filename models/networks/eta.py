@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.data.schema import Inputs
-from models.layers import MASKED, masked_softmax, unit
-from models.long_term import LongTerm, LongTermConfig, State
-from models.metric_learning import embeddings_at, projection_loss
+from models.modules.layers import MASKED, masked_softmax, unit
+from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.metric_learning import embeddings_at, projection_loss
+from models.modules.sequence import BehaviorSequence, Target
 from models.networks.din import DotProduct
-from models.sequence import BehaviorSequence, Target
 
 
 class ETAConfig(LongTermConfig, frozen=True, tag="eta"):

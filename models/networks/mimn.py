@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.data.schema import Inputs
-from models.layers import unit
-from models.long_term import LongTerm, LongTermConfig, State
+from models.modules.layers import unit
+from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.sequence import BehaviorSequence, Target
 from models.networks.din import DotProduct
-from models.sequence import BehaviorSequence, Target
 
 SHARPNESS: Final = 2.0
 """What an addressing's learned strength is multiplied with; cosines alone address all slots."""

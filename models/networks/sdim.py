@@ -20,10 +20,10 @@ from torch.nn import functional
 from infra.errors import TrainingError
 from models.data.schema import Inputs
 from models.kernels.compiling import kernel, on_threads
-from models.layers import EPSILON
-from models.long_term import LongTerm, LongTermConfig, State
-from models.pooling import LINE
-from models.sequence import BehaviorSequence, Target
+from models.modules.layers import EPSILON
+from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.pooling import LINE
+from models.modules.sequence import BehaviorSequence, Target
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from infra.errors import TrainingError
 from models.data.schema import Inputs
-from models.layers import EPSILON, unit
-from models.long_term import LongTerm, LongTermConfig, State
-from models.sequence import BehaviorSequence, Target
+from models.modules.layers import EPSILON, unit
+from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.sequence import BehaviorSequence, Target
 
 STRAIGHT: Final = 1 - 1e-6
 """Greatest cosine: next to 1 an angle has half of a cosine's digits, so that a candidate's with its

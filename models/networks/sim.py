@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.data.schema import Inputs
-from models.layers import MASKED, masked_softmax, unit
-from models.long_term import LongTerm, LongTermConfig, State
-from models.sequence import BehaviorSequence, Target
+from models.modules.layers import MASKED, masked_softmax, unit
+from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.sequence import BehaviorSequence, Target
 
 CLUSTERS: Final = {"cluster": 1_000, "cluster+": 10_000}
 """Clusters of items (TWIN, section 4.2)."""

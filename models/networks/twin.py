@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from infra.errors import TrainingError
 from models.data.schema import Inputs
-from models.layers import MASKED, masked_softmax
-from models.long_term import LongTerm, LongTermConfig, State
-from models.sequence import BehaviorSequence, Target
+from models.modules.layers import MASKED, masked_softmax
+from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.sequence import BehaviorSequence, Target
 
 NEWEST_FIRST: Final = 2.0**-44
 """What a place in the sequence adds to a score, in float64, where a search ranks: behaviors of

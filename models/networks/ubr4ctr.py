@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from infra.errors import TrainingError
 from models.data.schema import Inputs, Rows
-from models.layers import MASKED, masked_softmax
-from models.long_term import LongTerm, LongTermConfig, State
+from models.modules.layers import MASKED, masked_softmax
+from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.sequence import BehaviorSequence, Target
 from models.networks.sim import best_places, gather_rows
-from models.sequence import BehaviorSequence, Target
 
 RECENCY: Final = 1e-9
 """What a newer place adds to a score: it decides between equals, and between them alone."""

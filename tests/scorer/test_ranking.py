@@ -66,7 +66,7 @@ def test_served_ctrs_with_newer_behaviors_are_those_of_a_plain_evaluation(world:
 def test_served_ctrs_are_those_of_the_torch_network(world: World) -> None:
     import torch
 
-    from models.sequence import Target
+    from models.modules.sequence import Target
     from tests.bundles import tiny_config, tiny_network
 
     with torch.random.fork_rng():

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from lifelong.experiments.clustering import measure_clusterings
-from models.clustering import Clustering
+from models.modules.clusterings import Clustering
 
 
 @pytest.fixture(scope="module")

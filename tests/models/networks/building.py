@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from models.data.schema import Inputs, Schema
-from models.long_term import LongTerm, State
-from models.sequence import BehaviorSequence, Target
+from models.modules.long_term import LongTerm, State
+from models.modules.sequence import BehaviorSequence, Target
 
 D = 8
 """Width of the embeddings."""

@@ -8,8 +8,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from models.long_term import LongTerm, State
-from models.sequence import BehaviorSequence, Target
+from models.modules.long_term import LongTerm, State
+from models.modules.sequence import BehaviorSequence, Target
 from tests.models.networks.building import CATEGORIES
 
 

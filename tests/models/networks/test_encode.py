@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.clustering import Clustering, cluster_sequences
-from models.layers import masked_softmax, unit
-from models.long_term import State
-from models.metric_learning import Loss, Sampling
+from models.modules.clusterings import Clustering, cluster_sequences
+from models.modules.layers import masked_softmax, unit
+from models.modules.long_term import State
+from models.modules.metric_learning import Loss, Sampling
+from models.modules.sequence import BehaviorSequence
 from models.networks.encode import Encode, EncodeConfig
-from models.sequence import BehaviorSequence
 from tests.models.networks.building import (
     D,
     degenerate_sequence,

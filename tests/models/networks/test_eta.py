@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers import unit
-from models.long_term import State
+from models.modules.layers import unit
+from models.modules.long_term import State
+from models.modules.sequence import BehaviorSequence, Target
 from models.networks.din import DINLConfig
 from models.networks.eta import ETA, ETAConfig
-from models.sequence import BehaviorSequence, Target
 from tests.models.networks.building import (
     ITEMS,
     D,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers import unit
+from models.modules.layers import unit
+from models.modules.sequence import BehaviorSequence
 from models.networks.mimn import MIMN, MIMNConfig
-from models.sequence import BehaviorSequence
 from tests.models.networks.building import D, degenerate_sequence, sequence_of, tiny_inputs
 from tests.models.networks.candidates import known_targets, reads_alike
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import TrainingError
-from models.layers import unit
+from models.modules.layers import unit
+from models.modules.sequence import BehaviorSequence, Target
 from models.networks.avg_pooling import AvgPoolingConfig
 from models.networks.sdim import SDIM, SDIMConfig
-from models.sequence import BehaviorSequence, Target
 from tests.models.networks.building import (
     ITEMS,
     D,

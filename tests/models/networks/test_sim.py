@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from models.data.schema import Inputs, Schema
-from models.layers import unit
-from models.long_term import LongTerm
+from models.modules.layers import unit
+from models.modules.long_term import LongTerm
 from models.networks.din import DINLConfig
 from models.networks.sim import ClusterSIM, SIMConfig, SoftSIM, cluster_items
 from tests.models.networks.building import (

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from infra.errors import TrainingError
+from models.modules.sequence import BehaviorSequence, Target
 from models.networks.twin import TWIN, TWINConfig, search
-from models.sequence import BehaviorSequence, Target
 from tests.models.networks.building import (
     D,
     degenerate_sequence,

@@ -10,8 +10,8 @@ import torch
 
 from infra.errors import TrainingError
 from models.data.schema import Inputs
+from models.modules.sequence import BehaviorSequence
 from models.networks.ubr4ctr import UBR4CTR, UBR4CTRConfig, inverse_frequency
-from models.sequence import BehaviorSequence
 from tests.models.networks.building import (
     ITEMS,
     D,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.layers import unit
-from models.pooling import pool_bins
+from models.modules.layers import unit
+from models.modules.pooling import pool_bins
 
 
 class Target(NamedTuple):

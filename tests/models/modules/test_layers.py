@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.layers import (
+from models.modules.layers import (
     RecentAttention,
     Tower,
     attend,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.clustering import (
+from models.kmeans import cluster
+from models.modules.clusterings import (
     _cluster_together,
     agglomerate_sequences,
     cluster_sequences,
@@ -16,8 +17,7 @@ from models.clustering import (
     route_sequences,
     scatter_sequences,
 )
-from models.kmeans import cluster
-from models.layers import unit
+from models.modules.layers import unit
 
 Way = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.layers import unit
-from models.sequence import BehaviorSequence
+from models.modules.layers import unit
+from models.modules.sequence import BehaviorSequence
 
 Loss = Literal["dynamic", "fixed", "contrastive", "n-pair", "n-pair-mc", "mse", "none"]
 Sampling = Literal["neighbors", "sequence", "batch"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.data.schema import Inputs
-from models.sequence import BehaviorSequence, Target
+from models.modules.sequence import BehaviorSequence, Target
 
 State = dict[str, Tensor]
 """What a service stores of a user: tensors by name, each f32 or i64 [..., rows, width] or

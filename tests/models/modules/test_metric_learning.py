@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
-from models.layers import unit
-from models.metric_learning import (
+from models.modules.layers import unit
+from models.modules.metric_learning import (
     Loss,
     Sampling,
     distances,

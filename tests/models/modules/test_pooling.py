@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.pooling import pool_bins
+from models.modules.pooling import pool_bins
 
 
 def plainly(table: Tensor, rows: Tensor, bins: Tensor, weights: Tensor, size: int) -> Tensor:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers import unit
-from models.sequence import BehaviorSequence
+from models.modules.layers import unit
+from models.modules.sequence import BehaviorSequence
 from tests.models.networks.building import D, sequence_of
 
 FEATURES = ("action", "age")

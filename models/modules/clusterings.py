@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.agglomeration import agglomerate_each
 from models.kernels.clustering import cluster_each
 from models.kernels.compiling import on_threads
+from models.modules.agglomeration import agglomerate_each
 
 Clustering = Literal["k-means", "dynamic-routing", "agglomerative", "random"]
 
@@ -61,7 +61,7 @@ def cluster_sequences(
 
 
 def agglomerate_sequences(directions: Tensor, mask: Tensor, K: int) -> tuple[Tensor, Tensor]:
-    """Average linkage for each of a batch of sequences, see `models.agglomeration`.
+    """Average linkage for each of a batch of sequences, see `models.modules.agglomeration`.
 
     Always on the processor: which clusters merge next depends on the merge before, one by one.
 
