@@ -18,13 +18,15 @@ from infra.errors import SettingsError, TrainingError
 from lifelong import evaluation_report
 from lifelong.learning import read_samples
 from models import bundle as bundles
-from models import evaluation, metrics, relevance, training
+from models import evaluation, training
 from models.config import RunConfig, read_config
 from models.data.batches import Gatherer
 from models.data.interactions import Floats
 from models.data.live import LiveSplit
 from models.data.protocols import Split
 from models.data.requests import Requests
+from models.measures import predictions as metrics
+from models.measures import relevance
 from models.network import Network
 from models.networks.din import DINL
 
@@ -333,7 +335,7 @@ def differences(
     replicates: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """``first - second`` on AUC and GAUC, users resampled: a `models.metrics.Difference` of each.
+    """``first - second`` on AUC and GAUC, users resampled: a `models.measures.predictions.Difference` of each.
 
     Args:
         first: CTRs f32[R, B], or f32[S, R, B] of S seeds, whose mean is told.

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
-from models import metrics
 from models.bundle import (
     FORMAT,
     GOLDEN,
@@ -36,6 +35,7 @@ from models.data.protocols import Split
 from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
 from models.kmeans import cluster
+from models.measures import predictions as metrics
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -21,12 +21,20 @@ from lifelong.evaluation import plain
 from models.data.batches import Gatherer, prefetch
 from models.data.protocols import Split
 from models.data.requests import Requests
+from models.measures.relevance import (
+    CELLS,
+    Relevance,
+    Watched,
+    compare_all,
+    oracle_of,
+    searches,
+    weighs,
+)
 from models.modules.layers import unit
 from models.modules.long_term import LongTerm
 from models.modules.sequence import BehaviorSequence, Target
 from models.networks.sdim import SDIM, SDIMConfig
 from models.networks.sdim_expected import collision_probability
-from models.relevance import CELLS, Relevance, Watched, compare_all, oracle_of, searches, weighs
 from models.training import Run, load_run, make_gatherer
 
 Doubles = npt.NDArray[np.float64]

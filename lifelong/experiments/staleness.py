@@ -17,7 +17,7 @@ from lifelong.experiments.services import Service
 from models.data.interactions import Floats
 from models.data.protocols import Split
 from models.data.requests import Requests
-from models.metrics import auc, gauc
+from models.measures.predictions import auc, gauc
 from scorer.ranking import MAX_NEWER
 
 Variant = Literal["longer", "attended", "recent", "unseen"]
@@ -76,7 +76,7 @@ def measure_staleness(
         "attended" is what it avoids. "runs": per label "fresh" of all requests, and "stale", per n:
         how many "requests" and "users", the median "age_h" (hours since the newest behavior in the
         interests), the mean number of "behaviors" seen, "measures" of each variant (AUC, GAUC), and
-        "differences" between two (`models.metrics.Difference`); or, where too few requests have a
+        "differences" between two (`models.measures.predictions.Difference`); or, where too few requests have a
         past as long, a "note" that says so.
     """
     chosen = msgspec.convert(dict(options), StalenessOptions)

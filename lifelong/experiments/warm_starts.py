@@ -26,7 +26,7 @@ from models.data.interactions import Floats, Ints
 from models.data.protocols import Split
 from models.data.requests import Requests
 from models.kernels.clustering import WARM_ITERATIONS
-from models.metrics import auc
+from models.measures.predictions import auc
 from models.networks.encode import Encode
 
 Doubles = npt.NDArray[np.float64]
@@ -76,7 +76,7 @@ def measure_warm_starts(
           every time;
         - "requests" that are scored from these interests, and their "auc", warm and cold.
 
-        "all" and "end" also have "differences", warm over cold (`models.metrics.Difference`), and
+        "all" and "end" also have "differences", warm over cold (`models.measures.predictions.Difference`), and
         "ctr_difference", the mean absolute one.
     """
     chosen = msgspec.convert(dict(options), WarmStartOptions)

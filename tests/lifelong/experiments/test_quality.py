@@ -22,7 +22,7 @@ from lifelong.learning import read_samples
 from models import training
 from models.config import RunConfig
 from models.data.protocols import Split
-from models.metrics import auc
+from models.measures.predictions import auc
 from tests.lifelong.experiments.conftest import TINY
 from tests.lifelong.experiments.disks import full_disk
 

@@ -10,7 +10,7 @@ from lifelong.experiments import extra_tables
 from lifelong.experiments.services import Service
 from lifelong.experiments.staleness import measure_staleness
 from models.data.protocols import Split
-from models.metrics import auc
+from models.measures.predictions import auc
 from models.training import predict
 
 

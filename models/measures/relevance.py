@@ -19,7 +19,7 @@ from torch import Tensor
 from infra.errors import TrainingError
 from models.data.batches import Batch, Gatherer, prefetch
 from models.data.requests import Requests
-from models.metrics import NAN, Array, hit_rate_of_retrieval, relevance_indicator
+from models.measures.predictions import NAN, Array, hit_rate_of_retrieval, relevance_indicator
 from models.modules.layers import masked_softmax
 from models.modules.long_term import LongTerm
 from models.modules.sequence import BehaviorSequence, Target

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from models.metrics import (
+from models.measures.predictions import (
     auc,
     calibration,
     calibration_error,

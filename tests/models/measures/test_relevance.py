@@ -12,7 +12,7 @@ from models.data.batches import Batch, Gatherer
 from models.data.protocols import LastOfUser, NextItem, Split, split_requests
 from models.data.requests import Requests
 from models.data.schema import Inputs
-from models.relevance import (
+from models.measures.relevance import (
     Oracle,
     Watched,
     behavior_weights,
