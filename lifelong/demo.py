@@ -42,7 +42,7 @@ from lifelong.quality import Quality, measure_quality
 from lifelong.requests import plan_requests
 from lifelong.shipped import BUNDLE, MAPPING, Purchases, write_purchases
 from models.bundle import Bundle
-from models.evaluation import StoredUser, extract_plainly, score_stored
+from models.reference.evaluation import StoredUser, extract_plainly, score_stored
 from scorer.client import RankClient
 from scorer.ranking import item_keys
 from streaming.backfill import backfill

@@ -18,7 +18,7 @@ from infra.errors import SettingsError, TrainingError
 from lifelong import evaluation_report
 from lifelong.learning import read_samples
 from models import bundle as bundles
-from models import evaluation, training
+from models import training
 from models.config import RunConfig, read_config
 from models.data.batches import Gatherer
 from models.data.interactions import Floats
@@ -29,6 +29,7 @@ from models.measures import predictions as metrics
 from models.measures import relevance
 from models.network import Network
 from models.networks.din import DINL
+from models.reference import evaluation
 
 PARTS: Final = ("validation", "test")
 

@@ -21,9 +21,9 @@ from models.config import DataConfig, RunConfig, load_config
 from models.data.interactions import Interactions
 from models.data.live import Live, LiveSplit, split_live
 from models.data.protocols import Samples, Shown, Split, split_requests
-from models.evaluation import baseline_qualities
 from models.export import export
 from models.readers import READERS, columns, logs, read
+from models.reference.evaluation import baseline_qualities
 from models.tracking import MLflow, TensorBoard, Tracker
 from models.training import Progress as TrainProgress
 from models.training import train

@@ -27,7 +27,6 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import TrainingError
-from models import evaluation
 from models.bundle import Vocabulary, write_directory
 from models.config import RunConfig, read_config
 from models.data.batches import Batch, Gatherer, prefetch
@@ -35,6 +34,7 @@ from models.data.interactions import Interactions, Rows
 from models.data.requests import Requests, Sequences
 from models.data.schema import Inputs
 from models.network import Network
+from models.reference import evaluation
 from models.tracking import Tracker
 
 CHECKPOINT: Final = "checkpoint.pt"
@@ -218,7 +218,7 @@ def predict(
 def measure(
     network: Network, gatherer: Gatherer, samples: Samples, requests: Requests
 ) -> dict[str, float]:
-    """`models.evaluation.measure` of the network's CTRs, by name."""
+    """`models.reference.evaluation.measure` of the network's CTRs, by name."""
     ctrs = predict(network, gatherer, requests)
     return evaluation.measure(ctrs, requests, samples.users(requests)).named()
 

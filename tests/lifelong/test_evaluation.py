@@ -19,8 +19,8 @@ from lifelong.learning import read_samples
 from models.bundle import MANIFEST, SCORER, Bundle
 from models.config import RunConfig, read_config
 from models.data.requests import Requests, Sequences
-from models.evaluation import sequence_requests
 from models.export import export
+from models.reference.evaluation import sequence_requests
 from models.training import train
 from tests.models.generated import planted_interactions
 

@@ -21,12 +21,12 @@ from models.data.interactions import Interactions
 from models.data.live import Live, LiveSplit, evaluation_requests, split_live
 from models.data.protocols import LastOfUser, Rated, Split, split_requests
 from models.data.requests import Sequences
-from models.evaluation import evaluate_offline, sequence_requests
 from models.export import export
 from models.network import NetworkConfig
 from models.networks.din import DINLConfig
 from models.networks.encode import EncodeConfig
 from models.networks.sim import SIMConfig
+from models.reference.evaluation import evaluate_offline, sequence_requests
 from models.training import (
     CHECKPOINT,
     RUN,

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.kmeans import cluster
 from models.modules.clusterings import (
     _cluster_together,
     agglomerate_sequences,
@@ -18,6 +17,7 @@ from models.modules.clusterings import (
     scatter_sequences,
 )
 from models.modules.layers import unit
+from models.reference.kmeans import cluster
 
 Way = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.kmeans import cluster
+from models.reference.kmeans import cluster
 
 ONES = np.ones(200, np.float32)
 

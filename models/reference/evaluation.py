@@ -34,8 +34,8 @@ from models.data.live import LiveSplit
 from models.data.protocols import Split
 from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
-from models.kmeans import cluster
 from models.measures import predictions as metrics
+from models.reference.kmeans import cluster
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -10,7 +10,8 @@ from models.bundle import Bundle
 from models.data.live import evaluation_requests
 from models.data.protocols import LastOfUser, NextItem, Rated, Split, split_requests
 from models.data.requests import Sequences
-from models.evaluation import (
+from models.features import EMPTY_HISTORY
+from models.reference.evaluation import (
     OfflineRequest,
     add_to_history,
     baseline_qualities,
@@ -21,7 +22,6 @@ from models.evaluation import (
     ranking_quality,
     score_stored,
 )
-from models.features import EMPTY_HISTORY
 from tests.bundles import tiny_bundle
 from tests.models.generated import planted_interactions
 
