@@ -528,7 +528,7 @@ def _log(settings: LogSettings | None = None) -> None:
     configure_logging(settings)
     if settings.level != "DEBUG":
         # The producer warns of each retry. What fails in the end is raised, in our words.
-        logging.getLogger("streaming.replay").setLevel(logging.ERROR)
+        logging.getLogger("streaming.files.replay").setLevel(logging.ERROR)
 
 
 def _nested(flat: Mapping[str, object]) -> dict[str, Any]:

@@ -45,8 +45,8 @@ from models.bundle import Bundle
 from models.reference.evaluation import StoredUser, extract_plainly, score_stored
 from scorer.client import RankClient
 from scorer.ranking import item_keys
-from streaming.backfill import backfill
-from streaming.replay import BehaviorEvent, EventProducer
+from streaming.files.backfill import backfill
+from streaming.files.replay import BehaviorEvent, EventProducer
 
 REQUESTS: Final = 1500
 """Ranking requests of 100 candidates, each of another user, where the stream has so many users."""

@@ -18,9 +18,9 @@ from infra.kafka.admin import topic_partitions
 from infra.kafka.clients import producer_config
 from infra.settings import Settings
 from infra.stores import open_store
-from streaming.backfill import backfill
-from streaming.replay import replay
-from streaming.sources import OnBad
+from streaming.files.backfill import backfill
+from streaming.files.reader import OnBad
+from streaming.files.replay import replay
 
 ON_BAD: Final[dict[str, OnBad]] = {"stop": "stop", "skip": "skip"}
 

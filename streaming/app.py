@@ -25,7 +25,7 @@ from infra.settings import BrokerSettings, Settings
 from infra.store import Append, Appended, Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.dead_letters import DeadLetter, DeadLetters
-from streaming.events import Decoded, EventDecoder, Reason, Reject
+from streaming.events.decoder import Decoded, EventDecoder, Reason, Reject
 from streaming.transport import Batch, BatchConsumer, BatchTransport, InOrder, faust_log
 
 log: Final = get_logger(__name__)

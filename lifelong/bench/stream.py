@@ -28,7 +28,7 @@ from infra.kafka.local import LocalKafka
 from lifelong.bench.report import compose
 from lifelong.processes import Service, free_port
 from lifelong.shipped import BUNDLE, MAPPING, PURCHASES, Purchases, write_purchases
-from streaming.replay import replay
+from streaming.files.replay import replay
 
 OURS: Final = "lifelong worker"
 PARTITIONS: Final = 4

@@ -17,7 +17,7 @@ from lifelong.shipped import (
     write_purchases,
 )
 from models.bundle import Bundle
-from streaming.sources import read_events
+from streaming.files.reader import read_events
 
 MOST_BYTES = 4_000_000
 

@@ -19,6 +19,7 @@ from infra.metrics import WorkerMetrics
 from infra.settings import Settings
 from infra.store import Append, Appended
 from streaming.app import BatchWriter, GivenUp, TopicIdentity, create_app
+from tests.streaming.events.test_decoder import BAD
 from tests.streaming.running import (
     NOW,
     KeptLetters,
@@ -33,7 +34,6 @@ from tests.streaming.running import (
     running,
     until,
 )
-from tests.streaming.test_events import BAD
 
 SOURCE = Source(key=1, owner=2)
 

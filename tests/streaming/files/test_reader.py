@@ -16,7 +16,7 @@ import pytest
 from infra.behaviors import ACTIONS
 from infra.errors import SourceError
 from infra.settings import EventSettings
-from streaming.sources import EventBatch, EventFile, read_events
+from streaming.files.reader import EventBatch, EventFile, read_events
 
 T0 = 1_600_000_000_000
 FORMATS = ["events.parquet", "events.csv", "events.jsonl", "events.csv.gz", "events.jsonl.gz"]

@@ -16,7 +16,7 @@ from infra.errors import SourceError, StoreFull, StoreUnavailable
 from infra.store import Append, Appended, Store
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
-from streaming.backfill import BackfillProgress, backfill, murmur2, partition_numbers
+from streaming.files.backfill import BackfillProgress, backfill, murmur2, partition_numbers
 
 T0 = 1_600_000_000_000
 

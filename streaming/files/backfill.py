@@ -27,7 +27,7 @@ from infra.errors import StoreUnavailable
 from infra.settings import EventSettings
 from infra.store import Append, Store, wall_clock_ms
 from infra.telemetry import get_logger
-from streaming.sources import Array, EventBatch, EventFile, OnBad
+from streaming.files.reader import Array, EventBatch, EventFile, OnBad
 
 CHUNK_ROWS: Final = 131_072
 """Rows applied together. Of a user with many events in a chunk the head is written once, so larger
@@ -90,7 +90,7 @@ def backfill(
     """Apply the events of a file to the users' sequences, in the file's order.
 
     Args:
-        path: the file (see `streaming.sources.EventFile`).
+        path: the file (see `streaming.files.reader.EventFile`).
         store: where to.
         topic: the topic whose workers are to recluster the users.
         partitions: how many partitions it has.

@@ -17,10 +17,11 @@ from infra.kafka.admin import create_topic
 from infra.kafka.clients import producer_config
 from infra.kafka.local import LocalKafka
 from infra.settings import EventSettings
-from streaming import replay as module
-from streaming.backfill import partition_numbers
-from streaming.events import EventDecoder
-from streaming.replay import (
+from streaming.events.decoder import EventDecoder
+from streaming.files import replay as module
+from streaming.files.backfill import partition_numbers
+from streaming.files.reader import EventFile
+from streaming.files.replay import (
     BehaviorEvent,
     EventProducer,
     RatePacer,
@@ -29,7 +30,6 @@ from streaming.replay import (
     encode_batch,
     replay,
 )
-from streaming.sources import EventFile
 
 T0 = 1_600_000_000_000
 PARTITIONS = 4

@@ -23,7 +23,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from infra.behaviors import ACTIONS
 from infra.errors import BrokerError, SourceError
 from infra.settings import EventSettings
-from streaming.sources import Array, EventBatch, EventFile, OnBad
+from streaming.files.reader import Array, EventBatch, EventFile, OnBad
 
 READ_ROWS: Final = 8192
 READ_TEXT: Final = 1 << 20
@@ -251,7 +251,7 @@ def replay(
     """Send the events of a file to a topic, in the file's order.
 
     Args:
-        path: the file (see `streaming.sources.EventFile`).
+        path: the file (see `streaming.files.reader.EventFile`).
         config: of the producer, `infra.kafka.clients.producer_config`.
         topic: where to.
         mapping: which column holds which of our fields.

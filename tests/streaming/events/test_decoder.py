@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from infra.behaviors import ACTIONS, BEHAVIOR, category_key, event_key, item_key
 from infra.settings import EventSettings
-from streaming.events import Decoded, EventDecoder, Reason, Reject
+from streaming.events.decoder import Decoded, EventDecoder, Reason, Reject
 
 NOW = 1_700_000_000_000
 EVENT: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""From what a platform sends to behaviors of users."""
