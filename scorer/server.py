@@ -36,7 +36,7 @@ from infra.store import Store
 from infra.stores import open_store
 from infra.telemetry import configure_logging, get_logger
 from models.bundle import Bundle
-from scorer.app import create_app
+from scorer.http.app import create_app
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
 from scorer.service import Service

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from scorer.admission import RETRY_AFTER_S
+from scorer.http.admission import RETRY_AFTER_S
+from scorer.http.limits import Refused
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
-from scorer.requests import Refused
 
 T = TypeVar("T")
 

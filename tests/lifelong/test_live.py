@@ -14,7 +14,7 @@ from lifelong.processes import ServiceFailed
 from lifelong.requests import LiveRequest
 from lifelong.shipped import Purchases
 from scorer.client import ScorerUnavailable
-from scorer.messages import RankAnswer, RankedItem
+from scorer.http.messages import RankAnswer, RankedItem
 
 FIRST, LAST = 100, 1100
 Log = list[tuple[str, int]]

@@ -18,7 +18,7 @@ from infra.settings import ScorerSettings
 from infra.store import Append, InterestWrite, Profile, StoredSequence
 from infra.stores.memory import MemoryStore
 from models.bundle import Bundle
-from scorer.app import create_app
+from scorer.http.app import create_app
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
 from scorer.service import Service

@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 
 from infra.errors import RequestError
-from scorer.app import create_app
 from scorer.client import AsyncRankClient, RankClient, Ranking, ScorerError, ScorerUnavailable
+from scorer.http.app import create_app
 from tests.scorer.conftest import World
 
 CANDIDATES = [f"item-{i}" for i in range(1, 51)]

@@ -11,7 +11,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from scorer.requests import Refused
+from scorer.http.limits import Refused
 
 RETRY_AFTER_S: Final = 1
 """When a refused client should come again; a full queue is worked off well within this."""

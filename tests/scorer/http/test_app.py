@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.metrics import ScorerMetrics
-from scorer.app import create_app
+from scorer.http.app import create_app
 from scorer.ranking import Ranker, Ranking
 from scorer.readiness import LOADING, Readiness
 from scorer.service import Service

@@ -23,8 +23,7 @@ import numpy.typing as npt
 
 from infra.errors import RequestError
 from models.bundle import Manifest
-from scorer.ranking import U64, Ranker, Ranking
-from scorer.requests import (
+from scorer.http.limits import (
     MAX_ITEM_CHARS,
     SHOWN_CHARS,
     Item,
@@ -35,6 +34,7 @@ from scorer.requests import (
     decode_json,
     nearest,
 )
+from scorer.ranking import U64, Ranker, Ranking
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 """Name of the HTTP header of the binary extension."""

@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 
 from infra.errors import RequestError
-from scorer.messages import AsOf, RankAnswer, RankedItem, RankRequest
+from scorer.http.limits import check_candidate_count, check_user, decode_json
+from scorer.http.messages import AsOf, RankAnswer, RankedItem, RankRequest
 from scorer.ranking import Ranker, Ranking
-from scorer.requests import check_candidate_count, check_user, decode_json
 
 
 class RankV1:

@@ -1,7 +1,7 @@
 """The scorer's HTTP interface, composed in one place.
 
-POST /v1/rank                  scorer.rank_v1
-POST /v2/models/{name}/infer   scorer.kserve
+POST /v1/rank                  scorer.http.rank_v1
+POST /v2/models/{name}/infer   scorer.http.kserve
 GET  /v2/models/{name}[/ready], /v2, /v2/health/live, /v2/health/ready, /metrics
 """
 
@@ -24,12 +24,12 @@ from infra.errors import RequestError, StoreError
 from infra.metrics import ScorerMetrics, exposition
 from infra.settings import ScorerSettings
 from infra.telemetry import get_logger
-from scorer.admission import RETRY_AFTER_S, Admission, Turns
-from scorer.kserve import HEADER_LENGTH, KServe, metadata
-from scorer.middleware import BodyLimit, RequestMetrics
-from scorer.rank_v1 import RankV1
+from scorer.http.admission import RETRY_AFTER_S, Admission, Turns
+from scorer.http.kserve import HEADER_LENGTH, KServe, metadata
+from scorer.http.limits import SHOWN_CHARS, Refused
+from scorer.http.middleware import BodyLimit, RequestMetrics
+from scorer.http.rank_v1 import RankV1
 from scorer.ranking import Ranker
-from scorer.requests import SHOWN_CHARS, Refused
 from scorer.service import Service
 
 JSON: Final = "application/json"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from scorer.requests import Item, Time, User
+from scorer.http.limits import Item, Time, User
 
 HistoryKind = Literal["interests", "sequence", "none"]
 """What a user was scored with: stored interests, interests extracted from the sequence within the

@@ -1,0 +1,1 @@
+"""The HTTP interface of the scorer: its routes, their formats, middleware, admission."""
