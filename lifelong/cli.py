@@ -118,7 +118,7 @@ def demo(
     json_out: JsonOut = None,
 ) -> None:
     """Stream real purchases through Kafka into sequences, interests and CTRs."""
-    from lifelong.demo import DemoOptions, run_demo
+    from lifelong.demo.run import DemoOptions, run_demo
 
     _log()
     with _terminable():

@@ -26,7 +26,7 @@ from infra.kafka.admin import create_topic
 from infra.kafka.clients import producer_config
 from infra.kafka.local import LocalKafka
 from lifelong.bench.report import compose
-from lifelong.processes import Service, free_port
+from lifelong.demo.processes import Service, free_port
 from lifelong.shipped import BUNDLE, MAPPING, PURCHASES, Purchases, write_purchases
 from streaming.files.replay import replay
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from lifelong.bench.report import machine
 
 if TYPE_CHECKING:
-    from lifelong.demo import Portrait
+    from lifelong.demo.run import Portrait
 
 
 def show(console: Console, report: dict[str, Any], portrait: Portrait) -> None:

@@ -9,7 +9,7 @@ from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
 from infra.store import Append, InterestWrite, Profile, Version
 from infra.stores.memory import MemoryStore
-from lifelong.freshness import FreshnessProbe
+from lifelong.demo.freshness import FreshnessProbe
 
 NOW_MS = 1_700_000_000_000
 ENOUGH_S = 10.0

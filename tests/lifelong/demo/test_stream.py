@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from infra.stores.memory import MemoryStore
-from lifelong.freshness import FreshnessProbe
-from lifelong.live import Client, LiveResult, LiveStream, in_order
-from lifelong.processes import ServiceFailed
-from lifelong.requests import LiveRequest
+from lifelong.demo.freshness import FreshnessProbe
+from lifelong.demo.plan import LiveRequest
+from lifelong.demo.processes import ServiceFailed
+from lifelong.demo.stream import Client, LiveResult, LiveStream, in_order
 from lifelong.shipped import Purchases
 from scorer.client import ScorerUnavailable
 from scorer.http.messages import RankAnswer, RankedItem

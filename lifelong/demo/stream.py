@@ -19,8 +19,8 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lifelong.freshness import FreshnessProbe
-from lifelong.requests import LiveRequest
+from lifelong.demo.freshness import FreshnessProbe
+from lifelong.demo.plan import LiveRequest
 from lifelong.shipped import Purchases
 from scorer.client import RankClient, Ranking
 

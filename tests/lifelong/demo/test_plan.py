@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lifelong.requests import CANDIDATES, LiveRequest, plan_requests
+from lifelong.demo.plan import CANDIDATES, LiveRequest, plan_requests
 from lifelong.shipped import Purchases
 
 FIRST, LAST = 4000, 5500

@@ -34,12 +34,12 @@ from infra.settings import Settings, load_settings
 from infra.store import Profile, StoredSequence
 from infra.stores import open_store
 from lifelong.broker import KINDS
-from lifelong.freshness import FreshnessProbe
-from lifelong.live import LARGE, Client, LiveResult, LiveStream, in_order
+from lifelong.demo.freshness import FreshnessProbe
+from lifelong.demo.plan import plan_requests
+from lifelong.demo.processes import Service, free_port
+from lifelong.demo.stream import LARGE, Client, LiveResult, LiveStream, in_order
 from lifelong.portrait import NamedInterest, name_interests
-from lifelong.processes import Service, free_port
 from lifelong.quality import Quality, measure_quality
-from lifelong.requests import plan_requests
 from lifelong.shipped import BUNDLE, MAPPING, Purchases, write_purchases
 from models.bundle import Bundle
 from models.reference.evaluation import StoredUser, extract_plainly, score_stored
@@ -137,7 +137,7 @@ def run_demo(options: DemoOptions, *, quiet: bool) -> dict[str, Any]:
             demo.stream()
             report = demo.report()
         if not quiet:
-            from lifelong.demo_report import show
+            from lifelong.demo.report import show
 
             show(console, report, demo.portrait())
         if options.keep:
@@ -563,7 +563,7 @@ def _percentile(values: Sequence[float], p: float) -> float:
 
 
 def _wait_for_interrupt(console: Console, demo: Demo) -> None:
-    from lifelong.demo_report import show_addresses
+    from lifelong.demo.report import show_addresses
 
     show_addresses(console, demo.addresses())
     with contextlib.suppress(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lifelong.processes import Service, ServiceFailed, answers, free_port
+from lifelong.demo.processes import Service, ServiceFailed, answers, free_port
 
 NOBODY = "http://127.0.0.1:9/"
 READY_S = 60.0
@@ -104,7 +104,7 @@ def test_a_service_ends_with_the_process_that_started_it(tmp_path: Path) -> None
     start = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from lifelong.processes import Service\n"
+        "from lifelong.demo.processes import Service\n"
         "log, url, *arguments = sys.argv[1:]\n"
         "service = Service('worker', arguments, Path(log), url)\n"
         f"service.wait_ready({READY_S})\n"

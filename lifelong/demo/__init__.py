@@ -1,0 +1,1 @@
+"""``lifelong demo``: the whole system on real purchases and a real Kafka."""
