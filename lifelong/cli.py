@@ -309,7 +309,7 @@ def evaluate(
 ) -> None:
     """Measure a run or a bundle on held-out samples (needs the extra `train`)."""
     with _terminable(), _extra("train"):
-        from lifelong.evaluation import EvaluateOptions, run_evaluate
+        from lifelong.evaluate.run import EvaluateOptions, run_evaluate
 
         options = EvaluateOptions(
             part=part,

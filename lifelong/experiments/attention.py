@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lifelong.evaluation import plain
+from lifelong.evaluate.run import plain
 from models.data.batches import Gatherer, prefetch
 from models.data.protocols import Split
 from models.data.requests import Requests

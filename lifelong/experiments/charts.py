@@ -13,7 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from lifelong.figure_style import BLUE, GRAY, GRID, INK, LIGHT_BLUE, head
+from lifelong.drawing.style import BLUE, GRAY, GRID, INK, LIGHT_BLUE, head
 
 COLORS: Final = {
     "ENCODE": BLUE,

@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lifelong.evaluation_report import NOTHING
+from lifelong.drawing.labels import name_line, part_lines
+from lifelong.drawing.style import BLUE, DASHED, GRAY, INK, SMALL
+from lifelong.evaluate.report import NOTHING
 from lifelong.experiments.charts import (
     COLORS,
     STEEP,
@@ -31,8 +33,6 @@ from lifelong.experiments.charts import (
     seed_lines,
     ticks_at,
 )
-from lifelong.figure_labels import name_line, part_lines
-from lifelong.figure_style import BLUE, DASHED, GRAY, INK, SMALL
 
 Result = dict[str, Any]
 """What a measurement gave."""

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lifelong.evaluation_report import NOTHING
+from lifelong.drawing.labels import name_line, name_point, part_lines, part_points
+from lifelong.drawing.style import BLUE, DASHED, GRAY, INK, PALE, SMALL, save, styled
+from lifelong.evaluate.report import NOTHING
 from lifelong.experiments import extra_plots
 from lifelong.experiments.charts import (
     STEEP,
@@ -31,8 +33,6 @@ from lifelong.experiments.charts import (
     ticks_at,
 )
 from lifelong.experiments.extra_tables import CLUSTERINGS
-from lifelong.figure_labels import name_line, name_point, part_lines, part_points
-from lifelong.figure_style import BLUE, DASHED, GRAY, INK, PALE, SMALL, save, styled
 
 PARTS: Final = {"one_epoch": "after one epoch", "converged": "converged"}
 """When a run was measured."""

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from infra.errors import DataError
-from lifelong.evaluation import RESAMPLINGS, differences
+from lifelong.evaluate.run import RESAMPLINGS, differences
 from lifelong.experiments.files import reason, replacing
 from models import training
 from models.config import RunConfig

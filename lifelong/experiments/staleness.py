@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
-from lifelong.evaluation import differences, plain
+from lifelong.evaluate.run import differences, plain
 from lifelong.experiments.services import Service
 from models.data.interactions import Floats
 from models.data.protocols import Split

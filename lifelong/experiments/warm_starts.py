@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lifelong.evaluation import differences, plain
+from lifelong.evaluate.run import differences, plain
 from lifelong.experiments.services import Service
 from lifelong.experiments.streams import (
     FIGURES,

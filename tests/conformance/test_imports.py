@@ -14,7 +14,7 @@ ONLY_TRAINING_AND_BENCH = ("torch", "onnx", "onnxscript", "sklearn", "faiss", "q
 # Commands that say which extra they need.
 OF_AN_EXTRA = (
     "lifelong.bench",
-    "lifelong.evaluation",
+    "lifelong.evaluate.run",
     "lifelong.experiments",
     "lifelong.figure",
     "lifelong.learning",

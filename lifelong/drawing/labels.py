@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox, ScaledTranslation
 
-from lifelong.figure_style import GRAY, SMALL
+from lifelong.drawing.style import GRAY, SMALL
 
 LINE: Final = 12.5
 """From one name to the next below it, in points."""

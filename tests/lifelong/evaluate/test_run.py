@@ -13,8 +13,8 @@ import pytest
 from pyarrow import parquet
 
 from infra.errors import BundleCorrupt, BundleIncompatible, SettingsError, TrainingError
-from lifelong.evaluation import EvaluateOptions, run_evaluate
-from lifelong.evaluation_report import slice_label
+from lifelong.evaluate.report import slice_label
+from lifelong.evaluate.run import EvaluateOptions, run_evaluate
 from lifelong.learning import read_samples
 from models.bundle import MANIFEST, SCORER, Bundle
 from models.config import RunConfig, read_config

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from lifelong.evaluation_report import SLICES, slice_label
-from lifelong.figure_style import BLUE, DASHED, GRAY, GRID, INK, LIGHT_BLUE, head, save, styled
+from lifelong.drawing.style import BLUE, DASHED, GRAY, GRID, INK, LIGHT_BLUE, head, save, styled
+from lifelong.evaluate.report import SLICES, slice_label
 
 WIDE: Final = 30.0
 """Largest over smallest CTR from which both axes are logarithmic: most CTRs are low, and would lie

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lifelong.figure_labels import name_line, name_point, part_lines, part_points, spread
+from lifelong.drawing.labels import name_line, name_point, part_lines, part_points, spread
 
 
 @pytest.mark.parametrize("wanted", [[3.0, 3.0, 3.0], [99.0, 100.0, 2.0], [0.0, 1.0, 50.0]])

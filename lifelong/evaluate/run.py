@@ -15,7 +15,7 @@ from rich.progress import track
 
 from infra.behaviors import item_key
 from infra.errors import SettingsError, TrainingError
-from lifelong import evaluation_report
+from lifelong.evaluate import report as evaluation_report
 from lifelong.learning import read_samples
 from models import bundle as bundles
 from models import training
@@ -87,7 +87,7 @@ def run_evaluate(path: Path, options: EvaluateOptions, *, quiet: bool = False) -
         raise SettingsError(f"--part {options.part}: take {' or '.join(PARTS)}")
     draw: Callable[[dict[str, Any], Path], list[str]] | None = None
     if options.plots is not None:
-        from lifelong import figures  # whoever lacks its package is told at once
+        from lifelong.evaluate import figures  # whoever lacks its package is told at once
 
         draw = figures.draw
     console = Console(stderr=True, quiet=quiet)

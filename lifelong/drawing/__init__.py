@@ -1,0 +1,1 @@
+"""How figures look: one style, and names that lie on nothing."""
