@@ -7,12 +7,12 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from extractor.kernels import kernel
 from extractor.state import COUNT_MAX, SECONDS_MAX, InterestState
 from infra.behaviors import BEHAVIOR
 from infra.store import StoredSequence, Version
 from models.kernels.attention import attend_kernel
 from models.kernels.clustering import cluster_kernel, plain_f32
+from models.kernels.compiling import kernel
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]

@@ -22,7 +22,7 @@ from models.data.interactions import Interactions
 from models.data.requests import Requests, Sequences
 from models.data.schema import AGE_BUCKETS, Inputs, dwell_bucket
 from models.features import cross_columns, user_columns
-from models.kernels.compiling import kernel
+from models.kernels.compiling import fast_kernel
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -205,7 +205,7 @@ def prefetch(items: Iterable[Item], ahead: int = PREFETCHED) -> Generator[Item]:
         thread.join()
 
 
-@kernel
+@fast_kernel
 def _gather_rows(
     items: Rows,
     first_seen: Ints,
@@ -227,7 +227,7 @@ def _gather_rows(
             mask[r, i + shift] = True
 
 
-@kernel
+@fast_kernel
 def _gather_feature(column: Small, begin: Ints, end: Ints, rows: Ints) -> None:
     length = rows.shape[1]
     for r in range(len(begin)):
@@ -236,7 +236,7 @@ def _gather_feature(column: Small, begin: Ints, end: Ints, rows: Ints) -> None:
             rows[r, i + shift] = column[i]
 
 
-@kernel
+@fast_kernel
 def _gather_ages(times: Ints, begin: Ints, end: Ints, now: Ints, rows: Ints) -> None:
     """Age buckets at the time of the request: 1 + log2 of the seconds, clipped."""
     length = rows.shape[1]
@@ -247,7 +247,7 @@ def _gather_ages(times: Ints, begin: Ints, end: Ints, now: Ints, rows: Ints) -> 
             rows[r, i + shift] = min(1 + int(np.log2(age)), AGE_BUCKETS - 1)
 
 
-@kernel
+@fast_kernel
 def _gather_counts(
     items: Rows, times: Ints, begin: Ints, end: Ints, candidates: Rows, n_items: int
 ) -> tuple[Floats, npt.NDArray[np.float64]]:

@@ -23,7 +23,7 @@ from infra.errors import TrainingError
 from models.data.interactions import Floats, Interactions, Ints, Rows
 from models.data.protocols import Section
 from models.data.requests import Requests, Sequences
-from models.kernels.compiling import kernel
+from models.kernels.compiling import fast_kernel
 
 MAX_NEWER: Final = 63
 """Most behaviors that training leaves newer than the clustering: the service reclusters at 64."""
@@ -228,7 +228,7 @@ def _staleness(sequences: Sequences, cut: Ints, rng: np.random.Generator) -> Int
     return stale
 
 
-@kernel
+@fast_kernel
 def _admit(
     items: Rows,
     begin: Ints,

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from infra.errors import TrainingError
 from models.data.interactions import Attribute, Floats, Interactions, Ints, Rows
 from models.data.requests import Requests, Sequences
-from models.kernels.compiling import kernel
+from models.kernels.compiling import fast_kernel
 
 Flags = npt.NDArray[np.bool_]
 Part = Literal["training", "validation", "test"]
@@ -678,7 +678,7 @@ def _check_classes(name: Part, labels: Floats, protocol: Protocol) -> None:
         )
 
 
-@kernel
+@fast_kernel
 def _draw(
     pool: Rows,
     excluded: Rows,

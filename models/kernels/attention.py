@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from extractor.kernels import fast_kernel, kernel
 from models.kernels.clustering import plain_f32, plain_u32
+from models.kernels.compiling import fast_kernel, kernel
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]

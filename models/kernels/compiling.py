@@ -1,4 +1,12 @@
-"""How kernels are compiled, and how they are spread over threads."""
+"""How inner loops are compiled, and how they are spread over threads.
+
+Kernels release the GIL, so that threads work on different users at once, and are cached on disk, so
+that only the first process on a machine waits for the compiler. Nothing is compiled at import: a
+service calls each of its kernels once before it reports itself ready.
+
+A kernel calls kernels of its own file alone. The cache compares a file with what was compiled from
+it, and would go on serving an old version of a kernel that it took from another file.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +21,19 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 if TYPE_CHECKING:  # numba ships no types; a kernel keeps those of the function it was made from
 
     def kernel(function: Function) -> Function:
-        """Compile a function on first use, and keep it on disk for the next process."""
-        return function
+        """Compiled with IEEE arithmetic."""
+
+    def fast_kernel(function: Function) -> Function:
+        """Compiled with reordered arithmetic."""
 
 else:
     from numba import njit
 
-    kernel = njit(nogil=True, cache=True, fastmath=True)
+    kernel = njit(nogil=True, cache=True, error_model="numpy")
+    """Compiles with IEEE arithmetic: for whatever meets input that may hold NaN."""
+
+    fast_kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+    """Compiles with reordered arithmetic, which vectorized sums need: for finite input alone."""
 
 
 @cache
@@ -30,8 +44,8 @@ def _threads(size: int) -> ThreadPoolExecutor:
 def on_threads(run: Callable[[int, int], None], size: int, threads: int) -> None:
     """Call ``run(begin, end)`` for parts of [0, size), one a thread.
 
-    Kernels release the interpreter lock. Threads of numba's own would go on spinning for a while
-    after each call, and take the processors from torch's.
+    Threads of numba's own would go on spinning for a while after each call, and take the
+    processors from torch's.
     """
     parts = min(threads, size)
     bounds = [size * part // max(parts, 1) for part in range(parts + 1)]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from models.kernels.compiling import kernel
+from models.kernels.compiling import fast_kernel
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 
-@kernel
+@fast_kernel
 def agglomerate_each(directions: Floats, mask: Flags, K: int, labels: Ints) -> None:
     """Cluster each of R sequences.
 
@@ -48,7 +48,7 @@ def agglomerate_each(directions: Floats, mask: Flags, K: int, labels: Ints) -> N
                 at += 1
 
 
-@kernel
+@fast_kernel
 def _merges(means: Floats) -> tuple[Ints, Ints, Floats]:
     """All n - 1 merges of n points f32[m, n], which are overwritten: a point of either cluster,
     and how similar the two were. In no order.
@@ -100,7 +100,7 @@ def _merges(means: Floats) -> tuple[Ints, Ints, Floats]:
     return left, right, height
 
 
-@kernel
+@fast_kernel
 def _cut(left: Ints, right: Ints, height: Floats, n: int, K: int) -> Ints:
     """Undo the last K - 1 merges; -> i64[n], each point's parent in a forest of K trees."""
     parent = np.arange(n)
@@ -111,7 +111,7 @@ def _cut(left: Ints, right: Ints, height: Floats, n: int, K: int) -> Ints:
     return parent
 
 
-@kernel
+@fast_kernel
 def _root(parent: Ints, i: int) -> int:
     while parent[i] != i:
         parent[i] = parent[parent[i]]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.kernels.compiling import kernel, on_threads
+from models.kernels.compiling import fast_kernel, on_threads
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -95,7 +95,7 @@ def _array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
 
-@kernel
+@fast_kernel
 def _pool(table: Floats, rows: Ints, bins: Ints, weights: Floats, out: Floats) -> None:
     for r in range(len(rows)):
         for i in range(rows.shape[1]):
@@ -106,7 +106,7 @@ def _pool(table: Floats, rows: Ints, bins: Ints, weights: Floats, out: Floats) -
                     into[j] += weight * row[j]
 
 
-@kernel
+@fast_kernel
 def _pool_back_to_weights(
     upstream: Floats, table: Floats, rows: Ints, bins: Ints, weights: Floats, gradient: Floats
 ) -> None:
@@ -120,7 +120,7 @@ def _pool_back_to_weights(
                 gradient[r, i] = total
 
 
-@kernel
+@fast_kernel
 def _pool_back_to_table(
     upstream: Floats,
     rows: Ints,

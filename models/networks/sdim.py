@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from infra.errors import TrainingError
 from models.data.schema import Inputs
-from models.kernels.compiling import kernel, on_threads
+from models.kernels.compiling import fast_kernel, on_threads
 from models.modules.layers import EPSILON
 from models.modules.long_term import LongTerm, LongTermConfig, State
 from models.modules.pooling import LINE
@@ -236,7 +236,7 @@ def _array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
 
-@kernel
+@fast_kernel
 def _fill(table: Floats, bins: Ints, rows: Ints, items: Ints, mask: Flags, out: Floats) -> None:
     for r in range(len(rows)):
         for i in range(rows.shape[1]):
@@ -248,7 +248,7 @@ def _fill(table: Floats, bins: Ints, rows: Ints, items: Ints, mask: Flags, out: 
                         into[j] += value[j]
 
 
-@kernel
+@fast_kernel
 def _fill_back(
     upstream: Floats,
     bins: Ints,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from models.kernels.compiling import kernel
+from models.kernels.compiling import fast_kernel
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -49,7 +49,7 @@ def cluster(projected: Floats, weights: Floats, K: int, T: int) -> tuple[Labels,
     return labels, centers
 
 
-@kernel
+@fast_kernel
 def spherical_kmeans(
     points: Floats, weights: Floats, T: int, labels: Labels, centers: Floats
 ) -> None:
@@ -84,7 +84,7 @@ def spherical_kmeans(
     _move(points, weights, labels, sums, centers)
 
 
-@kernel
+@fast_kernel
 def _meet(
     points: Floats, center: Floats, k: int, similarity: Floats, best: Floats, labels: Labels
 ) -> None:
@@ -100,7 +100,7 @@ def _meet(
             labels[i] = k
 
 
-@kernel
+@fast_kernel
 def _move(points: Floats, weights: Floats, labels: Labels, sums: Floats, centers: Floats) -> None:
     """Point each center where its points point together; an empty cluster, or one whose points
     cancel each other out, keeps its center.
