@@ -24,7 +24,7 @@ import httptools
 import msgspec
 
 from infra.errors import LifelongError, RequestError
-from scorer.http.messages import RankAnswer, RankRequest
+from scorer.messages import RankAnswer, RankRequest
 
 TIMEOUT_S: Final = 5.0
 """Default for a whole request, connecting included."""

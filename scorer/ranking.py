@@ -23,7 +23,7 @@ from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall
 from infra.telemetry import get_logger
 from models.bundle import Bundle
 from models.features import EMPTY_HISTORY, cross_features, user_features
-from scorer.http.messages import HistoryKind
+from scorer.messages import HistoryKind
 
 if TYPE_CHECKING:
     import onnxruntime

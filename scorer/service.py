@@ -7,8 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from scorer.http.admission import RETRY_AFTER_S
-from scorer.http.limits import Refused
+from scorer.limits import RETRY_AFTER_S, Refused
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
 

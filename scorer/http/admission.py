@@ -7,14 +7,10 @@ refused at once, while the client can still try another process.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from scorer.http.limits import Refused
-
-RETRY_AFTER_S: Final = 1
-"""When a refused client should come again; a full queue is worked off well within this."""
+from scorer.limits import RETRY_AFTER_S, Refused
 
 
 class Admission:

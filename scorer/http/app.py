@@ -24,11 +24,11 @@ from infra.errors import RequestError, StoreError
 from infra.metrics import ScorerMetrics, exposition
 from infra.settings import ScorerSettings
 from infra.telemetry import get_logger
-from scorer.http.admission import RETRY_AFTER_S, Admission, Turns
+from scorer.http.admission import Admission, Turns
 from scorer.http.kserve import HEADER_LENGTH, KServe, metadata
-from scorer.http.limits import SHOWN_CHARS, Refused
 from scorer.http.middleware import BodyLimit, RequestMetrics
 from scorer.http.rank_v1 import RankV1
+from scorer.limits import RETRY_AFTER_S, SHOWN_CHARS, Refused
 from scorer.ranking import Ranker
 from scorer.service import Service
 

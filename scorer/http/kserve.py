@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from infra.errors import RequestError
 from models.bundle import Manifest
-from scorer.http.limits import (
+from scorer.limits import (
     MAX_ITEM_CHARS,
     SHOWN_CHARS,
     Item,

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.metrics import ScorerMetrics
-from scorer.http.limits import Refused
+from scorer.limits import Refused
 
 BODY_TIMEOUT_S: Final = 10.0
 """Time a body may take to arrive. It only has to outlast slow networks; whoever dribbles bytes on

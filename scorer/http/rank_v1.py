@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 
 from infra.errors import RequestError
-from scorer.http.limits import check_candidate_count, check_user, decode_json
-from scorer.http.messages import AsOf, RankAnswer, RankedItem, RankRequest
+from scorer.limits import check_candidate_count, check_user, decode_json
+from scorer.messages import AsOf, RankAnswer, RankedItem, RankRequest
 from scorer.ranking import Ranker, Ranking
 
 

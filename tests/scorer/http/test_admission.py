@@ -107,8 +107,8 @@ async def test_refusals_are_counted_by_reason(world: World, gate: Gate) -> None:
 
 
 async def test_a_body_that_dribbles_in_is_given_up() -> None:
-    from scorer.http.limits import Refused
     from scorer.http.middleware import BodyLimit
+    from scorer.limits import Refused
 
     async def app(*_: Any) -> None:
         pytest.fail("the request never became whole")
@@ -124,8 +124,8 @@ async def test_a_body_that_dribbles_in_is_given_up() -> None:
 
 
 async def test_an_announced_giant_that_waits_for_a_word_is_refused_unread() -> None:
-    from scorer.http.limits import Refused
     from scorer.http.middleware import BodyLimit
+    from scorer.limits import Refused
 
     async def nothing(*_: Any) -> Any:
         pytest.fail("nothing is to be read")

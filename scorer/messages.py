@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from scorer.http.limits import Item, Time, User
+from scorer.limits import Item, Time, User
 
 HistoryKind = Literal["interests", "sequence", "none"]
 """What a user was scored with: stored interests, interests extracted from the sequence within the

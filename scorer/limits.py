@@ -22,6 +22,9 @@ MAX_ITEM_CHARS: Final = 256
 MAX_TIME_MS: Final = 253_402_300_799_999
 """Latest request time, ms since epoch: the end of the year 9999."""
 
+RETRY_AFTER_S: Final = 1
+"""When a refused client should come again; a full queue is worked off well within this."""
+
 User = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_USER_BYTES)]
 Item = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ITEM_CHARS)]
 Time = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)]
