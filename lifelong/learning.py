@@ -24,8 +24,7 @@ from models.data.protocols import Samples, Shown, Split, split_requests
 from models.export import export
 from models.readers import READERS, columns, logs, read
 from models.reference.evaluation import baseline_qualities
-from models.tracking import MLflow, TensorBoard, Tracker
-from models.training import Progress as TrainProgress
+from models.tracking import MLflow, TensorBoard, Tracker, TrainingProgress
 from models.training import train
 
 SHIPPED = "shipped"
@@ -133,7 +132,7 @@ def run_train(
     with Progress(*bars, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("prepare", total=None)
 
-        def show(at: TrainProgress) -> None:
+        def show(at: TrainingProgress) -> None:
             title = f"{at.phase} epoch {at.epoch}/{at.epochs}, loss {at.loss:.4f}"
             bar.update(task, description=title, total=at.steps, completed=at.step)
             if at.validation is not None:

@@ -25,6 +25,17 @@ class NamedInterest:
     """Titles of the items nearest to the cluster's center, the nearest first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """One user, as the demo shows them."""
+
+    user: str
+    events: int
+    interests: list[NamedInterest]
+    ranked: list[tuple[str, float]]
+    """Titles and CTRs, highest first."""
+
+
 def name_interests(
     bundle: Bundle, sequence: StoredSequence, state: InterestState, most: int
 ) -> list[NamedInterest]:

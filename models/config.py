@@ -2,7 +2,7 @@
 
     name = "encode-shop"
     [data]        where the behaviors come from            `DataConfig`
-    [protocol]    what is predicted                        `models.data.protocols`, `models.data.live`
+    [protocol]    what is predicted                        `models.data.protocols`, `.live`
     [split]       which samples validate and test          `models.data.protocols`
     [samples]     which samples are used                   `models.data.protocols.Samples`
     [schema]      what the network sees                    `models.data.schema.Schema`

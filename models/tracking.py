@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from infra.errors import TrainingError
 
-if TYPE_CHECKING:
-    from models.training import Progress
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training run stands; told every few steps and after each epoch."""
+
+    phase: str
+    """"fit" or "refit"."""
+    epoch: int
+    """From 1."""
+    epochs: int
+    step: int
+    """Steps of this epoch that are done."""
+    steps: int
+    loss: float
+    """Mean cross-entropy of this epoch so far, nats."""
+    auxiliary: float
+    """Mean loss of the long-term module's own of this epoch so far."""
+    validation: dict[str, float] | None = None
+    """After an epoch: `models.training.measure` of the validation part."""
 
 
 class Tracker(Protocol):
     """Is told of a run's progress."""
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TrainingProgress) -> None:
         """Note a report: losses every few steps, and validation after an epoch."""
 
     def close(self) -> None:
@@ -33,7 +51,7 @@ class TensorBoard:
             ) from error
         self._writer: Any = SummaryWriter(str(directory / "tensorboard"))
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TrainingProgress) -> None:
         """Note a report."""
         step = (progress.epoch - 1) * progress.steps + progress.step
         for name, value in _values(progress).items():
@@ -58,7 +76,7 @@ class MLflow:
         mlflow.start_run(run_name=name)
         mlflow.log_params(parameters)
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TrainingProgress) -> None:
         """Note a report."""
         step = (progress.epoch - 1) * progress.steps + progress.step
         self._mlflow.log_metrics(_values(progress), step=step)
@@ -68,7 +86,7 @@ class MLflow:
         self._mlflow.end_run()
 
 
-def _values(progress: Progress) -> dict[str, float]:
+def _values(progress: TrainingProgress) -> dict[str, float]:
     prefix = progress.phase
     values = {f"{prefix}/loss": progress.loss, f"{prefix}/auxiliary": progress.auxiliary}
     for name, value in (progress.validation or {}).items():

@@ -35,7 +35,7 @@ from models.data.requests import Requests, Sequences
 from models.data.schema import Inputs
 from models.network import Network
 from models.reference import evaluation
-from models.tracking import Tracker
+from models.tracking import Tracker, TrainingProgress
 
 CHECKPOINT: Final = "checkpoint.pt"
 """Of a run that is not finished: everything that it needs to go on."""
@@ -72,27 +72,7 @@ class Samples(Protocol):
     def history(self, requests: Requests) -> npt.NDArray[np.int64]: ...
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; passed to ``on_progress`` every few steps and after each epoch."""
-
-    phase: str
-    """"fit" or "refit"."""
-    epoch: int
-    """From 1."""
-    epochs: int
-    step: int
-    """Steps of this epoch that are done."""
-    steps: int
-    loss: float
-    """Mean cross-entropy of this epoch so far, nats."""
-    auxiliary: float
-    """Mean loss of the long-term module's own of this epoch so far."""
-    validation: dict[str, float] | None = None
-    """After an epoch: `measure` of the validation part."""
-
-
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[TrainingProgress], None]
 
 OnEpoch = Callable[[int, Network, Gatherer], None]
 """Called after each epoch of the first pass, from 1, with the network as it then is."""
@@ -380,7 +360,7 @@ class _Pass:
     def _report(self, number: int, steps: int, validation: dict[str, float] | None = None) -> None:
         state = self.state
         done = max(state.step, 1) if validation is None else steps
-        progress = Progress(
+        progress = TrainingProgress(
             phase=self.phase,
             epoch=number + 1,
             epochs=self.epochs,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -12,18 +10,10 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
+from lifelong.machine import machine
+
 BAR: Final = 24
 """Characters of the longest bar; the whole table fits into 80."""
-
-
-def machine() -> str:
-    """The machine that the figures are from, in a few words."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def compose(

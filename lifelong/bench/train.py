@@ -32,7 +32,7 @@ import torch
 
 from lifelong.bench.fuxictr_peer import HIDDEN, MODELS, D, Request
 from lifelong.bench.fuxictr_process import FuxiCTR
-from lifelong.bench.report import machine
+from lifelong.machine import machine
 from models.config import TrainingConfig
 from models.data.batches import Batch, Gatherer, prefetch
 from models.data.interactions import Interactions

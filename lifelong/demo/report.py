@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from lifelong.bench.report import machine
-
-if TYPE_CHECKING:
-    from lifelong.demo.run import Portrait
+from lifelong.machine import machine
+from lifelong.portrait import Portrait
 
 
 def show(console: Console, report: dict[str, Any], portrait: Portrait) -> None:

@@ -38,7 +38,7 @@ from lifelong.demo.freshness import FreshnessProbe
 from lifelong.demo.plan import plan_requests
 from lifelong.demo.processes import Service, free_port
 from lifelong.demo.stream import LARGE, Client, LiveResult, LiveStream, in_order
-from lifelong.portrait import NamedInterest, name_interests
+from lifelong.portrait import Portrait, name_interests
 from lifelong.quality import Quality, measure_quality
 from lifelong.shipped import BUNDLE, MAPPING, Purchases, write_purchases
 from models.bundle import Bundle
@@ -492,17 +492,6 @@ class Demo:
         counts = np.bincount(self._purchases.user[: self._last])
         asked = [int(self._purchases.user[request.row]) for request in self._requests]
         return self._purchases.users[min(asked, key=lambda user: abs(int(counts[user]) - 300))]
-
-
-@dataclass(frozen=True)
-class Portrait:
-    """One real user."""
-
-    user: str
-    events: int
-    interests: list[NamedInterest]
-    ranked: list[tuple[str, float]]
-    """Titles and CTRs, highest first."""
 
 
 def _compare(expected: npt.NDArray[np.void], stored: StoredSequence | None) -> tuple[int, int]:

@@ -336,7 +336,8 @@ def differences(
     replicates: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """``first - second`` on AUC and GAUC, users resampled: a `models.measures.predictions.Difference` of each.
+    """``first - second`` on AUC and GAUC, users resampled: of each a
+    `models.measures.predictions.Difference`.
 
     Args:
         first: CTRs f32[R, B], or f32[S, R, B] of S seeds, whose mean is told.

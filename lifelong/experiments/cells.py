@@ -16,9 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from infra.errors import DataError
-from lifelong.bench.report import machine
 from lifelong.experiments.files import reason, replacing
 from lifelong.experiments.setups import Setup, Tree
+from lifelong.machine import machine
 
 QUALITY: Final = "quality"
 """The kind of a cell that trains and measures one configuration."""

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lifelong.bench.report import machine
 from lifelong.experiments.tables import METHODS
 from lifelong.experiments.timing import one_thread, time_in_turns
+from lifelong.machine import machine
 from models.modules.clusterings import (
     Clustering,
     agglomerate_sequences,
@@ -54,10 +54,10 @@ def measure_clusterings(
         seed: of the users.
 
     Returns:
-        "methods": by name (`models.modules.clusterings.Clustering`) "ms", milliseconds a user, the median
-        over rounds; "ms_all", a value a round; "ratio", how many times as long as k-means it took;
-        "cosine", the mean cosine of a behavior to its cluster's center. Beside it "L", "m", "K",
-        "T", "users", "rounds", "machine".
+        "methods": by name (`models.modules.clusterings.Clustering`) "ms", milliseconds a user, the
+        median over rounds; "ms_all", a value a round; "ratio", how many times as long as k-means
+        it took; "cosine", the mean cosine of a behavior to its cluster's center. Beside it "L",
+        "m", "K", "T", "users", "rounds", "machine".
     """
     directions = _directions(users, behaviors, m, K, seed)
     mask = torch.ones(users, behaviors, dtype=torch.bool)

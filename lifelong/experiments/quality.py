@@ -99,7 +99,8 @@ def measure_difference(
         second: the other's, of the same seeds.
 
     Returns:
-        Per measure a `models.measures.predictions.Difference`, of the mean over seeds, as plain values.
+        Per measure a `models.measures.predictions.Difference`, of the mean over seeds, as plain
+        values.
     """
     requests = samples.test
     pairs = zip(first, second, strict=True)

@@ -31,9 +31,9 @@ from extractor.state import InterestState
 from infra.behaviors import BEHAVIOR
 from infra.errors import one_line
 from infra.store import Behaviors, StoredSequence, Version
-from lifelong.bench.report import machine
 from lifelong.experiments.tables import REFERENCE
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
+from lifelong.machine import machine
 from models.bundle import Bundle, Manifest, make_session, save_bundle
 from models.config import RunConfig
 from models.data.schema import AGE_BUCKETS, Inputs, Schema

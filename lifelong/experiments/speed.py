@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from lifelong.bench.report import machine
 from lifelong.bench.train import training_step
 from lifelong.experiments.tables import REFERENCE
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
+from lifelong.machine import machine
 from models.config import RunConfig
 from models.data.protocols import Split
 from models.data.requests import Requests

@@ -76,8 +76,8 @@ def measure_staleness(
         "attended" is what it avoids. "runs": per label "fresh" of all requests, and "stale", per n:
         how many "requests" and "users", the median "age_h" (hours since the newest behavior in the
         interests), the mean number of "behaviors" seen, "measures" of each variant (AUC, GAUC), and
-        "differences" between two (`models.measures.predictions.Difference`); or, where too few requests have a
-        past as long, a "note" that says so.
+        "differences" between two (`models.measures.predictions.Difference`); or, where too few
+        requests have a past as long, a "note" that says so.
     """
     chosen = msgspec.convert(dict(options), StalenessOptions)
     requests = _drawn(samples.test, chosen.requests, chosen.seed)

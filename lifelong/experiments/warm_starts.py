@@ -76,8 +76,8 @@ def measure_warm_starts(
           every time;
         - "requests" that are scored from these interests, and their "auc", warm and cold.
 
-        "all" and "end" also have "differences", warm over cold (`models.measures.predictions.Difference`), and
-        "ctr_difference", the mean absolute one.
+        "all" and "end" also have "differences", warm over cold
+        (`models.measures.predictions.Difference`), and "ctr_difference", the mean absolute one.
     """
     chosen = msgspec.convert(dict(options), WarmStartOptions)
     return {

@@ -27,11 +27,11 @@ from models.networks.din import DINLConfig
 from models.networks.encode import EncodeConfig
 from models.networks.sim import SIMConfig
 from models.reference.evaluation import evaluate_offline, sequence_requests
+from models.tracking import TrainingProgress
 from models.training import (
     CHECKPOINT,
     RUN,
     WEIGHTS,
-    Progress,
     TrainResult,
     load_run,
     make_gatherer,
@@ -67,14 +67,14 @@ def interactions() -> Interactions:
 
 
 @pytest.fixture(scope="module")
-def progress() -> list[Progress]:
+def progress() -> list[TrainingProgress]:
     return []
 
 
 @pytest.fixture(scope="module")
 def result(
     interactions: Interactions,
-    progress: list[Progress],
+    progress: list[TrainingProgress],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TrainResult:
     out = tmp_path_factory.mktemp("runs") / "tiny"
@@ -94,7 +94,7 @@ def test_the_loss_falls_and_the_planted_signal_is_found(result: TrainResult) -> 
     assert result.metrics["auc"] > 0.65
 
 
-def test_progress_is_told(result: TrainResult, progress: list[Progress]) -> None:
+def test_progress_is_told(result: TrainResult, progress: list[TrainingProgress]) -> None:
     validated = [step for step in progress if step.validation is not None]
     assert len(validated) == 6
     assert {step.phase for step in progress} == {"fit", "refit"}
@@ -183,7 +183,7 @@ def interrupt(
 ) -> None:
     """Train until a report of this step or of a later one."""
 
-    def report(at: Progress) -> None:
+    def report(at: TrainingProgress) -> None:
         if at.phase == phase and (at.epoch, at.step) >= (epoch, step):
             raise Stop
 
@@ -203,7 +203,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 ) -> None:
     samples, out = live(few, refit=True), tmp_path / "run"
     interrupt(QUICK, samples, out, phase, epoch, step)
-    reports: list[Progress] = []
+    reports: list[TrainingProgress] = []
     resumed = train(QUICK, samples, out, reports.append, resume=True)
     assert (reports[0].phase, reports[0].epoch) == (phase, epoch)
     assert_same(weights_of(quick), weights_of(resumed))

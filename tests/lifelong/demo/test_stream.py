@@ -14,7 +14,7 @@ from lifelong.demo.processes import ServiceFailed
 from lifelong.demo.stream import Client, LiveResult, LiveStream, in_order
 from lifelong.shipped import Purchases
 from scorer.client import ScorerUnavailable
-from scorer.http.messages import RankAnswer, RankedItem
+from scorer.messages import RankAnswer, RankedItem
 
 FIRST, LAST = 100, 1100
 Log = list[tuple[str, int]]
