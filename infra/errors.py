@@ -22,11 +22,49 @@ Each message is one line: what was wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from typing import Final
 
-def one_line(text: str, limit: int = 300) -> str:
-    """``text`` of another's error on one line of at most ``limit`` characters."""
-    line = " ".join(text.split())
+LISTED: Final = 12
+"""Names that a hint lists, at most."""
+
+
+def one_line(said: object, limit: int = 300) -> str:
+    """What an error, or another's text, says: on one line of at most ``limit`` characters.
+
+    An error without a word is told by its type.
+    """
+    line = " ".join(str(said).split())
+    if not line and isinstance(said, BaseException):
+        line = type(said).__name__
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def typed_line(error: BaseException) -> str:
+    """`one_line` for a log: of another's error with its type before it, of ours as it is."""
+    line = one_line(error)
+    return line if isinstance(error, LifelongError) else f"{type(error).__name__}: {line}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like ``name``; None: nothing is."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), 1)), None)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """How to end a message on a name that is not known: by the nearest, or by what there is.
+
+    >>> hint("purchse", ["click", "purchase"])
+    'did you mean purchase?'
+    >>> hint("x", ["click", "purchase"])
+    'choose one of: click, purchase'
+    """
+    known = list(known)
+    if (near := nearest(name, known)) is not None:
+        return f"did you mean {near}?"
+    shown = ", ".join(known[:LISTED]) + (", ..." if len(known) > LISTED else "")
+    return f"choose one of: {shown}"
 
 
 class LifelongError(Exception):

@@ -8,7 +8,6 @@ wherever it stands: a misspelt setting that is quietly ignored is found in produ
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -34,7 +33,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from infra.behaviors import ACTIONS
-from infra.errors import SettingsError
+from infra.errors import SettingsError, nearest
 
 ENV_PREFIX: Final = "LIFELONG_"
 ENV_CONFIG: Final = "LIFELONG_CONFIG"
@@ -521,11 +520,9 @@ def _check_names(source: _Source) -> None:
 
 def _nearest(name: str, known: Mapping[str, object] | set[str]) -> str:
     """A hint at what was meant: the closest known name, or one with the same last part."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     last = _last(name)
-    for key in (*(key for key in sorted(known) if _last(key) == last), *close):
-        return f"; did you mean {key}?"
-    return ""
+    key = next((key for key in sorted(known) if _last(key) == last), nearest(name, known))
+    return f"; did you mean {key}?" if key else ""
 
 
 def _last(name: str) -> str:

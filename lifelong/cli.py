@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 
-from infra.errors import LifelongError, SettingsError
+from infra.errors import LifelongError, SettingsError, one_line
 
 if TYPE_CHECKING:
     from infra.settings import LogSettings, Settings
@@ -601,6 +601,5 @@ def _write_json(result: Mapping[str, Any], target: str | None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    line = " ".join(message.split())
-    print(f"lifelong: {line}", file=sys.stderr)
+    print(f"lifelong: {one_line(message, sys.maxsize)}", file=sys.stderr)
     sys.exit(code)

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.behaviors import item_key
-from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing
+from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
 from models.features import CROSS_FEATURES, USER_FEATURES
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class Bundle:
                 session.run(None, request.feed())
         except Exception as error:  # onnxruntime raises its own and plain exceptions alike
             raise BundleIncompatible(
-                f"{self.path / SCORER} cannot be run: {_line(error)}; export the bundle again"
+                f"{self.path / SCORER} cannot be run: {one_line(error)}; export the bundle again"
             ) from error
         return session
 
@@ -410,7 +410,7 @@ def _read_manifest(path: Path) -> bytes:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise BundleMissing(f"{path / MANIFEST} cannot be read: {_line(error)}") from error
+        raise BundleMissing(f"{path / MANIFEST} cannot be read: {one_line(error)}") from error
     if path.is_dir() and any(path.iterdir()):
         raise BundleCorrupt(f"{path / MANIFEST} is absent; export the bundle again")
     raise BundleMissing(
@@ -425,7 +425,7 @@ def _decode_manifest(path: Path, raw: bytes) -> Manifest:
     try:
         head = msgspec.json.decode(raw)
     except msgspec.DecodeError as error:
-        raise BundleCorrupt(f"{file} is not JSON: {_line(error)}; export again") from error
+        raise BundleCorrupt(f"{file} is not JSON: {one_line(error)}; export again") from error
     found = head.get("format") if isinstance(head, dict) else None
     if found != FORMAT:
         raise BundleIncompatible(
@@ -439,7 +439,7 @@ def _decode_manifest(path: Path, raw: bytes) -> Manifest:
     try:
         manifest = msgspec.convert(head, Manifest)
     except msgspec.ValidationError as error:
-        raise BundleCorrupt(f"{file} is not a manifest: {_line(error)}; export again") from error
+        raise BundleCorrupt(f"{file} is not a manifest: {one_line(error)}; export again") from error
     _check_features(file, "user_features", manifest.user_features, USER_FEATURES)
     _check_features(file, "cross_features", manifest.cross_features, CROSS_FEATURES)
     return manifest
@@ -465,7 +465,7 @@ def _read_file(path: Path, name: str, manifest: Manifest, verify: bool) -> bytes
     except FileNotFoundError as error:
         raise BundleCorrupt(f"{file} is absent; export or copy the bundle again") from error
     except OSError as error:
-        raise BundleCorrupt(f"{file} cannot be read: {_line(error)}") from error
+        raise BundleCorrupt(f"{file} cannot be read: {one_line(error)}") from error
     if len(data) != entry.size:
         raise BundleCorrupt(
             f"{file} has {len(data)} bytes instead of {entry.size}; export or copy the bundle again"
@@ -481,14 +481,14 @@ def _decode(path: Path, name: str, data: bytes, kind: Any) -> Any:
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except msgspec.DecodeError as error:  # of which ValidationError is one
-        raise BundleCorrupt(f"{path / name} cannot be decoded: {_line(error)}") from error
+        raise BundleCorrupt(f"{path / name} cannot be decoded: {one_line(error)}") from error
 
 
 def _decode_embeddings(path: Path, data: bytes) -> Floats:
     try:
         table = np.load(BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise BundleCorrupt(f"{path / EMBEDDINGS} cannot be decoded: {_line(error)}") from error
+        raise BundleCorrupt(f"{path / EMBEDDINGS} cannot be decoded: {one_line(error)}") from error
     return np.ascontiguousarray(table, np.float32)
 
 
@@ -541,7 +541,7 @@ def _project(path: Path, model: bytes, embeddings: Floats, m: int) -> Floats:
         (projected,) = make_session(model).run(None, {"embeddings": embeddings})
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
         raise BundleIncompatible(
-            f"{path / PROJECTION} cannot be run: {_line(error)}; export the bundle again"
+            f"{path / PROJECTION} cannot be run: {one_line(error)}; export the bundle again"
         ) from error
     if projected.shape != (len(embeddings), m):
         raise BundleIncompatible(
@@ -554,7 +554,3 @@ def _project(path: Path, model: bytes, embeddings: Floats, m: int) -> Floats:
 def _frozen(array: Floats) -> Floats:
     array.flags.writeable = False
     return array
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

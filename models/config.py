@@ -15,7 +15,6 @@ Flags override: ``--set training.epochs=3``.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from infra.errors import TrainingError
+from infra.errors import TrainingError, hint
 from models.data.live import Live
 from models.data.protocols import ByTime, LastOfUser, NextItem, Rated, Samples, Shown
 from models.data.schema import Schema
@@ -156,21 +155,17 @@ def _explain(message: str, tree: Mapping[str, Any]) -> str:
     place = place.removesuffix("`")
     key = place.removeprefix(".")
     named = re.search(r"`(.*)`", what)
-    around, hint, value = _at(place, tree)
+    around, expected, value = _at(place, tree)
     if what.startswith("Object contains unknown field") and named:
-        known = [name for kind in _kinds(hint, value) for name in _keys(kind)]
-        return f"unknown key {f'{key}.' if key else ''}{named[1]}; {_nearest(named[1], known)}"
+        known = [name for kind in _kinds(expected, value) for name in _keys(kind)]
+        unknown = f"{key}.{named[1]}" if key else named[1]
+        return f"unknown key {unknown}; {hint(named[1], sorted(set(known)))}"
     if what.startswith("Object missing required field") and named:
-        return f"{key}.{named[1]} is missing; {_nearest('', _choices(hint, named[1]))}"
-    choices = _choices(around, key.rpartition(".")[2]) or _literals(hint)
+        return f"{key}.{named[1]} is missing; {hint('', sorted(_choices(expected, named[1])))}"
+    choices = _choices(around, key.rpartition(".")[2]) or _literals(expected)
     if isinstance(value, str) and choices:
-        return f"{key} = {value!r} is unknown; {_nearest(value, choices)}"
+        return f"{key} = {value!r} is unknown; {hint(value, sorted(choices))}"
     return f"{key} = {value!r}: {what[0].lower()}{what[1:]}"
-
-
-def _nearest(wrong: str, right: Sequence[str]) -> str:
-    near = difflib.get_close_matches(wrong, right, 1)
-    return f"did you mean {near[0]}?" if near else f"it may be {', '.join(sorted(set(right)))}"
 
 
 def _at(place: str, tree: Any) -> tuple[Any, Any, Any]:

@@ -26,7 +26,7 @@ from torch import distributed as dist
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from infra.errors import TrainingError
+from infra.errors import TrainingError, one_line
 from models.bundle import Vocabulary, write_directory
 from models.config import RunConfig, read_config
 from models.data.batches import Batch, Gatherer, prefetch
@@ -435,7 +435,7 @@ def _read_checkpoint(path: Path, config: RunConfig, device: torch.device) -> dic
         saved: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
         theirs, _ = saved["config"], saved["fitted"]
     except Exception as error:  # pickle, zip and torch all have their own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise TrainingError(f"{path} cannot be read: {reason}; delete it to start anew") from error
     changed = _differing(theirs, msgspec.to_builtins(config))
     if changed:
@@ -478,7 +478,7 @@ def write_whole(path: Path, saved: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch tells of a full disk as RuntimeError
         with suppress(OSError):
             new.unlink()
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise TrainingError(
             f"the checkpoint {path} cannot be written: {reason}; "
             "the one before it stays, make room and go on with --resume"
@@ -697,7 +697,7 @@ def load_run(path: Path) -> Run:
             "make one with `lifelong train`"
         ) from error
     except Exception as error:  # a damaged file: zip, pickle, msgspec and torch have their own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise TrainingError(f"the run in {path} cannot be read: {reason}; train again") from error
     return Run(
         config=config,

@@ -6,14 +6,12 @@ names the field, as the client wrote it.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from infra.errors import RequestError
+from infra.errors import RequestError, hint
 from infra.store import MAX_USER_BYTES
 
 MAX_ITEM_CHARS: Final = 256
@@ -94,7 +92,10 @@ def _explained(message: str, expected: Any) -> RequestError:
         name, at = unknown[1][:SHOWN_CHARS], _field(unknown[2])
         # Nested structs have no hint: the path does not tell their type.
         names = [] if at else [field.encode_name for field in msgspec.structs.fields(expected)]
-        return RequestError(f"{at}.{name}" if at else name, "is not a field" + nearest(name, names))
+        return RequestError(
+            f"{at}.{name}" if at else name,
+            f"is not a field; {hint(name, names)}" if names else "is not a field",
+        )
     if missing := _MISSING_FIELD.search(message):
         name, at = missing[1], _field(missing[2])
         return RequestError(f"{at}.{name}" if at else name, "is missing")
@@ -108,12 +109,3 @@ def _explained(message: str, expected: Any) -> RequestError:
 def _field(path: str | None) -> str:
     """msgspec's ``$.candidates[3]`` as ``candidates[3]``."""
     return (path or "").removeprefix("$").removeprefix(".")[:SHOWN_CHARS]
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """A hint at the right name: the nearest of ``names``, or all of them."""
-    if not names:
-        return ""
-    if close := difflib.get_close_matches(name, names, n=1):
-        return f"; did you mean {close[0]}?"
-    return f"; expected {', '.join(names)}"

@@ -19,7 +19,7 @@ import faust
 from faust.types import TP
 
 from infra.behaviors import Source, partition_source
-from infra.errors import BrokerError, LifelongError, RecordTooLarge, StoreCorrupt
+from infra.errors import BrokerError, LifelongError, RecordTooLarge, StoreCorrupt, one_line
 from infra.metrics import WorkerMetrics
 from infra.settings import BrokerSettings, Settings
 from infra.store import Append, Appended, Store, wall_clock_ms
@@ -396,7 +396,7 @@ class BatchAgent:
         try:
             await self._consumer.perform_seek()
         except Exception as error:  # noqa: BLE001 - the next batch does not follow either, and asks again
-            log.warning("cannot seek yet", error=" ".join(str(error).split()))
+            log.warning("cannot seek yet", error=one_line(error))
             await asyncio.sleep(RETRY_MIN_S)
             return
         self._expect(self._consumer.seeks)
@@ -542,7 +542,7 @@ def _refusals(batch: Batch, refused: Sequence[_Refused]) -> list[Reject]:
     for append, error in refused:
         too_large = isinstance(error, RecordTooLarge)
         reason = Reason.RECORD_TOO_LARGE if too_large else Reason.RECORD_CORRUPT
-        detail = " ".join(str(error).split())
+        detail = one_line(error)
         for offset in append.offsets:
             record = by_offset[offset]
             rejects.append(Reject(offset, record.key, record.value, reason, detail))

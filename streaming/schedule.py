@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from extractor.state import InterestState
-from infra.errors import LifelongError, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from infra.errors import (
+    LifelongError,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    typed_line,
+)
 from infra.metrics import WorkerMetrics
 from infra.settings import WorkerSettings
 from infra.store import (
@@ -190,7 +197,7 @@ class Reclusterer:
             raise
         except StoreError as error:  # one unreadable record must not end the passes
             self._count_store_error(error)
-            log.error("expired users not removed", error=_line(error))  # noqa: TRY400
+            log.error("expired users not removed", error=typed_line(error))  # noqa: TRY400
             return 0
         if removed == SWEEP_USERS:
             self._sweep_at = now
@@ -207,7 +214,7 @@ class Reclusterer:
                 pause = min(self._retry_max_s, RETRY_S * 2 ** min(failures, 16))
                 failures += 1
                 if failures == 1:
-                    log.warning("reclustering waits", error=_line(error))
+                    log.warning("reclustering waits", error=typed_line(error))
                     if not isinstance(error, LifelongError):
                         log.exception("reclustering failed unexpectedly")
                 self._stopping.wait(pause)
@@ -260,7 +267,7 @@ class Reclusterer:
             raise
         except StoreError as error:  # one owner's list must not block the others'
             self._count_store_error(error)
-            log.error("dirty users unreadable", owner=f"{owner:016x}", error=_line(error))  # noqa: TRY400
+            log.error("dirty users unreadable", owner=f"{owner:016x}", error=typed_line(error))  # noqa: TRY400
             return []
 
     def _paused(self, user: str, now: int) -> bool:
@@ -347,7 +354,7 @@ class Reclusterer:
         try:
             return InterestState.decode(record, due.user)
         except StoreCorrupt as error:  # about to be replaced anyway
-            log.warning("interest state unreadable, made anew", error=_line(error))
+            log.warning("interest state unreadable, made anew", error=typed_line(error))
             return None
 
     def _write(self, writes: Sequence[tuple[_Due, InterestWrite]]) -> int:
@@ -380,7 +387,9 @@ class Reclusterer:
     def _fail(self, user: str, error: Exception) -> None:
         self._metrics.reclusters.labels("failed").inc()
         pause = self._pause(user)
-        log.warning("user not reclustered", user=user, error=_line(error), retry_s=pause / 1000)
+        log.warning(
+            "user not reclustered", user=user, error=typed_line(error), retry_s=pause / 1000
+        )
 
     def _count_store_error(self, error: StoreError) -> None:
         self._metrics.store_errors.labels(type(error).__name__).inc()
@@ -392,8 +401,3 @@ def _interleave(queues: Sequence[Sequence[_Due]]) -> list[_Due]:
     """
     turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))
     return list({due.user: due for due in turns if due is not None}.values())
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, LifelongError) else f"{type(error).__name__}: {text}"

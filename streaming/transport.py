@@ -25,6 +25,7 @@ from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP, ConsumerMessage
 
+from infra.errors import typed_line
 from infra.telemetry import get_logger
 
 log: Final = get_logger(__name__)
@@ -242,7 +243,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         try:
             await consumer.commit(ours)
         except (KafkaError, ConsumerStoppedError) as error:
-            log.info("commit refused", error=f"{type(error).__name__}: {error}".splitlines()[0])
+            log.info("commit refused", error=typed_line(error))
             return False
         return True
 
@@ -315,7 +316,7 @@ class BatchConsumer(FaustConsumer):
         try:
             await self.perform_seek()
         except Exception as error:  # noqa: BLE001 - the order check finds the gap and asks again
-            log.info("cannot seek yet", error=f"{type(error).__name__}: {error}".splitlines()[0])
+            log.info("cannot seek yet", error=typed_line(error))
 
     def _batch_message(self, batch: Batch) -> ConsumerMessage:
         last = batch.records[-1]

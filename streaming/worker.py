@@ -25,10 +25,10 @@ from infra.behaviors import partition_owner
 from infra.errors import (
     BrokerError,
     BundleMissing,
-    LifelongError,
     SettingsError,
     StoreFull,
     StoreUnavailable,
+    typed_line,
 )
 from infra.kafka.admin import create_topic, topic_id, topic_partitions
 from infra.metrics import WorkerMetrics, exposition, new_registry
@@ -163,9 +163,9 @@ class Worker:
                 self._judge(app)
                 await _first(stop.wait(), LOOK_S)
             if app.crash_reason is not None:
-                log.error("consumer crashed, starting it again", error=_line(app.crash_reason))
+                log.error("consumer crashed, starting it again", error=typed_line(app.crash_reason))
         except Exception as error:  # noqa: BLE001 - a consumer that cannot start is tried again
-            log.warning("consumer did not start, trying again", error=_line(error))
+            log.warning("consumer did not start, trying again", error=typed_line(error))
         finally:
             checks.cancel()
             await _stop_app(app)
@@ -204,7 +204,7 @@ class Worker:
             try:
                 await app.batches.check_topic()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
-                self._health.blocked("broker", _line(error))
+                self._health.blocked("broker", typed_line(error))
             else:
                 self._health.cleared("broker")
 
@@ -214,7 +214,7 @@ class Worker:
             try:
                 await asyncio.to_thread(self._store.ping)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
-                self._health.blocked("store", _line(error))
+                self._health.blocked("store", typed_line(error))
             else:
                 self._health.cleared("store")
             await asyncio.sleep(CHECK_S)
@@ -306,7 +306,7 @@ async def _retried(
         try:
             result = await asyncio.to_thread(call)
         except (BrokerError, StoreUnavailable, StoreFull) as error:
-            health.blocked(part, _line(error))
+            health.blocked(part, typed_line(error))
             health.seen_at = time.monotonic()
             await _first(stop.wait(), AGAIN_S)
         else:
@@ -326,7 +326,7 @@ async def _stop_app(app: LifelongApp) -> None:
     try:
         await asyncio.wait_for(asyncio.ensure_future(app.stop()), STOP_S)
     except Exception as error:  # noqa: BLE001 - all that matters is in the store
-        log.info("consumer did not stop cleanly", error=_line(error))
+        log.info("consumer did not stop cleanly", error=typed_line(error))
     await asyncio.to_thread(app.writer.close)
 
 
@@ -391,8 +391,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name
         """Nothing: probes come every few seconds."""
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, LifelongError) else f"{type(error).__name__}: {text}"

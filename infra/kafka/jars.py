@@ -55,7 +55,7 @@ def apache_obstacle(
             [java, "-version"], capture_output=True, text=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"Java does not run ({one_line(str(error))}): install Java {JAVA_VERSION} or newer"
+        return f"Java does not run ({one_line(error)}): install Java {JAVA_VERSION} or newer"
     version = re.search(r'version "(\d+)', answer.stderr + answer.stdout)
     if answer.returncode != 0 or version is None:
         said = one_line(answer.stderr or answer.stdout, 100)
@@ -88,7 +88,7 @@ def fetch_kafka(cache: Path | None = None, *, maven: str = "mvn", log: Log | Non
     try:
         return fetch_once(cache / f"kafka-{KAFKA_VERSION}", fetch)
     except OSError as error:
-        raise BrokerError(f"Kafka cannot be kept in {cache}: {one_line(str(error))}") from None
+        raise BrokerError(f"Kafka cannot be kept in {cache}: {one_line(error)}") from None
 
 
 def _run_maven(maven: str, directory: Path) -> Path:

@@ -233,7 +233,7 @@ class LocalKafka:
                 )
         except OSError as error:
             raise BrokerError(
-                f"Kafka cannot use the directory {self.directory}: {one_line(str(error))}"
+                f"Kafka cannot use the directory {self.directory}: {one_line(error)}"
             ) from None
         assert self._guard.stdout is not None
         self._pid = int(self._guard.stdout.readline() or 0) or None

@@ -19,7 +19,7 @@ import numpy as np
 
 from infra import records
 from infra.behaviors import BEHAVIOR, Source
-from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable, one_line
 from infra.store import (
     Append,
     Appended,
@@ -112,7 +112,7 @@ class LmdbStore:
             self._positions = self._env.open_db(b"positions")
         except (lmdb.Error, OSError) as error:
             raise StoreUnavailable(
-                f"the LMDB store at {path} cannot be opened: {_line(error)};"
+                f"the LMDB store at {path} cannot be opened: {one_line(error)};"
                 " check that the directory is writable and on a local disk"
             ) from error
 
@@ -415,7 +415,7 @@ class LmdbStore:
                     f"the disk of the LMDB store at {self._path} is full: free some space"
                 ) from error
             raise StoreUnavailable(
-                f"the LMDB store at {self._path} failed: {_line(error)};"
+                f"the LMDB store at {self._path} failed: {one_line(error)};"
                 " check the disk and the directory's permissions"
             ) from error
 
@@ -428,7 +428,3 @@ def _version_of(stored: bytes, user: str) -> Version:
             " record or restore the store"
         )
     return Version(*_VERSION.unpack_from(stored))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -6,12 +6,11 @@ A *method* is tuned by itself: each learning rate of the setup is tried, and val
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from infra.errors import SettingsError
+from infra.errors import SettingsError, hint
 
 METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
     "DIN": {"network": "din"},
@@ -349,7 +348,5 @@ def find_tables(name: str) -> dict[str, Table]:
     if name == "all":
         return dict(TABLES)
     if name not in TABLES:
-        near = difflib.get_close_matches(name, TABLES, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: all, {', '.join(TABLES)}"
-        raise SettingsError(f"there is no experiment {name!r}; {hint}")
+        raise SettingsError(f"there is no experiment {name!r}; {hint(name, ['all', *TABLES])}")
     return {name: TABLES[name]}

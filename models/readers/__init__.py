@@ -9,14 +9,13 @@ that is missing is told with where to get it and what its licence allows.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from infra.errors import DataError
+from infra.errors import DataError, hint
 from models.data.interactions import Interactions
 from models.readers import amazon, columns, logs, movielens, online_retail, taobao
 from models.readers.tables import Origin
@@ -65,15 +64,10 @@ def read(name: str, path: Path, **options: Any) -> Interactions:
     """
     reader = READERS.get(name)
     if reader is None:
-        raise DataError(f"there is no reader {name!r}; {_nearest(name, list(READERS))}")
+        raise DataError(f"there is no reader {name!r}; {hint(name, READERS)}")
     for option in options:
         if option not in reader.options:
             raise DataError(
-                f"the reader {name} has no option {option!r}; {_nearest(option, reader.options)}"
+                f"the reader {name} has no option {option!r}; {hint(option, reader.options)}"
             )
     return reader.read(path, **options)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"

@@ -5,7 +5,6 @@ Every function here raises `DataError` with one line that names the file.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from infra.errors import DataError
+from infra.errors import DataError, hint
 from models.data.interactions import Column, Ints
 
 TimeUnit = Literal["s", "ms", "us"]
@@ -155,9 +154,7 @@ def require(path: Path, there: Iterable[str], wanted: Iterable[str]) -> None:
     there = list(there)
     for name in wanted:
         if name not in there:
-            near = difflib.get_close_matches(name, there, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(there[:12])}"
-            raise DataError(f"{path} lacks the column {name!r}; {hint}")
+            raise DataError(f"{path} lacks the column {name!r}; {hint(name, there)}")
 
 
 @contextmanager

@@ -412,7 +412,7 @@ def repeat_golden(path: Path) -> tuple[Manifest, GoldenChecks]:
     except OSError as error:
         raise BundleMissing(f"{path} cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, KeyError) as error:
-        raise BundleCorrupt(f"{path} is no bundle: {one_line(str(error))}; export again") from error
+        raise BundleCorrupt(f"{path} is no bundle: {one_line(error)}; export again") from error
     if manifest.format != FORMAT:
         raise BundleIncompatible(
             f"{path / MANIFEST} has format {manifest.format}, this version reads {FORMAT}; "
@@ -441,7 +441,7 @@ def _golden_difference(path: Path, model: bytes, golden: list[GoldenRequest]) ->
             worst = float(np.maximum(worst, difference))
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
         raise BundleIncompatible(
-            f"{path} cannot be run: {one_line(str(error), 200)}; export the bundle again"
+            f"{path} cannot be run: {one_line(error, 200)}; export the bundle again"
         ) from error
     if not worst <= GOLDEN_TOLERANCE:
         raise BundleIncompatible(

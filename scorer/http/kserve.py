@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from infra.errors import RequestError
+from infra.errors import RequestError, hint
 from models.bundle import Manifest
 from scorer.limits import (
     MAX_ITEM_CHARS,
@@ -32,7 +32,6 @@ from scorer.limits import (
     check_candidate_count,
     check_user,
     decode_json,
-    nearest,
 )
 from scorer.ranking import U64, Ranker, Ranking
 
@@ -277,7 +276,7 @@ def _wishes(request: InferRequest) -> dict[str, bool]:
         if wish.name not in OUTPUTS:
             raise RequestError(
                 f"outputs.{wish.name[:SHOWN_CHARS]}",
-                "is not an output" + nearest(wish.name, OUTPUTS),
+                f"is not an output; {hint(wish.name, OUTPUTS)}",
             )
         wishes[wish.name] = wish.parameters.get("binary_data", default) is True
     return wishes
@@ -317,7 +316,7 @@ def _check_tensor(tensor: InputTensor) -> None:
     if tensor.name not in DATATYPES:
         raise RequestError(
             f"inputs.{tensor.name[:SHOWN_CHARS]}",
-            "is not an input" + nearest(tensor.name, list(DATATYPES)),
+            f"is not an input; {hint(tensor.name, DATATYPES)}",
         )
     if tensor.datatype not in DATATYPES[tensor.name]:
         raise RequestError(

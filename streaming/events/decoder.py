@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from infra.behaviors import ACTIONS, category_key, event_key, item_key, pack_behavior
+from infra.errors import one_line
 from infra.settings import EventSettings
 from infra.store import Append
 
@@ -296,11 +297,11 @@ class EventDecoder:
         try:
             event = self._decode_any(value)
         except msgspec.ValidationError as error:
-            raise _Rejected(Reason.TOO_LONG, _one_line(error)) from None
+            raise _Rejected(Reason.TOO_LONG, one_line(error)) from None
         except RecursionError:
             raise _Rejected(Reason.NOT_JSON, "nested too deeply") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _Rejected(Reason.NOT_JSON, _one_line(error)) from None
+            raise _Rejected(Reason.NOT_JSON, one_line(error)) from None
         if not isinstance(event, dict):
             raise _Rejected(Reason.WRONG_SHAPE, f"not an object but {_kind(event)}")
         return event
@@ -445,7 +446,3 @@ def _show(value: object) -> str:
     # An integer of more digits than Python converts raises; msgspec bounds them well below that.
     text = repr(value)
     return text[:SHOWN_CHARS] + ("..." if len(text) > SHOWN_CHARS else "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

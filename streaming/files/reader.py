@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import difflib
 import functools
 import gzip
 import io
@@ -35,7 +34,7 @@ import pyarrow.parquet
 import xxhash
 
 from infra.behaviors import ACTIONS
-from infra.errors import SourceError
+from infra.errors import SourceError, hint, one_line
 from infra.settings import EVENT_FIELDS, EventSettings
 from infra.telemetry import get_logger
 
@@ -268,10 +267,9 @@ class EventFile:
             elif name in self._mapping.constants:
                 continue
             elif name in REQUIRED_FIELDS or column != name:
-                near = difflib.get_close_matches(column, there, 1) or there[:8]
                 raise SourceError(
                     f"{self.path}: there is no column {column!r} for {name};"
-                    f" map {name} to a column of the file: {', '.join(near)}"
+                    f" map {name} to a column of the file; {hint(column, there)}"
                 )
         return found
 
@@ -291,7 +289,7 @@ class EventFile:
             yield
         except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             raise SourceError(
-                f"{self.path}: cannot be read as {self.format}: {_line(error)};"
+                f"{self.path}: cannot be read as {self.format}: {one_line(error)};"
                 " check that the file is complete and its extension right"
             ) from error
 
@@ -509,8 +507,8 @@ class _Converter:
 
             def tell(index: int) -> str:
                 name = names[index].as_py() or ""
-                near = difflib.get_close_matches(name, self._codes, 1) or sorted(self._codes)
-                return f"the action {name[:40]!r} is not known; map it to one: {', '.join(near)}"
+                known = hint(name, sorted(self._codes))
+                return f"the action {name[:40]!r} is not known; map it to one that is: {known}"
 
             problems.append(_Problem(unknown, "action unknown", tell))
         return actions
@@ -735,10 +733,6 @@ def _fraction(disk: BinaryIO, size: int) -> float:
     return os.lseek(disk.fileno(), 0, os.SEEK_CUR) / size if size else 1.0
 
 
-def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-
-
 def _line_blocks(stream: BinaryIO, block: int, longest: int) -> Iterator[list[bytes | None]]:
     """The stream's lines, a block's worth at a time; None for a line of more than ``longest``."""
     rest = b""
@@ -814,7 +808,7 @@ def _decode_lines(
                 decoded.append(decoder.decode(text))
                 readable.append(row)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                unreadable.append((row, f"is not a JSON object: {_line(error)}"))
+                unreadable.append((row, f"is not a JSON object: {one_line(error)}"))
         numbers = readable
     unreadable.sort()
     raw = _RawBatch(np.array(numbers, np.int64), first_row + len(lines), {}, 0.0, unreadable)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from infra.behaviors import ACTIONS
-from infra.errors import BrokerError, SourceError
+from infra.errors import BrokerError, SourceError, one_line
 from infra.settings import EventSettings
 from streaming.files.reader import Array, EventBatch, EventFile, OnBad
 
@@ -214,7 +214,7 @@ class EventProducer:
     def _report(self, error: KafkaError | None, _: object) -> None:
         if error is not None:
             self.failed += 1
-            self._failure = self._failure or _one_line(str(error.str()))
+            self._failure = self._failure or one_line(error.str())
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,8 +505,4 @@ class _Bookmark:
 
 def _reason(error: KafkaException) -> str:
     cause = error.args[0] if error.args else error
-    return _one_line(cause.str() if isinstance(cause, KafkaError) else str(cause))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return one_line(cause.str() if isinstance(cause, KafkaError) else cause)

@@ -142,13 +142,13 @@ def test_a_tracker_that_is_not_installed_is_named(config: Path, package: str) ->
 
 
 def test_an_unknown_reader_is_told_with_the_nearest(config: Path) -> None:
-    assert "there is no reader 'colums'; did you mean 'columns'?" in refusal(
+    assert "there is no reader 'colums'; did you mean columns?" in refusal(
         config, {"data.reader": "colums"}
     )
 
 
 def test_an_unknown_option_of_a_reader_is_told_with_the_nearest(config: Path) -> None:
-    assert "no option 'user'; did you mean 'users'?" in refusal(config, {"data.options.user": "x"})
+    assert "no option 'user'; did you mean users?" in refusal(config, {"data.options.user": "x"})
 
 
 def test_a_missing_file_is_named(config: Path) -> None:

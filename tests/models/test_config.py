@@ -66,7 +66,10 @@ def test_nothing_said_is_the_default() -> None:
             {"long_term": {"network": "encode", "betamode": "divide"}},
             "unknown key long_term.betamode; did you mean beta_mode?",
         ),
-        ({"long_term": {"netwrk": "din"}}, "long_term.network is missing; it may be avg-pooling, "),
+        (
+            {"long_term": {"netwrk": "din"}},
+            "long_term.network is missing; choose one of: avg-pooling, ",
+        ),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_nearest(tree: dict[str, Any], message: str) -> None:
@@ -75,7 +78,7 @@ def test_a_misspelt_key_is_named_with_the_nearest(tree: dict[str, Any], message:
 
 def test_a_key_like_no_other_is_answered_with_all() -> None:
     assert refusal({"split": {"kind": "time", "zzz": 1}}) == (
-        "unknown key split.zzz; it may be kind, test, validation"
+        "unknown key split.zzz; choose one of: kind, test, validation"
     )
 
 
@@ -95,7 +98,7 @@ def test_a_key_like_no_other_is_answered_with_all() -> None:
             {"training": {"log": ["mlflow", "tensorbord"]}},
             "training.log[1] = 'tensorbord' is unknown; did you mean tensorboard?",
         ),
-        ({"split": {}}, "split.kind is missing; it may be last, time"),
+        ({"split": {}}, "split.kind is missing; choose one of: last, time"),
     ],
 )
 def test_a_kind_that_there_is_not_is_named(tree: dict[str, Any], message: str) -> None:

@@ -126,7 +126,7 @@ def test_numbers_count_what_is_said(tmp_path: Path, unit: TimeUnit, when: list[f
         ({"when": [1.0, float("nan"), 2.0]}, {}, "when is no number in row 2"),
         ({}, {"time_unit": None}, "when is int64, not a timestamp; say its time_unit"),
         ({}, {"value": "did"}, "did must be numbers, not string"),
-        ({}, {"action": "di"}, "lacks the column 'di'; did you mean 'did'"),
+        ({}, {"action": "di"}, "lacks the column 'di'; did you mean did"),
         ({}, {"title": "name"}, "a column of a table of items"),
         ({}, {"items": Path("none.csv")}, "none.csv is not there"),
         ({}, {"share": 0.0}, "holds no behavior"),

@@ -143,7 +143,7 @@ def test_a_malformed_file_is_told_in_one_line(dat: Path, text: str, words: str) 
 
 def test_a_column_that_is_not_there_is_told(csv: Path) -> None:
     (csv / "ratings.csv").write_text("userId,movieId,ratings,timestamp\n1,2,3,4\n")
-    with pytest.raises(DataError, match="lacks the column 'rating'; did you mean 'ratings'"):
+    with pytest.raises(DataError, match="lacks the column 'rating'; did you mean ratings"):
         movielens.read_32m(csv)
 
 

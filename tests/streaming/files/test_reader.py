@@ -305,7 +305,9 @@ def test_csv_cells_may_hold_line_ends_and_commas(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["events.parquet", "events.csv"])
 def test_a_missing_column_is_named_with_its_nearest(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, [{"userid": "u", "item_id": "i", "action": "view"}])
-    with pytest.raises(SourceError, match=r"no column 'user_id' for user_id; map .*: userid$"):
+    with pytest.raises(
+        SourceError, match=r"no column 'user_id' for user_id; map .* mean userid\?$"
+    ):
         EventFile(path)
 
 
