@@ -5,21 +5,14 @@ from __future__ import annotations
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from extractor.state import COUNT_MAX, SECONDS_MAX, InterestState
+from infra.arrays import F32, I32, I64, U16, U32, U64
 from infra.behaviors import BEHAVIOR
 from infra.store import StoredSequence, Version
 from models.kernels.attention import attend_kernel
 from models.kernels.clustering import cluster_kernel, plain_f32
 from models.kernels.compiling import kernel
-
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-U16 = npt.NDArray[np.uint16]
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
 
 HASH_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
 """2^64 / golden ratio (Fibonacci hashing): spreads item keys that are not hashes, as tests have."""

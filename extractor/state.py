@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
+from infra.arrays import F32, I64, U16, U32, U64
 from infra.errors import StoreCorrupt
 from infra.store import Behaviors, Version
 from models.features import History
@@ -47,11 +47,6 @@ _PREFIX: Final = struct.Struct("<4sIQ")
 _HEADER: Final = struct.Struct("<4sIQ16sqQqHHHHIH2x")
 COUNT_MAX: Final = np.iinfo(np.uint16).max
 SECONDS_MAX: Final = np.iinfo(np.uint32).max
-
-F32 = npt.NDArray[np.float32]
-U16 = npt.NDArray[np.uint16]
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -249,7 +244,7 @@ def _corrupt(user: str | None, what: str) -> StoreCorrupt:
 
 
 def _merge(
-    item_keys: U64, item_counts: U16, item_last: U32, keys: U64, times: npt.NDArray[np.int64]
+    item_keys: U64, item_counts: U16, item_last: U32, keys: U64, times: I64
 ) -> tuple[U64, U16, U32]:
     """A history with further behaviors (``keys``, ``times`` in ms) counted into it."""
     fresh, inverse, times_met = np.unique(keys, return_inverse=True, return_counts=True)

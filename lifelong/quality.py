@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from infra.arrays import Bools
+
 Scores = npt.NDArray[np.floating] | npt.NDArray[np.integer]
 
 
@@ -36,7 +38,7 @@ def _auc(positives: Scores, negatives: Scores) -> float:
     return float(np.mean((below + up_to) / 2) / len(ordered))
 
 
-def _hit_rate(table: Scores, labels: npt.NDArray[np.bool_], k: int) -> float:
+def _hit_rate(table: Scores, labels: Bools, k: int) -> float:
     target = table[labels][:, None]
     better = np.sum(table > target, axis=1)
     equal = np.sum(table == target, axis=1)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.arrays import I32, I64
 from infra.behaviors import ACTIONS, BEHAVIOR, item_key
 from infra.settings import EventSettings
 from infra.store import Behaviors
@@ -36,11 +36,11 @@ class Purchases:
 
     users: list[str]
     items: list[str]
-    user: npt.NDArray[np.int32]
+    user: I32
     """i32[n]"""
-    item: npt.NDArray[np.int32]
+    item: I32
     """i32[n]"""
-    time_ms: npt.NDArray[np.int64]
+    time_ms: I64
     """i64[n], ascending; to the minute, so that a basket's purchases share one time."""
     titles: dict[str, str]
     """Item id to its description."""
@@ -84,6 +84,6 @@ def write_purchases(first: int, last: int, path: Path) -> None:
     pq.write_table(pq.read_table(PURCHASES).slice(first, last - first), path)
 
 
-def _codes(column: Any) -> tuple[list[str], npt.NDArray[np.int32]]:
+def _codes(column: Any) -> tuple[list[str], I32]:
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int32)

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import F32, I32, U64, Array
 from infra.behaviors import item_key
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
 from models.features import CROSS_FEATURES, USER_FEATURES
@@ -70,8 +70,6 @@ finite.
 GOLDEN_TOLERANCE: Final = 1e-4
 """Largest difference from a golden CTR: wide enough for another processor's arithmetic, far too
 narrow for a wrong model."""
-
-Floats = npt.NDArray[np.float32]
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -157,11 +155,11 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True):
     dtype: Literal["<f4", "<i8"] = "<f4"
 
     @classmethod
-    def of(cls, array: npt.NDArray[Any]) -> Tensor:
+    def of(cls, array: Array) -> Tensor:
         dtype: Literal["<f4", "<i8"] = "<i8" if array.dtype.kind == "i" else "<f4"
         return cls(array.shape, np.ascontiguousarray(array, dtype).tobytes(), dtype)
 
-    def array(self) -> npt.NDArray[Any]:
+    def array(self) -> Array:
         return np.frombuffer(self.data, self.dtype).reshape(self.shape)
 
 
@@ -172,7 +170,7 @@ class GoldenRequest(msgspec.Struct, frozen=True):
     inputs: dict[str, Tensor]
     ctr: Tensor
 
-    def feed(self) -> dict[str, npt.NDArray[Any]]:
+    def feed(self) -> dict[str, Array]:
         """The request as inputs of scorer.onnx."""
         return {name: tensor.array() for name, tensor in self.inputs.items()}
 
@@ -210,11 +208,11 @@ class Bundle:
     """n + 1 ids; row 0 is "" and stands for unknown items."""
     titles: list[str]
     """n + 1 titles, "" where there is none."""
-    popularity: Floats
+    popularity: F32
     """f32[n + 1]: training behaviors of the item per million; 0 for unknown items."""
-    embeddings: Floats
+    embeddings: F32
     """f32[n + 1, d], read-only."""
-    projected: Floats
+    projected: F32
     """f32[n + 1, m], read-only: h = W_h^T e of every row (Eq. 4)."""
     scorer_model: bytes
     """scorer.onnx; inputs as in SCORER_INPUTS."""
@@ -263,12 +261,12 @@ class Bundle:
         return self.digest.hex()
 
     @cached_property
-    def _keys(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
+    def _keys(self) -> tuple[U64, I32]:
         keys = np.array([item_key(item_id) for item_id in self.item_ids[1:]], np.uint64)
         order = np.argsort(keys)
         return keys[order], (order + 1).astype(np.int32)
 
-    def rows(self, item_keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+    def rows(self, item_keys: U64) -> I32:
         """The rows of items in this bundle's tables.
 
         Args:
@@ -334,7 +332,7 @@ class BundleContents:
     manifest: Manifest
     """Its ``files`` are filled in on writing."""
     vocabulary: Vocabulary
-    embeddings: Floats
+    embeddings: F32
     """f32[n + 1, d]."""
     scorer_model: bytes
     golden: Sequence[GoldenRequest]
@@ -484,7 +482,7 @@ def _decode(path: Path, name: str, data: bytes, kind: Any) -> Any:
         raise BundleCorrupt(f"{path / name} cannot be decoded: {one_line(error)}") from error
 
 
-def _decode_embeddings(path: Path, data: bytes) -> Floats:
+def _decode_embeddings(path: Path, data: bytes) -> F32:
     try:
         table = np.load(BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -492,9 +490,7 @@ def _decode_embeddings(path: Path, data: bytes) -> Floats:
     return np.ascontiguousarray(table, np.float32)
 
 
-def _check_shapes(
-    path: Path, manifest: Manifest, vocabulary: Vocabulary, embeddings: Floats
-) -> None:
+def _check_shapes(path: Path, manifest: Manifest, vocabulary: Vocabulary, embeddings: F32) -> None:
     rows = manifest.n_items + 1
     if embeddings.shape != (rows, manifest.d):
         raise BundleIncompatible(
@@ -535,7 +531,7 @@ def _columns(vocabulary: Vocabulary) -> Iterable[tuple[str, Sequence[object]]]:
     yield "popularity", vocabulary.popularity
 
 
-def _project(path: Path, model: bytes, embeddings: Floats, m: int) -> Floats:
+def _project(path: Path, model: bytes, embeddings: F32, m: int) -> F32:
     """Project the whole item table once: h does not depend on the user."""
     try:
         (projected,) = make_session(model).run(None, {"embeddings": embeddings})
@@ -551,6 +547,6 @@ def _project(path: Path, model: bytes, embeddings: Floats, m: int) -> Floats:
     return np.ascontiguousarray(projected, np.float32)
 
 
-def _frozen(array: Floats) -> Floats:
+def _frozen(array: F32) -> F32:
     array.flags.writeable = False
     return array

@@ -18,10 +18,10 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from infra.arrays import F32
 from infra.errors import TrainingError
 from models.bundle import (
     BundleContents,
@@ -45,8 +45,6 @@ OPSET: Final = 18
 
 EXPORT_TOLERANCE: Final = 1e-5
 """Largest difference between a graph and the network that it was exported from."""
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def export_network(
     *,
     item_ids: Sequence[str],
     titles: Sequence[str],
-    popularity: Floats,
+    popularity: F32,
     data: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> tuple[BundleContents, ExportChecks]:
@@ -432,7 +430,7 @@ def _compare_scorer(model: bytes, golden: Sequence[GoldenRequest]) -> float:
     return float(np.max(differences))
 
 
-def _compare_items(model: bytes | None, network: Network, embeddings: Floats) -> float:
+def _compare_items(model: bytes | None, network: Network, embeddings: F32) -> float:
     if model is None:
         return 0.0
     (computed,) = make_session(model).run(None, {"embeddings": embeddings})

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from infra.arrays import F32, F64, U32, U64
+
 CROSS_FEATURES: Final = ("bought", "count", "recency_day", "recency_month", "popularity")
 """Columns of `cross_features`."""
 
@@ -30,11 +32,11 @@ _LOG_POPULARITY: Final = float(np.log1p(PER_MILLION))
 class History(NamedTuple):
     """How often and when last a user had to do with each distinct item (n of them)."""
 
-    item_keys: npt.NDArray[np.uint64]
+    item_keys: U64
     """u64[n], ascending: `infra.behaviors.item_key` of the items."""
     counts: npt.NDArray[np.unsignedinteger]
     """Unsigned [n]: behaviors on the item."""
-    last: npt.NDArray[np.uint32]
+    last: U32
     """u32[n]: time of the latest of them, seconds since epoch."""
 
 
@@ -45,11 +47,11 @@ EMPTY_HISTORY: Final = History(
 
 
 def cross_features(
-    candidate_keys: npt.NDArray[np.uint64],
-    popularity: npt.NDArray[np.float32],
+    candidate_keys: U64,
+    popularity: F32,
     history: History,
     now_ms: int,
-) -> npt.NDArray[np.float32]:
+) -> F32:
     """What the user's history says about each candidate itself.
 
     Items are compared by key, so that an item outside the bundle's vocabulary counts as bought
@@ -78,11 +80,11 @@ def cross_features(
 
 
 def cross_columns(
-    counts: npt.NDArray[np.float32],
-    last_s: npt.NDArray[np.float64],
-    popularity: npt.NDArray[np.float32],
-    now_s: float | npt.NDArray[np.float64],
-) -> npt.NDArray[np.float32]:
+    counts: F32,
+    last_s: F64,
+    popularity: F32,
+    now_s: float | F64,
+) -> F32:
     """`cross_features` of pairs whose counts (0: never) and last times are known; any shape [...].
 
     Returns:
@@ -99,7 +101,7 @@ def cross_columns(
     return features
 
 
-def user_features(count: int, last_time_ms: int, now_ms: int) -> npt.NDArray[np.float32]:
+def user_features(count: int, last_time_ms: int, now_ms: int) -> F32:
     """What does not depend on the candidate.
 
     Args:
@@ -116,9 +118,9 @@ def user_features(count: int, last_time_ms: int, now_ms: int) -> npt.NDArray[np.
 
 def user_columns(
     counts: npt.NDArray[np.integer],
-    last_s: npt.NDArray[np.float64],
-    now_s: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float32]:
+    last_s: F64,
+    now_s: F64,
+) -> F32:
     """`user_features` of many users at once; any shape [...], times in seconds.
 
     Returns:

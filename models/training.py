@@ -19,18 +19,18 @@ from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from infra.arrays import F32, I32, I64
 from infra.errors import TrainingError, one_line
 from models.bundle import Vocabulary, write_directory
 from models.config import RunConfig, read_config
 from models.data.batches import Batch, Gatherer, prefetch
-from models.data.interactions import Interactions, Rows
+from models.data.interactions import Interactions
 from models.data.requests import Requests, Sequences
 from models.data.schema import Inputs
 from models.network import Network
@@ -51,8 +51,6 @@ EVALUATED: Final = 4096
 REPORT_EVERY: Final = 20
 """Steps between reports of progress."""
 
-Floats = npt.NDArray[np.float32]
-
 
 class Samples(Protocol):
     """What a run learns from: `models.data.protocols.Split` or `models.data.live.LiveSplit`."""
@@ -68,8 +66,8 @@ class Samples(Protocol):
     @property
     def test(self) -> Requests | None: ...
     def epoch(self, number: int) -> Requests: ...
-    def users(self, requests: Requests) -> Rows: ...
-    def history(self, requests: Requests) -> npt.NDArray[np.int64]: ...
+    def users(self, requests: Requests) -> I32: ...
+    def history(self, requests: Requests) -> I64: ...
 
 
 OnProgress = Callable[[TrainingProgress], None]
@@ -171,7 +169,7 @@ def make_gatherer(config: RunConfig, samples: Samples, inputs: Inputs) -> Gather
 
 def predict(
     network: Network, gatherer: Gatherer, requests: Requests, size: int | None = None
-) -> Floats:
+) -> F32:
     """CTRs f32[R, B] by the torch network.
 
     Args:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from extractor.extract import Extractor
 from extractor.state import InterestState
+from infra.arrays import F32, I32, U64, Bools
 from infra.behaviors import BEHAVIOR
 from infra.errors import StoreCorrupt
 from infra.metrics import HISTORIES, STAGES, ScorerMetrics
@@ -28,8 +28,6 @@ from scorer.messages import HistoryKind
 if TYPE_CHECKING:
     import onnxruntime
 
-F32 = npt.NDArray[np.float32]
-U64 = npt.NDArray[np.uint64]
 
 MAX_NEWER: Final = 256
 """Most behaviors newer than the interest state that become interests of their own. Each costs as
@@ -46,7 +44,7 @@ class Ranking:
     ctrs: F32
     """f32[B], click-through rates in the order of the candidates."""
     history: HistoryKind
-    unknown: npt.NDArray[np.bool_]
+    unknown: Bools
     """bool[B]: the bundle does not know the candidate and scored it as an unknown item."""
     as_of: Version | None = None
     """What the interests cover; None: nothing."""
@@ -182,7 +180,7 @@ class Ranker:
             return None
         return state
 
-    def _count(self, history: UserHistory, unknown: npt.NDArray[np.bool_]) -> None:
+    def _count(self, history: UserHistory, unknown: Bools) -> None:
         self._metrics.candidates.observe(len(unknown))
         self._kind[history.kind].inc()
         self._metrics.newer_behaviors.observe(len(history.newer))
@@ -231,7 +229,7 @@ def scorer_inputs(
     newer: Behaviors,
     candidate_keys: U64,
     now_ms: int,
-    rows: npt.NDArray[np.int32],
+    rows: I32,
 ) -> dict[str, F32]:
     """What scorer.onnx is fed (`models.bundle.SCORER_INPUTS`); ``rows`` i32[B] are those of the
     candidates, the rest is as in `score`.

@@ -14,16 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from extractor.extract import Extractor
 from extractor.state import InterestState
+from infra.arrays import F32, I32, U64
 from infra.behaviors import BEHAVIOR
 from infra.store import StoredSequence, Version
 from lifelong.bench.report import compose
 from models.kernels.clustering import cluster, farthest_first
-
-F32 = npt.NDArray[np.float32]
 
 L: Final = 1000
 d: Final = 32
@@ -194,11 +192,11 @@ class _Table:
 
     embeddings: F32
     projected: F32
-    keys: npt.NDArray[np.uint64]
+    keys: U64
     digest: bytes = bytes(16)
     manifest: _Dimensions = _Dimensions()
 
-    def rows(self, item_keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+    def rows(self, item_keys: U64) -> I32:
         """As a bundle looks its items up."""
         place = np.searchsorted(self.keys, item_keys)
         return (place + 1).astype(np.int32)

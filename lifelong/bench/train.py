@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from infra.arrays import I32, I64
 from lifelong.bench.fuxictr_peer import HIDDEN, MODELS, D, Request
 from lifelong.bench.fuxictr_process import FuxiCTR
 from lifelong.machine import machine
@@ -43,7 +44,7 @@ from models.networks import AnyConfig
 from models.training import batch_loss
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    pass
 
 USERS: Final = 1000
 ITEMS: Final = 3706
@@ -92,15 +93,15 @@ class Samples:
 
     length: int
     """Behaviors before every sample."""
-    items: npt.NDArray[np.int32]
+    items: I32
     """i32[U, length + SPREAD]: the users' behaviors."""
-    user: npt.NDArray[np.int64]
+    user: I64
     """i64[S]."""
-    place: npt.NDArray[np.int64]
+    place: I64
     """i64[S]: behaviors of the user before the sample."""
-    candidate: npt.NDArray[np.int32]
+    candidate: I32
     """i32[S]."""
-    label: npt.NDArray[np.int64]
+    label: I64
     """i64[S]: 0 or 1."""
 
     @classmethod

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import I32, I64
 from lifelong.shipped import Purchases
 
 CANDIDATES: Final = 100
@@ -24,13 +24,13 @@ class LiveRequest:
 
     row: int
     """The purchase that is about to come."""
-    candidates: npt.NDArray[np.int32]
+    candidates: I32
     """i32[B], item codes; the target's place is random."""
     target: int
     """Where among the candidates the item stands that is bought next."""
-    popularity: npt.NDArray[np.int64]
+    popularity: I64
     """i64[B]: purchases of each candidate by anybody, before this row."""
-    bought: npt.NDArray[np.int64]
+    bought: I64
     """i64[B]: purchases of each candidate by this user, before this row."""
 
 
@@ -74,7 +74,7 @@ def plan_requests(
 
 def _sample_rows(
     purchases: Purchases, first: int, last: int, number: int, random: np.random.Generator
-) -> npt.NDArray[np.int64]:
+) -> I64:
     """One eligible row for each of ``number`` random users, ascending."""
     rows = np.arange(first, last)
     basket_items = np.stack(
@@ -87,9 +87,7 @@ def _sample_rows(
     return np.sort(chosen)
 
 
-def _rows_by_user(
-    purchases: Purchases, rows: npt.NDArray[np.int64]
-) -> dict[int, npt.NDArray[np.int64]]:
+def _rows_by_user(purchases: Purchases, rows: I64) -> dict[int, I64]:
     """All rows of each user that ``rows`` belong to, ascending."""
     order = np.argsort(purchases.user, kind="stable")
     starts = np.searchsorted(purchases.user[order], np.arange(len(purchases.users) + 1))
@@ -97,9 +95,7 @@ def _rows_by_user(
     return {user: order[starts[user] : starts[user + 1]] for user in users}
 
 
-def _draw(
-    popularity: npt.NDArray[np.int64], taken: set[int], random: np.random.Generator
-) -> npt.NDArray[np.int64]:
+def _draw(popularity: I64, taken: set[int], random: np.random.Generator) -> I64:
     """99 distinct items by popularity, none of ``taken``."""
     weights = popularity.astype(np.float64)
     weights[list(taken)] = 0

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from extractor.state import InterestState
+from infra.arrays import F32, I32, I64
 from infra.behaviors import partition_owner
 from infra.errors import LifelongError, SettingsError
 from infra.kafka.admin import create_topic, ping
@@ -59,8 +60,6 @@ READY_S: Final = 90.0
 
 DRAIN_S: Final = 120.0
 """Longest wait for the worker to apply and cluster what was sent."""
-
-F32 = npt.NDArray[np.float32]
 
 
 class NotInTime(LifelongError):
@@ -528,7 +527,7 @@ def _stored_user(profile: Profile | None) -> StoredUser | None:
     )
 
 
-def _rows_by_user(user: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int64]]:
+def _rows_by_user(user: I32) -> list[I64]:
     order = np.argsort(user, kind="stable")
     return np.split(order, np.cumsum(np.bincount(user))[:-1])
 

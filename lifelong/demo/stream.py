@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import F32
 from lifelong.demo.freshness import FreshnessProbe
 from lifelong.demo.plan import LiveRequest
 from lifelong.shipped import Purchases
@@ -39,8 +39,6 @@ FRESHNESS_EVERY: Final = 200
 
 CLIENTS: Final = 2
 """Threads that ask for rankings; enough that no purchase waits long for its turn."""
-
-F32 = npt.NDArray[np.float32]
 
 
 class Sender(Protocol):

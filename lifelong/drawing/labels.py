@@ -7,12 +7,12 @@ from itertools import groupby, product
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox, ScaledTranslation
 
+from infra.arrays import F64
 from lifelong.drawing.style import GRAY, SMALL
 
 LINE: Final = 12.5
@@ -51,7 +51,6 @@ NEARER: Final = 0.02
 DOT: Final = 5.5
 """Half the width of a point, in points."""
 
-Doubles = npt.NDArray[np.float64]
 _Place = tuple[float, tuple[float, float, str, str]]
 
 
@@ -114,7 +113,7 @@ def part_lines(figure: Figure, names: Sequence[Annotation]) -> None:
             name.xyann = (1.0, float(axes.transData.inverted().transform((0, y))[1]))
 
 
-def spread(wanted: Doubles, gap: float, height: float) -> Doubles:
+def spread(wanted: F64, gap: float, height: float) -> F64:
     """The places nearest to those wanted that lie at least ``gap`` apart, in [0, height].
 
     >>> spread(np.array([5.0, 4.0, 20.0]), 3.0, 30.0).tolist()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from infra.arrays import F64
 from lifelong.drawing.style import BLUE, DASHED, GRAY, GRID, INK, LIGHT_BLUE, head, save, styled
 from lifelong.evaluate.report import SLICES, slice_label
 
@@ -23,8 +23,6 @@ CHANCE: Final = 0.5
 
 COLUMNS: Final = {"AUC": 44.0, "positives": 100.0}
 """Figures beside the bars, and where they end, in points."""
-
-Doubles = npt.NDArray[np.float64]
 
 
 def draw(report: dict[str, Any], directory: Path) -> list[str]:
@@ -148,7 +146,7 @@ def _subject(report: dict[str, Any]) -> str:
     )
 
 
-def _wilson(share: Doubles, count: Doubles) -> tuple[Doubles, Doubles]:
+def _wilson(share: F64, count: F64) -> tuple[F64, F64]:
     """The 95 % interval of a share of ``count`` rows, by Wilson's score."""
     z = 1.96
     scale = 1 + z * z / count

@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from infra.arrays import F32
 from infra.behaviors import item_key
 from infra.errors import SettingsError, TrainingError
 from lifelong.evaluate import report as evaluation_report
@@ -21,7 +22,6 @@ from models import bundle as bundles
 from models import training
 from models.config import RunConfig, read_config
 from models.data.batches import Gatherer
-from models.data.interactions import Floats
 from models.data.live import LiveSplit
 from models.data.protocols import Split
 from models.data.requests import Requests
@@ -42,7 +42,7 @@ RESAMPLED: Final = 200_000_000
 RESAMPLINGS: Final = 1000
 """Of the bootstrap, at most; its interval's ends are then known to a tenth of its width."""
 
-Scorer = Callable[[Split | LiveSplit, Requests], Floats]
+Scorer = Callable[[Split | LiveSplit, Requests], F32]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _overridden(tree: Mapping[str, Any], overrides: Mapping[str, Any], where: Pa
 
 
 def _by_network(path: Path, run: training.Run, network: Network) -> Scorer:
-    def score(samples: Split | LiveSplit, requests: Requests) -> Floats:
+    def score(samples: Split | LiveSplit, requests: Requests) -> F32:
         gatherer = _gatherer(run, samples)
         return training.predict(network, gatherer, _as_known(path, run, samples, requests))
 
@@ -170,7 +170,7 @@ def _gatherer(run: training.Run, samples: Split | LiveSplit) -> Gatherer:
 
 
 def _by_bundle(bundle: bundles.Bundle) -> Scorer:
-    def score(samples: Split | LiveSplit, requests: Requests) -> Floats:
+    def score(samples: Split | LiveSplit, requests: Requests) -> F32:
         keys = np.array([item_key(item) for item in samples.interactions.item_ids], np.uint64)
         offline = evaluation.sequence_requests(bundle, samples.sequences, requests, keys)
         scored = evaluation.score_requests(bundle, offline)
@@ -217,7 +217,7 @@ class _Measured:
     samples: Split | LiveSplit
     part: str
     requests: Requests
-    ctrs: Floats
+    ctrs: F32
 
     @classmethod
     def of(
@@ -329,8 +329,8 @@ def _difference(measured: _Measured, path: Path) -> dict[str, Any]:
 
 
 def differences(
-    first: Floats,
-    second: Floats,
+    first: F32,
+    second: F32,
     requests: Requests,
     samples: Split | LiveSplit,
     replicates: int,

@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from infra.arrays import F64, I64
 from lifelong.evaluate.run import plain
 from models.data.batches import Gatherer, prefetch
 from models.data.protocols import Split
@@ -36,8 +36,6 @@ from models.modules.sequence import BehaviorSequence, Target
 from models.networks.sdim import SDIM, SDIMConfig
 from models.networks.sdim_expected import collision_probability
 from models.training import Run, load_run, make_gatherer
-
-Doubles = npt.NDArray[np.float64]
 
 SIZES: Final = (0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7, 10, 20, 50, 100)
 """Sizes of a search, as multiples of the top k; TWIN's Figure 4 goes from 0.1 to 100."""
@@ -365,12 +363,12 @@ def _weights(run: Run, samples: Split, settings: AttentionOptions) -> dict[str, 
     return found
 
 
-def _summed(bins: Tensor, values: Tensor, settings: AttentionOptions) -> Doubles:
+def _summed(bins: Tensor, values: Tensor, settings: AttentionOptions) -> F64:
     """The sum of values [N] in each bin."""
     return np.bincount(bins.numpy(), values.double().numpy(), settings.bins).astype(np.float64)
 
 
-def _means(sums: Doubles, counts: Doubles) -> list[float | None]:
+def _means(sums: F64, counts: F64) -> list[float | None]:
     pairs = zip(sums.tolist(), counts.tolist(), strict=True)
     return [total / count if count else None for total, count in pairs]
 
@@ -458,7 +456,7 @@ def _views(run: Run, gatherer: Gatherer, requests: Requests) -> Iterator[_View]:
         yield _View(sequence, target, mask, counts)
 
 
-def _some(requests: Requests, rows: npt.NDArray[np.int64], settings: AttentionOptions) -> Requests:
+def _some(requests: Requests, rows: I64, settings: AttentionOptions) -> Requests:
     """As many of some requests, at random, as make up the pairs."""
     wanted = max(1, settings.pairs // requests.candidates.shape[1])
     chosen = np.random.default_rng(settings.seed).permutation(rows)[:wanted]

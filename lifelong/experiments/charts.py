@@ -7,12 +7,12 @@ from itertools import cycle
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from infra.arrays import F64
 from lifelong.drawing.style import BLUE, GRAY, GRID, INK, LIGHT_BLUE, head
 
 COLORS: Final = {
@@ -32,7 +32,6 @@ UNBROKEN: Final = "\N{NO-BREAK SPACE}"
 STEEP: Final = 8.0
 """Largest over smallest value from which an axis is logarithmic."""
 
-Doubles = npt.NDArray[np.float64]
 Table = dict[str, Any]
 """What `lifelong.experiments.report.compose` gives, as JSON has it."""
 
@@ -94,13 +93,13 @@ def interval(difference: Table) -> str:
     return f"{observed}" if low is None or high is None else f"{observed}  ({low} to {high})"
 
 
-def mean_line(lines: Iterable[Sequence[float | None] | None]) -> Doubles:
+def mean_line(lines: Iterable[Sequence[float | None] | None]) -> F64:
     """The mean of seeds' lines, as far as all of them go; [] of none."""
     given = [np.array(line, np.float64) for line in lines if line and known(line)]
     shortest = min(map(len, given), default=0)
     if not shortest:
         return np.empty(0)
-    mean: Doubles = np.array([line[:shortest] for line in given]).mean(axis=0)
+    mean: F64 = np.array([line[:shortest] for line in given]).mean(axis=0)
     return mean
 
 

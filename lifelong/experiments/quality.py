@@ -14,13 +14,13 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from infra.arrays import F32
 from infra.errors import DataError
 from lifelong.evaluate.run import RESAMPLINGS, differences
 from lifelong.experiments.files import reason, replacing
 from models import training
 from models.config import RunConfig
 from models.data.batches import Gatherer
-from models.data.interactions import Floats
 from models.data.protocols import Split
 from models.network import Network
 from models.reference.evaluation import measure
@@ -113,7 +113,7 @@ def measure_difference(
     return differences(np.stack(ours), np.stack(theirs), requests, samples, replicates)
 
 
-def _keep(path: Path, ctrs: Floats) -> None:
+def _keep(path: Path, ctrs: F32) -> None:
     try:
         with replacing(path) as file:
             np.save(file, ctrs)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from extractor.state import InterestState
+from infra.arrays import F32, I64
 from models import training
 from models.data.batches import Batch, Gatherer
-from models.data.interactions import Floats, Ints
 from models.data.protocols import Split
 from models.data.requests import Requests
 from models.modules.long_term import State
@@ -36,27 +36,27 @@ class Service:
         run = training.load_run(path)
         return cls(run.network, training.make_gatherer(run.config, samples, run.inputs))
 
-    def times(self, requests: Requests) -> Ints:
+    def times(self, requests: Requests) -> I64:
         """i64[R], seconds since epoch: when each is made."""
         if requests.times is not None:
             return requests.times
         return self.gatherer.sequences.times[requests.cut]
 
-    def fresh(self, requests: Requests, more: int = 0) -> Floats:
+    def fresh(self, requests: Requests, more: int = 0) -> F32:
         """f32[R, B]: from the last L + ``more`` behaviors, all of them clustered."""
         gatherer = replace(self.gatherer, L=self.gatherer.L + more)
         return training.predict(self.network, gatherer, requests._replace(as_of=requests.cut))
 
-    def attended(self, requests: Requests, n: int) -> Floats:
+    def attended(self, requests: Requests, n: int) -> F32:
         """f32[R, B]: the last n behaviors stand beside the clusters of those before."""
         stale = requests._replace(as_of=requests.cut - n)
         return training.predict(self.network, self.gatherer, stale)
 
-    def unseen(self, requests: Requests, n: int) -> Floats:
+    def unseen(self, requests: Requests, n: int) -> F32:
         """f32[R, B]: as if the last n behaviors had not been."""
         return training.predict(self.network, self.gatherer, self._before(requests, n))
 
-    def recent(self, requests: Requests, n: int) -> Floats:
+    def recent(self, requests: Requests, n: int) -> F32:
         """f32[R, B]: without the last n behaviors in the interests, with them in all else."""
         fresh = requests._replace(as_of=requests.cut)
         stale = self._before(requests, n)
@@ -72,7 +72,7 @@ class Service:
 
     def stored(
         self, requests: Requests, states: Sequence[Sequence[InterestState]], newer: int
-    ) -> list[Floats]:
+    ) -> list[F32]:
         """f32[R, B] for each series of R stored states, behaviors newer than them attended to.
 
         Args:
@@ -80,7 +80,7 @@ class Service:
             newer: the most behaviors that any request has beyond its state.
         """
         network = self.network
-        scored: list[list[Floats]] = [[] for _ in states]
+        scored: list[list[F32]] = [[] for _ in states]
         with torch.no_grad():
             table = network.item_table()
             for rows in _parts(requests):
@@ -105,7 +105,7 @@ class Service:
         return requests._replace(cut=cut, as_of=cut, times=self.times(requests))
 
 
-def _score(network: Network, batch: Batch, state: State, table: Tensor) -> Floats:
+def _score(network: Network, batch: Batch, state: State, table: Tensor) -> F32:
     """CTRs f32[R, B] from a stored state, all else from a batch."""
     recent = network.sequence(batch, table).latest(network.config.M)
     logits = network.logits(
@@ -116,7 +116,7 @@ def _score(network: Network, batch: Batch, state: State, table: Tensor) -> Float
         network.target(batch, table),
         batch.cross,
     )
-    ctrs: Floats = torch.sigmoid(logits).float().numpy()
+    ctrs: F32 = torch.sigmoid(logits).float().numpy()
     return ctrs
 
 

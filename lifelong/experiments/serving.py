@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from extractor.extract import Extractor
 from extractor.state import InterestState
+from infra.arrays import F32, I64, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import one_line
 from infra.store import Behaviors, StoredSequence, Version
@@ -59,9 +59,6 @@ SCORER: Final = "scorer"
 GRAPH: Final = "graph"
 """The two ways to answer a request: `scorer.ranking.score`, and any exported graph."""
 
-Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
-U64 = npt.NDArray[np.uint64]
 Request = Callable[[], F32]
 """A whole request; CTRs f32[B]."""
 
@@ -148,7 +145,7 @@ class _Shop:
     """One item table for all methods, a user and a request."""
 
     network: NetworkConfig
-    categories: npt.NDArray[np.int64]
+    categories: I64
     """i64[n + 1]."""
     table: Bundle
     """The items, as the scorer looks them up; no graph goes with them."""

@@ -12,9 +12,9 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
+from infra.arrays import F32
 from lifelong.evaluate.run import differences, plain
 from lifelong.experiments.services import Service
-from models.data.interactions import Floats
 from models.data.protocols import Split
 from models.data.requests import Requests
 from models.measures.predictions import auc, gauc
@@ -119,10 +119,10 @@ def _stale(
     samples: Split,
     requests: Requests,
     n: int,
-    fresh: Floats,
+    fresh: F32,
     options: StalenessOptions,
 ) -> dict[str, Any]:
-    ctrs: dict[str, Floats] = {
+    ctrs: dict[str, F32] = {
         "fresh": fresh,
         "longer": service.fresh(requests, n),
         "attended": service.attended(requests, n),
@@ -159,7 +159,7 @@ def _drawn(requests: Requests, size: int, seed: int) -> Requests:
     return requests.part(np.sort(rng.choice(len(requests.cut), size, replace=False)))
 
 
-def _measures(ctrs: Floats, requests: Requests, samples: Split) -> dict[str, float]:
+def _measures(ctrs: F32, requests: Requests, samples: Split) -> dict[str, float]:
     users = np.broadcast_to(samples.users(requests)[:, None], ctrs.shape)
     return {
         "auc": auc(ctrs, requests.labels, requests.weights),

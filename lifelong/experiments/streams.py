@@ -18,15 +18,13 @@ import torch
 
 from extractor.extract import Extractor
 from extractor.state import DIGEST_BYTES, InterestState
+from infra.arrays import F32, I32, I64, U64, Bools
 from infra.behaviors import BEHAVIOR
 from infra.settings import StoreSettings
 from infra.store import Behaviors, StoredSequence, Version
-from models.data.interactions import Floats, Ints
 from models.data.protocols import Split
 from models.network import Network
 from models.networks.encode import Encode
-
-Flags = npt.NDArray[np.bool_]
 
 FIGURES: Final = np.dtype(
     [
@@ -67,13 +65,13 @@ class Items:
 
     digest: bytes
     manifest: _Dimensions
-    embeddings: Floats
-    projected: Floats
-    known: Flags
+    embeddings: F32
+    projected: F32
+    known: Bools
     """bool[n + 1]."""
 
     @classmethod
-    def of(cls, network: Network, L: int, known: Flags) -> Items:
+    def of(cls, network: Network, L: int, known: Bools) -> Items:
         long = network.long
         assert isinstance(long, Encode)
         with torch.no_grad():
@@ -89,7 +87,7 @@ class Items:
             known=known,
         )
 
-    def rows(self, item_keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+    def rows(self, item_keys: U64) -> I32:
         rows = item_keys.astype(np.int32)
         return np.where(self.known[rows], rows, np.int32(0))
 
@@ -153,14 +151,14 @@ class Stream:
         state = self._extractor.extract(sequence, previous)
         return state, time.thread_time() - began
 
-    def _points(self, behaviors: Behaviors) -> Floats:
+    def _points(self, behaviors: Behaviors) -> F32:
         """f32[n, m]: the directions of those behaviors that have one."""
         rows = self._items.rows(np.ascontiguousarray(behaviors["item"]))
-        points: Floats = self._directions[rows[self._directed[rows]]]
+        points: F32 = self._directions[rows[self._directed[rows]]]
         return points
 
 
-def nearest(h: Floats, state: InterestState) -> tuple[Ints, float]:
+def nearest(h: F32, state: InterestState) -> tuple[I64, float]:
     """The nearest center of each direction f32[n, m], i64[n], and the mean cosine to it."""
     if not len(h):
         return np.empty(0, np.int64), math.nan
@@ -169,7 +167,7 @@ def nearest(h: Floats, state: InterestState) -> tuple[Ints, float]:
     return cosines.argmax(1), float(cosines.max(1).mean())
 
 
-def agreement(first: Ints, second: Ints, clusters: int) -> float:
+def agreement(first: I64, second: I64, clusters: int) -> float:
     """Share of behaviors that two clusterings put alike, f64 in [0, 1].
 
     Clusters have no names in common, so each of the one is matched with one of the other, those

@@ -9,27 +9,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import F32, F64, I64, Array, Bools
 from lifelong.evaluate.run import differences, plain
 from lifelong.experiments.services import Service
-from lifelong.experiments.streams import (
-    FIGURES,
-    Figures,
-    Flags,
-    Items,
-    States,
-    Stream,
-    behaviors_of,
-)
-from models.data.interactions import Floats, Ints
+from lifelong.experiments.streams import FIGURES, Figures, Items, States, Stream, behaviors_of
 from models.data.protocols import Split
 from models.data.requests import Requests
 from models.kernels.clustering import WARM_ITERATIONS
 from models.measures.predictions import auc
 from models.networks.encode import Encode
-
-Doubles = npt.NDArray[np.float64]
 
 
 class WarmStartOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,16 +80,16 @@ class _Scored(NamedTuple):
     """R requests scored from stored states."""
 
     requests: Requests
-    warm_starts: Ints
+    warm_starts: I64
     """i64[R]: behind the warm state."""
-    at_end: Flags
+    at_end: Bools
     """bool[R]: the state is the user's last."""
-    warm: Floats
+    warm: F32
     """f32[R, B]: CTRs."""
-    cold: Floats
+    cold: F32
     """f32[R, B]."""
 
-    def part(self, rows: Flags) -> _Scored:
+    def part(self, rows: Bools) -> _Scored:
         return _Scored(
             self.requests.part(np.flatnonzero(rows)),
             self.warm_starts[rows],
@@ -165,7 +154,7 @@ def _stream_all(
 def _scored(
     service: Service,
     requests: Requests,
-    start: Ints,
+    start: I64,
     states: Mapping[tuple[int, int], States],
     step: int,
 ) -> _Scored:
@@ -235,7 +224,7 @@ def _compared(scored: _Scored, samples: Split, options: WarmStartOptions) -> dic
     }
 
 
-def _means(values: npt.NDArray[Any]) -> Doubles:
+def _means(values: Array) -> F64:
     """f64[...] of f64[N, ...]: means of what is a number; not a number where nothing is."""
     counted = ~np.isnan(values)
     number = counted.sum(0)

@@ -14,21 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from infra.arrays import F32, F64, I8, I32, I64, Bools
 from models.data.interactions import Interactions
 from models.data.requests import Requests, Sequences
 from models.data.schema import AGE_BUCKETS, Inputs, dwell_bucket
 from models.features import cross_columns, user_columns
 from models.kernels.compiling import fast_kernel
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.int32]
-Small = npt.NDArray[np.int8]
-Flags = npt.NDArray[np.bool_]
 Item = TypeVar("Item")
 
 PREFETCHED: Final = 2
@@ -137,7 +132,7 @@ class Gatherer:
         for begin in range(0, len(requests.cut), size):
             yield self(requests.part(slice(begin, begin + size)))
 
-    def _features(self, window: Ints, cut: Ints, now: Ints, length: int) -> dict[str, Tensor]:
+    def _features(self, window: I64, cut: I64, now: I64, length: int) -> dict[str, Tensor]:
         features: dict[str, Tensor] = {}
         for name in self.inputs.schema.behavior:
             rows = np.zeros((len(cut), length), np.int64)
@@ -149,7 +144,7 @@ class Gatherer:
         return features
 
     @property
-    def _columns(self) -> dict[str, Small]:
+    def _columns(self) -> dict[str, I8]:
         """Per recorded behavior feature i8[N], in the order of the sequences."""
         columns = self.__dict__.get("columns")
         if columns is None:
@@ -207,13 +202,13 @@ def prefetch(items: Iterable[Item], ahead: int = PREFETCHED) -> Generator[Item]:
 
 @fast_kernel
 def _gather_rows(
-    items: Rows,
-    first_seen: Ints,
-    begin: Ints,
-    end: Ints,
-    bundle: Ints,
-    rows: Ints,
-    mask: Flags,
+    items: I32,
+    first_seen: I64,
+    begin: I64,
+    end: I64,
+    bundle: I64,
+    rows: I64,
+    mask: Bools,
 ) -> None:
     """The items [begin, end) of each request at the right end of its row; items that the
     request's bundle does not know stay 0.
@@ -228,7 +223,7 @@ def _gather_rows(
 
 
 @fast_kernel
-def _gather_feature(column: Small, begin: Ints, end: Ints, rows: Ints) -> None:
+def _gather_feature(column: I8, begin: I64, end: I64, rows: I64) -> None:
     length = rows.shape[1]
     for r in range(len(begin)):
         shift = length - end[r]
@@ -237,7 +232,7 @@ def _gather_feature(column: Small, begin: Ints, end: Ints, rows: Ints) -> None:
 
 
 @fast_kernel
-def _gather_ages(times: Ints, begin: Ints, end: Ints, now: Ints, rows: Ints) -> None:
+def _gather_ages(times: I64, begin: I64, end: I64, now: I64, rows: I64) -> None:
     """Age buckets at the time of the request: 1 + log2 of the seconds, clipped."""
     length = rows.shape[1]
     for r in range(len(begin)):
@@ -249,8 +244,8 @@ def _gather_ages(times: Ints, begin: Ints, end: Ints, now: Ints, rows: Ints) -> 
 
 @fast_kernel
 def _gather_counts(
-    items: Rows, times: Ints, begin: Ints, end: Ints, candidates: Rows, n_items: int
-) -> tuple[Floats, npt.NDArray[np.float64]]:
+    items: I32, times: I64, begin: I64, end: I64, candidates: I32, n_items: int
+) -> tuple[F32, F64]:
     """How often (f32[R, B]) and when last (f64[R, B], seconds) each candidate occurs in
     [begin, end) of its request, whether or not the bundle knows the item.
     """

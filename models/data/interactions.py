@@ -15,17 +15,13 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
+from infra.arrays import F32, I8, I32, I64
 from infra.errors import DataError
 from models.features import PER_MILLION
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.int32]
-Bytes = npt.NDArray[np.int8]
 Column = Any
 """An arrow column, in one piece or in chunks; pyarrow's stubs make a type of every value type."""
 
@@ -48,7 +44,7 @@ class Attribute:
 
     values: list[str]
     """Distinct values; row 0 ("") stands for none or unknown."""
-    rows: Rows
+    rows: I32
     """i32[n + 1, w] for items (row 0 all zeros), i32[U, w] for users; padded with 0 behind."""
 
     @classmethod
@@ -94,19 +90,19 @@ class Interactions:
     """n + 1 ids; row 0 ("") stands for unknown items."""
     titles: list[str]
     """n + 1 titles, "" where there is none."""
-    users: Rows
+    users: I32
     """i32[N]."""
-    items: Rows
+    items: I32
     """i32[N], rows in [1, n]."""
-    times: Ints
+    times: I64
     """i64[N], seconds since epoch, ascending."""
-    actions: Bytes | None = None
+    actions: I8 | None = None
     """i8[N]: rows of ``action_names``, 0 for an unknown action; None: all behaviors are alike."""
     action_names: list[str] = field(default_factory=lambda: [""])
     """Names of the actions; row 0 ("") stands for unknown ones."""
-    dwell_s: Floats | None = None
+    dwell_s: F32 | None = None
     """f32[N]: how long the user stayed, seconds; 0 where nobody measured it."""
-    values: Floats | None = None
+    values: F32 | None = None
     """f32[N]: what the user thought of the item (a rating); NaN where they did not say."""
     item_attributes: dict[str, Attribute] = field(default_factory=dict)
     """Attributes of the items, by name; rows i32[n + 1, w]."""
@@ -141,7 +137,7 @@ class Interactions:
         return len(self.items)
 
     @cached_property
-    def first_seen(self) -> Ints:
+    def first_seen(self) -> I64:
         """i64[n + 1]: position of each item's first behavior; row 0: 0."""
         first = np.zeros(len(self.item_ids), np.int64)
         rows, positions = np.unique(self.items, return_index=True)
@@ -149,20 +145,20 @@ class Interactions:
         return first
 
     @cached_property
-    def _by_item(self) -> Ints:
+    def _by_item(self) -> I64:
         """item * (N + 1) + position of every behavior, ascending."""
         keys = self.items.astype(np.int64) * (len(self) + 1) + np.arange(len(self))
         keys.sort()
         return keys
 
-    def popularity(self, items: Rows, position: Ints | int) -> Floats:
+    def popularity(self, items: I32, position: I64 | int) -> F32:
         """Behaviors per million on items among the first ``position`` behaviors.
 
         Any shapes that broadcast.
         """
         key = items.astype(np.int64) * (len(self) + 1)
         count = np.searchsorted(self._by_item, key + position) - np.searchsorted(self._by_item, key)
-        share: Floats = (count * (PER_MILLION / np.maximum(position, 1))).astype(np.float32)
+        share: F32 = (count * (PER_MILLION / np.maximum(position, 1))).astype(np.float32)
         return share
 
 
@@ -187,7 +183,7 @@ class Columns:
     """User ids: texts or integers."""
     items: Column
     """Item ids: texts or integers."""
-    times: Ints
+    times: I64
     """i64[N]: seconds since epoch."""
     actions: Column | None = None
     """Names of actions."""
@@ -248,7 +244,7 @@ class Columns:
             user_attributes={name: Attribute.of(column) for name, column in user_columns.items()},
         )
 
-    def _actions(self, source: str, order: Ints) -> tuple[Bytes | None, list[str]]:
+    def _actions(self, source: str, order: I64) -> tuple[I8 | None, list[str]]:
         if self.actions is None:
             return None, [""]
         values, codes = _codes(self.actions)
@@ -272,13 +268,13 @@ class Columns:
 class _Numbered(NamedTuple):
     ids: Column
     """Distinct ids as text, by first occurrence."""
-    rows: Rows
+    rows: I32
     """i32[N]: each ordered row's number among them."""
-    first: Ints
+    first: I64
     """Row of the file in which each of them occurs first by time."""
 
 
-def _numbered(column: Column, order: Ints, what: str) -> _Numbered:
+def _numbered(column: Column, order: I64, what: str) -> _Numbered:
     if column.null_count:
         row = int(np.argmax(_whole(column.is_null()).to_numpy(zero_copy_only=False)))
         raise DataError(f"{what} is null in row {row + 1}; drop such rows, or give them an id")
@@ -292,7 +288,7 @@ def _numbered(column: Column, order: Ints, what: str) -> _Numbered:
     return _Numbered(ids, number[codes], order[first[by_time]])
 
 
-def _codes(column: Column) -> tuple[Column, Rows]:
+def _codes(column: Column) -> tuple[Column, I32]:
     """Distinct values, and each row's index among them (-1 for null).
 
     Ids are hashed as they are and only the distinct ones become text: a hundred million rows of
@@ -310,11 +306,11 @@ def _codes(column: Column) -> tuple[Column, Rows]:
     indices = coded.indices
     if indices.null_count:
         indices = pc.fill_null(indices.cast(pa.int32()), -1)
-    codes: Rows = indices.to_numpy().astype(np.int32, copy=False)
+    codes: I32 = indices.to_numpy().astype(np.int32, copy=False)
     return coded.dictionary, codes
 
 
-def _first_occurrences(codes: Rows, size: int) -> tuple[Ints, Ints]:
+def _first_occurrences(codes: I32, size: int) -> tuple[I64, I64]:
     """The codes that occur, ascending, and where each occurs first."""
     first = np.full(size, len(codes), np.int64)
     # Written from the end, so that the first occurrence stays; in blocks, so that it costs no room.
@@ -327,7 +323,7 @@ def _first_occurrences(codes: Rows, size: int) -> tuple[Ints, Ints]:
     return kept, first[kept]
 
 
-def _by_time(times: Ints) -> Ints:
+def _by_time(times: I64) -> I64:
     if len(times) and (np.diff(times) < 0).any():
         return np.argsort(times, kind="stable")
     return np.arange(len(times))
@@ -349,17 +345,17 @@ def _behind_nothing(column: Column) -> Column:
     return pa.concat_arrays([pa.nulls(1, column.type), column])
 
 
-def _take(column: Column, rows: Column | Ints) -> Column:
+def _take(column: Column, rows: Column | I64) -> Column:
     if isinstance(rows, np.ndarray):
         rows = pa.array(rows)
     return _whole(column.take(rows))
 
 
-def _floats(column: Column | None, order: Ints, missing: float) -> Floats | None:
+def _floats(column: Column | None, order: I64, missing: float) -> F32 | None:
     if column is None:
         return None
     numbers = pc.fill_null(column.cast(pa.float32(), safe=False), missing)
-    floats: Floats = numbers.to_numpy()[order]
+    floats: F32 = numbers.to_numpy()[order]
     return floats
 
 

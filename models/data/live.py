@@ -19,8 +19,9 @@ from typing import Annotated, Final
 import msgspec
 import numpy as np
 
+from infra.arrays import F32, I32, I64
 from infra.errors import TrainingError
-from models.data.interactions import Floats, Interactions, Ints, Rows
+from models.data.interactions import Interactions
 from models.data.protocols import Section
 from models.data.requests import Requests, Sequences
 from models.kernels.compiling import fast_kernel
@@ -81,11 +82,11 @@ class LiveSplit:
         """The live stream is the test."""
         return
 
-    def users(self, requests: Requests) -> Rows:
+    def users(self, requests: Requests) -> I32:
         """i32[R]: the user of each request."""
         return self.interactions.users[self.sequences.position[requests.cut]]
 
-    def history(self, requests: Requests) -> Ints:
+    def history(self, requests: Requests) -> I64:
         """i64[R]: behaviors that each request sees."""
         return requests.cut - self.sequences.start[requests.cut]
 
@@ -210,33 +211,33 @@ def evaluation_requests(
 def _popular(
     interactions: Interactions,
     sequences: Sequences,
-    cut: Ints,
+    cut: I64,
     size: int,
     rng: np.random.Generator,
-) -> Rows:
+) -> I32:
     """i32[R, size]: the items of random earlier behaviors, which is popularity up to then."""
     position = np.maximum(sequences.position[cut], 1)[:, None]
     return interactions.items[(rng.random((len(cut), size)) * position).astype(np.int64)]
 
 
-def _staleness(sequences: Sequences, cut: Ints, rng: np.random.Generator) -> Ints:
+def _staleness(sequences: Sequences, cut: I64, rng: np.random.Generator) -> I64:
     """Behaviors newer than the clustering: often none or few, at most MAX_NEWER."""
     few = rng.integers(0, 9, len(cut))
     many = rng.integers(0, MAX_NEWER + 1, len(cut))
     newer = np.where(rng.random(len(cut)) < 0.5, few, many)
-    stale: Ints = np.minimum(newer, cut - sequences.start[cut])
+    stale: I64 = np.minimum(newer, cut - sequences.start[cut])
     return stale
 
 
 @fast_kernel
 def _admit(
-    items: Rows,
-    begin: Ints,
-    cut: Ints,
-    end: Ints,
-    candidates: Rows,
+    items: I32,
+    begin: I64,
+    cut: I64,
+    end: I64,
+    candidates: I32,
     positives: int,
-    weights: Floats,
+    weights: F32,
 ) -> None:
     """Weigh candidates: 1, or 0 for those that may not stand in the request.
 

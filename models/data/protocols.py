@@ -30,14 +30,13 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import F32, F64, I8, I32, I64, Bools
 from infra.errors import TrainingError
-from models.data.interactions import Attribute, Floats, Interactions, Ints, Rows
+from models.data.interactions import Attribute, Interactions
 from models.data.requests import Requests, Sequences
 from models.kernels.compiling import fast_kernel
 
-Flags = npt.NDArray[np.bool_]
 Part = Literal["training", "validation", "test"]
 
 PARTS: Final[tuple[Part, ...]] = ("training", "validation", "test")
@@ -159,50 +158,50 @@ class Impressions(typing.Protocol):
     """What users were shown, S items in any order; `models.readers.logs` reads them."""
 
     @property
-    def users(self) -> Rows:
+    def users(self) -> I32:
         """i32[S]: rows of `Interactions.user_ids`, -1 for others.
 
         Users without behaviors are left out: there is nothing to learn from their sequences.
         """
 
     @property
-    def items(self) -> Rows:
+    def items(self) -> I32:
         """i32[S]: rows of `Interactions.item_ids`, 0 for others."""
 
     @property
-    def times(self) -> Ints:
+    def times(self) -> I64:
         """i64[S], seconds since epoch."""
 
     @property
-    def labels(self) -> Floats:
+    def labels(self) -> F32:
         """f32[S]: 1 if taken, else 0."""
 
 
 class ShownItems(NamedTuple):
     """Impressions as plain arrays."""
 
-    users: Rows
-    items: Rows
-    times: Ints
-    labels: Floats
+    users: I32
+    items: I32
+    times: I64
+    labels: F32
 
 
 @dataclass(frozen=True)
 class Negatives:
     """Draws negatives: from a pool, without the excluded, none twice in a request."""
 
-    pool: Rows
+    pool: I32
     """i32[P]: an item occurs as often as it should be drawn."""
-    excluded: Rows
+    excluded: I32
     """i32[X]: runs of items that are never drawn together, each run ascending."""
-    begin: Ints
+    begin: I64
     """i64[N]: where the run of each behavior of the sequences begins."""
-    end: Ints
+    end: I64
     """i64[N]: where it ends, exclusive."""
 
     def draw(
-        self, cut: Ints, positives: Rows, count: int, rng: np.random.Generator
-    ) -> tuple[Rows, Floats]:
+        self, cut: I64, positives: I32, count: int, rng: np.random.Generator
+    ) -> tuple[I32, F32]:
         """Candidates i32[R, 1 + count], the positive first, and their weights f32[R, 1 + count].
 
         Where a user leaves fewer items to draw, the missing ones are row 0 of weight 0.
@@ -230,7 +229,7 @@ class Negatives:
         return candidates, weights
 
     @cached_property
-    def _shares(self) -> tuple[Rows, npt.NDArray[np.float64]]:
+    def _shares(self) -> tuple[I32, F64]:
         items, counts = np.unique(self.pool, return_counts=True)
         return items, counts / len(self.pool)
 
@@ -262,25 +261,25 @@ class Split:
         return len(self.interactions.item_ids) - 1
 
     @cached_property
-    def known(self) -> Flags:
+    def known(self) -> Bools:
         """bool[n + 1]: items with a behavior in the training part."""
         return _known(self.interactions.items[: self.n_training], self.n_items)
 
     @cached_property
-    def popularity(self) -> Floats:
+    def popularity(self) -> F32:
         """f32[n + 1]: behaviors per million of each item in the training part."""
         rows = np.arange(self.n_items + 1, dtype=np.int32)
         return self.interactions.popularity(rows, self.n_training)
 
-    def users(self, requests: Requests) -> Rows:
+    def users(self, requests: Requests) -> I32:
         """i32[R]: the user of each request, for the GAUC."""
         return self.interactions.users[self.sequences.position[requests.cut]]
 
-    def history(self, requests: Requests) -> Ints:
+    def history(self, requests: Requests) -> I64:
         """i64[R]: behaviors that each request sees."""
         return requests.cut - self.sequences.start[requests.cut]
 
-    def order(self, number: int) -> Ints:
+    def order(self, number: int) -> I64:
         """i64[R]: the order of training requests in an epoch (0, 1, ...)."""
         rng = np.random.default_rng([self.samples.seed, 10, number])
         return rng.permutation(len(self.train.cut))
@@ -355,7 +354,7 @@ def split_requests(
 
 def _requests(
     number: int,
-    chosen: Ints,
+    chosen: I64,
     drawn: _Drawn,
     n_training: int,
     protocol: Protocol,
@@ -423,33 +422,33 @@ def sample_users(
     )
 
 
-def _renumber(rows: Rows, size: int) -> tuple[Ints, Rows]:
+def _renumber(rows: I32, size: int) -> tuple[I64, I32]:
     """Distinct rows by first occurrence, and each old row's new number (-1 for the others)."""
     values, first = np.unique(rows, return_index=True)
-    distinct: Ints = values[np.argsort(first)].astype(np.int64)
+    distinct: I64 = values[np.argsort(first)].astype(np.int64)
     number = np.full(size, -1, np.int32)
     number[distinct] = np.arange(len(distinct))
     return distinct, number
 
 
-def _rows_of(attributes: dict[str, Attribute], rows: Ints) -> dict[str, Attribute]:
+def _rows_of(attributes: dict[str, Attribute], rows: I64) -> dict[str, Attribute]:
     return {name: Attribute(each.values, each.rows[rows]) for name, each in attributes.items()}
 
 
 class _Drawn(NamedTuple):
     """S samples by user and then by time; indices are of the sequences."""
 
-    target: Ints
+    target: I64
     """i64[S]: behaviors before it are earlier than the sample."""
-    start: Ints
+    start: I64
     """i64[S]: where the sample's user starts."""
-    cut: Ints
+    cut: I64
     """i64[S]: behaviors before it are seen."""
-    items: Rows
+    items: I32
     """i32[S]: what is predicted."""
-    times: Ints
+    times: I64
     """i64[S], seconds since epoch."""
-    labels: Floats
+    labels: F32
     """f32[S]."""
 
 
@@ -510,7 +509,7 @@ def _shown(interactions: Interactions, sequences: Sequences, impressions: Impres
     )
 
 
-def _repeats(sequences: Sequences, n: int) -> Flags:
+def _repeats(sequences: Sequences, n: int) -> Bools:
     """bool[N]: whether each behavior's item stands before it in its basket."""
     key = sequences.basket * n + sequences.items
     order = np.argsort(key, kind="stable")
@@ -519,9 +518,7 @@ def _repeats(sequences: Sequences, n: int) -> Flags:
     return repeated
 
 
-def _divide(
-    sequences: Sequences, drawn: _Drawn, division: Division
-) -> tuple[npt.NDArray[np.int8], Flags]:
+def _divide(sequences: Sequences, drawn: _Drawn, division: Division) -> tuple[I8, Bools]:
     """Each sample's part, i8[S] (0, 1, 2), and the behaviors of the training part, bool[N]."""
     size = len(drawn.cut)
     part = np.zeros(size, np.int8)
@@ -544,7 +541,7 @@ def _divide(
 
 
 def _training_first(
-    interactions: Interactions, sequences: Sequences, learned: Flags
+    interactions: Interactions, sequences: Sequences, learned: Bools
 ) -> tuple[Interactions, Sequences, int]:
     """The interactions with those of the training part in front.
 
@@ -569,7 +566,7 @@ def _training_first(
     return ordered, replace(sequences, position=number[sequences.position]), n_training
 
 
-def _chosen(part: npt.NDArray[np.int8], used: Flags, number: int, samples: Samples) -> Ints:
+def _chosen(part: I8, used: Bools, number: int, samples: Samples) -> I64:
     """i64[R]: the samples of a part that are used, ascending."""
     rows = np.flatnonzero((part == number) & used)
     if number and 0 < samples.evaluated < len(rows):
@@ -582,7 +579,7 @@ def _negatives(
     interactions: Interactions,
     sequences: Sequences,
     n_training: int,
-    known: Flags,
+    known: Bools,
     protocol: NextItem,
 ) -> Negatives:
     if protocol.sampling == "uniform":
@@ -605,7 +602,7 @@ def _negatives(
     return Negatives(pool, excluded, sequences.basket, sequences.basket_end)
 
 
-def _user_ends(sequences: Sequences) -> Ints:
+def _user_ends(sequences: Sequences) -> I64:
     """i64[N]: where the behavior's user ends, exclusive."""
     starts = np.unique(sequences.start)
     ends = np.append(starts[1:], len(sequences.start))
@@ -636,7 +633,7 @@ def _with_ends(sequences: Sequences, drawn: _Drawn) -> tuple[Sequences, _Drawn]:
     return moved, drawn._replace(cut=drawn.cut + drawn_owner, start=drawn.start + drawn_owner)
 
 
-def _known(items: Rows, n_items: int) -> Flags:
+def _known(items: I32, n_items: int) -> Bools:
     known = np.zeros(n_items + 1, bool)
     known[items] = True
     known[0] = False
@@ -648,7 +645,7 @@ def _at_least(key: str, value: int, least: int) -> None:
         raise TrainingError(f"{key} is {value}; it is at least {least}")
 
 
-def _check_parts(rows: list[Ints], division: Division, samples: Samples) -> None:
+def _check_parts(rows: list[I64], division: Division, samples: Samples) -> None:
     for name, chosen in zip(PARTS, rows, strict=True):
         if not len(chosen):
             raise TrainingError(
@@ -666,7 +663,7 @@ def _check_pool(protocol: NextItem, n_known: int) -> None:
         )
 
 
-def _check_classes(name: Part, labels: Floats, protocol: Protocol) -> None:
+def _check_classes(name: Part, labels: F32, protocol: Protocol) -> None:
     if labels.min() == labels.max():
         advice = (
             f"value >= {protocol.threshold:g}; set protocol.threshold otherwise"
@@ -680,13 +677,13 @@ def _check_classes(name: Part, labels: Floats, protocol: Protocol) -> None:
 
 @fast_kernel
 def _draw(
-    pool: Rows,
-    excluded: Rows,
-    begin: Ints,
-    end: Ints,
+    pool: I32,
+    excluded: I32,
+    begin: I64,
+    end: I64,
     rng: np.random.Generator,
-    candidates: Rows,
-    weights: Floats,
+    candidates: I32,
+    weights: F32,
 ) -> None:
     """Fill the candidates behind the first with items of the pool that are neither among
     ``excluded[begin:end]`` (ascending) nor in the request already; weight 0 where none was found.

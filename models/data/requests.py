@@ -12,24 +12,25 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from models.data.interactions import Floats, Interactions, Ints, Rows
+from infra.arrays import F32, I32, I64
+from models.data.interactions import Interactions
 
 
 @dataclass(frozen=True)
 class Sequences:
     """The same interactions by user: sequences laid end to end, each oldest first."""
 
-    items: Rows
+    items: I32
     """i32[N]."""
-    times: Ints
+    times: I64
     """i64[N], seconds since epoch."""
-    position: Ints
+    position: I64
     """i64[N]: where the behavior stands in the interactions' order of time."""
-    start: Ints
+    start: I64
     """i64[N]: where the behavior's user starts."""
-    basket: Ints
+    basket: I64
     """i64[N]: where the behavior's basket (same user, same time) starts."""
-    basket_end: Ints
+    basket_end: I64
     """i64[N]: where it ends, exclusive."""
 
     @classmethod
@@ -56,23 +57,23 @@ class Sequences:
 class Requests(NamedTuple):
     """R requests with B candidates each; indices point into `Sequences`."""
 
-    cut: Ints
+    cut: I64
     """i64[R]: the request comes right before this behavior."""
-    as_of: Ints
+    as_of: I64
     """i64[R]: the clustering covers the user's behaviors before this index."""
-    bundle: Ints
+    bundle: I64
     """i64[R]: the bundle knows the interactions before this position."""
-    candidates: Rows
+    candidates: I32
     """i32[R, B], the rows the items have (or will have) in the vocabulary."""
-    labels: Floats
+    labels: F32
     """f32[R, B]: 1 for positives."""
-    weights: Floats
+    weights: F32
     """f32[R, B]: 0 for candidates that do not count."""
-    times: Ints | None = None
+    times: I64 | None = None
     """i64[R], seconds since epoch: when each was made. None: at the time of the behavior that it
     comes before, which an impression does not have."""
 
-    def part(self, rows: slice | Ints) -> Requests:
+    def part(self, rows: slice | I64) -> Requests:
         """Some of the requests."""
         return Requests(
             cut=self.cut[rows],

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import F32, I8, I64
 from infra.errors import TrainingError
 
 if TYPE_CHECKING:
     from models.data.interactions import Attribute, Interactions
 
-Rows = npt.NDArray[np.int64]
 
 BehaviorFeature = Literal["action", "dwell", "age"]
 
@@ -54,15 +53,15 @@ class Inputs:
     n_items: int
     """Items of the vocabulary, the unknown one (row 0) not counted."""
     n_users: int
-    items: Mapping[str, Rows]
+    items: Mapping[str, I64]
     """Per item attribute i64[n + 1, w]: rows of its values, 0 for none."""
-    users: Mapping[str, Rows]
+    users: Mapping[str, I64]
     """Per user attribute i64[U, w]."""
     heights: Mapping[str, int]
-    """Rows of each embedding table, by "user.<name>", "item.<name>" and "behavior.<name>"."""
+    """I64 of each embedding table, by "user.<name>", "item.<name>" and "behavior.<name>"."""
 
     @property
-    def categories(self) -> Rows:
+    def categories(self) -> I64:
         """i64[n + 1]: each item's category, 0 for none."""
         name = self.schema.category
         if not name:
@@ -78,12 +77,12 @@ class Inputs:
         """
         n_items, n_users = len(interactions.item_ids) - 1, len(interactions.user_ids)
         heights: dict[str, int] = {}
-        items: dict[str, Rows] = {}
+        items: dict[str, I64] = {}
         for name in dict.fromkeys((*schema.item, *filter(None, [schema.category]))):
             attribute = _attribute("item", name, interactions.item_attributes)
             items[name] = attribute.rows.astype(np.int64)
             heights[f"item.{name}"] = len(attribute.values)
-        users: dict[str, Rows] = {}
+        users: dict[str, I64] = {}
         for name in schema.user:
             if name == USER_ID:
                 users[name] = np.arange(1, n_users + 1, dtype=np.int64)[:, None]
@@ -118,7 +117,7 @@ def _behavior_height(feature: BehaviorFeature, interactions: Interactions) -> in
     )
 
 
-def dwell_bucket(dwell_s: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+def dwell_bucket(dwell_s: F32) -> I8:
     """Bucket of each dwell time: 0 for none, else 1 + log2 of the seconds, clipped.
 
     >>> dwell_bucket(np.array([0, 0.5, 1, 5, 1e6], np.float32)).tolist()

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import F32, I32, U32
 from models.kernels.clustering import plain_f32, plain_u32
 from models.kernels.compiling import fast_kernel, kernel
-
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
-U32 = npt.NDArray[np.uint32]
 
 
 def attend(

@@ -21,17 +21,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import F32, F64, I32, I64, U8, U32, Bools
 from models.kernels.compiling import fast_kernel, kernel
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-U8 = npt.NDArray[np.uint8]
-U32 = npt.NDArray[np.uint32]
-Flags = npt.NDArray[np.bool_]
 
 WARM_ITERATIONS: Final = 3
 """Iterations allowed after a warm start: the old centers already sit in their clusters."""
@@ -167,7 +159,7 @@ class Tally(NamedTuple):
     many times over."""
     members: I64
     """i64[K]: items in each."""
-    moved: Flags
+    moved: Bools
     """bool[K]: whether members have come or gone since the last centers but one."""
 
 
@@ -215,7 +207,7 @@ def cluster_kernel(
 
 @kernel
 def cluster_each(
-    h: F32, rows: I64, mask: Flags, iterations: int, assign: I64, centers: F32
+    h: F32, rows: I64, mask: Bools, iterations: int, assign: I64, centers: F32
 ) -> None:
     """`cluster` for each of R users, as `Extractor` does it: an item met n times counts n times.
 

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from infra.arrays import F64, I64, Array, Bools
 
 CLIP: Final = 1e-7
 """CTRs are kept this far from 0 and 1, so that one confident mistake is not an infinite loss."""
@@ -47,11 +44,11 @@ def auc(scores: Array, labels: Array, weights: Array | None = None) -> float:
 class _Ranked:
     """Rows in ascending order of score, so that many weightings of them are ranked once."""
 
-    order: Ints
+    order: I64
     """i64[N]: rows by score."""
-    positive: npt.NDArray[np.bool_]
+    positive: Bools
     """bool[N]: their labels."""
-    ties: Ints
+    ties: I64
     """i64[T]: where each run of equal scores begins."""
 
     @classmethod
@@ -75,9 +72,9 @@ class _Ranked:
 class GroupAuc(NamedTuple):
     """AUC within each of G groups."""
 
-    auc: Doubles
+    auc: F64
     """f64[G]; not a number where a group has one class."""
-    weight: Doubles
+    weight: F64
     """f64[G]: impressions of the group; 0 where it has no AUC."""
 
 
@@ -150,11 +147,11 @@ def log_loss(ctrs: Array, labels: Array, weights: Array | None = None) -> float:
 class Calibration(NamedTuple):
     """Predicted and observed CTRs by bins of the prediction; the empty bins are left out."""
 
-    predicted: Doubles
+    predicted: F64
     """f64[b]: mean predicted CTR of each bin, ascending."""
-    observed: Doubles
+    observed: F64
     """f64[b]: share of positives."""
-    weight: Doubles
+    weight: F64
     """f64[b]: rows, or their weight."""
 
     @property
@@ -398,13 +395,13 @@ def paired_bootstrap(
         gaps = [np.nan_to_num(mine.auc) - np.nan_to_num(theirs.auc) for mine, theirs in groups]
         gap = np.mean(gaps, axis=0)
 
-        def difference(times: Doubles) -> float:
+        def difference(times: F64) -> float:
             return _weighted_mean(gap, weight * times[:size])
 
     else:
         ranked = [[_Ranked.of(scores, labels) for scores in pair] for pair in pairs]
 
-        def difference(times: Doubles) -> float:
+        def difference(times: F64) -> float:
             drawn = times[owner] if flat_weights is None else times[owner] * flat_weights
             gaps = [mine.auc(drawn) - theirs.auc(drawn) for mine, theirs in ranked]
             return float(np.mean(gaps))
@@ -516,9 +513,7 @@ def hit_rate_of_retrieval(
     return float((hits / k).mean())
 
 
-def _flat(
-    scores: Array, labels: Array, weights: Array | None
-) -> tuple[Array, Array, Doubles | None]:
+def _flat(scores: Array, labels: Array, weights: Array | None) -> tuple[Array, Array, F64 | None]:
     """Scores, labels and weights as [N]."""
     flat = None if weights is None else np.ravel(weights).astype(np.float64, copy=False)
     return np.ravel(scores), np.ravel(labels), flat

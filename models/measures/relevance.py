@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from infra.arrays import F32, Array, Bools
 from infra.errors import TrainingError
 from models.data.batches import Batch, Gatherer, prefetch
 from models.data.requests import Requests
-from models.measures.predictions import NAN, Array, hit_rate_of_retrieval, relevance_indicator
+from models.measures.predictions import NAN, hit_rate_of_retrieval, relevance_indicator
 from models.modules.layers import masked_softmax
 from models.modules.long_term import LongTerm
 from models.modules.sequence import BehaviorSequence, Target
@@ -28,9 +28,6 @@ from models.networks.eta import ETA
 from models.networks.sim import SIM
 from models.networks.twin import TWIN, search
 from models.networks.ubr4ctr import UBR4CTR
-
-Floats = npt.NDArray[np.float32]
-Flags = npt.NDArray[np.bool_]
 
 PAIRS: Final = 20_000
 """Pairs of a request and a candidate that are compared, about: RI differs between pairs by about
@@ -85,19 +82,19 @@ def searches(long: LongTerm) -> bool:
     return type(long).retrieved is not LongTerm.retrieved
 
 
-def behavior_weights(network: Network, batch: Batch) -> Floats:
+def behavior_weights(network: Network, batch: Batch) -> F32:
     """f32[R, B, L]: how much each behavior of a batch counts for each candidate."""
     table = network.item_table()
     weights = network.long.weights(network.sequence(batch, table), network.target(batch, table))
-    found: Floats = weights.detach().float().cpu().numpy()
+    found: F32 = weights.detach().float().cpu().numpy()
     return found
 
 
-def retrieved_behaviors(network: Network, batch: Batch) -> Flags:
+def retrieved_behaviors(network: Network, batch: Batch) -> Bools:
     """bool[R, B, L]: which behaviors of a batch the search lets through for each candidate."""
     table = network.item_table()
     target = network.target(batch, table)
-    found: Flags = network.long.retrieved(network.sequence(batch, table), target).cpu().numpy()
+    found: Bools = network.long.retrieved(network.sequence(batch, table), target).cpu().numpy()
     return found
 
 
@@ -285,7 +282,7 @@ def _aligned(values: Array, length: int) -> Array:
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(missing, 0)])
 
 
-def _share(flags: Flags, among: Flags) -> float:
+def _share(flags: Bools, among: Bools) -> float:
     return float(flags[among].mean()) if among.any() else NAN
 
 

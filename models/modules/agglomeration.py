@@ -8,17 +8,13 @@ the two most similar clusters does, in O(n^2 m) instead of O(n^3 m).
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import F32, I64, Bools
 from models.kernels.compiling import fast_kernel
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 
 
 @fast_kernel
-def agglomerate_each(directions: Floats, mask: Flags, K: int, labels: Ints) -> None:
+def agglomerate_each(directions: F32, mask: Bools, K: int, labels: I64) -> None:
     """Cluster each of R sequences.
 
     Args:
@@ -49,7 +45,7 @@ def agglomerate_each(directions: Floats, mask: Flags, K: int, labels: Ints) -> N
 
 
 @fast_kernel
-def _merges(means: Floats) -> tuple[Ints, Ints, Floats]:
+def _merges(means: F32) -> tuple[I64, I64, F32]:
     """All n - 1 merges of n points f32[m, n], which are overwritten: a point of either cluster,
     and how similar the two were. In no order.
     """
@@ -101,7 +97,7 @@ def _merges(means: Floats) -> tuple[Ints, Ints, Floats]:
 
 
 @fast_kernel
-def _cut(left: Ints, right: Ints, height: Floats, n: int, K: int) -> Ints:
+def _cut(left: I64, right: I64, height: F32, n: int, K: int) -> I64:
     """Undo the last K - 1 merges; -> i64[n], each point's parent in a forest of K trees."""
     parent = np.arange(n)
     order = np.argsort(-height, kind="mergesort")
@@ -112,7 +108,7 @@ def _cut(left: Ints, right: Ints, height: Floats, n: int, K: int) -> Ints:
 
 
 @fast_kernel
-def _root(parent: Ints, i: int) -> int:
+def _root(parent: I64, i: int) -> int:
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]

@@ -10,15 +10,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from infra.arrays import F32, I64
 from models.kernels.compiling import fast_kernel, on_threads
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 LINE: Final = 16
 """Columns that one thread owns of the table's gradient: a cache line of float32."""
@@ -96,7 +93,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 @fast_kernel
-def _pool(table: Floats, rows: Ints, bins: Ints, weights: Floats, out: Floats) -> None:
+def _pool(table: F32, rows: I64, bins: I64, weights: F32, out: F32) -> None:
     for r in range(len(rows)):
         for i in range(rows.shape[1]):
             weight = weights[r, i]
@@ -108,7 +105,7 @@ def _pool(table: Floats, rows: Ints, bins: Ints, weights: Floats, out: Floats) -
 
 @fast_kernel
 def _pool_back_to_weights(
-    upstream: Floats, table: Floats, rows: Ints, bins: Ints, weights: Floats, gradient: Floats
+    upstream: F32, table: F32, rows: I64, bins: I64, weights: F32, gradient: F32
 ) -> None:
     for r in range(len(rows)):
         for i in range(rows.shape[1]):
@@ -122,13 +119,13 @@ def _pool_back_to_weights(
 
 @fast_kernel
 def _pool_back_to_table(
-    upstream: Floats,
-    rows: Ints,
-    bins: Ints,
-    weights: Floats,
+    upstream: F32,
+    rows: I64,
+    bins: I64,
+    weights: F32,
     begin: int,
     end: int,
-    gradient: Floats,
+    gradient: F32,
 ) -> None:
     """Columns [begin, end) of the gradient: each thread owns some, so that none waits."""
     end = min(end, gradient.shape[1])

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from infra.arrays import F32, I64, Bools
 from infra.errors import TrainingError
 from models.data.schema import Inputs
 from models.kernels.compiling import fast_kernel, on_threads
@@ -24,10 +24,6 @@ from models.modules.layers import EPSILON
 from models.modules.long_term import LongTerm, LongTermConfig, State
 from models.modules.pooling import LINE
 from models.modules.sequence import BehaviorSequence, Target
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 
 VECTOR_LEVELS: Final = 127.0
 """Steps from 0 to the greatest component of a vector that is hashed."""
@@ -237,7 +233,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 @fast_kernel
-def _fill(table: Floats, bins: Ints, rows: Ints, items: Ints, mask: Flags, out: Floats) -> None:
+def _fill(table: F32, bins: I64, rows: I64, items: I64, mask: Bools, out: F32) -> None:
     for r in range(len(rows)):
         for i in range(rows.shape[1]):
             if mask[r, i]:
@@ -250,14 +246,14 @@ def _fill(table: Floats, bins: Ints, rows: Ints, items: Ints, mask: Flags, out: 
 
 @fast_kernel
 def _fill_back(
-    upstream: Floats,
-    bins: Ints,
-    rows: Ints,
-    items: Ints,
-    mask: Flags,
+    upstream: F32,
+    bins: I64,
+    rows: I64,
+    items: I64,
+    mask: Bools,
     begin: int,
     end: int,
-    gradient: Floats,
+    gradient: F32,
 ) -> None:
     """Columns [begin, end) of the gradient: each thread owns some, so that none waits."""
     end = min(end, gradient.shape[1])

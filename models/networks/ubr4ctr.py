@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from infra.arrays import I64
 from infra.errors import TrainingError
-from models.data.schema import Inputs, Rows
+from models.data.schema import Inputs
 from models.modules.layers import MASKED, masked_softmax
 from models.modules.long_term import LongTerm, LongTermConfig, State
 from models.modules.sequence import BehaviorSequence, Target
@@ -188,7 +189,7 @@ class UBR4CTR(LongTerm):
         return cast(Tensor, getattr(self, f"rows_{name}"))
 
 
-def inverse_frequency(counts: np.ndarray | Rows, n: int) -> np.ndarray:
+def inverse_frequency(counts: np.ndarray | I64, n: int) -> np.ndarray:
     """BM25's inverse document frequency, of terms that so many of n documents have; f32.
 
     One is added within the logarithm, as search engines do: it is never negative.

@@ -28,12 +28,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json
 
+from infra.arrays import F32, I32, I64, Bools
 from infra.errors import BrokerError, DataError
 from infra.kafka.admin import topic_partitions
 from infra.kafka.clients import client_config
 from infra.settings import EVENT_FIELDS, BrokerSettings, EventSettings
 from infra.telemetry import get_logger
-from models.data.interactions import Column, Columns, Floats, Interactions, Ints, Rows, pc
+from models.data.interactions import Column, Columns, Interactions, pc
 from models.readers import tables
 from models.readers.tables import TimeUnit
 
@@ -71,17 +72,17 @@ class Topic:
 class Impressions:
     """I items shown, in order of time."""
 
-    users: Rows
+    users: I32
     """i32[I]: row of the user in the interactions; -1 for a user without events."""
-    items: Rows
+    items: I32
     """i32[I]: row of the item in the interactions; 0 for an item without events."""
-    times: Ints
+    times: I64
     """i64[I]: seconds since epoch, ascending."""
-    ctrs: Floats
+    ctrs: F32
     """f32[I]: the CTR that the service gave; NaN where it was not logged."""
-    labels: Floats
+    labels: F32
     """f32[I]: 1 where the outcome followed within the window, else 0."""
-    requests: Ints
+    requests: I64
     """i64[I]: number of the request that it was shown for, by first occurrence."""
 
     def __len__(self) -> int:
@@ -178,9 +179,7 @@ def read_logs(
     )
 
 
-def followed(
-    shown: Ints, shown_ms: Ints, done: Ints, done_ms: Ints, window_ms: int
-) -> npt.NDArray[np.bool_]:
+def followed(shown: I64, shown_ms: I64, done: I64, done_ms: I64, window_ms: int) -> Bools:
     """Which impressions an outcome followed (bool[I]): every outcome counts for the last one.
 
     >>> pair = np.zeros(2, np.int64)  # one item, shown twice and clicked once
@@ -210,7 +209,7 @@ def followed(
     return found
 
 
-def _events(source: Path | Topic, settings: EventSettings) -> tuple[Columns, Ints]:
+def _events(source: Path | Topic, settings: EventSettings) -> tuple[Columns, I64]:
     """The events' columns, and their times in ms."""
     names = settings.fields or {name: name for name in EVENT_FIELDS}
     unit: TimeUnit = "ms" if settings.time_unit == "iso" else settings.time_unit
@@ -253,7 +252,7 @@ def _with_constant(table: Any, name: str, value: object) -> Any:
     return table.set_column(table.column_names.index(name), name, filled)
 
 
-def _first_of_each(ids: Column) -> npt.NDArray[np.bool_]:
+def _first_of_each(ids: Column) -> Bools:
     """bool[N]: false for rows whose id stood in a row before."""
     kept = np.ones(len(ids), np.bool_)
     real = np.flatnonzero(ids.is_valid().to_numpy())
@@ -265,7 +264,7 @@ def _first_of_each(ids: Column) -> npt.NDArray[np.bool_]:
     return kept
 
 
-def _pairs(users: Sequence[Column], items: Sequence[Column]) -> Ints:
+def _pairs(users: Sequence[Column], items: Sequence[Column]) -> I64:
     """i64: a number for each pair of user and item, over all columns end to end."""
     user, item = (
         pa.chunked_array([part.cast(pa.string()).combine_chunks() for part in parts])
@@ -273,14 +272,14 @@ def _pairs(users: Sequence[Column], items: Sequence[Column]) -> Ints:
         .combine_chunks()
         for parts in (users, items)
     )
-    numbers: Ints = user.indices.to_numpy().astype(np.int64) * len(item.dictionary)
+    numbers: I64 = user.indices.to_numpy().astype(np.int64) * len(item.dictionary)
     numbers += item.indices.to_numpy()
     return numbers
 
 
-def _rows(ids: Column, known: list[str], missing: int) -> Rows:
+def _rows(ids: Column, known: list[str], missing: int) -> I32:
     found = pc.index_in(ids.cast(pa.string()), value_set=pa.array(known, pa.string()))
-    rows: Rows = pc.fill_null(found, missing).to_numpy().astype(np.int32)
+    rows: I32 = pc.fill_null(found, missing).to_numpy().astype(np.int32)
     return rows
 
 
@@ -289,7 +288,7 @@ def _texts(column: Column) -> npt.NDArray[np.object_]:
     return texts
 
 
-def _by_occurrence(numbers: Ints) -> Ints:
+def _by_occurrence(numbers: I64) -> I64:
     _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))

@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from infra.arrays import I64
 from infra.errors import DataError
-from models.data.interactions import Column, Columns, Entities, Interactions, Ints, pc
+from models.data.interactions import Column, Columns, Entities, Interactions, pc
 from models.readers import tables
 from models.readers.tables import Origin
 
@@ -93,7 +94,7 @@ def _parquet(file: Path, items: Path, share: float) -> Interactions:
     ).interactions(str(file), items=named, share=share)
 
 
-def _once(times: Ints) -> Any:
+def _once(times: I64) -> Any:
     """bool[N]: the rows left when days that both sheets hold are taken from the second only.
 
     Sheets stand one after the other, each in order of time; so the second begins where time goes

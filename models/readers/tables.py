@@ -17,8 +17,9 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from infra.arrays import I64
 from infra.errors import DataError, hint
-from models.data.interactions import Column, Ints
+from models.data.interactions import Column
 
 TimeUnit = Literal["s", "ms", "us"]
 
@@ -169,12 +170,12 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise DataError(f"{path} cannot be read as {kind}: {reason}") from error
 
 
-def seconds(column: Column, where: str, unit: TimeUnit | None = None) -> Ints:
+def seconds(column: Column, where: str, unit: TimeUnit | None = None) -> I64:
     """i64[N]: times in whole seconds since epoch; see `milliseconds`."""
     return milliseconds(column, where, unit) // 1000
 
 
-def milliseconds(column: Column, where: str, unit: TimeUnit | None = None) -> Ints:
+def milliseconds(column: Column, where: str, unit: TimeUnit | None = None) -> I64:
     """i64[N]: times in ms since epoch.
 
     Args:
@@ -198,19 +199,19 @@ def milliseconds(column: Column, where: str, unit: TimeUnit | None = None) -> In
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("s"))
     ms = column.cast(pa.timestamp("ms", getattr(column.type, "tz", None)), safe=False)
-    whole: Ints = ms.cast(pa.int64()).to_numpy()
+    whole: I64 = ms.cast(pa.int64()).to_numpy()
     return whole
 
 
-def _to_ms(numbers: Any, where: str, unit: TimeUnit) -> Ints:
+def _to_ms(numbers: Any, where: str, unit: TimeUnit) -> I64:
     if np.issubdtype(numbers.dtype, np.integer):
         numbers = numbers.astype(np.int64)
-        whole: Ints = numbers // 1000 if unit == "us" else numbers * int(_PER_MS[unit])
+        whole: I64 = numbers // 1000 if unit == "us" else numbers * int(_PER_MS[unit])
         return whole
     if not np.isfinite(numbers).all():
         row = int(np.argmin(np.isfinite(numbers)))
         raise DataError(f"{where} is no number in row {row + 1}; drop such rows")
-    floored: Ints = np.floor(numbers * _PER_MS[unit]).astype(np.int64)
+    floored: I64 = np.floor(numbers * _PER_MS[unit]).astype(np.int64)
     return floored
 
 

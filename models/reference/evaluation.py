@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from infra.arrays import F32, I32, I64, U64, Array
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
 from models.bundle import (
     FORMAT,
@@ -39,10 +40,6 @@ from models.reference.kmeans import cluster
 
 if TYPE_CHECKING:
     import onnxruntime
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int32]
-Keys = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Measures:
         return {name: value for name, value in asdict(self).items() if not np.isnan(value)}
 
 
-def measure(ctrs: Floats, requests: Requests, users: Rows) -> Measures:
+def measure(ctrs: F32, requests: Requests, users: I32) -> Measures:
     """Measures of CTRs f32[R, B] on requests of users i32[R]."""
     labels, weights = requests.labels, requests.weights
     owner = np.broadcast_to(users[:, None], labels.shape)
@@ -115,7 +112,7 @@ def measure(ctrs: Floats, requests: Requests, users: Rows) -> Measures:
 
 
 def measure_slices(
-    ctrs: Floats, requests: Requests, split: Split | LiveSplit, parts: int = 5
+    ctrs: F32, requests: Requests, split: Split | LiveSplit, parts: int = 5
 ) -> dict[str, list[metrics.Slice]]:
     """Measures by what may matter to a request, each cut into about even parts.
 
@@ -136,7 +133,7 @@ def measure_slices(
     if popularity.shape[1] > 1:  # a list stays whole, or its positive would have nothing to beat
         chosen = requests.labels * requests.weights
         popularity = (popularity * chosen).sum(1, keepdims=True) / chosen.sum(1, keepdims=True)
-    values: dict[str, metrics.Array] = {
+    values: dict[str, Array] = {
         "history": split.history(requests),
         "popularity": popularity[:, 0],
         "staleness": requests.cut - requests.as_of,
@@ -155,15 +152,13 @@ def measure_slices(
     }
 
 
-def popularity_scores(
-    interactions: Interactions, sequences: Sequences, requests: Requests
-) -> Floats:
+def popularity_scores(interactions: Interactions, sequences: Sequences, requests: Requests) -> F32:
     """f32[R, B]: popularity up to the request's own moment, which is fresher than a bundle's."""
     position = sequences.position[requests.cut][:, None]
     return interactions.popularity(requests.candidates, position)
 
 
-def repeat_counts(sequences: Sequences, requests: Requests) -> Floats:
+def repeat_counts(sequences: Sequences, requests: Requests) -> F32:
     """f32[R, B]: how often the user had bought each candidate, over their whole past."""
     counts = np.zeros(requests.candidates.shape, np.float32)
     for r, cut in enumerate(requests.cut):
@@ -189,17 +184,17 @@ def baseline_qualities(
 class StoredUser:
     """What is stored of a user: an interest state, and the behaviors newer than it."""
 
-    interests: Floats
+    interests: F32
     """f32[K, d]."""
     sizes: npt.NDArray[np.unsignedinteger]
     """Unsigned [K]: behaviors of each cluster; 0: empty."""
-    recent: Keys
+    recent: U64
     """u64[<= M]: item keys of the newest behaviors that the state covers, newest last."""
     history: History
     """Over the last L behaviors that the state covers."""
-    newer: Keys
+    newer: U64
     """u64: item keys of the behaviors newer than the state, oldest first."""
-    newer_times: npt.NDArray[np.int64]
+    newer_times: I64
     """i64, ms since epoch: their event times."""
     count: int
     """Behaviors of the user ever applied, the newer ones included."""
@@ -211,9 +206,9 @@ def score_stored(
     bundle: Bundle,
     session: onnxruntime.InferenceSession,
     user: StoredUser | None,
-    candidates: Keys,
+    candidates: U64,
     now_ms: int,
-) -> Floats:
+) -> F32:
     """CTRs f32[B] of candidates (item keys u64[B]) for a stored user, or (None) for a stranger."""
     rows = bundle.rows(candidates)
     M, d = bundle.manifest.M, bundle.manifest.d
@@ -245,7 +240,7 @@ def score_stored(
     return np.asarray(ctrs, np.float32)
 
 
-def add_to_history(history: History, item_keys: Keys, times_ms: npt.NDArray[np.int64]) -> History:
+def add_to_history(history: History, item_keys: U64, times_ms: I64) -> History:
     """A history with further behaviors counted in; a repeated item keeps its later time."""
     if not len(item_keys):
         return history
@@ -261,7 +256,7 @@ def add_to_history(history: History, item_keys: Keys, times_ms: npt.NDArray[np.i
 
 
 def extract_plainly(
-    bundle: Bundle, item_keys: Keys, times_ms: npt.NDArray[np.int64], count: int | None = None
+    bundle: Bundle, item_keys: U64, times_ms: I64, count: int | None = None
 ) -> StoredUser:
     """A user's state by a cold clustering of their exact sequence (oldest first), nothing newer.
 
@@ -301,14 +296,12 @@ def extract_plainly(
     )
 
 
-def pool(
-    embeddings: Floats, projected: Floats, center: Floats, counts: Floats, scale: float
-) -> Floats:
+def pool(embeddings: F32, projected: F32, center: F32, counts: F32, scale: float) -> F32:
     """ENCODE, Eq. 8 for one cluster: embeddings [n, d], projected [n, m], center [m] -> [d]."""
     norms = np.linalg.norm(projected, axis=1) * np.linalg.norm(center)
     scores = projected @ center / np.maximum(norms, 1e-12) * scale
     weights = counts * np.exp(scores - scores.max())
-    pooled: Floats = ((weights / weights.sum()) @ embeddings).astype(np.float32)
+    pooled: F32 = ((weights / weights.sum()) @ embeddings).astype(np.float32)
     return pooled
 
 
@@ -318,7 +311,7 @@ class OfflineRequest:
 
     user: StoredUser | None
     """None: a stranger."""
-    candidates: Keys
+    candidates: U64
     """u64[B]: item keys."""
     now_ms: int
     """Time of the request, ms since epoch."""
@@ -328,7 +321,7 @@ class OfflineRequest:
 class OfflineEvaluation:
     """What a bundle gives on stored states."""
 
-    ctrs: list[Floats]
+    ctrs: list[F32]
     """f32[B] per request."""
     quality: Quality
 
@@ -339,7 +332,7 @@ def evaluate_offline(bundle: Bundle, requests: Iterable[OfflineRequest]) -> Offl
     return OfflineEvaluation(ctrs, ranking_quality(np.stack(ctrs)))
 
 
-def score_requests(bundle: Bundle, requests: Iterable[OfflineRequest]) -> Iterator[Floats]:
+def score_requests(bundle: Bundle, requests: Iterable[OfflineRequest]) -> Iterator[F32]:
     """CTRs f32[B] of each request by a bundle's own graphs."""
     session = bundle.scorer_session()
     for request in requests:
@@ -350,7 +343,7 @@ def sequence_requests(
     bundle: Bundle,
     sequences: Sequences,
     requests: Requests,
-    item_keys: Keys,
+    item_keys: U64,
 ) -> Iterable[OfflineRequest]:
     """Requests with states extracted plainly as of each request's clustering.
 

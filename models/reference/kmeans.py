@@ -8,18 +8,12 @@ file, because numba's cache on disk notices a change of a kernel's own file alon
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import F32, I32
 from models.kernels.compiling import fast_kernel
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.int32]
-Labels = npt.NDArray[np.int32]
-Flags = npt.NDArray[np.bool_]
 
-
-def cluster(projected: Floats, weights: Floats, K: int, T: int) -> tuple[Labels, Floats]:
+def cluster(projected: F32, weights: F32, K: int, T: int) -> tuple[I32, F32]:
     """Cluster points by cosine, from a farthest-first start.
 
     The start is deterministic: the heaviest point, then again and again the point that is least
@@ -34,7 +28,7 @@ def cluster(projected: Floats, weights: Floats, K: int, T: int) -> tuple[Labels,
         T: iterations, at most.
 
     Returns:
-        Labels i32[n] in [0, min(n, K)) and centers f32[min(n, K), m] of unit length. A label that
+        I32 i32[n] in [0, min(n, K)) and centers f32[min(n, K), m] of unit length. A label that
         no point carries is an empty cluster.
 
     >>> points = np.array([[1, 0], [0, 2], [3, 0.1]], np.float32)
@@ -50,9 +44,7 @@ def cluster(projected: Floats, weights: Floats, K: int, T: int) -> tuple[Labels,
 
 
 @fast_kernel
-def spherical_kmeans(
-    points: Floats, weights: Floats, T: int, labels: Labels, centers: Floats
-) -> None:
+def spherical_kmeans(points: F32, weights: F32, T: int, labels: I32, centers: F32) -> None:
     """`cluster` on unit points f32[m, n] (points along the vector axis), into labels and centers.
 
     ``centers`` has min(n, K) rows; n may be 0.
@@ -85,9 +77,7 @@ def spherical_kmeans(
 
 
 @fast_kernel
-def _meet(
-    points: Floats, center: Floats, k: int, similarity: Floats, best: Floats, labels: Labels
-) -> None:
+def _meet(points: F32, center: F32, k: int, similarity: F32, best: F32, labels: I32) -> None:
     """Give to center k the points that are more similar to it than to those before."""
     m, n = points.shape
     similarity[:] = 0
@@ -101,7 +91,7 @@ def _meet(
 
 
 @fast_kernel
-def _move(points: Floats, weights: Floats, labels: Labels, sums: Floats, centers: Floats) -> None:
+def _move(points: F32, weights: F32, labels: I32, sums: F32, centers: F32) -> None:
     """Point each center where its points point together; an empty cluster, or one whose points
     cancel each other out, keeps its center.
     """

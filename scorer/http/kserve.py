@@ -19,8 +19,8 @@ from typing import Annotated, Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import U64, Array
 from infra.errors import RequestError, hint
 from models.bundle import Manifest
 from scorer.limits import (
@@ -33,7 +33,7 @@ from scorer.limits import (
     check_user,
     decode_json,
 )
-from scorer.ranking import U64, Ranker, Ranking
+from scorer.ranking import Ranker, Ranking
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 """Name of the HTTP header of the binary extension."""
@@ -186,7 +186,7 @@ class KServe:
         raw: memoryview | None,
         dtype: np.dtype[Any],
         decoder: msgspec.json.Decoder[list[int]],
-    ) -> npt.NDArray[Any]:
+    ) -> Array:
         if raw is None:
             values = _checked_length(tensor, _from_json(tensor, decoder))
             try:

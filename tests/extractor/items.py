@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from extractor.extract import Extractor
+from infra.arrays import F32, I32, U64
 from infra.behaviors import BEHAVIOR
 from infra.store import Behaviors, StoredSequence, Version
-
-F32 = npt.NDArray[np.float32]
-U64 = npt.NDArray[np.uint64]
 
 N_ITEMS = 500
 START_MS = 1_300_000_000_000
@@ -50,7 +48,7 @@ class SmallTable:
         weights = rng.normal(size=(self.manifest.d, self.manifest.m))
         return (self.embeddings @ weights).astype(np.float32)
 
-    def rows(self, item_keys: U64) -> npt.NDArray[np.int32]:
+    def rows(self, item_keys: U64) -> I32:
         return np.where(item_keys <= N_ITEMS, item_keys, 0).astype(np.int32)
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from extractor.extract import Extractor, summarize
 from extractor.state import InterestState
+from infra.arrays import F32
 from infra.behaviors import BEHAVIOR
 from infra.store import Version
 from tests.extractor.items import (
-    F32,
     N_ITEMS,
     START_MS,
     UNKNOWN,

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.arrays import F32
 from lifelong.experiments.services import Service
 from lifelong.experiments.streams import Items, Stream, behaviors_of
-from models.data.interactions import Floats
 from models.data.protocols import Split
 from models.data.requests import Requests
 from models.training import predict
@@ -39,7 +39,7 @@ def test_at_no_staleness_every_variant_is_the_network_itself(
 ) -> None:
     service = Service.of(planted_runs[method], planted)
     expected = predict(service.network, service.gatherer, planted.test)
-    ctrs: Floats = getattr(service, variant)(planted.test, 0)
+    ctrs: F32 = getattr(service, variant)(planted.test, 0)
     np.testing.assert_allclose(ctrs, expected, atol=1e-6)
 
 

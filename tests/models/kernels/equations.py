@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from infra.arrays import F64
+
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
 
@@ -21,11 +23,11 @@ def similarity(a: Floats, b: Floats, beta: float, beta_mode: str) -> float:
     return cosine / beta if beta_mode == "divide" else cosine * beta
 
 
-def distances(h: Floats, centers: Floats) -> npt.NDArray[np.float64]:
+def distances(h: Floats, centers: Floats) -> F64:
     """Eq. 11 between all behaviors and all centers, [L,K]."""
     h, centers = h.astype(np.float64), centers.astype(np.float64)
     lengths = np.outer(np.linalg.norm(h, axis=1), np.linalg.norm(centers, axis=1))
-    result: npt.NDArray[np.float64] = 1.0 - h @ centers.T / lengths
+    result: F64 = 1.0 - h @ centers.T / lengths
     return result
 
 

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.arrays import F32
 from models.kernels.attention import attend
 from models.kernels.clustering import cluster
 from tests.models.kernels import equations as reference
 
-F32 = npt.NDArray[np.float32]
 SCALES = {"divide": 1 / 20, "multiply": 20.0}
 
 

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.cluster import KMeans
 
+from infra.arrays import F32
 from models.kernels.clustering import SAME, WARM_ITERATIONS, cluster, farthest_first
 from tests.models.kernels import equations as reference
-
-F32 = npt.NDArray[np.float32]
 
 
 def gaussian(L: int, m: int, seed: int) -> F32:
