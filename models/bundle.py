@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -32,6 +30,7 @@ import numpy as np
 from infra.arrays import F32, I32, U64, Array
 from infra.behaviors import item_key
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
+from infra.files import write_directory
 from models.features import CROSS_FEATURES, USER_FEATURES
 
 if TYPE_CHECKING:
@@ -368,38 +367,6 @@ def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
     encoded = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2)
     write_directory(path, {**files, MANIFEST: encoded + b"\n"})
     return manifest
-
-
-def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a new directory beside ``path``, flush them, and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        for name, data in files.items():
-            with (fresh / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        fresh.chmod(0o755)
-        _replace_directory(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _replace_directory(fresh: Path, path: Path) -> None:
-    """Put ``fresh`` in the place of ``path``; a directory cannot be renamed onto a full one."""
-    if not path.exists():
-        fresh.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(old / path.name)
-    try:
-        fresh.rename(path)
-    except OSError:
-        (old / path.name).rename(path)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_manifest(path: Path) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infra.arrays import F32, I32, I64
 from infra.errors import TrainingError, one_line
-from models.bundle import Vocabulary, write_directory
+from infra.files import replacing, write_directory
+from models.bundle import Vocabulary
 from models.config import RunConfig, read_config
 from models.data.batches import Batch, Gatherer, prefetch
 from models.data.interactions import Interactions
@@ -401,7 +402,7 @@ class _Pass:
             "best": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
         }
-        write_whole(self.checkpoint, saved)
+        write_checkpoint(self.checkpoint, saved)
 
     def resume(self, saved: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -459,26 +460,18 @@ def _not_a_number(what: str, number: int, step: int) -> TrainingError:
     )
 
 
-def write_whole(path: Path, saved: dict[str, Any]) -> None:
-    """Write a checkpoint beside the old one and then put it in its place.
+def write_checkpoint(path: Path, saved: dict[str, Any]) -> None:
+    """Put a checkpoint into the place of the one before it.
 
     Raises:
-        TrainingError: there is no room, or no permission; the old one stays.
+        TrainingError: there is no room, or no permission; the one before it stays.
     """
-    new = path.with_suffix(".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with new.open("wb") as file:
+        with replacing(path) as file:
             torch.save(saved, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk as RuntimeError
-        with suppress(OSError):
-            new.unlink()
-        reason = one_line(error, 120)
         raise TrainingError(
-            f"the checkpoint {path} cannot be written: {reason}; "
+            f"the checkpoint {path} cannot be written: {one_line(error, 120)}; "
             "the one before it stays, make room and go on with --resume"
         ) from error
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image  # matplotlib needs it too
 
 from infra.errors import SettingsError
+from infra.files import reason, replacing
 
 INK: Final = "#1f2933"
 GRAY: Final = "#7b8794"
@@ -83,15 +84,16 @@ def save(figures: Mapping[str, Figure], directory: Path, option: str) -> list[st
     """
     written = []
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             for ending in ("png", "svg"):
                 path = directory / f"{name}.{ending}"
-                path.write_bytes(_encoded(figure, ending))
+                encoded = _encoded(figure, ending)
+                with replacing(path) as file:
+                    file.write(encoded)
                 written.append(str(path))
     except OSError as error:
         raise SettingsError(
-            f"{option} {directory}: cannot be written ({error.strerror}); name a directory that is"
+            f"{option} {directory}: cannot be written ({reason(error)}); name a directory that is"
             " writable"
         ) from error
     return written

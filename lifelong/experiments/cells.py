@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from infra.errors import DataError
-from lifelong.experiments.files import reason, replacing
+from infra.files import reason, replacing
 from lifelong.experiments.setups import Setup, Tree
 from lifelong.machine import machine
 

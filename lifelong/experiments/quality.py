@@ -16,8 +16,8 @@ import numpy as np
 
 from infra.arrays import F32
 from infra.errors import DataError
+from infra.files import reason, replacing
 from lifelong.evaluate.run import RESAMPLINGS, differences
-from lifelong.experiments.files import reason, replacing
 from models import training
 from models.config import RunConfig
 from models.data.batches import Gatherer

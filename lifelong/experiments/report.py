@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from infra.errors import SettingsError
+from infra.files import reason, replacing
 from lifelong.experiments import extra_tables
 from lifelong.experiments.cells import Record
 from lifelong.experiments.extra_tables import lines, spread
-from lifelong.experiments.files import reason, replacing
 from lifelong.experiments.setups import Setup
 from lifelong.experiments.tables import Row, Table
 

@@ -22,6 +22,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from infra.behaviors import ACTIONS
 from infra.errors import BrokerError, SourceError, one_line
+from infra.files import replacing
 from infra.settings import EventSettings
 from streaming.files.reader import Array, EventBatch, EventFile, OnBad
 
@@ -493,10 +494,10 @@ class _Bookmark:
         self.next_row = next_row
         if self._path is None:
             return
-        fresh = self._path.with_name(self._path.name + ".new")
+        kept = json.dumps(self._whose | {"next_row": next_row})
         try:
-            fresh.write_text(json.dumps(self._whose | {"next_row": next_row}))
-            fresh.replace(self._path)
+            with replacing(self._path) as file:
+                file.write(kept.encode())
         except OSError as error:
             raise SourceError(
                 f"{self._path}: the position cannot be kept: {error.strerror}; name another file"

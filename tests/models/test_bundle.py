@@ -14,8 +14,9 @@ import pytest
 
 from infra.behaviors import item_key
 from infra.errors import BundleCorrupt, BundleError, BundleIncompatible, BundleMissing
+from infra.files import write_directory
 from models import bundle as bundles
-from models.bundle import FILES, MANIFEST, SCORER, SCORER_INPUTS, Bundle, write_directory
+from models.bundle import FILES, MANIFEST, SCORER, SCORER_INPUTS, Bundle
 from tests.bundles import tiny_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]

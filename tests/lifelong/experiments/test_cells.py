@@ -7,7 +7,7 @@ import pytest
 from infra.errors import DataError
 from lifelong.experiments.cells import QUALITY, Cell, CellStore
 from lifelong.experiments.setups import Setup, Tree
-from tests.lifelong.experiments.disks import full_disk
+from tests.infra.disks import full_disk
 
 
 @pytest.fixture

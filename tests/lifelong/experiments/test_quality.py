@@ -23,8 +23,8 @@ from models import training
 from models.config import RunConfig
 from models.data.protocols import Split
 from models.measures.predictions import auc
+from tests.infra.disks import full_disk
 from tests.lifelong.experiments.conftest import TINY
-from tests.lifelong.experiments.disks import full_disk
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from lifelong.experiments import extra_tables, report
 from lifelong.experiments.cells import Record
 from lifelong.experiments.setups import Setup
 from lifelong.experiments.tables import TABLES, Row
-from tests.lifelong.experiments.disks import full_disk
+from tests.infra.disks import full_disk
 
 
 def record(setup: Setup, auc: float) -> Record:

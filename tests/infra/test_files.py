@@ -6,8 +6,8 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 
-from lifelong.experiments.files import reason, replacing
-from tests.lifelong.experiments.disks import full_disk
+from infra.files import reason, replacing
+from tests.infra.disks import full_disk
 
 
 @pytest.fixture
