@@ -31,6 +31,7 @@ import uvicorn
 from extractor.extract import Extractor
 from infra.errors import BundleMissing, LifelongError, SettingsError, StoreUnavailable
 from infra.metrics import MULTIPROCESS_DIR, ScorerMetrics, forget_process, new_registry
+from infra.processes import orphaned
 from infra.settings import ScorerSettings, Settings
 from infra.store import Store
 from infra.stores import open_store
@@ -196,13 +197,13 @@ class ScorerProcess:
                 self._service.readiness.waits_for(f"the store does not answer: {error}")
                 log.warning("store is away, trying again", error=str(error))
                 time.sleep(RETRY_STORE_S)
-                if _orphaned():
+                if orphaned():
                     raise
 
     async def _each_second(self) -> None:
         """Keep the readiness gauge true where no probe asks, and end with the supervisor."""
         await self._service.readiness.reason()
-        if _orphaned():
+        if orphaned():
             self._server.should_exit = True
 
 
@@ -347,12 +348,6 @@ def _serve(settings: Settings, listener: socket.socket, say: Connection) -> None
             say.send(str(error))
         log.error("scorer process failed", error=str(error))  # noqa: TRY400  # not a bug of ours
         raise SystemExit(1) from None
-
-
-def _orphaned() -> bool:
-    """Whether this is a supervised process whose supervisor is gone."""
-    supervisor = multiprocessing.parent_process()
-    return supervisor is not None and not supervisor.is_alive()
 
 
 @contextlib.contextmanager

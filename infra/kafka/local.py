@@ -24,10 +24,10 @@ from types import TracebackType
 from typing import BinaryIO, Final, Literal, Self
 
 from infra.errors import BrokerError, one_line
-from infra.guard import end_guard, start_guard
 from infra.kafka.admin import ping
 from infra.kafka.jars import apache_obstacle, fetch_kafka
 from infra.kafka.mock import MockCluster
+from infra.processes import end_guard, start_guard
 from infra.telemetry import Log
 
 _FORMAT_TIMEOUT_S: Final = 60.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -13,16 +12,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from infra.errors import LifelongError
+from infra.processes import die_with_parent
 
 STOP_S: Final = 15.0
 """A worker finishes its batch and a scorer its requests within this; then they are killed."""
-
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class ServiceFailed(LifelongError):
@@ -47,7 +46,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 # Safe here: the child only makes a system call before it becomes the command.
-                preexec_fn=_die_with_parent,  # noqa: PLW1509
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),  # noqa: PLW1509
             )
 
     @property
@@ -136,9 +135,3 @@ def free_port(preferred: int = 0) -> int:
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
     raise ServiceFailed("no free port on 127.0.0.1: close some programs")
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this child when its parent dies (Linux; elsewhere nothing happens)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

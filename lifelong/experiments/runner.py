@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table as Lines
 
 from infra.errors import SettingsError, TrainingError
+from infra.processes import end_with_parent
 from lifelong.experiments import (
     attention,
     clustering,
@@ -338,16 +338,8 @@ def _told(record: Record) -> str:
 _here: tuple[Setup, Path]
 
 
-def _end_with_parent() -> None:
-    """Nobody waits for a cell whose command was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 def _start(setup: Setup, directory: Path) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # nobody waits for a cell whose command was killed
     global _here  # noqa: PLW0603  # a process of the pool has one setup, for all of its cells
     _here = setup, directory
     torch.set_num_threads(1)

@@ -1,12 +1,17 @@
-"""The guard between an owner and its process, so that the latter never outlives the former.
+"""Processes that end with the one they belong to, however that ends.
 
-Run as a program (`python -m infra.guard DIRECTORY OWNER COMMAND...`) this module is that guard. It
-imports nothing but the standard library, and so stays small.
+A child that we start as a program gets `die_with_parent`, a child of `multiprocessing` calls
+`end_with_parent` or asks `orphaned`; and a program that needs time to end, as Kafka does, stands
+under a guard (`start_guard`), which ends it gently even when its owner was killed.
+
+Run as a program (`python -m infra.processes DIRECTORY OWNER COMMAND...`) this module is that guard.
+It imports nothing but the standard library, and so stays small.
 """
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import select
 import signal
@@ -18,6 +23,36 @@ from pathlib import Path
 from typing import Final
 
 GRACE_S: Final = 10.0  # an idle broker needs 0.4 s to close its logs; then SIGKILL
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def die_with_parent(sent: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent dies (Linux; elsewhere nothing).
+
+    Made for `subprocess.Popen`'s ``preexec_fn``: it makes one system call.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, sent)
+
+
+def end_with_parent() -> None:
+    """End this child of `multiprocessing`, at once, when its parent is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def orphaned() -> bool:
+    """Whether this is a child of `multiprocessing` whose parent is gone."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def start_guard(directory: Path, command: list[str], log: int) -> subprocess.Popen[bytes]:
@@ -64,7 +99,7 @@ def _stand_guard(directory: str, owner: int, command: list[str]) -> int:
         stdout=sys.stderr,
         stderr=sys.stderr,
         # In case that somebody kills the guard; safe, since no thread runs here yet.
-        preexec_fn=_die_with_parent,  # noqa: PLW1509
+        preexec_fn=die_with_parent,  # noqa: PLW1509
     )
     os.write(1, f"{process.pid}\n".encode())
 
@@ -80,12 +115,6 @@ def _stand_guard(directory: str, owner: int, command: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     threading.Thread(target=watch_owner, daemon=True).start()
     return process.wait()
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 if __name__ == "__main__":
