@@ -202,7 +202,7 @@ class Worker:
         while True:
             await asyncio.sleep(CHECK_S)
             try:
-                await app.batches.check_topic()
+                await app.batch_agent.check_topic()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
                 self._health.blocked("broker", typed_line(error))
             else:

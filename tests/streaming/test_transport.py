@@ -154,8 +154,8 @@ async def test_a_batch_dropped_before_anything_was_committed_comes_again(
     store = WatchedStore()
     async with running(settings, store) as worker:
         await until(lambda: len(worker.partitions) == 4, "partitions are assigned")
-        batches = worker.app.batches
-        apply, dropped = batches.apply, []
+        agent = worker.app.batch_agent
+        apply, dropped = agent.apply, []
 
         async def lossy(batch: Any, decoded: Any) -> bool:
             if batch.tp not in dropped:
@@ -163,36 +163,13 @@ async def test_a_batch_dropped_before_anything_was_committed_comes_again(
                 return False
             return await apply(batch, decoded)
 
-        batches.apply = lossy  # type: ignore[method-assign]
+        agent.apply = lossy  # type: ignore[method-assign]
         sent = await asyncio.to_thread(produce, settings, events(users=20, each=20))
         await until(lambda: worker.events("applied") >= sent, "all events are applied")
 
     assert len(dropped) == 4
     assert store.counts() == {f"u{n}": 20 for n in range(20)}
     assert_contiguous(store)
-
-
-@pytest.mark.kafka
-async def test_a_batch_that_failed_for_no_known_reason_comes_again(kafka: LocalKafka) -> None:
-    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
-    create_topics(settings)
-    store = WatchedStore()
-    async with running(settings, store) as worker:
-        batches = worker.app.batches
-        apply = batches.apply
-        failed: list[Any] = []
-
-        async def faulty(batch: Any, decoded: Any) -> bool:
-            if not failed:
-                failed.append(batch)
-                raise ZeroDivisionError
-            return await apply(batch, decoded)
-
-        batches.apply = faulty  # type: ignore[method-assign]
-        sent = await asyncio.to_thread(produce, settings, events(users=5, each=2))
-        await until(lambda: worker.events("applied") >= sent, "all events are applied")
-
-    assert failed
 
 
 @pytest.mark.kafka

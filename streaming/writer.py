@@ -1,0 +1,249 @@
+"""Writing batches: decoded events into the store, refused ones to the dead-letter topic.
+
+`BatchWriter.write` returns once both have what is theirs, however often it has to try; only then
+may its caller acknowledge the batch. The marks in the store see to it that a batch that comes again
+is not applied twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from infra.behaviors import Source
+from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line
+from infra.metrics import WorkerMetrics
+from infra.settings import Settings
+from infra.store import Append, Appended, Store, wall_clock_ms
+from infra.telemetry import get_logger
+from streaming.dead_letters import DeadLetter, DeadLetters
+from streaming.events.decoder import Decoded, EventDecoder, Reason, Reject
+from streaming.transport import Batch
+
+log: Final = get_logger(__name__)
+
+RETRY_MIN_S: Final = 0.05
+"""First pause before what failed is tried again; it doubles up to `retry_max_s`."""
+
+# A damaged record is one user's misfortune; when so many users have one and none is sound, it is
+# the store's, and their events must not all end as dead letters.
+SUSPICIOUS_CORRUPTIONS: Final = 8
+
+T = TypeVar("T")
+
+
+class GivenUp(Exception):
+    """The batch is no longer ours: whoever has the partition now applies it."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the worker's health is judged by: written in the loop, read by any thread."""
+
+    moved_at: float = field(default_factory=time.monotonic)
+    """When the agent last began, retried or finished something, monotonic seconds."""
+    failure: str | None = None
+    """Why the batch at hand cannot be written; None while all is well."""
+    assigned: bool = False
+    """Whether the group has given us our partitions (perhaps none)."""
+
+    def moved(self) -> None:
+        """The agent is alive."""
+        self.moved_at = time.monotonic()
+
+
+class BatchWriter:
+    """Applies batches: decode, append, dead letters.
+
+    Store and dead letters block, so they have a thread: the loop goes on answering and
+    heartbeating, however long they take. Decoding has another: while the store waits for its disk,
+    the next batch is decoded.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        dead_letters: DeadLetters,
+        metrics: WorkerMetrics,
+        *,
+        clock: Callable[[], int] = wall_clock_ms,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.progress = Progress()
+        self._decoder = EventDecoder(settings.events)
+        self._retry_max_s = settings.worker.retry_max_s
+        self._store = store
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._clock = clock
+        self._sleep = sleep
+        self._decoding = ThreadPoolExecutor(1, "decode")
+        self._writing = ThreadPoolExecutor(1, "write")
+
+    async def decode(self, batch: Batch) -> Decoded:
+        """Decode the batch's records; touches nothing else, so it may run ahead of `write`."""
+        self.progress.moved()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoding, self._decode, batch)
+
+    async def write(
+        self, batch: Batch, decoded: Decoded, source: Source, wanted: Callable[[], bool]
+    ) -> None:
+        """Apply the batch; return when store and dead-letter topic have what is theirs.
+
+        Args:
+            batch: one partition's records.
+            decoded: what `decode` made of it.
+            source: that partition.
+            wanted: whether the batch is still ours; asked before each retry.
+
+        Raises:
+            GivenUp: it is not ours any more.
+        """
+        started = time.monotonic()
+        self.progress.moved()
+        appended, refused = await self._until_done(lambda: self._append(source, decoded), wanted)
+        rejects = decoded.rejects + _refusals(batch, refused)
+        if rejects:
+            letters = _letters(batch, rejects)
+            await self._until_done(lambda: self._dead_letters.send(letters), wanted)
+        self._measure(batch, appended, rejects, time.monotonic() - started)
+        self.progress.moved()
+
+    def close(self) -> None:
+        """Wait for what is being written; the store may be closed afterwards."""
+        self._decoding.shutdown(wait=True, cancel_futures=True)
+        self._writing.shutdown(wait=True, cancel_futures=True)
+
+    async def _until_done(self, call: Callable[[], T], wanted: Callable[[], bool]) -> T:
+        """Call in the thread until it succeeds, with growing pauses."""
+        pause = RETRY_MIN_S
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                result = await loop.run_in_executor(self._writing, call)
+            except Exception as error:
+                # Whatever it is: what is not written is not acknowledged, and tried again.
+                self._report(error)
+                await self._sleep(pause)
+                pause = min(pause * 2, self._retry_max_s)
+                self.progress.moved()
+                if not wanted():
+                    self.progress.failure = None
+                    raise GivenUp from error
+                self._metrics.store_retries.inc()
+                continue
+            if self.progress.failure is not None:
+                log.info("writing again", after=self.progress.failure)
+                self.progress.failure = None
+            return result
+
+    def _report(self, error: Exception) -> None:
+        """Count each failure, log the first of a row."""
+        kind = type(error).__name__
+        text = f"{kind}: {' '.join(str(error).split())}"
+        self._metrics.store_errors.labels(kind).inc()
+        if self.progress.failure is None:
+            expected = isinstance(error, LifelongError)
+            log.error("cannot write, will retry", error=text, exc_info=not expected)
+        self.progress.failure = text
+
+    def _decode(self, batch: Batch) -> Decoded:
+        records = [(record.offset, record.key, record.value) for record in batch.records]
+        return self._decoder.decode_batch(records, self._clock())
+
+    def _append(self, source: Source, decoded: Decoded) -> tuple[Appended, list[_Refused]]:
+        """Append all users at once; if one of them cannot be stored, one by one."""
+        if not decoded.appends:
+            return Appended(0, 0, 0, []), []
+        with self._metrics.append_seconds.time():
+            try:
+                return self._store.append(source, decoded.appends, self._clock()), []
+            except (RecordTooLarge, StoreCorrupt):
+                return self._append_singly(source, decoded.appends)
+
+    def _append_singly(
+        self, source: Source, appends: Sequence[Append]
+    ) -> tuple[Appended, list[_Refused]]:
+        total = Appended(0, 0, 0, [])
+        refused: list[_Refused] = []
+        for append in appends:
+            try:
+                one = self._store.append(source, [append], self._clock())
+            except (RecordTooLarge, StoreCorrupt) as error:
+                refused.append((append, error))
+                if len(refused) == len(appends) >= SUSPICIOUS_CORRUPTIONS:
+                    raise
+            else:
+                total.applied += one.applied
+                total.replayed += one.replayed
+                total.duplicates += one.duplicates
+        return total, refused
+
+    def _measure(
+        self, batch: Batch, appended: Appended, rejects: Sequence[Reject], seconds: float
+    ) -> None:
+        metrics = self._metrics
+        metrics.events.labels("applied").inc(appended.applied)
+        metrics.events.labels("replayed").inc(appended.replayed)
+        metrics.events.labels("duplicate").inc(appended.duplicates)
+        metrics.events.labels("rejected").inc(len(rejects))
+        for reject in rejects:
+            metrics.rejects.labels(reject.reason.value).inc()
+        if rejects:
+            first = rejects[0]
+            log.warning(
+                "events rejected",
+                count=len(rejects),
+                partition=batch.tp.partition,
+                first_offset=first.offset,
+                first_reason=first.reason.value,
+                first_detail=first.detail,
+            )
+        metrics.batches.inc()
+        metrics.batch_seconds.observe(seconds)
+        metrics.last_batch_timestamp_seconds.set(self._clock() / 1000)
+        lag = max(0, batch.highwater - batch.last - 1)
+        metrics.consumer_lag.labels(str(batch.tp.partition)).set(lag)
+
+
+_Refused = tuple[Append, LifelongError]
+"""A user's part of a batch that the store can never take, and why."""
+
+
+def _refusals(batch: Batch, refused: Sequence[_Refused]) -> list[Reject]:
+    """The events that the store can never take, as rejects."""
+    if not refused:
+        return []
+    by_offset = {record.offset: record for record in batch.records}
+    rejects = []
+    for append, error in refused:
+        too_large = isinstance(error, RecordTooLarge)
+        reason = Reason.RECORD_TOO_LARGE if too_large else Reason.RECORD_CORRUPT
+        detail = one_line(error)
+        for offset in append.offsets:
+            record = by_offset[offset]
+            rejects.append(Reject(offset, record.key, record.value, reason, detail))
+    return rejects
+
+
+def _letters(batch: Batch, rejects: Sequence[Reject]) -> list[DeadLetter]:
+    timestamps = {record.offset: record.timestamp for record in batch.records}
+    return [
+        DeadLetter(
+            key=reject.key,
+            value=reject.value,
+            reason=reject.reason.value,
+            detail=reject.detail,
+            topic=batch.tp.topic,
+            partition=batch.tp.partition,
+            offset=reject.offset,
+            timestamp=timestamps[reject.offset],
+        )
+        for reject in rejects
+    ]

@@ -1,0 +1,130 @@
+"""The agent on a real Kafka: nothing is acknowledged before store and dead-letter topic have it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from infra.errors import BrokerError, StoreUnavailable
+from infra.kafka.admin import delete_topic
+from infra.kafka.local import LocalKafka
+from tests.streaming.running import (
+    KeptLetters,
+    WatchedStore,
+    committed,
+    create_topics,
+    event,
+    new_settings,
+    produce,
+    running,
+    until,
+)
+
+
+@pytest.mark.kafka
+async def test_offsets_are_committed_only_after_the_store_has_the_events(
+    kafka: LocalKafka,
+) -> None:
+    settings = new_settings(kafka.bootstrap)
+    create_topics(settings)
+    store = WatchedStore()
+    store.failure = lambda _s, _a: StoreUnavailable("the store is away")
+    produce(settings, [(f"u{n}", event(f"u{n}")) for n in range(50)])
+
+    async with running(settings, store) as worker:
+        await until(lambda: store.failures >= 4, "the store was tried several times")
+        await asyncio.sleep(1.5)  # longer than the interval between commits
+        assert committed(settings) == {}
+        assert worker.app.writer.progress.failure == "StoreUnavailable: the store is away"
+        store.failure = lambda _s, _a: None
+        await until(lambda: sum(committed(settings).values()) == 50, "all are committed")
+
+    assert sum(store.counts().values()) == 50
+    assert worker.app.writer.progress.failure is None
+
+
+@pytest.mark.kafka
+async def test_offsets_are_committed_only_after_the_letters_are_delivered(
+    kafka: LocalKafka,
+) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings)
+    letters = KeptLetters(failure=BrokerError("the topic is away"))
+    produce(settings, [("a", event("a")), ("a", b"oops")])
+
+    async with running(settings, WatchedStore(), letters):
+        await until(lambda: letters.failures >= 3, "delivery was tried several times")
+        await asyncio.sleep(1.5)
+        assert committed(settings) == {}
+        letters.failure = None
+        await until(lambda: committed(settings) == {0: 2}, "both are committed")
+
+    assert [letter.value for letter in letters.letters] == [b"oops"]
+
+
+@pytest.mark.kafka
+async def test_a_topic_deleted_and_created_again_is_read_from_its_beginning(
+    kafka: LocalKafka,
+) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings)
+    store = WatchedStore()
+    produce(settings, [("a", event("a", n)) for n in range(30)])
+
+    async with running(settings, store) as worker:
+        await until(lambda: worker.events("applied") == 30, "the first topic is applied")
+        await until(lambda: committed(settings) == {0: 30}, "and committed")
+        await asyncio.to_thread(delete_topic, settings.broker, settings.broker.topic)
+        await asyncio.to_thread(create_topics, settings)
+        await asyncio.to_thread(produce, settings, [("a", event("a", 100 + n)) for n in range(5)])
+        await until(lambda: worker.events("applied") == 35, "the second topic is applied")
+        await until(lambda: committed(settings) == {0: 5}, "and committed")
+
+    assert store.counts() == {"a": 35}
+    assert len({source.key for source, _, _ in store.appends}) == 2
+    assert len({source.owner for source, _, _ in store.appends}) == 1
+
+
+@pytest.mark.kafka
+async def test_a_topic_created_again_and_filled_beyond_the_old_offset_is_noticed(
+    kafka: LocalKafka,
+) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings)
+    store = WatchedStore()
+    produce(settings, [("a", event("a", n)) for n in range(10)])
+
+    async with running(settings, store) as worker:
+        await until(lambda: worker.events("applied") == 10, "the first topic is applied")
+        await asyncio.to_thread(delete_topic, settings.broker, settings.broker.topic)
+        await asyncio.to_thread(create_topics, settings)
+        await asyncio.to_thread(produce, settings, [("a", event("a", 100 + n)) for n in range(40)])
+        await worker.app.batch_agent.check_topic()
+        await until(lambda: store.counts()["a"] == 50, "all of the second topic is applied")
+
+    assert store.counts() == {"a": 50}
+
+
+@pytest.mark.kafka
+async def test_a_batch_that_failed_for_no_known_reason_comes_again(kafka: LocalKafka) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings)
+    store = WatchedStore()
+    async with running(settings, store) as worker:
+        agent = worker.app.batch_agent
+        apply = agent.apply
+        failed: list[Any] = []
+
+        async def faulty(batch: Any, decoded: Any) -> bool:
+            if not failed:
+                failed.append(batch)
+                raise ZeroDivisionError
+            return await apply(batch, decoded)
+
+        agent.apply = faulty  # type: ignore[method-assign]
+        sent = await asyncio.to_thread(produce, settings, [("a", event("a", n)) for n in range(10)])
+        await until(lambda: worker.events("applied") >= sent, "all events are applied")
+
+    assert failed

@@ -1,0 +1,204 @@
+"""Writing batches: what cannot be watched is tried again, and what never can becomes a letter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.types import TP
+from prometheus_client import CollectorRegistry
+
+from infra.behaviors import Source
+from infra.errors import BrokerError, RecordTooLarge, StoreCorrupt, StoreFull, StoreUnavailable
+from infra.metrics import WorkerMetrics
+from infra.settings import Settings
+from infra.store import Append, Appended
+from streaming.writer import BatchWriter, GivenUp
+from tests.streaming.running import NOW, KeptLetters, WatchedStore, event
+
+SOURCE = Source(key=1, owner=2)
+
+
+def batch_of(*records: tuple[str, bytes | None]) -> Any:
+    made = [
+        SimpleNamespace(offset=10 + n, key=key.encode(), value=value, timestamp=NOW)
+        for n, (key, value) in enumerate(records)
+    ]
+    tp = TP("behaviors", 0)
+    last = made[-1].offset
+    return SimpleNamespace(tp=tp, records=made, first=10, last=last, highwater=last + 8)
+
+
+class WatchedWriter:
+    """A writer with its store and its letters; pauses take no time."""
+
+    def __init__(self, store: WatchedStore | None = None) -> None:
+        self.store = store or WatchedStore()
+        self.letters = KeptLetters()
+        self.metrics = WorkerMetrics(CollectorRegistry())
+        self.pauses: list[float] = []
+        self.writer = BatchWriter(
+            Settings.model_validate({"worker": {"retry_max_s": 1.0}}),
+            self.store,
+            self.letters,
+            self.metrics,
+            clock=lambda: NOW + 10_000,
+            sleep=self._sleep,
+        )
+        self.on_pause: Callable[[], object] = lambda: None
+
+    async def _sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.on_pause()
+
+    async def write(self, batch: Any, wanted: bool = True) -> None:
+        decoded = await self.writer.decode(batch)
+        await self.writer.write(batch, decoded, SOURCE, lambda: wanted)
+
+    def count(self, outcome: str) -> float:
+        return float(self.metrics.events.labels(outcome)._value.get())
+
+
+async def test_a_batch_is_stored_by_user() -> None:
+    watched = WatchedWriter()
+
+    await watched.write(batch_of(("a", event("a", 1)), ("b", event("b", 1)), ("a", event("a", 2))))
+
+    assert watched.store.counts() == {"a": 2, "b": 1}
+    assert watched.count("applied") == 3
+    assert watched.letters.letters == []
+
+
+async def test_rejects_become_letters_with_their_origin() -> None:
+    watched = WatchedWriter()
+
+    await watched.write(batch_of(("a", event("a", 1)), ("a", b"oops")))
+
+    (letter,) = watched.letters.letters
+    assert (letter.reason, letter.value, letter.key) == ("not_json", b"oops", b"a")
+    assert (letter.topic, letter.partition, letter.offset) == ("behaviors", 0, 11)
+    assert letter.timestamp == NOW
+    assert watched.count("rejected") == 1
+    assert watched.metrics.rejects.labels("not_json")._value.get() == 1
+
+
+async def test_a_failing_store_is_tried_again_with_growing_pauses() -> None:
+    watched = WatchedWriter()
+    watched.store.failure = lambda _s, _a: StoreFull("no room") if len(watched.pauses) < 7 else None
+
+    await watched.write(batch_of(("a", event("a"))))
+
+    assert watched.pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    assert watched.store.counts() == {"a": 1}
+    assert watched.metrics.store_errors.labels("StoreFull")._value.get() == 7
+    assert watched.metrics.store_retries._value.get() == 7
+    assert watched.writer.progress.failure is None
+
+
+async def test_a_failure_is_told_while_it_lasts() -> None:
+    watched = WatchedWriter()
+    told: list[str | None] = []
+    watched.on_pause = lambda: told.append(watched.writer.progress.failure)
+    watched.store.failure = lambda _s, _a: StoreUnavailable("gone") if not told else None
+
+    await watched.write(batch_of(("a", event("a"))))
+
+    assert told == ["StoreUnavailable: gone"]
+
+
+async def test_an_error_of_any_kind_loses_nothing() -> None:
+    watched = WatchedWriter()
+    watched.store.failure = lambda _s, _a: ZeroDivisionError() if not watched.pauses else None
+
+    await watched.write(batch_of(("a", event("a"))))
+
+    assert watched.store.counts() == {"a": 1}
+
+
+async def test_letters_that_cannot_be_delivered_hold_the_batch() -> None:
+    watched = WatchedWriter()
+    watched.letters.failure = BrokerError("no such topic")
+
+    def heal() -> None:
+        if len(watched.pauses) == 3:
+            watched.letters.failure = None
+
+    watched.on_pause = heal
+
+    await watched.write(batch_of(("a", b"oops")))
+
+    assert watched.letters.failures == 3
+    assert len(watched.letters.letters) == 1
+
+
+async def test_a_batch_that_is_not_ours_any_more_is_given_up() -> None:
+    watched = WatchedWriter()
+    watched.store.failure = lambda _s, _a: StoreUnavailable("gone")
+
+    with pytest.raises(GivenUp):
+        await watched.write(batch_of(("a", event("a"))), wanted=False)
+
+    assert len(watched.pauses) == 1
+    assert watched.writer.progress.failure is None
+
+
+class PickyStore(WatchedStore):
+    """Cannot hold some users."""
+
+    def __init__(self, refused: dict[str, Exception]) -> None:
+        super().__init__()
+        self.refused = refused
+
+    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
+        for append in appends:
+            if append.user in self.refused:
+                raise self.refused[append.user]
+        return super().append(source, appends, now_ms)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RecordTooLarge("the record of 'b' is too large"), "record_too_large"),
+        (StoreCorrupt("the record of 'b' is damaged"), "record_corrupt"),
+    ],
+)
+async def test_a_user_that_cannot_be_stored_does_not_hold_the_others(
+    error: Exception, reason: str
+) -> None:
+    watched = WatchedWriter(PickyStore({"b": error}))
+    batch = batch_of(
+        ("a", event("a")), ("b", event("b", 1)), ("c", event("c")), ("b", event("b", 2))
+    )
+
+    await watched.write(batch)
+
+    assert watched.store.counts() == {"a": 1, "c": 1}
+    assert [(x.key, x.offset, x.reason) for x in watched.letters.letters] == [
+        (b"b", 11, reason),
+        (b"b", 13, reason),
+    ]
+    assert watched.letters.letters[0].value == event("b", 1)
+    assert watched.count("applied") == 2
+
+
+async def test_a_store_whose_every_record_is_damaged_keeps_its_events_waiting() -> None:
+    users = [f"u{n}" for n in range(20)]
+    store = PickyStore(dict.fromkeys(users, StoreCorrupt("damaged")))
+    watched = WatchedWriter(store)
+    watched.on_pause = store.refused.clear
+
+    await watched.write(batch_of(*((user, event(user)) for user in users)))
+
+    assert watched.letters.letters == []
+    assert watched.store.counts() == dict.fromkeys(users, 1)
+
+
+async def test_lag_is_what_is_left_behind_the_batch() -> None:
+    watched = WatchedWriter()
+
+    await watched.write(batch_of(("a", event("a"))))
+
+    assert watched.metrics.consumer_lag.labels("0")._value.get() == 7
