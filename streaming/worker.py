@@ -8,35 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import mode.loop
-from prometheus_client import CollectorRegistry
 
 from infra.behaviors import partition_owner
 from infra.errors import (
     BrokerError,
     BundleMissing,
-    SettingsError,
     StoreFull,
     StoreUnavailable,
     typed_line,
 )
 from infra.kafka.admin import create_topic, topic_id, topic_partitions
-from infra.metrics import WorkerMetrics, exposition, new_registry
+from infra.metrics import WorkerMetrics, new_registry
 from infra.settings import BrokerSettings, Settings
 from infra.store import Store
 from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetters, KafkaDeadLetters
+from streaming.health import Health, serve_health
 from streaming.schedule import Reclusterer, SequenceExtractor
 from streaming.transport import BatchConsumer
 
@@ -64,41 +59,6 @@ QUIET: Final = {
 }
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Health:
-    """Whether the worker lives and is ready, and why not. Written in the loop, read anywhere."""
-
-    stall_s: float
-    seen_at: float = field(default_factory=time.monotonic)
-    """When the worker last moved, or had a good reason not to; monotonic seconds."""
-    obstacles: dict[str, str] = field(default_factory=lambda: {"start": "starting"})
-    """What keeps it from being ready, by part."""
-
-    def blocked(self, part: str, why: str) -> None:
-        """The part is away; logged when it was not before."""
-        if part not in self.obstacles:
-            log.warning("away, waiting", part=part, reason=why)
-        self.obstacles = self.obstacles | {part: why}
-
-    def cleared(self, part: str) -> None:
-        """The part is there."""
-        if part in self.obstacles:
-            self.obstacles = {name: why for name, why in self.obstacles.items() if name != part}
-            if part != "start":
-                log.info("back", part=part)
-
-    def alive(self) -> bool:
-        """False once nothing has moved for `stall_s` although it should have.
-
-        Judged by the clock of whoever asks, so that a loop that is stuck is found out too.
-        """
-        return time.monotonic() - self.seen_at < self.stall_s
-
-    def ready(self) -> bool:
-        """Whether events are being taken and stored."""
-        return not self.obstacles and self.alive()
 
 
 class Worker:
@@ -328,66 +288,3 @@ async def _stop_app(app: LifelongApp) -> None:
     except Exception as error:  # noqa: BLE001 - all that matters is in the store
         log.info("consumer did not stop cleanly", error=typed_line(error))
     await asyncio.to_thread(app.writer.close)
-
-
-@contextlib.contextmanager
-def serve_health(settings: Settings, registry: CollectorRegistry, health: Health) -> Iterator[int]:
-    """Answer /metrics, /health/live and /health/ready in a thread of its own.
-
-    Not in the worker's loop: whether that is stuck is one of the things asked for. Yields the port.
-    """
-    host, port = settings.worker.metrics_host, settings.worker.metrics_port
-    handler = type("Handler", (_Handler,), {"registry": registry, "health": health})
-    try:
-        server = ThreadingHTTPServer((host, port), handler)
-    except OSError as error:
-        raise SettingsError(
-            f"worker.metrics_port = {port}: cannot listen on {host}:{port} ({error.strerror});"
-            " choose another port, 0 for any free one"
-        ) from None
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
-    thread.start()
-    log.info("worker listens", url=f"http://{host}:{server.server_port}")
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    registry: CollectorRegistry
-    health: Health
-
-    def do_GET(self) -> None:
-        match self.path.partition("?")[0]:
-            case "/metrics":
-                body, kind = exposition(self.registry)
-                self._answer(200, body, kind)
-            case "/health/live":
-                self._answer_health(self.health.alive(), {"worker": "no progress"})
-            case "/health/ready":
-                self._answer_health(self.health.ready(), self.health.obstacles)
-            case _:
-                self._answer_json(404, {"error": "there are /metrics, /health/live, /health/ready"})
-
-    def _answer_health(self, good: bool, obstacles: dict[str, str]) -> None:
-        if good:
-            self._answer_json(200, {"status": "ok"})
-        else:
-            self._answer_json(503, {"status": "unavailable", "because": obstacles})
-
-    def _answer_json(self, status: int, content: dict[str, Any]) -> None:
-        self._answer(status, json.dumps(content).encode() + b"\n", "application/json")
-
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name
-        """Nothing: probes come every few seconds."""
