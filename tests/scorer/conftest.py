@@ -1,4 +1,4 @@
-"""A tiny bundle, a store with a user in it, and the application over them."""
+"""A tiny bundle, a store with a user in it, and the application over them or settings for one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from extractor.extract import Extractor
 from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
 from infra.metrics import ScorerMetrics
-from infra.settings import ScorerSettings
+from infra.settings import BundleSettings, ScorerSettings, Settings, StoreSettings
 from infra.store import Append, InterestWrite, Profile, StoredSequence
+from infra.stores import open_store
 from infra.stores.memory import MemoryStore
 from models.bundle import Bundle
 from scorer.http.app import create_app
@@ -23,6 +24,7 @@ from scorer.ranking import Ranker
 from scorer.readiness import Readiness
 from scorer.service import Service
 from tests.bundles import tiny_bundle
+from tests.scorer.running import free_port
 
 NOW_MS = 1_700_000_000_000
 SOURCE = Source(key=1, owner=1)
@@ -137,3 +139,18 @@ def client_of(world: World) -> httpx.AsyncClient:
     app = create_app(world.service, world.settings, world.metrics, world.registry)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://scorer")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """An LMDB store with user "u", a tiny bundle, and a port that is free."""
+    settings = Settings(
+        store=StoreSettings(url=f"lmdb://{tmp_path / 'store'}"),
+        bundle=BundleSettings(path=bundle_directory(tmp_path)),
+        scorer=ScorerSettings(port=free_port()),
+    )
+    store = open_store(settings.store)
+    behavior = pack_behavior(item_key("item-1"), NOW_MS, 0, 0, 2)
+    store.append(Source(1, 1), [Append("u", [behavior], [0], [0])], NOW_MS)
+    store.close()
+    return settings

@@ -1,0 +1,160 @@
+"""One serving process of the scorer: a store client, a bundle and an event loop of its own.
+
+Whoever imports this module gets numpy, numba and the HTTP server with it, some 70 MB; the
+supervisor of several processes does not (`scorer.supervisor`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from extractor.extract import Extractor
+from infra.errors import BundleMissing, StoreUnavailable
+from infra.metrics import ScorerMetrics, new_registry
+from infra.processes import orphaned
+from infra.settings import Settings
+from infra.store import Store
+from infra.stores import open_store
+from infra.telemetry import get_logger
+from models.bundle import Bundle
+from scorer.http.app import create_app
+from scorer.listener import BACKLOG
+from scorer.ranking import Ranker
+from scorer.readiness import Readiness
+from scorer.service import Service
+from scorer.stopping import DRAIN_S, handling
+
+KEEP_ALIVE_S: Final = 75
+"""How long an idle connection stays open: longer than load balancers keep theirs (60 s), so that
+it is never the server who closes one just as it is used again."""
+
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long the ranking thread may keep the interpreter from the event loop, or the other way
+round. With Python's default of 5 ms small rankings queued behind large ones took half as long
+again (p95, four clients of B = 100 beside two of B = 3,000)."""
+
+RETRY_STORE_S: Final = 1.0
+"""Pause between two tries to open a store that is away at the start."""
+
+log = get_logger(__name__)
+
+
+class ScorerProcess:
+    """One serving process: its own store client, bundle and event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        registry = new_registry()
+        self._settings = settings
+        self._metrics = ScorerMetrics(registry)
+        self._service = Service(Readiness(self._metrics))
+        self._store: Store | None = None
+        self._failure: Exception | None = None
+        self._server = _Server(
+            uvicorn.Config(
+                create_app(self._service, settings.scorer, self._metrics, registry),
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",  # what it says of starting and stopping, our events say better
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(DRAIN_S),
+                callback_notify=self._each_second,
+                timeout_notify=1,
+            ),
+            on_stop=self._service.readiness.stopping,
+        )
+
+    def load(self) -> None:
+        """Open the store, load the bundle and warm everything, then begin to answer.
+
+        Raises:
+            LifelongError: see `run_scorer`.
+        """
+        if self._settings.bundle.path is None:
+            raise BundleMissing("bundle.path is not set; name the directory of a model bundle")
+        bundle = Bundle.load(self._settings.bundle.path)
+        store = self._store = self._opened_store()
+        ranker = Ranker(store, bundle, Extractor(bundle), self._metrics)
+        self._metrics.use_bundle(bundle.version)
+        self._service.serve(ranker, lambda: store.get_position("scorer"))
+        log.info(
+            "scorer ready", model=bundle.manifest.name, version=bundle.version, pid=os.getpid()
+        )
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve until told to stop, loading meanwhile if `load` has not been called.
+
+        Raises:
+            LifelongError: see `run_scorer`.
+        """
+        switch_interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        if self._store is None:
+            threading.Thread(target=self._load_or_stop, name="loading", daemon=True).start()
+        try:
+            self._server.run(sockets=[listener])
+        finally:
+            sys.setswitchinterval(switch_interval_s)
+            self._service.close()
+            if self._store is not None:
+                self._store.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _load_or_stop(self) -> None:
+        try:
+            self.load()
+        except Exception as error:  # noqa: BLE001  # it is raised again where `run` returns
+            if not self._server.should_exit:
+                self._failure = error
+            self._server.should_exit = True
+
+    def _opened_store(self) -> Store:
+        while True:
+            try:
+                return open_store(self._settings.store)
+            except StoreUnavailable as error:
+                self._service.readiness.waits_for(f"the store does not answer: {error}")
+                log.warning("store is away, trying again", error=str(error))
+                time.sleep(RETRY_STORE_S)
+                if orphaned():
+                    raise
+
+    async def _each_second(self) -> None:
+        """Keep the readiness gauge true where no probe asks, and end with the supervisor."""
+        await self._service.readiness.reason()
+        if orphaned():
+            self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a signal that was obeyed is not raised again: the exit code is 0."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        with handling((signal.SIGTERM, signal.SIGINT), self.handle_exit):
+            yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_stop()
+        super().handle_exit(sig, frame)

@@ -1,0 +1,74 @@
+"""One serving process; each test starts one, so there are few and they test much."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.errors import BundleCorrupt, BundleMissing
+from infra.settings import BundleSettings, Settings, StoreSettings
+from scorer.client import RankClient
+from scorer.server import run_scorer
+from tests.scorer.running import free_port, get, running, until, until_ready, until_refused
+
+
+def test_a_scorer_answers_and_finishes_what_is_under_way_at_sigterm(settings: Settings) -> None:
+    with running(settings) as process:
+        until_ready(settings)
+        with RankClient(f"http://127.0.0.1:{settings.scorer.port}") as client:
+            assert client.rank("u", ["item-1", "item-2"]).history == "sequence"
+
+        body = b'{"user": "u", "candidates": ["item-1"]}'
+        late = socket.create_connection(("127.0.0.1", settings.scorer.port), timeout=10)
+        with late:
+            late.sendall(
+                b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+                % (len(body), body[:10])
+            )
+            time.sleep(0.2)  # for the first half to have arrived
+            process.send_signal(signal.SIGTERM)
+            until_refused(settings)
+            late.sendall(body[10:])
+            assert late.recv(65_536).startswith(b"HTTP/1.1 200")
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "Traceback" not in said
+
+
+def test_a_store_that_is_away_at_the_start_is_waited_for(settings: Settings) -> None:
+    away = StoreSettings(url=f"aerospike://127.0.0.1:{free_port()}/lifelong")
+    with running(settings.model_copy(update={"store": away})) as process:
+        until(lambda: "the store does not answer" in get(settings, "/v2/health/ready")[1])
+        assert get(settings, "/v2/health/ready")[0] == 503
+        assert get(settings, "/v2/health/live")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "Traceback" not in said
+
+
+def test_a_missing_bundle_ends_the_scorer(settings: Settings) -> None:
+    nowhere = BundleSettings(path=Path("/nowhere"))
+    with pytest.raises(BundleMissing, match="/nowhere"):
+        run_scorer(settings.model_copy(update={"bundle": nowhere}))
+
+
+def test_a_damaged_bundle_ends_the_scorer(settings: Settings) -> None:
+    assert settings.bundle.path is not None
+    (settings.bundle.path / "scorer.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BundleCorrupt, match=r"scorer\.onnx"):
+        run_scorer(settings)
+
+
+def test_signal_handlers_are_put_back(settings: Settings) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    nowhere = BundleSettings(path=Path("/nowhere"))
+    with pytest.raises(BundleMissing):
+        run_scorer(settings.model_copy(update={"bundle": nowhere}))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not [thread for thread in threading.enumerate() if thread.name == "loading"]

@@ -1,0 +1,86 @@
+"""Several processes behind one socket; each test starts them, so there are few."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from infra.settings import BundleSettings, Settings
+from scorer.client import RankClient
+from tests.scorer.running import WAIT_S, get, running, until, until_ready, with_processes
+
+
+def test_processes_share_a_port_and_the_dead_are_replaced(settings: Settings) -> None:
+    settings = with_processes(settings, 2)
+    url = f"http://127.0.0.1:{settings.scorer.port}"
+    with running(settings) as process:
+        until_ready(settings)
+        until(lambda: len(children(process.pid)) == 2)
+        victim = children(process.pid)[0]
+        assert libraries(victim) == {"llvmlite", "onnxruntime"}
+        assert libraries(process.pid) == set()
+        for _ in range(20):
+            with RankClient(url) as client:
+                client.rank("u", ["item-1"])
+        assert rankings_counted(settings) == 20
+
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: victim not in children(process.pid) and len(children(process.pid)) == 2)
+        until_ready(settings)
+        # The dead process's counts stay in the sum.
+        until(lambda: rankings_counted(settings) == 20)
+
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert "Traceback" not in said
+        assert '"exit_code": -9' in said or "exit_code=-9" in said or "died" in said
+
+
+def rankings_counted(settings: Settings) -> int:
+    _, text = get(settings, "/metrics")
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.startswith("lifelong_scorer_requests_total") and "/v1/rank" in line
+    ]
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines)
+
+
+def children(pid: int) -> list[int]:
+    """The scorer processes of a supervisor (its other child is Python's resource tracker)."""
+    found = []
+    for task in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((task / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"spawn_main" in (task / "cmdline").read_bytes():
+                found.append(int(task.name))
+    return sorted(found)
+
+
+def test_processes_end_with_a_supervisor_that_is_killed(settings: Settings) -> None:
+    with running(with_processes(settings, 2)) as process:
+        until_ready(settings)
+        until(lambda: len(children(process.pid)) == 2)
+        orphans = children(process.pid)
+        process.kill()
+        process.wait()
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
+
+
+def test_processes_that_cannot_load_end_the_supervisor(settings: Settings) -> None:
+    nowhere = BundleSettings(path=Path("/nowhere"))
+    broken = with_processes(settings, 2).model_copy(update={"bundle": nowhere})
+    with running(broken) as process:
+        _, said = process.communicate(timeout=WAIT_S)
+        assert process.returncode == 1
+        assert said.splitlines()[-1].startswith("error: there is no bundle at /nowhere")
+        assert "Traceback" not in said
+
+
+def libraries(pid: int) -> set[str]:
+    """The libraries that rankings need, and a supervisor does not, in the memory of a process."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return {name for name in ("llvmlite", "onnxruntime") if f"/{name}/" in maps}
