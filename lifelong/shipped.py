@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra.arrays import I32, I64
 from infra.behaviors import ACTIONS, BEHAVIOR, item_key
 from infra.settings import EventSettings
 from infra.store import Behaviors
+
+# pyarrow (30 MB) is imported where a file is read: services only need to know where the bundle is.
 
 _DATA: Final = Path(__file__).parent / "data"
 
@@ -65,6 +65,9 @@ class Purchases:
     @classmethod
     def load(cls) -> Purchases:
         """Read the shipped files (2 MB)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         table = pq.read_table(PURCHASES)
         users, user = _codes(table["user_id"])
         items, item = _codes(table["item_id"])
@@ -81,6 +84,8 @@ class Purchases:
 
 def write_purchases(first: int, last: int, path: Path) -> None:
     """Write the shipped purchases' rows [first, last) to a Parquet file of their own."""
+    import pyarrow.parquet as pq
+
     pq.write_table(pq.read_table(PURCHASES).slice(first, last - first), path)
 
 
