@@ -26,7 +26,7 @@ from infra.kafka.admin import create_topic
 from infra.kafka.clients import producer_config
 from infra.kafka.local import LocalKafka
 from lifelong.bench.report import compose
-from lifelong.demo.processes import Service, free_port
+from lifelong.demo.processes import ServiceProcess, free_port
 from lifelong.shipped import BUNDLE, MAPPING, PURCHASES, Purchases, write_purchases
 from streaming.files.replay import replay
 
@@ -121,7 +121,7 @@ class _Bench:
         }
         arguments = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
         log = self._directory / f"{group}.log"
-        with Service("worker", ["worker", *arguments], log, f"{url}/health/live") as worker:
+        with ServiceProcess("worker", ["worker", *arguments], log, f"{url}/health/live") as worker:
             worker.wait_ready(60)
             return _watch(worker, url, events)
 
@@ -148,7 +148,7 @@ class _Bench:
         return float(report["events"] / report["seconds"])
 
 
-def _watch(worker: Service, url: str, events: int) -> float:
+def _watch(worker: ServiceProcess, url: str, events: int) -> float:
     """Events a second between the first sight of applied events and the last one."""
     first: tuple[float, float] | None = None
     deadline = time.monotonic() + PEER_S

@@ -1,4 +1,4 @@
-"""Commands of ours started as a user would start them, watched, and surely ended."""
+"""Services of ours as processes: started as a user would start them, watched, and surely ended."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ STOP_S: Final = 15.0
 
 
 class ServiceFailed(LifelongError):
-    """A command that the demo started ended or did not get ready; the message has its last word."""
+    """A service that we started ended, or did not get ready; the message has its last word."""
 
 
-class Service:
-    """One ``lifelong`` command as a process of its own: ends with this process, however it ends."""
+class ServiceProcess:
+    """One ``lifelong`` command in a process of its own, which ends with ours, however that ends."""
 
     def __init__(self, name: str, arguments: Sequence[str], log: Path, ready_url: str) -> None:
         """Start ``lifelong ARGUMENTS``; what it says goes to the file ``log``."""
@@ -51,6 +51,7 @@ class Service:
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         return self._process.pid
 
     def check(self) -> None:

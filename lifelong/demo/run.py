@@ -37,7 +37,7 @@ from infra.stores import open_store
 from lifelong.broker import KINDS
 from lifelong.demo.freshness import FreshnessProbe
 from lifelong.demo.plan import plan_requests
-from lifelong.demo.processes import Service, free_port
+from lifelong.demo.processes import ServiceProcess, free_port
 from lifelong.demo.stream import LARGE, Client, LiveResult, LiveStream, in_order
 from lifelong.portrait import Portrait, name_interests
 from lifelong.quality import Quality, measure_quality
@@ -164,7 +164,7 @@ class Demo:
         self._last = self._first + min(options.events or live, live)
         self._bundle = Bundle.load(options.bundle or BUNDLE)
         self._broker_kind = options.broker
-        self._services: list[Service] = []
+        self._services: list[ServiceProcess] = []
 
     def start(self) -> None:
         """Kafka, topics, history, worker, scorer."""
@@ -351,20 +351,20 @@ class Demo:
             on_progress=lambda progress: at(progress.next_row),
         )
 
-    def _start_worker(self) -> Service:
+    def _start_worker(self) -> ServiceProcess:
         port = free_port(self.settings.worker.metrics_port)
         self._worker_url = f"http://127.0.0.1:{port}"
         arguments = ["worker", "--metrics-port", str(port), *self._common_arguments()]
         return self._start_service("worker", arguments, f"{self._worker_url}/health/ready")
 
-    def _start_scorer(self) -> Service:
+    def _start_scorer(self) -> ServiceProcess:
         port = free_port(self.settings.scorer.port)
         self._scorer_url = f"http://127.0.0.1:{port}"
         arguments = ["scorer", "--port", str(port), *self._common_arguments()]
         return self._start_service("scorer", arguments, f"{self._scorer_url}/v2/health/ready")
 
-    def _start_service(self, name: str, arguments: Sequence[str], ready_url: str) -> Service:
-        service = Service(name, arguments, self._directory / f"{name}.log", ready_url)
+    def _start_service(self, name: str, arguments: Sequence[str], ready_url: str) -> ServiceProcess:
+        service = ServiceProcess(name, arguments, self._directory / f"{name}.log", ready_url)
         self._stack.enter_context(service)
         self._services.append(service)
         service.wait_ready(READY_S)

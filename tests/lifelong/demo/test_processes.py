@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lifelong.demo.processes import Service, ServiceFailed, answers, free_port
+from lifelong.demo.processes import ServiceFailed, ServiceProcess, answers, free_port
 
 NOBODY = "http://127.0.0.1:9/"
 READY_S = 60.0
@@ -24,10 +24,12 @@ def url() -> str:
 
 
 @pytest.fixture(scope="module")
-def worker(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def worker(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """A worker without a Kafka: alive, and never ready."""
     directory = tmp_path_factory.mktemp("worker")
-    with Service("worker", worker_arguments(url, directory), directory / "log", url) as service:
+    with ServiceProcess(
+        "worker", worker_arguments(url, directory), directory / "log", url
+    ) as service:
         yield service
 
 
@@ -51,14 +53,14 @@ def wait_until_gone(pid: int) -> bool:
     return not is_running(pid)
 
 
-def test_a_service_is_ready_when_its_endpoint_says_so(worker: Service, url: str) -> None:
+def test_a_service_is_ready_when_its_endpoint_says_so(worker: ServiceProcess, url: str) -> None:
     worker.wait_ready(READY_S)
 
     assert answers(url)
     worker.check()
 
 
-def test_what_it_holds_in_memory_is_told(worker: Service) -> None:
+def test_what_it_holds_in_memory_is_told(worker: ServiceProcess) -> None:
     worker.wait_ready(READY_S)
 
     assert 1_000_000 < worker.anonymous_memory() <= worker.peak_memory()
@@ -66,14 +68,14 @@ def test_what_it_holds_in_memory_is_told(worker: Service) -> None:
 
 def test_a_service_that_ends_is_told_with_its_last_word(tmp_path: Path) -> None:
     arguments = ["worker", "--bundle", str(tmp_path / "nowhere")]
-    service = Service("worker", arguments, tmp_path / "log", NOBODY)
+    service = ServiceProcess("worker", arguments, tmp_path / "log", NOBODY)
 
     with service, pytest.raises(ServiceFailed, match=r"worker ended with code 1: .*nowhere"):
         service.wait_ready(READY_S)
 
 
 def test_a_service_that_is_not_ready_in_time_is_told(tmp_path: Path) -> None:
-    service = Service("scorer", ["scorer", "--help"], tmp_path / "log", NOBODY)
+    service = ServiceProcess("scorer", ["scorer", "--help"], tmp_path / "log", NOBODY)
 
     with service, pytest.raises(ServiceFailed, match="not ready within 0 s"):
         service.wait_ready(0)
@@ -81,7 +83,7 @@ def test_a_service_that_is_not_ready_in_time_is_told(tmp_path: Path) -> None:
 
 def test_stop_ends_a_service_and_may_be_repeated(tmp_path: Path, url: str) -> None:
     arguments = ["broker", "--kind", "mock", "--port", "0", "--directory", str(tmp_path / "kafka")]
-    service = Service("broker", arguments, tmp_path / "log", NOBODY)
+    service = ServiceProcess("broker", arguments, tmp_path / "log", NOBODY)
 
     service.stop()
     service.stop()
@@ -90,7 +92,7 @@ def test_stop_ends_a_service_and_may_be_repeated(tmp_path: Path, url: str) -> No
 
 
 def test_stop_kills_a_service_that_does_not_listen(tmp_path: Path) -> None:
-    service = Service("worker", ["worker", "--help"], tmp_path / "log", NOBODY)
+    service = ServiceProcess("worker", ["worker", "--help"], tmp_path / "log", NOBODY)
     os.kill(service.pid, signal.SIGSTOP)  # SIGTERM stays pending now
 
     service.stop(patience_s=0.2)
@@ -104,9 +106,9 @@ def test_a_service_ends_with_the_process_that_started_it(tmp_path: Path) -> None
     start = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from lifelong.demo.processes import Service\n"
+        "from lifelong.demo.processes import ServiceProcess\n"
         "log, url, *arguments = sys.argv[1:]\n"
-        "service = Service('worker', arguments, Path(log), url)\n"
+        "service = ServiceProcess('worker', arguments, Path(log), url)\n"
         f"service.wait_ready({READY_S})\n"
         "print(service.pid, flush=True)\n"
         "time.sleep(60)\n"
