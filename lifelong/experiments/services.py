@@ -1,4 +1,8 @@
-"""A trained network as services ask it whose interests are of another time than the request.
+"""Services simulated with a trained network, to measure what stale interests cost.
+
+A service stores a user's interests and scores later requests with them, so by then the user has
+behaviors that the interests do not cover. `SimulatedService` scores requests of a data set as if n
+behaviors had come since, in each of the ways in which a service can treat them.
 
 Letters in shapes: R requests, B candidates, L behaviors.
 """
@@ -24,40 +28,41 @@ from models.network import Network
 
 
 @dataclass(frozen=True)
-class Service:
-    """A run's network, asked as services of different lateness would."""
+class SimulatedService:
+    """A trained network that scores requests as a service with stale interests would."""
 
     network: Network
     gatherer: Gatherer
+    """Looks up the behaviors and features of requests."""
 
     @classmethod
-    def of(cls, path: Path, samples: Split) -> Service:
-        """Of a finished run, with the samples of its setup."""
+    def of(cls, path: Path, samples: Split) -> SimulatedService:
+        """The service of a finished run's network, over the samples of its setup."""
         run = training.load_run(path)
         return cls(run.network, training.make_gatherer(run.config, samples, run.inputs))
 
     def times(self, requests: Requests) -> I64:
-        """i64[R], seconds since epoch: when each is made."""
+        """When each request is made: i64[R], seconds since epoch."""
         if requests.times is not None:
             return requests.times
         return self.gatherer.sequences.times[requests.cut]
 
     def fresh(self, requests: Requests, more: int = 0) -> F32:
-        """f32[R, B]: from the last L + ``more`` behaviors, all of them clustered."""
+        """CTRs f32[R, B] with fresh interests, of the last L + ``more`` behaviors."""
         gatherer = replace(self.gatherer, L=self.gatherer.L + more)
         return training.predict(self.network, gatherer, requests._replace(as_of=requests.cut))
 
     def attended(self, requests: Requests, n: int) -> F32:
-        """f32[R, B]: the last n behaviors stand beside the clusters of those before."""
+        """CTRs f32[R, B] with interests n behaviors old, beside which those n stand one by one."""
         stale = requests._replace(as_of=requests.cut - n)
         return training.predict(self.network, self.gatherer, stale)
 
     def unseen(self, requests: Requests, n: int) -> F32:
-        """f32[R, B]: as if the last n behaviors had not been."""
+        """CTRs f32[R, B] as if the last n behaviors had not been, in interests and all else."""
         return training.predict(self.network, self.gatherer, self._before(requests, n))
 
     def recent(self, requests: Requests, n: int) -> F32:
-        """f32[R, B]: without the last n behaviors in the interests, with them in all else."""
+        """CTRs f32[R, B] with interests n behaviors old, and with those n in all else."""
         fresh = requests._replace(as_of=requests.cut)
         stale = self._before(requests, n)
         network = self.network
@@ -73,10 +78,11 @@ class Service:
     def stored(
         self, requests: Requests, states: Sequence[Sequence[InterestState]], newer: int
     ) -> list[F32]:
-        """f32[R, B] for each series of R stored states, behaviors newer than them attended to.
+        """CTRs f32[R, B] of each series of states, with newer behaviors beside their interests.
 
         Args:
-            requests: ``as_of`` is the states'.
+            requests: ``as_of`` is where what the states cover ends.
+            states: series of R interest states, as an extractor stored them.
             newer: the most behaviors that any request has beyond its state.
         """
         network = self.network
@@ -106,7 +112,7 @@ class Service:
 
 
 def _score(network: Network, batch: Batch, state: State, table: Tensor) -> F32:
-    """CTRs f32[R, B] from a stored state, all else from a batch."""
+    """CTRs f32[R, B] with the interests of a state and all other inputs of a batch."""
     recent = network.sequence(batch, table).latest(network.config.M)
     logits = network.logits(
         state,
@@ -121,6 +127,7 @@ def _score(network: Network, batch: Batch, state: State, table: Tensor) -> F32:
 
 
 def _parts(requests: Requests) -> Iterator[slice]:
+    """The rows of requests in parts of about ``training.EVALUATED`` candidates."""
     size = max(1, training.EVALUATED // requests.candidates.shape[1])
     for begin in range(0, len(requests.cut), size):
         yield slice(begin, begin + size)

@@ -14,7 +14,7 @@ import numpy as np
 
 from infra.arrays import F32
 from lifelong.evaluate.run import differences, plain
-from lifelong.experiments.services import Service
+from lifelong.experiments.services import SimulatedService
 from models.data.protocols import Split
 from models.data.requests import Requests
 from models.measures.predictions import auc, gauc
@@ -93,7 +93,7 @@ def measure_staleness(
 def _staleness_of(
     path: Path, samples: Split, requests: Requests, options: StalenessOptions
 ) -> dict[str, Any]:
-    service = Service.of(path, samples)
+    service = SimulatedService.of(path, samples)
     fresh = service.fresh(requests)
     history = samples.history(requests)
     stale = []
@@ -115,7 +115,7 @@ def _staleness_of(
 
 
 def _stale(
-    service: Service,
+    service: SimulatedService,
     samples: Split,
     requests: Requests,
     n: int,

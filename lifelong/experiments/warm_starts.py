@@ -12,7 +12,7 @@ import numpy as np
 
 from infra.arrays import F32, F64, I64, Array, Bools
 from lifelong.evaluate.run import differences, plain
-from lifelong.experiments.services import Service
+from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.streams import FIGURES, Figures, Items, States, Stream, behaviors_of
 from models.data.protocols import Split
 from models.data.requests import Requests
@@ -100,7 +100,7 @@ class _Scored(NamedTuple):
 
 
 def _warm_starts_of(path: Path, samples: Split, options: WarmStartOptions) -> dict[str, Any]:
-    service = Service.of(path, samples)
+    service = SimulatedService.of(path, samples)
     long = service.network.long
     if not isinstance(long, Encode) or long.config.clustering != "k-means":
         return {"note": "it does not cluster by k-means, so that nothing is started warm"}
@@ -116,7 +116,7 @@ def _warm_starts_of(path: Path, samples: Split, options: WarmStartOptions) -> di
 
 
 def _stream_all(
-    service: Service, items: Items, samples: Split, step: int, options: WarmStartOptions
+    service: SimulatedService, items: Items, samples: Split, step: int, options: WarmStartOptions
 ) -> dict[str, Any]:
     requests = _of_longest(samples, options.users, 2 * step)
     if not len(requests.cut):
@@ -152,7 +152,7 @@ def _stream_all(
 
 
 def _scored(
-    service: Service,
+    service: SimulatedService,
     requests: Requests,
     start: I64,
     states: Mapping[tuple[int, int], States],

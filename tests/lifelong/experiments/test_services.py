@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from infra.arrays import F32
-from lifelong.experiments.services import Service
+from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.streams import Items, Stream, behaviors_of
 from models.data.protocols import Split
 from models.data.requests import Requests
@@ -37,7 +37,7 @@ def with_items(samples: Split, places: np.ndarray, items: np.ndarray) -> Split:
 def test_at_no_staleness_every_variant_is_the_network_itself(
     planted: Split, planted_runs: dict[str, Path], method: str, variant: str
 ) -> None:
-    service = Service.of(planted_runs[method], planted)
+    service = SimulatedService.of(planted_runs[method], planted)
     expected = predict(service.network, service.gatherer, planted.test)
     ctrs: F32 = getattr(service, variant)(planted.test, 0)
     np.testing.assert_allclose(ctrs, expected, atol=1e-6)
@@ -50,7 +50,7 @@ def test_what_is_unseen_changes_nothing(
     n, requests = 6, last_of_users(planted)
     newer = requests.cut[:, None] - 1 - np.arange(n)
     other = with_items(planted, newer, planted.sequences.items[newer - 30])
-    before, after = (Service.of(planted_runs[method], each) for each in (planted, other))
+    before, after = (SimulatedService.of(planted_runs[method], each) for each in (planted, other))
     np.testing.assert_array_equal(before.unseen(requests, n), after.unseen(requests, n))
     for variant in ("attended", "recent", "longer"):
         if variant == "longer":
@@ -64,7 +64,7 @@ def test_what_is_unseen_is_missed_at_the_time_of_the_request(
     planted: Split, planted_runs: dict[str, Path]
 ) -> None:
     """The same users, and as long since the last behavior that is seen as it really is."""
-    service = Service.of(planted_runs["encode"], planted)
+    service = SimulatedService.of(planted_runs["encode"], planted)
     L = service.gatherer.L
     stale = service._before(planted.test, 5)
     np.testing.assert_array_equal(planted.users(stale), planted.users(planted.test))
@@ -81,7 +81,7 @@ def test_stale_interests_do_not_see_what_the_recent_behaviors_do(
     """Behaviors newer than the interests and older than the M recent ones count as candidates
     bought before, and for nothing else.
     """
-    service = Service.of(planted_runs["encode"], planted)
+    service = SimulatedService.of(planted_runs["encode"], planted)
     n, M, requests = 8, service.network.config.M, last_of_users(planted)
     between = requests.cut[:, None] - n + np.arange(n - M)
     items = planted.sequences.items[between]
@@ -92,7 +92,7 @@ def test_stale_interests_do_not_see_what_the_recent_behaviors_do(
         [np.setdiff1d(np.arange(1, 41), row)[: n - M] for row in requests.candidates], np.int32
     )
     changed = with_items(planted, between, others)
-    other = Service.of(planted_runs["encode"], changed)
+    other = SimulatedService.of(planted_runs["encode"], changed)
     np.testing.assert_array_equal(service.recent(requests, n), other.recent(requests, n))
     assert (service.attended(requests, n) != other.attended(requests, n)).any()
 
@@ -100,7 +100,7 @@ def test_stale_interests_do_not_see_what_the_recent_behaviors_do(
 def test_without_interests_attending_is_seeing_more(
     planted: Split, planted_runs: dict[str, Path]
 ) -> None:
-    service = Service.of(planted_runs["din-l"], planted)
+    service = SimulatedService.of(planted_runs["din-l"], planted)
     requests = planted.test
     np.testing.assert_allclose(service.attended(requests, 9), service.fresh(requests, 9), atol=1e-6)
 
@@ -110,7 +110,7 @@ def test_stored_interests_give_what_the_network_gives(
 ) -> None:
     """The extractor's cold clustering and the network's, whatever has come since."""
     step, requests = 8, planted.test
-    service = Service.of(planted_runs["encode"], planted)
+    service = SimulatedService.of(planted_runs["encode"], planted)
     items = Items.of(service.network, service.gatherer.L, planted.known)
     stream = Stream(items)
     start = planted.sequences.start[requests.cut]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lifelong.experiments import extra_tables
-from lifelong.experiments.services import Service
+from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.staleness import measure_staleness
 from models.data.protocols import Split
 from models.measures.predictions import auc
@@ -22,7 +22,7 @@ def test_each_staleness_is_measured_beside_the_fresh_on_the_same_requests(
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert "| 69 |" in "\n".join(extra_tables.parts({"staleness": [report] * 2}))
     history = planted.history(planted.test)
-    service = Service.of(planted_runs["encode"], planted)
+    service = SimulatedService.of(planted_runs["encode"], planted)
     for found in report["runs"]["encode"]["stale"]:
         requests = planted.test.part(np.flatnonzero(history > found["n"]))
         assert found["requests"] == len(requests.cut)

@@ -6,13 +6,13 @@ import numpy as np
 
 from extractor.extract import Extractor
 from infra.store import StoredSequence, Version
-from lifelong.experiments.services import Service
+from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.streams import Items, Stream, agreement, behaviors_of, nearest
 from models.data.protocols import Split
 
 
 def items_of(planted: Split, planted_runs: dict[str, Path]) -> Items:
-    service = Service.of(planted_runs["encode"], planted)
+    service = SimulatedService.of(planted_runs["encode"], planted)
     return Items.of(service.network, service.gatherer.L, planted.known)
 
 
