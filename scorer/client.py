@@ -35,8 +35,6 @@ IDLE_CONNECTIONS: Final = 16
 RECEIVE_BYTES: Final = 262_144
 """One read takes a whole answer of some thousand candidates."""
 
-Ranking: TypeAlias = RankAnswer
-
 
 class ScorerError(LifelongError):
     """The scorer failed, or what answered is not a scorer."""
@@ -73,7 +71,7 @@ class RankClient:
         candidates: Sequence[str],
         top_k: int | None = None,
         time_ms: int | None = None,
-    ) -> Ranking:
+    ) -> RankAnswer:
         """The candidates by falling CTR.
 
         Args:
@@ -172,7 +170,7 @@ class AsyncRankClient:
         candidates: Sequence[str],
         top_k: int | None = None,
         time_ms: int | None = None,
-    ) -> Ranking:
+    ) -> RankAnswer:
         """The candidates by falling CTR; arguments and errors are those of `RankClient.rank`."""
         request = self._codec.rank_request(user, candidates, top_k, time_ms)
         return self._codec.ranking(await self._exchange(request))

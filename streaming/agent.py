@@ -18,7 +18,7 @@ from infra.metrics import WorkerMetrics
 from infra.telemetry import get_logger
 from streaming.events.decoder import Decoded
 from streaming.topic import TopicIdentity
-from streaming.transport import Batch, BatchConsumer, InOrder
+from streaming.transport import BatchConsumer, FetchedBatch, InOrder
 from streaming.writer import RETRY_MIN_S, BatchWriter, GivenUp
 
 log: Final = get_logger(__name__)
@@ -67,7 +67,7 @@ class BatchAgent:
             if applied:
                 event.ack()
 
-    async def apply(self, batch: Batch, decoded: Decoded) -> bool:
+    async def apply(self, batch: FetchedBatch, decoded: Decoded) -> bool:
         """Apply the batch; whether it may be acknowledged. One that may not comes again."""
         async with self._turn:
             if self._order.is_old(batch):
@@ -107,10 +107,10 @@ class BatchAgent:
             except KeyError:
                 continue
 
-    def _wanted(self, batch: Batch) -> bool:
+    def _wanted(self, batch: FetchedBatch) -> bool:
         return batch.generation == self._app.consumer_generation_id
 
-    async def _topic_changed(self, batch: Batch) -> bool:
+    async def _topic_changed(self, batch: FetchedBatch) -> bool:
         """Read the topic's id until the broker tells it; whether we start over because of it."""
         pause = RETRY_MIN_S
         while True:
@@ -133,7 +133,7 @@ class BatchAgent:
         self._expect(await self._consumer.rewind())
         return True
 
-    async def _fetch_again(self, batch: Batch) -> None:
+    async def _fetch_again(self, batch: FetchedBatch) -> None:
         """Go back to what is acknowledged: something before the batch got lost on its way."""
         log.info(
             "a batch was dropped on its way, fetching it again",

@@ -39,7 +39,7 @@ FETCH_WAIT_MS: Final = 100
 
 
 @dataclass(slots=True)
-class Batch:
+class FetchedBatch:
     """The records of one partition from one fetch, in the order of their offsets."""
 
     tp: TP
@@ -79,17 +79,17 @@ class InOrder:
     def __init__(self) -> None:
         self._done: dict[TP, tuple[int, int]] = {}
 
-    def follows(self, batch: Batch) -> bool:
+    def follows(self, batch: FetchedBatch) -> bool:
         """Whether all before the batch is done."""
         seek, number = self._done.get(batch.tp, (0, 0))
         expected = number + 1 if batch.seek == seek else 1
         return batch.seek >= seek and batch.number == expected
 
-    def is_old(self, batch: Batch) -> bool:
+    def is_old(self, batch: FetchedBatch) -> bool:
         """Whether the partition was positioned anew since the batch was fetched."""
         return batch.seek < self._done.get(batch.tp, (0, 0))[0]
 
-    def done(self, batch: Batch) -> None:
+    def done(self, batch: FetchedBatch) -> None:
         """The batch was applied, and the next one follows it."""
         self._done[batch.tp] = (batch.seek, batch.number)
 
@@ -121,14 +121,14 @@ class _Places:
 
     def number(
         self, tp: TP, records: list[ConsumerRecord[bytes, bytes]], generation: int, highwater: int
-    ) -> Batch:
+    ) -> FetchedBatch:
         if tp not in self.places:
             self.sought(tp)
         place = self.places[tp]
         rewound = records[0].offset <= place.last
         place.number += 1
         place.last = records[-1].offset
-        return Batch(tp, records, generation, place.seek, place.number, highwater, rewound)
+        return FetchedBatch(tp, records, generation, place.seek, place.number, highwater, rewound)
 
 
 class BatchConsumerThread(AIOKafkaConsumerThread):
@@ -153,7 +153,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         active_partitions: set[TP],
         timeout: float | None = None,  # noqa: ASYNC109 - the parent's signature
         max_records: int | None = None,
-    ) -> dict[TP, Batch]:
+    ) -> dict[TP, FetchedBatch]:
         """Fetch as the parent does, and number what was fetched.
 
         Nothing is awaited between the moment the fetcher gives the records away and the moment
@@ -269,7 +269,7 @@ class _NoOffsets(dict[TP, int | None]):
 
 
 class BatchConsumer(FaustConsumer):
-    """Yields one message per partition and fetch; its value is a `Batch`."""
+    """Yields one message per partition and fetch; its value is a `FetchedBatch`."""
 
     logger = faust_log
     _thread: BatchConsumerThread
@@ -295,7 +295,7 @@ class BatchConsumer(FaustConsumer):
         """
         self.polled_at = monotonic()
         records, active = await self._wait_next_records(timeout)
-        fetched = cast("dict[TP, Batch]", records or {})
+        fetched = cast("dict[TP, FetchedBatch]", records or {})
         self.polled_at = monotonic()
         if not fetched or self.should_stop:
             return
@@ -308,7 +308,7 @@ class BatchConsumer(FaustConsumer):
             if active is not None and tp in active:
                 yield tp, self._batch_message(batch)
 
-    def _is_void(self, batch: Batch) -> bool:
+    def _is_void(self, batch: FetchedBatch) -> bool:
         """Whether a rebalance began or ended while the batch was on its way."""
         return not self.flow_active or batch.generation != self.app.consumer_generation_id
 
@@ -318,7 +318,7 @@ class BatchConsumer(FaustConsumer):
         except Exception as error:  # noqa: BLE001 - the order check finds the gap and asks again
             log.info("cannot seek yet", error=typed_line(error))
 
-    def _batch_message(self, batch: Batch) -> ConsumerMessage:
+    def _batch_message(self, batch: FetchedBatch) -> ConsumerMessage:
         last = batch.records[-1]
         return ConsumerMessage(
             batch.tp.topic,

@@ -22,7 +22,7 @@ from infra.store import Append, Appended, Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.dead_letters import DeadLetter, DeadLetters
 from streaming.events.decoder import Decoded, EventDecoder, Reason, Reject
-from streaming.transport import Batch
+from streaming.transport import FetchedBatch
 
 log: Final = get_logger(__name__)
 
@@ -41,7 +41,7 @@ class GivenUp(Exception):
 
 
 @dataclass(slots=True)
-class Progress:
+class WriterProgress:
     """What the worker's health is judged by: written in the loop, read by any thread."""
 
     moved_at: float = field(default_factory=time.monotonic)
@@ -74,7 +74,7 @@ class BatchWriter:
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.progress = Progress()
+        self.progress = WriterProgress()
         self._decoder = EventDecoder(settings.events)
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
@@ -85,14 +85,14 @@ class BatchWriter:
         self._decoding = ThreadPoolExecutor(1, "decode")
         self._writing = ThreadPoolExecutor(1, "write")
 
-    async def decode(self, batch: Batch) -> Decoded:
+    async def decode(self, batch: FetchedBatch) -> Decoded:
         """Decode the batch's records; touches nothing else, so it may run ahead of `write`."""
         self.progress.moved()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoding, self._decode, batch)
 
     async def write(
-        self, batch: Batch, decoded: Decoded, source: Source, wanted: Callable[[], bool]
+        self, batch: FetchedBatch, decoded: Decoded, source: Source, wanted: Callable[[], bool]
     ) -> None:
         """Apply the batch; return when store and dead-letter topic have what is theirs.
 
@@ -153,7 +153,7 @@ class BatchWriter:
             log.error("cannot write, will retry", error=text, exc_info=not expected)
         self.progress.failure = text
 
-    def _decode(self, batch: Batch) -> Decoded:
+    def _decode(self, batch: FetchedBatch) -> Decoded:
         records = [(record.offset, record.key, record.value) for record in batch.records]
         return self._decoder.decode_batch(records, self._clock())
 
@@ -186,7 +186,7 @@ class BatchWriter:
         return total, refused
 
     def _measure(
-        self, batch: Batch, appended: Appended, rejects: Sequence[Reject], seconds: float
+        self, batch: FetchedBatch, appended: Appended, rejects: Sequence[Reject], seconds: float
     ) -> None:
         metrics = self._metrics
         metrics.events.labels("applied").inc(appended.applied)
@@ -216,7 +216,7 @@ _Refused = tuple[Append, LifelongError]
 """A user's part of a batch that the store can never take, and why."""
 
 
-def _refusals(batch: Batch, refused: Sequence[_Refused]) -> list[Reject]:
+def _refusals(batch: FetchedBatch, refused: Sequence[_Refused]) -> list[Reject]:
     """The events that the store can never take, as rejects."""
     if not refused:
         return []
@@ -232,7 +232,7 @@ def _refusals(batch: Batch, refused: Sequence[_Refused]) -> list[Reject]:
     return rejects
 
 
-def _letters(batch: Batch, rejects: Sequence[Reject]) -> list[DeadLetter]:
+def _letters(batch: FetchedBatch, rejects: Sequence[Reject]) -> list[DeadLetter]:
     timestamps = {record.offset: record.timestamp for record in batch.records}
     return [
         DeadLetter(

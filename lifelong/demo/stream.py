@@ -22,7 +22,8 @@ from infra.arrays import F32
 from lifelong.demo.freshness import FreshnessProbe
 from lifelong.demo.plan import LiveRequest
 from lifelong.shipped import Purchases
-from scorer.client import RankClient, Ranking
+from scorer.client import RankClient
+from scorer.messages import RankAnswer
 
 THINK_S: Final = 1.0
 """How long a user who is asked about thinks before the purchase. Three months pass in seconds
@@ -138,7 +139,7 @@ class Client:
         return in_order(ranking, candidates)
 
 
-def in_order(ranking: Ranking, candidates: Sequence[str]) -> F32:
+def in_order(ranking: RankAnswer, candidates: Sequence[str]) -> F32:
     """f32[B]: the CTRs of a ranking in the order of its (distinct) candidates."""
     ctr = {entry.item: entry.ctr for entry in ranking.items}
     return np.array([ctr[item] for item in candidates], np.float32)

@@ -94,16 +94,16 @@ class InferAnswer(msgspec.Struct):
     id: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class Answer(NamedTuple):
-    """A body, and the length of its JSON where bytes follow it."""
+class EncodedAnswer(NamedTuple):
+    """An answer's body, and the length of its JSON where bytes follow that."""
 
     body: bytes
     header_length: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """The tensors of a request."""
+class InferInputs:
+    """What a request's tensors hold, decoded and checked."""
 
     user: str
     items: list[str] | None
@@ -124,7 +124,9 @@ class KServe:
         self._times = msgspec.json.Decoder(list[Time])
         self._encoder = msgspec.json.Encoder()
 
-    def answer(self, ranker: Ranker, body: bytes, header_length: str | None = None) -> Answer:
+    def answer(
+        self, ranker: Ranker, body: bytes, header_length: str | None = None
+    ) -> EncodedAnswer:
         """Score what a body asks for.
 
         Args:
@@ -144,7 +146,7 @@ class KServe:
             ranking = ranker.rank_keys(inputs.user, cast(U64, inputs.keys), inputs.time_ms)
         return self._encode(ranker, request, ranking, wishes)
 
-    def _inputs(self, request: InferRequest, tail: memoryview) -> Inputs:
+    def _inputs(self, request: InferRequest, tail: memoryview) -> InferInputs:
         tensors = _tensors(request, tail)
         user, user_bytes = tensors["user"]
         given, given_bytes = tensors["candidates"]
@@ -159,7 +161,7 @@ class KServe:
             items = self._strings(given, given_bytes, self._items)
         else:
             keys = self._numbers(given, given_bytes, np.dtype("<u8"), self._keys)
-        return Inputs(users[0], items, keys, self._time(tensors))
+        return InferInputs(users[0], items, keys, self._time(tensors))
 
     def _time(self, tensors: Mapping[str, tuple[InputTensor, memoryview | None]]) -> int | None:
         if "time" not in tensors:
@@ -203,7 +205,7 @@ class KServe:
 
     def _encode(
         self, ranker: Ranker, request: InferRequest, ranking: Ranking, wishes: dict[str, bool]
-    ) -> Answer:
+    ) -> EncodedAnswer:
         bundle = ranker.bundle
         parameters: Parameters = {
             "history": ranking.history,
@@ -230,8 +232,8 @@ class KServe:
             InferAnswer(bundle.manifest.name, bundle.version, outputs, parameters, request.id)
         )
         if not blobs:
-            return Answer(head, None)
-        return Answer(b"".join((head, *blobs)), len(head))
+            return EncodedAnswer(head, None)
+        return EncodedAnswer(b"".join((head, *blobs)), len(head))
 
 
 def metadata(manifest: Manifest, version: str) -> dict[str, object]:

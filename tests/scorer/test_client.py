@@ -13,8 +13,9 @@ import pytest
 import uvicorn
 
 from infra.errors import RequestError
-from scorer.client import AsyncRankClient, RankClient, Ranking, ScorerError, ScorerUnavailable
+from scorer.client import AsyncRankClient, RankClient, ScorerError, ScorerUnavailable
 from scorer.http.app import create_app
+from scorer.messages import RankAnswer
 from tests.scorer.conftest import World
 
 CANDIDATES = [f"item-{i}" for i in range(1, 51)]
@@ -93,13 +94,13 @@ def answer(status: int, body: bytes, *headers: bytes) -> bytes:
     return b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n%b\r\n%b" % (status, len(body), head, body)
 
 
-def ask_blocking(url: str, *requests: dict[str, Any], timeout_s: float = 5) -> list[Ranking]:
+def ask_blocking(url: str, *requests: dict[str, Any], timeout_s: float = 5) -> list[RankAnswer]:
     with RankClient(url, timeout_s=timeout_s) as client:
         return [client.rank(**request) for request in requests]
 
 
-def ask_async(url: str, *requests: dict[str, Any], timeout_s: float = 5) -> list[Ranking]:
-    async def ask() -> list[Ranking]:
+def ask_async(url: str, *requests: dict[str, Any], timeout_s: float = 5) -> list[RankAnswer]:
+    async def ask() -> list[RankAnswer]:
         async with AsyncRankClient(url, timeout_s=timeout_s) as client:
             return [await client.rank(**request) for request in requests]
 
