@@ -72,7 +72,7 @@ class RankClient:
         top_k: int | None = None,
         time_ms: int | None = None,
     ) -> RankAnswer:
-        """The candidates by falling CTR.
+        """Rank the candidates, by falling CTR.
 
         Args:
             candidates: item ids.
@@ -171,7 +171,7 @@ class AsyncRankClient:
         top_k: int | None = None,
         time_ms: int | None = None,
     ) -> RankAnswer:
-        """The candidates by falling CTR; arguments and errors are those of `RankClient.rank`."""
+        """Rank the candidates; arguments, result and errors are those of `RankClient.rank`."""
         request = self._codec.rank_request(user, candidates, top_k, time_ms)
         return self._codec.ranking(await self._exchange(request))
 
@@ -235,7 +235,7 @@ _Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class _Codec:
-    """Requests to bytes, responses to rankings or errors."""
+    """Turns requests into bytes, and responses into rankings or errors."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -295,11 +295,15 @@ class _Codec:
 
 
 class _Error(msgspec.Struct):
+    """What a scorer says was wrong."""
+
     field: str
     message: str
 
 
 class _Told(msgspec.Struct):
+    """Body of any answer that is an error."""
+
     error: _Error
 
 

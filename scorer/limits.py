@@ -21,7 +21,7 @@ MAX_TIME_MS: Final = 253_402_300_799_999
 """Latest request time, ms since epoch: the end of the year 9999."""
 
 RETRY_AFTER_S: Final = 1
-"""When a refused client should come again; a full queue is worked off well within this."""
+"""Seconds after which a refused client should come again; a full queue is worked off by then."""
 
 User = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_USER_BYTES)]
 Item = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ITEM_CHARS)]
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Refused(RequestError):
-    """A request answered with another status than 400.
+    """A request refused with another HTTP status than 400.
 
     Attributes:
         status: the HTTP status.
@@ -74,7 +74,7 @@ SHOWN_CHARS: Final = 64
 
 
 def decode_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """The body as the decoder's type; anything wrong with it is a `RequestError`."""
+    """A body as the decoder's type; anything wrong with it is a `RequestError`."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

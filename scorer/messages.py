@@ -1,4 +1,4 @@
-"""What goes over the wire of ``POST /v1/rank``, for the service and its clients alike."""
+"""Bodies of ``POST /v1/rank``, as the service and its clients write and read them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ request, or nothing at all."""
 
 
 class RankRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The request's body."""
+    """Body of a request: whom to rank what for."""
 
     user: User
     candidates: list[Item]
@@ -26,7 +26,7 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RankedItem(msgspec.Struct, gc=False):
-    """One line of the answer."""
+    """A candidate and its CTR."""
 
     item: str
     ctr: float
@@ -42,7 +42,7 @@ class AsOf(msgspec.Struct):
 
 
 class RankAnswer(msgspec.Struct):
-    """The answer's body."""
+    """Body of an answer: the candidates, highest CTR first, and what they were scored with."""
 
     user: str
     model: str

@@ -39,11 +39,12 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """What one request got."""
+    """CTRs of the candidates of one request, and what they were computed from."""
 
     ctrs: F32
     """f32[B], click-through rates in the order of the candidates."""
     history: HistoryKind
+    """What was known of the user."""
     unknown: Bools
     """bool[B]: the bundle does not know the candidate and scored it as an unknown item."""
     as_of: Version | None = None
@@ -60,7 +61,7 @@ class Ranking:
 
 
 class UserHistory(NamedTuple):
-    """What the scorer attends to for one user."""
+    """What is known of one user: interests, and behaviors that they do not cover."""
 
     kind: HistoryKind
     state: InterestState | None
@@ -231,7 +232,7 @@ def scorer_inputs(
     now_ms: int,
     rows: I32,
 ) -> dict[str, F32]:
-    """What scorer.onnx is fed (`models.bundle.SCORER_INPUTS`); ``rows`` i32[B] are those of the
+    """Inputs of scorer.onnx (`models.bundle.SCORER_INPUTS`); ``rows`` i32[B] are those of the
     candidates, the rest is as in `score`.
     """
     candidates = bundle.embeddings[rows]

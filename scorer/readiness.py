@@ -46,7 +46,7 @@ class Readiness:
         metrics.ready.set(0)
 
     def loaded(self, ask: Callable[[], object]) -> None:
-        """The bundle is loaded and warm; ``ask`` reads something of the store or raises.
+        """Note that the bundle is loaded and warm; ``ask`` reads something of the store, or raises.
 
         Not `Store.ping`, which also proves writes: a full store has rankings in it all the same,
         and a scorer has no business in the way of the workers' writes.
@@ -55,11 +55,11 @@ class Readiness:
         self._found_at = float("-inf")
 
     def waits_for(self, reason: str) -> None:
-        """What loading waits for."""
+        """Tell from now on what loading waits for."""
         self._loading = reason
 
     def stopping(self) -> None:
-        """No more requests, please: what is under way will be finished.
+        """Be not ready from now on: no more requests are wanted, those under way are finished.
 
         Called from a signal handler, hence no lock here, and the gauge has one.
         """
@@ -97,6 +97,7 @@ class Readiness:
 
 
 def _store_trouble(ask: Callable[[], object]) -> str | None:
+    """Why the store cannot be read; None: it can."""
     try:
         ask()
     except StoreError as error:

@@ -1,4 +1,4 @@
-"""What a process's routes answer from: one ranker, once it is there, and one thread to run it."""
+"""What the routes of a process answer from: its ranker, once loaded, and the thread it works in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Service:
-    """The ranker in service, and where its work is done.
+    """The ranker of a process, the thread in which it works, and whether both are ready.
 
     Rankings run one after another in a thread of their own (one core a process). The event
     loop stays free to refuse, to answer probes and to notice deadlines while a large ranking
@@ -29,22 +29,23 @@ class Service:
 
     @property
     def ranker(self) -> Ranker:
-        """The ranker in service; raises `Refused` (503) while there is none."""
+        """The ranker; raises `Refused` (503) while it is being loaded."""
         if self._ranker is None:
             raise Refused(503, "loading", "model", "is being loaded; come again", RETRY_AFTER_S)
         return self._ranker
 
     def serve(self, ranker: Ranker, ask_store: Callable[[], object]) -> None:
-        """Answer with this ranker from now on; it is warm and replaces another between requests.
+        """Answer with this ranker from now on, and be ready. Called once, when loading is done.
 
         Args:
+            ranker: warm, so that no request waits for what is made at first use.
             ask_store: reads something of the store or raises, for readiness.
         """
         self._ranker = ranker
         self.readiness.loaded(ask_store)
 
     async def run(self, job: Callable[[Ranker], T]) -> T:
-        """The job's result, computed when its turn comes; cancelled before that, it never runs."""
+        """The result of a job, which runs when its turn comes; cancelled before, it never runs."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, job, self.ranker)
 

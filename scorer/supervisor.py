@@ -1,7 +1,7 @@
-"""Several scorer processes behind one listening socket, and who starts them again when they die.
+"""The supervisor of several scorer processes: starts them, and starts again the ones that die.
 
-This module and what it imports stay small: only the processes load a bundle, and what it takes to
-rank with it (`scorer.process`).
+This module and what it imports stay small: the code that ranks is loaded by the processes alone
+(`scorer.process`).
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ log = get_logger(__name__)
 
 @dataclass
 class _Slot:
-    """One of the processes, over its restarts."""
+    """The place of one process, over its restarts."""
 
-    number: int
     process: BaseProcess | None = None
     said: Connection | None = None
     """Where the process says that it is ready ("") or why it cannot be."""
@@ -64,7 +63,7 @@ class Supervisor:
         self._listener = listener
         # Not fork: a forked child would share whatever libraries opened before.
         self._context = multiprocessing.get_context("spawn")
-        self._slots = [_Slot(number) for number in range(settings.scorer.processes)]
+        self._slots = [_Slot() for _ in range(settings.scorer.processes)]
         self._stopping = False
         self._any_ready = False
 

@@ -25,9 +25,9 @@ log: Final = get_logger(__name__)
 
 
 class BatchAgent:
-    """Takes each partition's batches in order, and nothing out of order.
+    """What the agent does and remembers: takes each partition's batches, and only in order.
 
-    It is the agent's memory; the agent itself may crash and be started again by Faust.
+    Faust's agent calls `consume`. It may crash and be started again; this object stays.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class BatchAgent:
                 event.ack()
 
     async def apply(self, batch: FetchedBatch, decoded: Decoded) -> bool:
-        """Apply the batch; whether it may be acknowledged. One that may not comes again."""
+        """Apply the batch; returns whether it may be acknowledged. One that may not comes again."""
         async with self._turn:
             if self._order.is_old(batch):
                 return False
@@ -99,7 +99,10 @@ class BatchAgent:
             await self._adopt(await self._topic.read())
 
     def rebalanced(self, assigned: set[TP], revoked: set[TP]) -> None:
-        """Other partitions are ours now; the topic may be another one too."""
+        """Take note that partitions were assigned to us and revoked.
+
+        The topic may be another one by now, so its id is read again before the next batch.
+        """
         self._suspect = True
         for tp in revoked - assigned:
             try:
@@ -111,7 +114,7 @@ class BatchAgent:
         return batch.generation == self._app.consumer_generation_id
 
     async def _topic_changed(self, batch: FetchedBatch) -> bool:
-        """Read the topic's id until the broker tells it; whether we start over because of it."""
+        """Read the topic's id until the broker tells it; returns whether we start over for it."""
         pause = RETRY_MIN_S
         while True:
             try:

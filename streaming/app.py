@@ -51,7 +51,7 @@ class LifelongApp(faust.App):
     batch_agent: BatchAgent
 
     def _create_directories(self) -> None:
-        """None: Faust's are for tables, and state lives in the store."""
+        """Create none: Faust's are for tables, and state lives in the store."""
 
 
 def create_app(
@@ -70,7 +70,7 @@ def create_app(
         settings: all of them.
         store: takes the sequences.
         dead_letters: takes what cannot be read.
-        metrics: counts.
+        metrics: where all of it is counted.
         topic_id: asks the broker for the topic's id, see `TopicIdentity`.
         on_assigned: told the partitions that are ours, after each rebalance.
         clock: ms since epoch.
@@ -118,6 +118,7 @@ class _BatchSchema(faust.Schema[Any, Any]):
 
 
 def _faust_settings(settings: Settings) -> dict[str, Any]:
+    """Faust's settings, made of ours."""
     broker, worker = settings.broker, settings.worker
     session = worker.session_timeout_s
     addresses = [address.strip() for address in broker.bootstrap.split(",")]
@@ -146,7 +147,7 @@ def _faust_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _credentials(broker: BrokerSettings) -> Any:
-    """How Faust is to enter Kafka; None for plain text."""
+    """Faust's credentials for Kafka; None where it asks for none."""
     if broker.security_protocol == "PLAINTEXT":
         return None
     context = None

@@ -32,13 +32,13 @@ class Health:
     """What keeps it from being ready, by part."""
 
     def blocked(self, part: str, why: str) -> None:
-        """The part is away; logged when it was not before."""
+        """Note that a part is away, and why; logged when it was not before."""
         if part not in self.obstacles:
             log.warning("away, waiting", part=part, reason=why)
         self.obstacles = self.obstacles | {part: why}
 
     def cleared(self, part: str) -> None:
-        """The part is there."""
+        """Note that a part is there; logged when it was away."""
         if part in self.obstacles:
             self.obstacles = {name: why for name, why in self.obstacles.items() if name != part}
             if part != "start":
@@ -84,6 +84,8 @@ def serve_health(settings: Settings, registry: CollectorRegistry, health: Health
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Answers the three paths; a subclass with its two attributes set serves one worker."""
+
     registry: CollectorRegistry
     health: Health
 
@@ -116,4 +118,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name
-        """Nothing: probes come every few seconds."""
+        """Log nothing: probes come every few seconds."""

@@ -42,8 +42,9 @@ fewer would cost more looks at the store."""
 
 DEEP_LIMIT: Final = 65_536
 DEEP_EVERY_MS: Final = 1000
-"""Users become due by age in the order in which the store lists them, but by number of behaviors
-in any order. So where due by age may be long, a longer page is looked through now and then."""
+"""A longer page of dirty users, and how often it is looked through. The store lists them oldest
+first, which is the order of becoming due by age; who is due by number of behaviors may stand
+anywhere in the list, and should not wait until age leads there."""
 
 BACKOFF_MS: Final = 1000
 BACKOFF_MAX_MS: Final = 300_000
@@ -79,6 +80,8 @@ class SequenceExtractor(Protocol):
 
 
 class _Due(NamedTuple):
+    """A user to be reclustered, as `infra.store.DirtyUser`, and under which owner."""
+
     owner: int
     user: str
     since: int
@@ -87,8 +90,12 @@ class _Due(NamedTuple):
 
 @dataclass(slots=True)
 class _Pause:
+    """How long a user is not tried again who could not be reclustered."""
+
     until: int
+    """ms since epoch."""
     failures: int
+    """In a row."""
 
 
 class Reclusterer:
@@ -205,6 +212,7 @@ class Reclusterer:
         return removed
 
     def _run(self) -> None:
+        """Passes until `stop`: the thread's main function."""
         failures = 0
         while not self._stopping.is_set():
             try:
@@ -320,7 +328,7 @@ class Reclusterer:
     def _read(
         self, batch: Sequence[_Due]
     ) -> Iterator[tuple[_Due, StoredSequence | None, bytes | None]]:
-        """Each user's sequence and stored interest state."""
+        """The sequence and the stored interest state of each user."""
         try:
             users = [due.user for due in batch]
             sequences = self._store.sequences(users)

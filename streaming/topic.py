@@ -33,11 +33,11 @@ class TopicIdentity:
         return source
 
     async def read(self) -> str:
-        """The id that the broker knows."""
+        """The topic's id as the broker tells it now; raises `BrokerError` as ``read`` does."""
         return await asyncio.to_thread(self._read)
 
     def adopt(self, found: str) -> bool:
-        """Take the id as the topic's; whether there was another one before."""
+        """Take the id as the topic's; returns whether there was another one before."""
         if found == self.id:
             return False
         before, self.id = self.id, found

@@ -80,7 +80,7 @@ class InOrder:
         self._done: dict[TP, tuple[int, int]] = {}
 
     def follows(self, batch: FetchedBatch) -> bool:
-        """Whether all before the batch is done."""
+        """Whether all batches before this one, since its partition was sought, are applied."""
         seek, number = self._done.get(batch.tp, (0, 0))
         expected = number + 1 if batch.seek == seek else 1
         return batch.seek >= seek and batch.number == expected
@@ -90,7 +90,7 @@ class InOrder:
         return batch.seek < self._done.get(batch.tp, (0, 0))[0]
 
     def done(self, batch: FetchedBatch) -> None:
-        """The batch was applied, and the next one follows it."""
+        """Note that the batch is applied: the next one follows it."""
         self._done[batch.tp] = (batch.seek, batch.number)
 
     def expect(self, tp: TP, seek: int) -> None:
@@ -109,19 +109,21 @@ class _Place:
 
 @dataclass(slots=True)
 class _Places:
-    """Numbers batches; lives in the consumer's thread and is touched by no other."""
+    """Where the fetcher stands in each partition; written in the consumer's thread only."""
 
     assignment: object = None
     seeks: int = 0
     places: dict[TP, _Place] = field(default_factory=dict)
 
     def sought(self, tp: TP) -> None:
+        """Number the partition's batches anew, from 1 under the next seek."""
         self.seeks += 1
         self.places[tp] = _Place(self.seeks)
 
     def number(
         self, tp: TP, records: list[ConsumerRecord[bytes, bytes]], generation: int, highwater: int
     ) -> FetchedBatch:
+        """The records as the partition's next batch."""
         if tp not in self.places:
             self.sought(tp)
         place = self.places[tp]
@@ -248,7 +250,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         return True
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """Nothing: the worker's watchdog looks after progress, and speaks in one line."""
+        """Do nothing: the worker's watchdog looks after progress, and speaks in one line."""
 
 
 class _NoOffsets(dict[TP, int | None]):
@@ -269,7 +271,7 @@ class _NoOffsets(dict[TP, int | None]):
 
 
 class BatchConsumer(FaustConsumer):
-    """Yields one message per partition and fetch; its value is a `FetchedBatch`."""
+    """Faust's consumer, but a message is what a partition gave in a fetch: a `FetchedBatch`."""
 
     logger = faust_log
     _thread: BatchConsumerThread
@@ -355,17 +357,17 @@ class BatchConsumer(FaustConsumer):
         return await self._thread.rewind()
 
     def on_buffer_full(self, tp: TP) -> None:
-        """Nothing: the stream's queue is a few batches long, and a full queue holds the fetcher.
+        """Do nothing: the stream's queue is a few batches long, and a full queue holds the fetcher.
 
         The parent would stop asking for the partition, and with all of them stopped sleep for a
         second.
         """
 
     def on_buffer_drop(self, tp: TP) -> None:
-        """Nothing; see `on_buffer_full`."""
+        """Do nothing; see `on_buffer_full`."""
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        """Nothing: between two messages' offsets lie the records of a batch, not a gap."""
+        """Note nothing: between two messages' offsets lie the records of a batch, not a gap."""
 
     def _new_offset(self, tp: TP) -> int | None:
         """The last acknowledged offset + 1: batches of a partition are acknowledged in order.

@@ -69,8 +69,8 @@ class Worker:
         store: sequences and interests; closed by whoever opened it.
         extractor: makes interest states.
         dead_letters: takes what cannot be read.
-        metrics: counts.
-        health: what the endpoints tell.
+        metrics: where all of it is counted.
+        health: kept true, for the endpoints to tell.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Worker:
             self._health.cleared("start")
             while not stop.is_set() and app.crash_reason is None and not app.should_stop:
                 self._judge(app)
-                await _first(stop.wait(), LOOK_S)
+                await _wait_at_most(stop.wait(), LOOK_S)
             if app.crash_reason is not None:
                 log.error("consumer crashed, starting it again", error=typed_line(app.crash_reason))
         except Exception as error:  # noqa: BLE001 - a consumer that cannot start is tried again
@@ -130,10 +130,10 @@ class Worker:
             checks.cancel()
             await _stop_app(app)
         if not stop.is_set():
-            await _first(stop.wait(), AGAIN_S)
+            await _wait_at_most(stop.wait(), AGAIN_S)
 
     def _judge(self, app: LifelongApp) -> None:
-        """Look at every part's signs of life."""
+        """Bring health up to date with every part's signs of life."""
         health, progress = self._health, app.writer.progress
         consumer = app.consumer
         polled = consumer.polled_at if isinstance(consumer, BatchConsumer) else 0.0
@@ -158,7 +158,7 @@ class Worker:
         self._metrics.ready.set(health.ready())
 
     async def _check_broker(self, app: LifelongApp) -> None:
-        """Know whether the broker answers, and start over with a topic that was created anew."""
+        """Keep asking whether the broker answers; start over with a topic that was created anew."""
         while True:
             await asyncio.sleep(CHECK_S)
             try:
@@ -169,7 +169,7 @@ class Worker:
                 self._health.cleared("broker")
 
     async def _check_store(self) -> None:
-        """Know whether the store takes writes, events or not."""
+        """Keep asking whether the store takes writes, whether events come or not."""
         while True:
             try:
                 await asyncio.to_thread(self._store.ping)
@@ -268,15 +268,15 @@ async def _retried(
         except (BrokerError, StoreUnavailable, StoreFull) as error:
             health.blocked(part, typed_line(error))
             health.seen_at = time.monotonic()
-            await _first(stop.wait(), AGAIN_S)
+            await _wait_at_most(stop.wait(), AGAIN_S)
         else:
             health.cleared(part)
             return result
     return None
 
 
-async def _first(event: Awaitable[Any], timeout_s: float) -> None:
-    """Wait for the event, but not longer."""
+async def _wait_at_most(event: Awaitable[Any], timeout_s: float) -> None:
+    """Wait for the event, ``timeout_s`` at most."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(event, timeout_s)
 

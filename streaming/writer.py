@@ -37,22 +37,22 @@ T = TypeVar("T")
 
 
 class GivenUp(Exception):
-    """The batch is no longer ours: whoever has the partition now applies it."""
+    """A batch was not written, being ours no longer: whoever has its partition now applies it."""
 
 
 @dataclass(slots=True)
 class WriterProgress:
-    """What the worker's health is judged by: written in the loop, read by any thread."""
+    """How writing goes, for the worker's health: written in the loop, read by any thread."""
 
     moved_at: float = field(default_factory=time.monotonic)
-    """When the agent last began, retried or finished something, monotonic seconds."""
+    """When a batch was last begun, retried or finished, monotonic seconds."""
     failure: str | None = None
     """Why the batch at hand cannot be written; None while all is well."""
     assigned: bool = False
     """Whether the group has given us our partitions (perhaps none)."""
 
     def moved(self) -> None:
-        """The agent is alive."""
+        """Note that something was begun, retried or finished."""
         self.moved_at = time.monotonic()
 
 
@@ -121,7 +121,7 @@ class BatchWriter:
         self._writing.shutdown(wait=True, cancel_futures=True)
 
     async def _until_done(self, call: Callable[[], T], wanted: Callable[[], bool]) -> T:
-        """Call in the thread until it succeeds, with growing pauses."""
+        """What ``call`` returns, called in the thread until it succeeds, with growing pauses."""
         pause = RETRY_MIN_S
         loop = asyncio.get_running_loop()
         while True:
@@ -233,6 +233,7 @@ def _refusals(batch: FetchedBatch, refused: Sequence[_Refused]) -> list[Reject]:
 
 
 def _letters(batch: FetchedBatch, rejects: Sequence[Reject]) -> list[DeadLetter]:
+    """The rejects of a batch as dead letters, which also say where each record came from."""
     timestamps = {record.offset: record.timestamp for record in batch.records}
     return [
         DeadLetter(

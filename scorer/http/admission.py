@@ -1,4 +1,4 @@
-"""How many rankings may wait, and for how long.
+"""Admission: how many rankings may wait, and for how long.
 
 A scorer that queues without bound answers everybody too late. Here a request beyond the bound is
 refused at once, while the client can still try another process.
@@ -78,5 +78,5 @@ class Turns:
         self._taken += 1
 
     def give_back(self) -> None:
-        """An admitted request has its answer."""
+        """Note that an admitted request has its answer, or never will."""
         self._taken -= 1

@@ -72,7 +72,7 @@ def create_app(
 
 
 class Endpoints:
-    """One method a route. What they raise becomes an answer in `error_handlers`."""
+    """The routes, one method each. What they raise becomes an answer in `error_handlers`."""
 
     def __init__(
         self, service: Service, settings: ScorerSettings, registry: CollectorRegistry
@@ -170,7 +170,7 @@ Handler = Callable[[Request, Any], Awaitable[Response]]
 
 
 def error_handlers(metrics: ScorerMetrics) -> Mapping[Any, Handler]:
-    """What each kind of error is answered with; always one JSON object, never a traceback."""
+    """Handlers by kind of error. Each answers with one JSON object, never with a traceback."""
 
     async def refused(_request: Request, error: RequestError) -> Response:
         status, reason, retry_after_s = 400, "malformed", None
@@ -210,7 +210,7 @@ def error_handlers(metrics: ScorerMetrics) -> Mapping[Any, Handler]:
 def error_response(
     status: int, field: str, message: str, retry_after_s: int | None = None
 ) -> Response:
-    """The one shape of every error."""
+    """An error as every route answers it: the field that is wrong, and what is wrong with it."""
     response = json_response(status, {"error": {"field": field, "message": message}})
     if retry_after_s is not None:
         response.headers["retry-after"] = str(retry_after_s)
@@ -218,7 +218,7 @@ def error_response(
 
 
 def json_response(status: int, content: object) -> Response:
-    """Any small answer."""
+    """A small answer in JSON."""
     return Response(msgspec.json.encode(content), status_code=status, media_type=JSON)
 
 

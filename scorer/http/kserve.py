@@ -64,7 +64,7 @@ class OutputWish(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class InferRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The request's JSON."""
+    """The JSON of a request."""
 
     inputs: list[InputTensor]
     outputs: list[OutputWish] = []
@@ -83,7 +83,7 @@ class OutputTensor(msgspec.Struct):
 
 
 class InferAnswer(msgspec.Struct):
-    """The answer's JSON."""
+    """The JSON of an answer."""
 
     model_name: str
     model_version: str
@@ -113,7 +113,7 @@ class InferInputs:
 
 
 class KServe:
-    """Bodies of requests to bodies of answers. Safe to use from threads."""
+    """Answers inference requests: the body of one becomes that of its answer. Thread-safe."""
 
     def __init__(self, max_candidates: int) -> None:
         self._max_candidates = max_candidates
@@ -237,7 +237,7 @@ class KServe:
 
 
 def metadata(manifest: Manifest, version: str) -> dict[str, object]:
-    """The answer of ``GET /v2/models/{name}``."""
+    """The content of the answer to ``GET /v2/models/{name}``."""
     return {
         "name": manifest.name,
         "versions": [version],
@@ -255,7 +255,7 @@ def metadata(manifest: Manifest, version: str) -> dict[str, object]:
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
-    """The JSON and the bytes that follow it."""
+    """A body's JSON and the bytes that follow it."""
     if header_length is None:
         return body, memoryview(b"")
     if not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 10:

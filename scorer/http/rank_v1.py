@@ -12,7 +12,7 @@ from scorer.ranking import Ranker, Ranking
 
 
 class RankV1:
-    """Bodies of requests to bodies of answers. Safe to use from threads."""
+    """Answers ranking requests: the body of one becomes that of its answer. Thread-safe."""
 
     def __init__(self, max_candidates: int) -> None:
         self._max_candidates = max_candidates
