@@ -20,7 +20,9 @@ from models.allocator import keep_freed_memory
 from models.config import DataConfig, RunConfig, load_config
 from models.data.interactions import Interactions
 from models.data.live import Live, LiveSplit, split_live
-from models.data.protocols import Samples, Shown, Split, split_requests
+from models.data.protocols import Shown
+from models.data.selection import Selection
+from models.data.splits import Split, split_requests
 from models.export import export
 from models.readers import READERS, columns, logs, read
 from models.reference.evaluation import baseline_qualities
@@ -56,7 +58,7 @@ def read_samples(config: RunConfig) -> tuple[Split | LiveSplit, dict[str, Any]]:
         about |= {"name": origin.name, "licence": origin.licence}
     protocol = config.protocol
     if isinstance(protocol, Live):
-        for section, default in (("samples", Samples()), ("split", RunConfig().split)):
+        for section, default in (("samples", Selection()), ("split", RunConfig().split)):
             if getattr(config, section) != default:
                 raise DataError(
                     f'[{section}] says nothing to the protocol "live", which divides by itself; '

@@ -3,8 +3,8 @@
     name = "encode-shop"
     [data]        where the behaviors come from            `DataConfig`
     [protocol]    what is predicted                        `models.data.protocols`, `.live`
-    [split]       which samples validate and test          `models.data.protocols`
-    [samples]     which samples are used                   `models.data.protocols.Samples`
+    [split]       which samples validate and test          `models.data.divisions`
+    [samples]     which samples are used                   `models.data.selection.Selection`
     [schema]      what the network sees                    `models.data.schema.Schema`
     [network]     what all methods share                   `models.network.NetworkConfig`
     [long_term]   the method                               `models.networks`
@@ -24,9 +24,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from infra.errors import TrainingError, hint
+from models.data.divisions import ByTime, LastOfUser
 from models.data.live import Live
-from models.data.protocols import ByTime, LastOfUser, NextItem, Rated, Samples, Shown
+from models.data.protocols import NextItem, Rated, Shown
 from models.data.schema import Schema
+from models.data.selection import Selection
 from models.network import NetworkConfig
 from models.networks import AnyConfig
 from models.networks.encode import EncodeConfig
@@ -93,7 +95,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """What is predicted."""
     split: ByTime | LastOfUser = ByTime()
     """Which samples validate and test; the protocol "live" has its own way."""
-    samples: Samples = Samples()
+    samples: Selection = Selection()
     """Which samples are used."""
     schema: Schema = Schema()
     """What the network sees."""

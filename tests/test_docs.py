@@ -12,9 +12,11 @@ import pytest
 
 from lifelong.learning import SHIPPED
 from models.config import DataConfig, RunConfig, TrainingConfig, load_config
+from models.data.divisions import ByTime, LastOfUser
 from models.data.live import Live
-from models.data.protocols import ByTime, LastOfUser, NextItem, Rated, Samples
+from models.data.protocols import NextItem, Rated
 from models.data.schema import Schema
+from models.data.selection import Selection
 from models.modules.long_term import LongTermConfig
 from models.network import NetworkConfig
 from models.networks import AnyConfig
@@ -31,7 +33,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     '`[protocol]`, `kind = "live"`': Live,
     '`[split]`, `kind = "time"`': ByTime,
     '`[split]`, `kind = "last"`': LastOfUser,
-    "`[samples]`": Samples,
+    "`[samples]`": Selection,
     "`[schema]`": Schema,
     "`[network]`": NetworkConfig,
     "`[training]`": TrainingConfig,

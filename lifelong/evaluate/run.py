@@ -23,8 +23,8 @@ from models import training
 from models.config import RunConfig, read_config
 from models.data.batches import Gatherer
 from models.data.live import LiveSplit
-from models.data.protocols import Split
 from models.data.requests import Requests
+from models.data.splits import Split
 from models.measures import predictions as metrics
 from models.measures import relevance
 from models.network import Network

@@ -19,8 +19,8 @@ from torch import Tensor
 from infra.arrays import F64, I64
 from lifelong.evaluate.run import plain
 from models.data.batches import Gatherer, prefetch
-from models.data.protocols import Split
 from models.data.requests import Requests
+from models.data.splits import Split
 from models.measures.relevance import (
     CELLS,
     Relevance,

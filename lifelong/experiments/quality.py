@@ -21,7 +21,7 @@ from lifelong.evaluate.run import RESAMPLINGS, differences
 from models import training
 from models.config import RunConfig
 from models.data.batches import Gatherer
-from models.data.protocols import Split
+from models.data.splits import Split
 from models.network import Network
 from models.reference.evaluation import measure
 

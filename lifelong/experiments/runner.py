@@ -42,7 +42,7 @@ from lifelong.experiments.tables import METHODS, REFERENCE, TABLES, Extra, Row, 
 from lifelong.learning import read_samples
 from models.allocator import keep_freed_memory
 from models.config import RunConfig
-from models.data.protocols import Split
+from models.data.splits import Split
 
 DIFFERENCE: Final = "difference"
 

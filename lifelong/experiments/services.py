@@ -21,8 +21,8 @@ from extractor.state import InterestState
 from infra.arrays import F32, I64
 from models import training
 from models.data.batches import Batch, Gatherer
-from models.data.protocols import Split
 from models.data.requests import Requests
+from models.data.splits import Split
 from models.modules.long_term import State
 from models.network import Network
 

@@ -18,9 +18,9 @@ from lifelong.experiments.tables import REFERENCE
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
 from lifelong.machine import machine
 from models.config import RunConfig
-from models.data.protocols import Split
 from models.data.requests import Requests
 from models.data.schema import Inputs
+from models.data.splits import Split
 from models.training import make_gatherer, make_network
 
 

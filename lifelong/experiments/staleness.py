@@ -15,8 +15,8 @@ import numpy as np
 from infra.arrays import F32
 from lifelong.evaluate.run import differences, plain
 from lifelong.experiments.services import SimulatedService
-from models.data.protocols import Split
 from models.data.requests import Requests
+from models.data.splits import Split
 from models.measures.predictions import auc, gauc
 from scorer.ranking import MAX_NEWER
 

@@ -22,7 +22,7 @@ from infra.arrays import F32, I32, I64, U64, Bools
 from infra.behaviors import BEHAVIOR
 from infra.settings import StoreSettings
 from infra.store import Behaviors, StoredSequence, Version
-from models.data.protocols import Split
+from models.data.splits import Split
 from models.network import Network
 from models.networks.encode import Encode
 

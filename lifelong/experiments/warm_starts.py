@@ -14,8 +14,8 @@ from infra.arrays import F32, F64, I64, Array, Bools
 from lifelong.evaluate.run import differences, plain
 from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.streams import FIGURES, Figures, Items, States, Stream, behaviors_of
-from models.data.protocols import Split
 from models.data.requests import Requests
+from models.data.splits import Split
 from models.kernels.clustering import WARM_ITERATIONS
 from models.measures.predictions import auc
 from models.networks.encode import Encode

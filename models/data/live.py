@@ -22,8 +22,8 @@ import numpy as np
 from infra.arrays import F32, I32, I64
 from infra.errors import TrainingError
 from models.data.interactions import Interactions
-from models.data.protocols import Section
 from models.data.requests import Requests, Sequences
+from models.data.sections import TaggedSection
 from models.kernels.compiling import fast_kernel
 
 MAX_NEWER: Final = 63
@@ -36,7 +36,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-class Live(Section, frozen=True, tag="live"):
+class Live(TaggedSection, frozen=True, tag="live"):
     """The next items of a basket, as a live service would be asked for them."""
 
     positives: Count = 4
@@ -64,7 +64,7 @@ class Live(Section, frozen=True, tag="live"):
 class LiveSplit:
     """A data set's live requests: those before ``n_training`` teach, later ones validate.
 
-    It answers as `models.data.protocols.Split` does.
+    It answers as `models.data.splits.Split` does.
     """
 
     interactions: Interactions

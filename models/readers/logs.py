@@ -69,7 +69,7 @@ class Topic:
 
 
 @dataclass(frozen=True)
-class Impressions:
+class LoggedImpressions:
     """I items shown, in order of time."""
 
     users: I32
@@ -94,7 +94,7 @@ class Logs:
     """Events as interactions, and impressions that point into them."""
 
     interactions: Interactions
-    impressions: Impressions
+    impressions: LoggedImpressions
 
 
 def read(
@@ -168,7 +168,7 @@ def read_logs(
     ctrs = pc.fill_null(shown["ctr"].cast(pa.float32()), np.nan).to_numpy()
     return Logs(
         interactions,
-        Impressions(
+        LoggedImpressions(
             users=_rows(shown["user_id"], interactions.user_ids, -1),
             items=_rows(shown["item_id"], interactions.item_ids, 0),
             times=shown_ms // 1000,

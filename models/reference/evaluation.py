@@ -32,8 +32,8 @@ from models.bundle import (
 )
 from models.data.interactions import Interactions
 from models.data.live import LiveSplit
-from models.data.protocols import Split
 from models.data.requests import Requests, Sequences
+from models.data.splits import Split
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
 from models.measures import predictions as metrics
 from models.reference.kmeans import cluster

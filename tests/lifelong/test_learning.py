@@ -13,7 +13,7 @@ from lifelong.learning import read_interactions, read_samples, run_export, run_t
 from models.bundle import Bundle
 from models.config import DataConfig, load_config, read_config
 from models.data.live import LiveSplit
-from models.data.protocols import Split
+from models.data.splits import Split
 from tests.conftest import require
 from tests.models.generated import planted_interactions
 

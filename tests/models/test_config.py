@@ -7,7 +7,8 @@ import pytest
 
 from infra.errors import TrainingError
 from models.config import RunConfig, load_config, read_config
-from models.data.protocols import LastOfUser, Rated
+from models.data.divisions import LastOfUser
+from models.data.protocols import Rated
 from models.networks.encode import EncodeConfig
 from models.networks.twin import TWINConfig
 

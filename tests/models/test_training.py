@@ -17,10 +17,12 @@ from infra.behaviors import item_key
 from infra.errors import TrainingError
 from models.bundle import Bundle
 from models.config import RunConfig, TrainingConfig
+from models.data.divisions import LastOfUser
 from models.data.interactions import Interactions
 from models.data.live import Live, LiveSplit, evaluation_requests, split_live
-from models.data.protocols import LastOfUser, Rated, Split, split_requests
+from models.data.protocols import Rated
 from models.data.requests import Sequences
+from models.data.splits import Split, split_requests
 from models.export import export
 from models.network import NetworkConfig
 from models.networks.din import DINLConfig

@@ -8,7 +8,9 @@ import pytest
 
 from lifelong.experiments.setups import Setup, find_setup
 from models.config import read_config
-from models.data.protocols import LastOfUser, NextItem, Split, split_requests
+from models.data.divisions import LastOfUser
+from models.data.protocols import NextItem
+from models.data.splits import Split, split_requests
 from models.training import train
 from tests.models.generated import planted_interactions
 

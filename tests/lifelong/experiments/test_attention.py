@@ -18,7 +18,9 @@ from lifelong.experiments.attention import (
     weight_curves,
 )
 from models.config import RunConfig, read_config
-from models.data.protocols import LastOfUser, NextItem, Split, split_requests
+from models.data.divisions import LastOfUser
+from models.data.protocols import NextItem
+from models.data.splits import Split, split_requests
 from models.training import load_run, train
 from tests.models.generated import planted_interactions
 

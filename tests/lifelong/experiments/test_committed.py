@@ -16,7 +16,7 @@ from lifelong.experiments.quality import measure_quality
 from lifelong.experiments.setups import find_setup
 from lifelong.experiments.tables import METHODS, TABLES
 from lifelong.learning import read_samples
-from models.data.protocols import Split
+from models.data.splits import Split
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "experiments"
 PAGE = COMMITTED / "README.md"

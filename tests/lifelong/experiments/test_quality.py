@@ -21,7 +21,7 @@ from lifelong.experiments.setups import find_setup
 from lifelong.learning import read_samples
 from models import training
 from models.config import RunConfig
-from models.data.protocols import Split
+from models.data.splits import Split
 from models.measures.predictions import auc
 from tests.infra.disks import full_disk
 from tests.lifelong.experiments.conftest import TINY

@@ -9,8 +9,8 @@ import pytest
 from infra.arrays import F32
 from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.streams import Items, Stream, behaviors_of
-from models.data.protocols import Split
 from models.data.requests import Requests
+from models.data.splits import Split
 from models.training import predict
 
 METHODS = ("encode", "din-l")

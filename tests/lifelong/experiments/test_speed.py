@@ -9,7 +9,9 @@ import torch
 
 from lifelong.experiments.speed import measure_speed
 from models.config import RunConfig
-from models.data.protocols import LastOfUser, NextItem, Split, split_requests
+from models.data.divisions import LastOfUser
+from models.data.protocols import NextItem
+from models.data.splits import Split, split_requests
 from models.network import NetworkConfig
 from models.networks import AnyConfig
 from tests.lifelong.experiments.methods import METHODS

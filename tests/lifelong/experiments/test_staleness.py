@@ -9,7 +9,7 @@ import pytest
 from lifelong.experiments import extra_tables
 from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.staleness import measure_staleness
-from models.data.protocols import Split
+from models.data.splits import Split
 from models.measures.predictions import auc
 from models.training import predict
 

@@ -8,7 +8,7 @@ from extractor.extract import Extractor
 from infra.store import StoredSequence, Version
 from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.streams import Items, Stream, agreement, behaviors_of, nearest
-from models.data.protocols import Split
+from models.data.splits import Split
 
 
 def items_of(planted: Split, planted_runs: dict[str, Path]) -> Items:

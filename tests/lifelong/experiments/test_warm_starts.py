@@ -6,7 +6,7 @@ from typing import Any
 
 from lifelong.experiments import extra_tables
 from lifelong.experiments.warm_starts import measure_warm_starts
-from models.data.protocols import Split
+from models.data.splits import Split
 
 
 def without_time(report: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import torch
 from infra.errors import TrainingError
 from models.config import RunConfig, read_config
 from models.data.batches import Batch, Gatherer
-from models.data.protocols import LastOfUser, NextItem, Split, split_requests
+from models.data.divisions import LastOfUser
+from models.data.protocols import NextItem
 from models.data.requests import Requests
 from models.data.schema import Inputs
+from models.data.splits import Split, split_requests
 from models.measures.relevance import (
     Oracle,
     Watched,

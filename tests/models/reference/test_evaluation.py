@@ -7,9 +7,11 @@ import pytest
 
 from infra.behaviors import item_key
 from models.bundle import Bundle
+from models.data.divisions import LastOfUser
 from models.data.live import evaluation_requests
-from models.data.protocols import LastOfUser, NextItem, Rated, Split, split_requests
+from models.data.protocols import NextItem, Rated
 from models.data.requests import Sequences
+from models.data.splits import Split, split_requests
 from models.features import EMPTY_HISTORY
 from models.reference.evaluation import (
     OfflineRequest,
