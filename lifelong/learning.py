@@ -24,8 +24,8 @@ from models.data.protocols import Shown
 from models.data.selection import Selection
 from models.data.splits import Split, split_requests
 from models.export import export
+from models.measures.baselines import baseline_qualities
 from models.readers import READERS, columns, logs, read
-from models.reference.evaluation import baseline_qualities
 from models.tracking import MLflow, TensorBoard, Tracker, TrainingProgress
 from models.training import train
 

@@ -34,8 +34,8 @@ from models.data.batches import Batch, Gatherer, prefetch
 from models.data.interactions import Interactions
 from models.data.requests import Requests, Sequences
 from models.data.schema import Inputs
+from models.measures import quality
 from models.network import Network
-from models.reference import evaluation
 from models.tracking import Tracker, TrainingProgress
 
 CHECKPOINT: Final = "checkpoint.pt"
@@ -197,9 +197,9 @@ def predict(
 def measure(
     network: Network, gatherer: Gatherer, samples: Samples, requests: Requests
 ) -> dict[str, float]:
-    """`models.reference.evaluation.measure` of the network's CTRs, by name."""
+    """`models.measures.quality.measure` of the network's CTRs, by name."""
     ctrs = predict(network, gatherer, requests)
-    return evaluation.measure(ctrs, requests, samples.users(requests)).named()
+    return quality.measure(ctrs, requests, samples.users(requests)).named()
 
 
 def batch_loss(

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from extractor.state import InterestState
-from infra.arrays import F32, I32, I64
+from infra.arrays import F32, I32, I64, Array
 from infra.behaviors import partition_owner
 from infra.errors import LifelongError, SettingsError
 from infra.kafka.admin import create_topic, ping
@@ -40,10 +40,10 @@ from lifelong.demo.plan import plan_requests
 from lifelong.demo.processes import ServiceProcess, free_port
 from lifelong.demo.stream import LARGE, Client, LiveResult, LiveStream, in_order
 from lifelong.portrait import Portrait, name_interests
-from lifelong.quality import Quality, measure_quality
 from lifelong.shipped import BUNDLE, MAPPING, Purchases, write_purchases
 from models.bundle import Bundle
-from models.reference.evaluation import StoredUser, extract_plainly, score_stored
+from models.measures.quality import Quality, ranking_quality
+from models.reference.serving import StoredUser, extract_plainly, score_stored
 from scorer.client import RankClient
 from scorer.ranking import item_keys
 from streaming.files.backfill import backfill
@@ -237,11 +237,14 @@ class Demo:
         lost, doubled = self._count_lost_and_doubled()
         with self._steps.step("score the same requests offline", len(requests)) as at:
             offline = self._score_offline(at)
+        rankings: dict[str, Sequence[Array]] = {
+            "live": [live.ctrs[request.row] for request in requests],
+            "offline": offline,
+            "popularity": [request.popularity for request in requests],
+            "repeat": [request.bought for request in requests],
+        }
         qualities = {
-            "live": measure_quality([live.ctrs[request.row] for request in requests], targets),
-            "offline": measure_quality(offline, targets),
-            "popularity": measure_quality([r.popularity for r in requests], targets),
-            "repeat": measure_quality([r.bought for r in requests], targets),
+            name: ranking_quality(np.stack(scores), targets) for name, scores in rankings.items()
         }
         with self._steps.step("compare CTRs on the stored states", COMPARED) as at:
             difference = self._max_ctr_difference(at)

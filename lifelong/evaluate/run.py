@@ -26,10 +26,10 @@ from models.data.live import LiveSplit
 from models.data.requests import Requests
 from models.data.splits import Split
 from models.measures import predictions as metrics
-from models.measures import relevance
+from models.measures import quality, relevance
 from models.network import Network
 from models.networks.din import DINL
-from models.reference import evaluation
+from models.reference import serving
 
 PARTS: Final = ("validation", "test")
 
@@ -74,7 +74,7 @@ class _Subject:
     """What it learned from (`Manifest.data`)."""
     score: Scorer
     run: training.Run | None = None
-    golden: evaluation.GoldenChecks | None = None
+    golden: serving.GoldenChecks | None = None
 
 
 def run_evaluate(path: Path, options: EvaluateOptions, *, quiet: bool = False) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subj
             f"{path} holds neither a training run ({training.RUN}) nor a bundle"
             f" ({bundles.MANIFEST}); make one with `lifelong train`"
         )
-    manifest, golden = evaluation.repeat_golden(path)
+    manifest, golden = serving.repeat_golden(path)
     report |= {"kind": "bundle", "name": manifest.name, "method": manifest.system}
     report["golden"] = asdict(golden)
     sees = [name for name in ("user", "behavior") if manifest.schema.get(name)]
@@ -172,8 +172,8 @@ def _gatherer(run: training.Run, samples: Split | LiveSplit) -> Gatherer:
 def _by_bundle(bundle: bundles.Bundle) -> Scorer:
     def score(samples: Split | LiveSplit, requests: Requests) -> F32:
         keys = np.array([item_key(item) for item in samples.interactions.item_ids], np.uint64)
-        offline = evaluation.sequence_requests(bundle, samples.sequences, requests, keys)
-        scored = evaluation.score_requests(bundle, offline)
+        offline = serving.sequence_requests(bundle, samples.sequences, requests, keys)
+        scored = serving.score_requests(bundle, offline)
         bar = track(
             scored,
             "scoring",
@@ -244,13 +244,13 @@ def _report(measured: _Measured, options: EvaluateOptions, console: Console) -> 
     samples, requests, ctrs = measured.samples, measured.requests, measured.ctrs
     counted = requests.weights > 0
     calibration = metrics.calibration(ctrs, requests.labels, requests.weights)
-    slices = evaluation.measure_slices(ctrs, requests, samples)
+    slices = quality.measure_slices(ctrs, requests, samples)
     report: dict[str, Any] = {
         "part": measured.part,
         "requests": len(requests.cut),
         "candidates": int(counted.sum()),
         "positives": int(((requests.labels > 0) & counted).sum()),
-        "measures": asdict(evaluation.measure(ctrs, requests, samples.users(requests))),
+        "measures": asdict(quality.measure(ctrs, requests, samples.users(requests))),
         "slices": {name: [asdict(part) for part in parts] for name, parts in slices.items()},
         "calibration": {name: values.tolist() for name, values in calibration._asdict().items()},
         "notes": list(_notes(measured, options)),
@@ -323,7 +323,7 @@ def _difference(measured: _Measured, path: Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "method": _method(baseline),
-        "measures": asdict(evaluation.measure(theirs, requests, samples.users(requests))),
+        "measures": asdict(quality.measure(theirs, requests, samples.users(requests))),
         **differences(measured.ctrs, theirs, requests, samples, replicates),
     }
 

@@ -22,8 +22,8 @@ from models import training
 from models.config import RunConfig
 from models.data.batches import Gatherer
 from models.data.splits import Split
+from models.measures.quality import measure
 from models.network import Network
-from models.reference.evaluation import measure
 
 RUN: Final = "run"
 ONE_EPOCH: Final = "one-epoch.npy"
@@ -69,7 +69,7 @@ def measure_quality(config: RunConfig, samples: Split, place: Path) -> dict[str,
     Returns:
         "samples": their numbers; "epochs": the best, from 1; "curve": of each epoch training loss
         and validation measures; "one_epoch" and "converged": measures of the test
-        (`models.reference.evaluation.Measures`), by name.
+        (`models.measures.quality.Measures`), by name.
     """
     trained = training.load_run(train_run(config, samples, place))
     users = samples.users(samples.test)

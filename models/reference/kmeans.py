@@ -1,8 +1,9 @@
-"""Spherical k-means for training: the same algorithm that serving uses, on distinct items.
+"""Spherical k-means stated a second time: what `models.kernels.clustering` is held against.
 
-Training clusters anew at every step, since the projection moves; assignments and centers are
-constants as far as gradients go (ENCODE, section 3.2.2). Kernels that call each other stand in one
-file, because numba's cache on disk notices a change of a kernel's own file alone.
+Training and serving both cluster by that kernel. This statement of the algorithm is for the
+reference evaluation (`models.reference.serving`) and for tests: it sums every center anew and
+compares every point with every center, at every iteration. Kernels that call each other stand in
+one file, because numba's cache on disk notices a change of a kernel's own file alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def cluster(projected: F32, weights: F32, K: int, T: int) -> tuple[I32, F32]:
         T: iterations, at most.
 
     Returns:
-        I32 i32[n] in [0, min(n, K)) and centers f32[min(n, K), m] of unit length. A label that
+        Labels i32[n] in [0, min(n, K)) and centers f32[min(n, K), m] of unit length. A label that
         no point carries is an empty cluster.
 
     >>> points = np.array([[1, 0], [0, 2], [3, 0.1]], np.float32)

@@ -221,7 +221,7 @@ def test_the_runtime_leaves_nothing_behind(path: Path, tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ORT_")}
     script = (
-        "import sys, models.reference.evaluation, scorer.ranking; from models.bundle import Bundle;"
+        "import sys, models.reference.serving, scorer.ranking; from models.bundle import Bundle;"
         " assert 'onnxruntime' not in sys.modules, 'loaded before it is quiet';"
         f" Bundle.load({str(path)!r}).scorer_session()"
     )

@@ -28,7 +28,7 @@ from models.network import NetworkConfig
 from models.networks.din import DINLConfig
 from models.networks.encode import EncodeConfig
 from models.networks.sim import SIMConfig
-from models.reference.evaluation import evaluate_offline, sequence_requests
+from models.reference.serving import score_requests, sequence_requests
 from models.tracking import TrainingProgress
 from models.training import (
     CHECKPOINT,
@@ -126,9 +126,10 @@ def test_the_bundle_ranks_as_the_network_does(
     run = load_run(result.path)
     by_network = predict(run.network, make_gatherer(TINY, live(interactions), run.inputs), requests)
     keys = np.array([item_key(item_id) for item_id in interactions.item_ids], np.uint64)
-    by_bundle = evaluate_offline(bundle, sequence_requests(bundle, sequences, requests, keys)).ctrs
+    offline = sequence_requests(bundle, sequences, requests, keys)
+    by_bundle = np.stack(list(score_requests(bundle, offline)))
     assert len(requests.cut) > 20
-    np.testing.assert_allclose(np.stack(by_bundle), by_network, atol=1e-5)
+    np.testing.assert_allclose(by_bundle, by_network, atol=1e-5)
 
 
 def test_the_bundle_carries_the_runs_record(result: TrainResult, bundle: Bundle) -> None:

@@ -11,7 +11,7 @@ from infra.metrics import ScorerMetrics
 from infra.store import InterestWrite, Version
 from models.bundle import Bundle
 from models.features import cross_features, user_features
-from models.reference.evaluation import StoredUser, score_stored
+from models.reference.serving import StoredUser, score_stored
 from scorer.ranking import MAX_NEWER, Ranker, item_keys, score
 from tests.bundles import tiny_bundle
 from tests.scorer.conftest import NOW_MS, World
@@ -20,7 +20,7 @@ CANDIDATES = [f"item-{i}" for i in range(1, 51)]
 
 
 def plain(world: World, user: str, candidates: list[str], now_ms: int = NOW_MS) -> np.ndarray:
-    """What `models.reference.evaluation` gives for the user as they stand in the store."""
+    """What `models.reference.serving` gives for the user as they stand in the store."""
     (profile,) = world.store.profiles([user])
     assert profile is not None
     assert profile.interests is not None

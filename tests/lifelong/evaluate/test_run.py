@@ -20,7 +20,7 @@ from models.bundle import MANIFEST, SCORER, Bundle
 from models.config import RunConfig, read_config
 from models.data.requests import Requests, Sequences
 from models.export import export
-from models.reference.evaluation import sequence_requests
+from models.reference.serving import sequence_requests
 from models.training import train
 from tests.models.generated import planted_interactions
 

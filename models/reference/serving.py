@@ -1,15 +1,15 @@
-"""How good CTRs are on requests, the two rules a model must beat, and bundles evaluated plainly.
+"""Serving's arithmetic stated a second time, plainly: a user's state, and CTRs from it.
 
-`score_stored` and `evaluate_offline` state serving's arithmetic a second time, in plain numpy and
-onnxruntime and without `scorer`, so that the service can be held against them. No torch here: the
-demo evaluates too.
+In numpy and onnxruntime, and without `extractor` and `scorer`, so that the services can be held
+against it. Requests of a data set are scored alike, with states extracted as of their clustering.
+No torch here: the demo compares, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from infra.arrays import F32, I32, I64, U64, Array
+from infra.arrays import F32, I64, U64
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
 from models.bundle import (
     FORMAT,
@@ -30,154 +30,12 @@ from models.bundle import (
     Manifest,
     make_session,
 )
-from models.data.interactions import Interactions
-from models.data.live import LiveSplit
 from models.data.requests import Requests, Sequences
-from models.data.splits import Split
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
-from models.measures import predictions as metrics
 from models.reference.kmeans import cluster
 
 if TYPE_CHECKING:
     import onnxruntime
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How well scores rank each request's positive."""
-
-    auc: float
-    """Over all (request, candidate) pairs pooled: chance that a positive outranks a negative."""
-    gauc: float
-    """The same within each request, averaged over requests."""
-    hit10: float
-    """Share of requests whose positive is among the first ten; ties count at their expectation."""
-
-    def named(self, suffix: str) -> dict[str, float]:
-        """The measures as a flat dict: {"auc_<suffix>": ...}."""
-        return {f"{name}_{suffix}": value for name, value in asdict(self).items()}
-
-
-def ranking_quality(scores: npt.NDArray[np.floating], positive: int = 0) -> Quality:
-    """Quality of scores [R, B] where candidate ``positive`` of each request is the positive one.
-
-    >>> ranking_quality(np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1]])).gauc
-    0.875
-    """
-    labels = np.zeros(scores.shape, bool)
-    labels[:, positive] = True
-    requests = np.repeat(np.arange(len(scores)), scores.shape[1])
-    return Quality(
-        auc=metrics.auc(scores, labels),
-        gauc=metrics.gauc(scores, labels, requests),
-        hit10=metrics.hit_rate(scores, labels, k=10),
-    )
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What CTRs are worth on the requests of a protocol; not a number where it does not apply."""
-
-    auc: float
-    """Over all (request, candidate) pairs pooled."""
-    gauc: float
-    """Within each user, weighted by impressions."""
-    log_loss: float
-    """Nats."""
-    calibration_error: float
-    """Expected distance of predicted and observed CTR."""
-    calibration_ratio: float
-    """Predicted over observed positives."""
-    hit10: float
-    """Share of positives among the first ten; needs more than ten candidates a request."""
-
-    def named(self) -> dict[str, float]:
-        """The measures that apply, by name."""
-        return {name: value for name, value in asdict(self).items() if not np.isnan(value)}
-
-
-def measure(ctrs: F32, requests: Requests, users: I32) -> Measures:
-    """Measures of CTRs f32[R, B] on requests of users i32[R]."""
-    labels, weights = requests.labels, requests.weights
-    owner = np.broadcast_to(users[:, None], labels.shape)
-    places = ctrs.shape[1] > 10
-    return Measures(
-        auc=metrics.auc(ctrs, labels, weights),
-        gauc=metrics.gauc(ctrs, labels, owner, weights),
-        log_loss=metrics.log_loss(ctrs, labels, weights),
-        calibration_error=metrics.calibration_error(ctrs, labels, weights),
-        calibration_ratio=metrics.calibration_ratio(ctrs, labels, weights),
-        hit10=metrics.hit_rate(ctrs, labels, 10, weights) if places else metrics.NAN,
-    )
-
-
-def measure_slices(
-    ctrs: F32, requests: Requests, split: Split | LiveSplit, parts: int = 5
-) -> dict[str, list[metrics.Slice]]:
-    """Measures by what may matter to a request, each cut into about even parts.
-
-    Args:
-        ctrs: f32[R, B].
-        requests: a part of ``split``.
-        split: where they come from, papers' protocols and the live one alike.
-        parts: slices of each value, at most.
-
-    Returns:
-        "history": behaviors that the request sees; "popularity": of the item that was chosen (of
-        the only candidate where there is one), per million in the training part; "staleness":
-        behaviors since the last clustering.
-    """
-    interactions = split.interactions
-    rows = np.arange(len(interactions.item_ids), dtype=np.int32)
-    popularity = interactions.popularity(rows, split.n_training)[requests.candidates]
-    if popularity.shape[1] > 1:  # a list stays whole, or its positive would have nothing to beat
-        chosen = requests.labels * requests.weights
-        popularity = (popularity * chosen).sum(1, keepdims=True) / chosen.sum(1, keepdims=True)
-    values: dict[str, Array] = {
-        "history": split.history(requests),
-        "popularity": popularity[:, 0],
-        "staleness": requests.cut - requests.as_of,
-    }
-    users = split.users(requests)
-    return {
-        name: metrics.slices(
-            ctrs,
-            requests.labels,
-            value,
-            metrics.edges_of(value, parts),
-            users,
-            requests.weights,
-        )
-        for name, value in values.items()
-    }
-
-
-def popularity_scores(interactions: Interactions, sequences: Sequences, requests: Requests) -> F32:
-    """f32[R, B]: popularity up to the request's own moment, which is fresher than a bundle's."""
-    position = sequences.position[requests.cut][:, None]
-    return interactions.popularity(requests.candidates, position)
-
-
-def repeat_counts(sequences: Sequences, requests: Requests) -> F32:
-    """f32[R, B]: how often the user had bought each candidate, over their whole past."""
-    counts = np.zeros(requests.candidates.shape, np.float32)
-    for r, cut in enumerate(requests.cut):
-        past = sequences.items[sequences.start[cut] : cut]
-        counts[r] = (requests.candidates[r][:, None] == past).sum(1)
-    return counts
-
-
-def baseline_qualities(
-    interactions: Interactions, sequences: Sequences, requests: Requests
-) -> dict[str, float]:
-    """Popularity; bought before, most often first; and the latter with ties by popularity."""
-    popularity = popularity_scores(interactions, sequences, requests).astype(np.float64)
-    repeats = repeat_counts(sequences, requests).astype(np.float64)
-    return {
-        **ranking_quality(popularity).named("popularity"),
-        **ranking_quality(repeats).named("repeat"),
-        **ranking_quality(repeats + popularity / 1e7).named("repeat_popularity"),
-    }
 
 
 @dataclass(frozen=True)
@@ -315,21 +173,6 @@ class OfflineRequest:
     """u64[B]: item keys."""
     now_ms: int
     """Time of the request, ms since epoch."""
-
-
-@dataclass(frozen=True)
-class OfflineEvaluation:
-    """What a bundle gives on stored states."""
-
-    ctrs: list[F32]
-    """f32[B] per request."""
-    quality: Quality
-
-
-def evaluate_offline(bundle: Bundle, requests: Iterable[OfflineRequest]) -> OfflineEvaluation:
-    """Score requests (all of as many candidates) with a bundle, and measure the ranking."""
-    ctrs = list(score_requests(bundle, requests))
-    return OfflineEvaluation(ctrs, ranking_quality(np.stack(ctrs)))
 
 
 def score_requests(bundle: Bundle, requests: Iterable[OfflineRequest]) -> Iterator[F32]:
