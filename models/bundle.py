@@ -9,8 +9,8 @@
     tables.npz           embeddings of user attributes and behavior features, if any
     golden.msgpack       requests with the CTRs that the trained network gave them
 
-Bundles of all methods look alike; `Bundle` reads those that the services serve, ENCODE's. This
-module needs no torch: it is the one that the services import.
+Bundles of all methods look alike, and `verify` checks any; `Bundle` reads those that the services
+serve, ENCODE's. This module needs no torch: it is the one that the services import.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
-from infra.arrays import F32, I32, U64, Array
+from infra.arrays import F32, F64, I32, U64, Array
 from infra.behaviors import item_key
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
 from infra.files import write_directory
@@ -50,6 +50,7 @@ SERVED: Final = "encode"
 """The system that the services serve."""
 
 FILES: Final = (VOCABULARY, EMBEDDINGS, PROJECTION, SCORER, GOLDEN)
+"""Of a bundle that is served; of another method there may be no projection."""
 
 SCORER_INPUTS: Final = (
     "interests",
@@ -196,6 +197,88 @@ def make_session(model: bytes) -> onnxruntime.InferenceSession:
 
 
 @dataclass(frozen=True)
+class GoldenChecks:
+    """How a scorer.onnx does on the golden requests of its bundle."""
+
+    requests: int
+    """Golden requests repeated."""
+    max_difference: float
+    """Largest difference from their CTRs."""
+
+
+class Verified(NamedTuple):
+    """A bundle of any method whose files are whole, and whose graph does as it did."""
+
+    manifest: Manifest
+    golden: GoldenChecks
+
+
+def verify(path: Path | str) -> Verified:
+    """Check a bundle of any method: the sha256 of every file, and its golden requests repeated.
+
+    `Bundle.load` does the same, and checks what a service needs besides.
+
+    Raises:
+        BundleMissing: there is no bundle at ``path``.
+        BundleCorrupt: a file is absent, truncated, altered or unreadable.
+        BundleIncompatible: the format is another one, scorer.onnx cannot be run, or its CTRs are
+            others.
+    """
+    path = Path(path)
+    manifest = _decode_manifest(path, _read_manifest(path))
+    names = {VOCABULARY, EMBEDDINGS, SCORER, GOLDEN} | manifest.files.keys()
+    content = {name: _read_file(path, name, manifest, verify=True) for name in sorted(names)}
+    golden = _decode(path, GOLDEN, content[GOLDEN], list[GoldenRequest])
+    try:
+        session = make_session(content[SCORER])
+    except Exception as error:  # onnxruntime raises its own and plain exceptions alike
+        raise _cannot_be_run(path / SCORER, error) from error
+    return Verified(manifest, check_golden(path / SCORER, session, golden))
+
+
+def check_golden(
+    file: Path, session: onnxruntime.InferenceSession, golden: Sequence[GoldenRequest]
+) -> GoldenChecks:
+    """Repeat golden requests on a session of the scorer.onnx at ``file``.
+
+    Raises:
+        BundleIncompatible: a request cannot be run, or a CTR differs by more than GOLDEN_TOLERANCE.
+    """
+    try:
+        differences = golden_differences(session, golden)
+    except Exception as error:  # onnxruntime raises its own and plain exceptions alike
+        raise _cannot_be_run(file, error) from error
+    for request, difference in zip(golden, differences, strict=True):
+        if not difference <= GOLDEN_TOLERANCE:  # not a number is no agreement
+            raise BundleIncompatible(
+                f"{file} differs by {difference:.2g} from {GOLDEN} ({request.name}); "
+                "export the bundle again"
+            )
+    return GoldenChecks(len(golden), float(differences.max(initial=0.0)))
+
+
+def golden_differences(
+    session: onnxruntime.InferenceSession, golden: Sequence[GoldenRequest]
+) -> F64:
+    """How far a scorer.onnx is from golden requests.
+
+    Returns:
+        f64[G]: the largest difference from each request's CTRs; infinite where their number is
+        another one, and not a number where a CTR is none.
+    """
+    # A method that reads nothing of an input leaves it out of its graph.
+    inputs = {node.name for node in session.get_inputs()}
+    differences = np.full(len(golden), np.inf)
+    for at, request in enumerate(golden):
+        feed = {name: values for name, values in request.feed().items() if name in inputs}
+        (ctrs,) = session.run(None, feed)
+        expected = request.ctr.array()
+        if ctrs.shape == expected.shape:
+            differences[at] = np.abs(ctrs - expected).max(initial=0.0)
+    return differences
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A loaded, verified bundle. Immutable, and safe to share between threads."""
 
@@ -223,8 +306,8 @@ class Bundle:
 
         Args:
             path: the bundle's directory.
-            verify: also hash every file and repeat the golden requests. Only to be turned off
-                for a directory that this machine has just verified.
+            verify: also hash every file and repeat the golden requests, as `verify` does. Only to
+                be turned off for a directory that this machine has just verified.
 
         Raises:
             BundleMissing: there is no bundle at ``path``.
@@ -234,6 +317,7 @@ class Bundle:
         path = Path(path)
         raw = _read_manifest(path)
         manifest = _decode_manifest(path, raw)
+        _check_served(path / MANIFEST, manifest)
         content = {name: _read_file(path, name, manifest, verify) for name in FILES}
         vocabulary = _decode(path, VOCABULARY, content[VOCABULARY], Vocabulary)
         embeddings = _decode_embeddings(path, content[EMBEDDINGS])
@@ -251,7 +335,7 @@ class Bundle:
             golden=_decode(path, GOLDEN, content[GOLDEN], list[GoldenRequest]),
         )
         if verify:
-            bundle.check_golden(bundle.scorer_session())
+            check_golden(path / SCORER, bundle.scorer_session(), bundle.golden)
         return bundle
 
     @property
@@ -295,33 +379,8 @@ class Bundle:
             for request in self.golden:
                 session.run(None, request.feed())
         except Exception as error:  # onnxruntime raises its own and plain exceptions alike
-            raise BundleIncompatible(
-                f"{self.path / SCORER} cannot be run: {one_line(error)}; export the bundle again"
-            ) from error
+            raise _cannot_be_run(self.path / SCORER, error) from error
         return session
-
-    def check_golden(self, session: onnxruntime.InferenceSession) -> float:
-        """Repeat the golden requests; the largest difference from their CTRs.
-
-        Raises:
-            BundleIncompatible: it exceeds GOLDEN_TOLERANCE, or a request cannot be run.
-        """
-        worst = 0.0
-        for request in self.golden:
-            (ctr,) = session.run(None, request.feed())
-            expected = request.ctr.array()
-            difference = (
-                float(np.abs(ctr - expected).max(initial=0.0))
-                if ctr.shape == expected.shape
-                else np.inf
-            )
-            if not difference <= GOLDEN_TOLERANCE:
-                raise BundleIncompatible(
-                    f"{self.path / SCORER} differs by {difference:.2g} from {GOLDEN} "
-                    f"({request.name}); export the bundle again"
-                )
-            worst = max(worst, difference)
-        return worst
 
 
 @dataclass(frozen=True)
@@ -396,18 +455,20 @@ def _decode_manifest(path: Path, raw: bytes) -> Manifest:
         raise BundleIncompatible(
             f"{file} has format {found!r}, this version reads {FORMAT}; export the bundle again"
         )
-    if head.get("system") != SERVED:
-        raise BundleIncompatible(
-            f"{file} is of system {head.get('system')!r}, the services serve {SERVED!r}; "
-            "export a run of that"
-        )
     try:
-        manifest = msgspec.convert(head, Manifest)
+        return msgspec.convert(head, Manifest)
     except msgspec.ValidationError as error:
         raise BundleCorrupt(f"{file} is not a manifest: {one_line(error)}; export again") from error
+
+
+def _check_served(file: Path, manifest: Manifest) -> None:
+    if manifest.system != SERVED:
+        raise BundleIncompatible(
+            f"{file} is of system {manifest.system!r}, the services serve {SERVED!r}; "
+            "export a run of that"
+        )
     _check_features(file, "user_features", manifest.user_features, USER_FEATURES)
     _check_features(file, "cross_features", manifest.cross_features, CROSS_FEATURES)
-    return manifest
 
 
 def _check_features(
@@ -503,15 +564,17 @@ def _project(path: Path, model: bytes, embeddings: F32, m: int) -> F32:
     try:
         (projected,) = make_session(model).run(None, {"embeddings": embeddings})
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
-        raise BundleIncompatible(
-            f"{path / PROJECTION} cannot be run: {one_line(error)}; export the bundle again"
-        ) from error
+        raise _cannot_be_run(path / PROJECTION, error) from error
     if projected.shape != (len(embeddings), m):
         raise BundleIncompatible(
             f"{path / PROJECTION} gives shape {projected.shape}, "
             f"{MANIFEST} says {(len(embeddings), m)}; export the bundle again"
         )
     return np.ascontiguousarray(projected, np.float32)
+
+
+def _cannot_be_run(file: Path, error: Exception) -> BundleIncompatible:
+    return BundleIncompatible(f"{file} cannot be run: {one_line(error)}; export the bundle again")
 
 
 def _frozen(array: F32) -> F32:

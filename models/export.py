@@ -30,6 +30,7 @@ from models.bundle import (
     StateTensor,
     Tensor,
     Vocabulary,
+    golden_differences,
     make_session,
     save_bundle,
 )
@@ -113,7 +114,7 @@ def export_network(
     item_model = export_item_graph(network)
     checks = ExportChecks(
         requests=len(golden),
-        max_ctr_difference=_compare_scorer(scorer_model, golden),
+        max_ctr_difference=float(golden_differences(make_session(scorer_model), golden).max()),
         max_item_difference=_compare_items(item_model, network, embeddings),
     )
     # np.max, unlike max, does not lose a NaN on the way.
@@ -418,16 +419,6 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _compare_scorer(model: bytes, golden: Sequence[GoldenRequest]) -> float:
-    session = make_session(model)
-    wanted = {node.name for node in session.get_inputs()}
-    differences = []
-    for request in golden:
-        feed = {name: values for name, values in request.feed().items() if name in wanted}
-        differences.append(np.abs(session.run(None, feed)[0] - request.ctr.array()).max())
-    return float(np.max(differences))
 
 
 def _compare_items(model: bytes | None, network: Network, embeddings: F32) -> float:

@@ -74,7 +74,7 @@ class _Subject:
     """What it learned from (`Manifest.data`)."""
     score: Scorer
     run: training.Run | None = None
-    golden: serving.GoldenChecks | None = None
+    golden: bundles.GoldenChecks | None = None
 
 
 def run_evaluate(path: Path, options: EvaluateOptions, *, quiet: bool = False) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subj
             f"{path} holds neither a training run ({training.RUN}) nor a bundle"
             f" ({bundles.MANIFEST}); make one with `lifelong train`"
         )
-    manifest, golden = serving.repeat_golden(path)
+    manifest, golden = bundles.verify(path)
     report |= {"kind": "bundle", "name": manifest.name, "method": manifest.system}
     report["golden"] = asdict(golden)
     sees = [name for name in ("user", "behavior") if manifest.schema.get(name)]
@@ -136,7 +136,7 @@ def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subj
             " does not tell; evaluate the run that it was exported from"
         )
     config = _overridden(manifest.training, options.overrides, path / bundles.MANIFEST)
-    loaded = bundles.Bundle.load(path, verify=False)  # just done above
+    loaded = bundles.Bundle.load(path, verify=False)  # just done
     return _Subject(path, "bundle", config, manifest.data, _by_bundle(loaded), golden=golden)
 
 

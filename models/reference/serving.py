@@ -7,29 +7,15 @@ No torch here: the demo compares, too.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from infra.arrays import F32, I64, U64
-from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
-from models.bundle import (
-    FORMAT,
-    GOLDEN,
-    GOLDEN_TOLERANCE,
-    MANIFEST,
-    SCORER,
-    Bundle,
-    GoldenRequest,
-    Manifest,
-    make_session,
-)
+from models.bundle import Bundle
 from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
 from models.reference.kmeans import cluster
@@ -215,72 +201,3 @@ def sequence_requests(
                 last_time_ms=int(times_ms[-1]),
             )
         yield OfflineRequest(user, item_keys[candidates], int(now_s) * 1000)
-
-
-@dataclass(frozen=True)
-class GoldenChecks:
-    """A bundle of any method whose files are whole, and whose graph does as it did."""
-
-    requests: int
-    """Golden requests repeated."""
-    max_difference: float
-    """Largest difference from their CTRs."""
-
-
-def repeat_golden(path: Path) -> tuple[Manifest, GoldenChecks]:
-    """Check a bundle's files by their sha256 and repeat its golden requests; of any method.
-
-    Raises:
-        BundleMissing: there is no bundle at ``path``.
-        BundleCorrupt: a file is absent, altered or unreadable.
-        BundleIncompatible: the format is another one, the graph does not run, or it differs by
-            more than GOLDEN_TOLERANCE.
-    """
-    try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-        files = {name: (path / name).read_bytes() for name in manifest.files}
-        golden = msgspec.msgpack.decode(files[GOLDEN], type=list[GoldenRequest])
-        model = files[SCORER]
-    except FileNotFoundError as error:
-        name = Path(error.filename).name
-        kind = BundleMissing if name == MANIFEST else BundleCorrupt
-        raise kind(f"{path / name} is absent; export or copy the bundle again") from error
-    except OSError as error:
-        raise BundleMissing(f"{path} cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, KeyError) as error:
-        raise BundleCorrupt(f"{path} is no bundle: {one_line(error)}; export again") from error
-    if manifest.format != FORMAT:
-        raise BundleIncompatible(
-            f"{path / MANIFEST} has format {manifest.format}, this version reads {FORMAT}; "
-            "export the bundle again"
-        )
-    for name, entry in manifest.files.items():
-        if hashlib.sha256(files[name]).hexdigest() != entry.sha256:
-            raise BundleCorrupt(
-                f"{path / name} does not match its sha256 in {MANIFEST}; "
-                "export or copy the bundle again"
-            )
-    return manifest, GoldenChecks(len(golden), _golden_difference(path / SCORER, model, golden))
-
-
-def _golden_difference(path: Path, model: bytes, golden: list[GoldenRequest]) -> float:
-    worst = 0.0
-    try:
-        session = make_session(model)
-        # A method that reads nothing of an input leaves it out of its graph.
-        inputs = {node.name for node in session.get_inputs()}
-        for request in golden:
-            feed = {name: values for name, values in request.feed().items() if name in inputs}
-            (ctr,) = session.run(None, feed)
-            # NumPy's maximum, unlike max, does not lose a NaN on the way.
-            difference = np.abs(ctr - request.ctr.array()).max(initial=0.0)
-            worst = float(np.maximum(worst, difference))
-    except Exception as error:  # onnxruntime raises its own and plain exceptions alike
-        raise BundleIncompatible(
-            f"{path} cannot be run: {one_line(error, 200)}; export the bundle again"
-        ) from error
-    if not worst <= GOLDEN_TOLERANCE:
-        raise BundleIncompatible(
-            f"{path} differs by {worst:.2g} from {GOLDEN}; export the bundle again"
-        )
-    return worst

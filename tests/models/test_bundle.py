@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,16 @@ from infra.behaviors import item_key
 from infra.errors import BundleCorrupt, BundleError, BundleIncompatible, BundleMissing
 from infra.files import write_directory
 from models import bundle as bundles
-from models.bundle import FILES, MANIFEST, SCORER, SCORER_INPUTS, Bundle
+from models.bundle import (
+    FILES,
+    MANIFEST,
+    PROJECTION,
+    SCORER,
+    SCORER_INPUTS,
+    Bundle,
+    check_golden,
+    verify,
+)
 from tests.bundles import tiny_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -177,6 +187,60 @@ def test_a_graph_that_disagrees_with_the_golden_requests_is_refused(
     entry = msgspec.to_builtins(Bundle.load(stranger).manifest.files[SCORER])
     edit_manifest(path, lambda manifest: manifest["files"].update({SCORER: entry}))  # type: ignore[attr-defined]
     refused(path, BundleIncompatible, SCORER, "golden")
+
+
+def test_a_bundle_that_is_as_it_was_is_verified(path: Path) -> None:
+    manifest, golden = verify(path)
+    assert manifest == Bundle.load(path).manifest
+    assert golden.requests == len(Bundle.load(path).golden)
+    assert golden.max_difference < 1e-5
+
+
+def test_a_bundle_that_no_service_serves_is_verified_too(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest.update(system="oracle", user_features=["size"]))
+    assert verify(path).manifest.system == "oracle"
+
+
+def test_verifying_nothing_finds_it_missing(tmp_path: Path) -> None:
+    with pytest.raises(BundleMissing, match="there is no bundle"):
+        verify(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_verifying_names_a_file_that_was_altered(path: Path, name: str) -> None:
+    data = bytearray((path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / name).write_bytes(data)
+    with pytest.raises(BundleCorrupt, match=f"{name} does not match its sha256"):
+        verify(path)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != PROJECTION])
+def test_verifying_misses_a_file_that_every_bundle_has(path: Path, name: str) -> None:
+    edit_manifest(path, lambda manifest: manifest["files"].pop(name))  # type: ignore[attr-defined]
+    with pytest.raises(BundleCorrupt, match=f"lists no {name}"):
+        verify(path)
+
+
+def test_a_scorer_that_is_no_graph_cannot_be_run(path: Path) -> None:
+    (path / SCORER).write_bytes(b"no graph")
+    entry = {"sha256": hashlib.sha256(b"no graph").hexdigest(), "size": 8}
+    edit_manifest(path, lambda manifest: manifest["files"].update({SCORER: entry}))  # type: ignore[attr-defined]
+    with pytest.raises(BundleIncompatible, match=f"{SCORER} cannot be run") as caught:
+        verify(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [lambda ctrs: ctrs[:-1], lambda ctrs: ctrs * np.nan])
+def test_ctrs_that_cannot_be_compared_do_not_agree(
+    path: Path, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    bundle = Bundle.load(path)
+    first, *others = bundle.golden
+    expected = bundles.Tensor.of(change(first.ctr.array()))
+    golden = [msgspec.structs.replace(first, ctr=expected), *others]
+    with pytest.raises(BundleIncompatible, match=rf"golden\.msgpack \({first.name}\)"):
+        check_golden(path / SCORER, bundle.scorer_session(), golden)
 
 
 def test_without_verification_contents_are_taken_on_trust(path: Path) -> None:
