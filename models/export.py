@@ -39,7 +39,7 @@ from models.features import CROSS_FEATURES
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
 from models.networks.encode import Encode
-from models.training import load_run
+from models.runs import load_run
 
 OPSET: Final = 18
 """ONNX operator set of the graphs; onnxruntime has read it since 1.14."""

@@ -26,7 +26,7 @@ class TrainingProgress:
     auxiliary: float
     """Mean loss of the long-term module's own of this epoch so far."""
     validation: dict[str, float] | None = None
-    """After an epoch: `models.training.measure` of the validation part."""
+    """After an epoch: `models.prediction.measure_network` of the validation part."""
 
 
 class Tracker(Protocol):

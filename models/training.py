@@ -8,68 +8,35 @@ process takes its share of every batch; the gradients are those of the whole.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from infra.arrays import F32, I32, I64
-from infra.errors import TrainingError, one_line
-from infra.files import replacing, write_directory
-from models.bundle import Vocabulary
-from models.config import RunConfig, read_config
+from infra.errors import TrainingError
+from models.config import RunConfig
 from models.data.batches import Batch, Gatherer, prefetch
-from models.data.interactions import Interactions
-from models.data.requests import Requests, Sequences
+from models.data.live import LiveSplit
+from models.data.requests import Requests
 from models.data.schema import Inputs
-from models.measures import quality
+from models.data.splits import AnySplit
+from models.devices import determinism, process_count, process_rank, sum_over_processes
 from models.network import Network
+from models.prediction import make_gatherer, make_network, measure_network
+from models.runs import CHECKPOINT, Epoch, TrainResult, read_checkpoint, save_run, write_checkpoint
 from models.tracking import Tracker, TrainingProgress
-
-CHECKPOINT: Final = "checkpoint.pt"
-"""Of a run that is not finished: everything that it needs to go on."""
-
-WEIGHTS: Final = "weights.pt"
-INPUTS: Final = "inputs.msgpack"
-RUN: Final = "run.json"
-VOCABULARY: Final = "vocabulary.msgpack"
-
-EVALUATED: Final = 4096
-"""Candidates in a batch of evaluation, about."""
 
 REPORT_EVERY: Final = 20
 """Steps between reports of progress."""
-
-
-class Samples(Protocol):
-    """What a run learns from: `models.data.protocols.Split` or `models.data.live.LiveSplit`."""
-
-    @property
-    def interactions(self) -> Interactions: ...
-    @property
-    def sequences(self) -> Sequences: ...
-    @property
-    def n_training(self) -> int: ...
-    @property
-    def validation(self) -> Requests: ...
-    @property
-    def test(self) -> Requests | None: ...
-    def epoch(self, number: int) -> Requests: ...
-    def users(self, requests: Requests) -> I32: ...
-    def history(self, requests: Requests) -> I64: ...
-
 
 OnProgress = Callable[[TrainingProgress], None]
 
@@ -77,34 +44,9 @@ OnEpoch = Callable[[int, Network, Gatherer], None]
 """Called after each epoch of the first pass, from 1, with the network as it then is."""
 
 
-class Epoch(msgspec.Struct, frozen=True):
-    """An epoch of a learning curve."""
-
-    loss: float
-    """Mean training cross-entropy, nats."""
-    auxiliary: float
-    validation: dict[str, float]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished run."""
-
-    path: Path
-    """The run's directory."""
-    metrics: dict[str, float]
-    """`measure` of the best epoch's validation, and of the test as ``test_<metric>``."""
-    epochs: int
-    """The epoch found best, from 1."""
-    curve: list[Epoch]
-    """Of the first pass."""
-    seconds: float
-
-
 def train(
     config: RunConfig,
-    samples: Samples,
+    samples: AnySplit,
     out: Path,
     on_progress: OnProgress = lambda _: None,
     *,
@@ -129,20 +71,20 @@ def train(
     """
     began = time.monotonic()
     _check_classes(samples.validation, "validation")
-    with _determinism(config) as device:
+    with determinism(config) as device:
         checkpoint = out / CHECKPOINT
-        saved = _read_checkpoint(checkpoint, config, device) if resume else None
+        saved = read_checkpoint(checkpoint, config, device) if resume else None
         fitted = msgspec.convert(saved["fitted"], _Fitted | None) if saved else None
-        known, last = samples, None
+        known: AnySplit = samples
+        last = None
         if fitted is None:
             last = _Pass(config, samples, checkpoint, "fit", device, on_progress, trackers)
             if saved is not None:
                 last.resume(saved)
             fitted = last.fit(on_epoch)
             saved = None
-        whole = getattr(samples, "whole", None)
-        if whole is not None and samples.config.refit:  # type: ignore[attr-defined]
-            known = whole()
+        if isinstance(samples, LiveSplit) and samples.config.refit:
+            known = samples.whole()
             last = _Pass(config, known, checkpoint, "refit", device, on_progress, trackers, fitted)
             if saved is not None:
                 last.resume(saved)
@@ -151,55 +93,9 @@ def train(
         result = TrainResult(
             out, fitted.metrics, fitted.best, fitted.curve, time.monotonic() - began
         )
-        if _rank() == 0:
-            _save(result, config, last.network, known, data or {}, baselines or {})
+        if process_rank() == 0:
+            save_run(result, config, last.network, known, data or {}, baselines or {})
     return result
-
-
-def make_network(config: RunConfig, inputs: Inputs) -> Network:
-    """The network of a configuration, with the weights that its seed gives."""
-    torch.manual_seed(config.seed)
-    return Network(config.network, inputs, config.long_term.build(config.network.d, inputs))
-
-
-def make_gatherer(config: RunConfig, samples: Samples, inputs: Inputs) -> Gatherer:
-    """Gathers what the configuration's method sees: its L behaviors, and the recent ones."""
-    length = max(config.long_term.L, config.network.M)
-    return Gatherer(samples.interactions, samples.sequences, inputs, length)
-
-
-def predict(
-    network: Network, gatherer: Gatherer, requests: Requests, size: int | None = None
-) -> F32:
-    """CTRs f32[R, B] by the torch network.
-
-    Args:
-        size: requests a batch; None: a number that suits B.
-    """
-    if not len(requests.cut):
-        return np.empty(requests.candidates.shape, np.float32)
-    size = size or max(1, min(1024, EVALUATED // requests.candidates.shape[1]))
-    device = network.embedding.weight.device
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            return np.concatenate(
-                [
-                    torch.sigmoid(network(batch.to(device))[0]).float().cpu().numpy()
-                    for batch in prefetch(gatherer.batches(requests, size))
-                ]
-            )
-    finally:
-        network.train(was_training)
-
-
-def measure(
-    network: Network, gatherer: Gatherer, samples: Samples, requests: Requests
-) -> dict[str, float]:
-    """`models.measures.quality.measure` of the network's CTRs, by name."""
-    ctrs = predict(network, gatherer, requests)
-    return quality.measure(ctrs, requests, samples.users(requests)).named()
 
 
 def batch_loss(
@@ -244,7 +140,7 @@ class _Pass:
     def __init__(
         self,
         config: RunConfig,
-        samples: Samples,
+        samples: AnySplit,
         checkpoint: Path,
         phase: str,
         device: torch.device,
@@ -276,7 +172,7 @@ class _Pass:
         self.network.load_state_dict(self.best_weights)
         metrics = dict(state.curve[state.best - 1].validation)
         if samples.test is not None and len(samples.test.cut):
-            measured = measure(self.network, self.gatherer, samples, samples.test)
+            measured = measure_network(self.network, self.gatherer, samples, samples.test)
             metrics |= {f"test_{name}": value for name, value in measured.items()}
         return _Fitted(metrics, state.best, state.curve)
 
@@ -319,7 +215,7 @@ class _Pass:
 
     def _batches(self, requests: Requests, first: int) -> Iterator[Batch]:
         """This process's share of each batch, from step ``first`` on."""
-        size, rank, processes = self.config.training.batch, _rank(), _processes()
+        size, rank, processes = self.config.training.batch, process_rank(), process_count()
         for begin in range(first * size, len(requests.cut), size):
             rows = np.arange(begin, min(begin + size, len(requests.cut)))
             # Every process takes part in every step, if only with a request that does not count.
@@ -334,12 +230,14 @@ class _Pass:
         self._seed(number)
         with _precision(self.config, self.device):
             entropy, weight, auxiliary = batch_loss(self.learner, batch, self.generator)
-        whole = _sum(torch.stack([entropy.detach(), weight, auxiliary.detach()]).double())
+        whole = sum_over_processes(
+            torch.stack([entropy.detach(), weight, auxiliary.detach()]).double()
+        )
         # DDP averages gradients over processes: times their number the sum is the whole batch's.
-        share = entropy * _processes() / whole[1].clamp(min=1.0).float()
+        share = entropy * process_count() / whole[1].clamp(min=1.0).float()
         self.optimizer.zero_grad(set_to_none=True)
         (share + training.auxiliary_weight * auxiliary).backward()  # type: ignore[no-untyped-call]
-        loss, own = float(whole[0] / whole[1].clamp(min=1.0)), float(whole[2]) / _processes()
+        loss, own = float(whole[0] / whole[1].clamp(min=1.0)), float(whole[2]) / process_count()
         if not np.isfinite(loss + own):
             raise _not_a_number("the loss", number, state.step + 1)
         self.optimizer.step()
@@ -351,7 +249,7 @@ class _Pass:
 
     def _seed(self, number: int) -> None:
         """What a step draws depends on where it stands, and on nothing that came before it."""
-        place = [self.config.seed, 3, number, self.state.step, _rank()]
+        place = [self.config.seed, 3, number, self.state.step, process_rank()]
         seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
         self.generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout's, on every device
@@ -369,7 +267,7 @@ class _Pass:
             auxiliary=state.auxiliary / done,
             validation=validation,
         )
-        if _rank() == 0:
+        if process_rank() == 0:
             self.on_progress(progress)
             for tracker in self.trackers:
                 tracker.report(progress)
@@ -377,7 +275,9 @@ class _Pass:
     def _validate(self) -> None:
         state, number = self.state, self.state.epoch - 1
         steps = self.steps
-        validation = measure(self.network, self.gatherer, self.samples, self.samples.validation)
+        validation = measure_network(
+            self.network, self.gatherer, self.samples, self.samples.validation
+        )
         if "auc" not in validation:  # the last step broke what the loss before it did not show
             raise _not_a_number("a CTR", number, steps)
         epoch = Epoch(state.total / steps, state.auxiliary / steps, validation, state.seconds)
@@ -392,7 +292,7 @@ class _Pass:
     def _save(self) -> None:
         """Write the checkpoint whole, or leave the one before."""
         self._saved = time.monotonic()
-        if _rank():
+        if process_rank():
             return
         saved = {
             "config": msgspec.to_builtins(self.config),
@@ -422,29 +322,6 @@ class _Pass:
         self.state = msgspec.convert(saved["state"], _State)
 
 
-def _read_checkpoint(path: Path, config: RunConfig, device: torch.device) -> dict[str, Any] | None:
-    """The checkpoint, or None if there is none.
-
-    Raises:
-        TrainingError: it is of another configuration, or cannot be read.
-    """
-    if not path.exists():
-        return None
-    try:
-        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
-        theirs, _ = saved["config"], saved["fitted"]
-    except Exception as error:  # pickle, zip and torch all have their own
-        reason = one_line(error, 200)
-        raise TrainingError(f"{path} cannot be read: {reason}; delete it to start anew") from error
-    changed = _differing(theirs, msgspec.to_builtins(config))
-    if changed:
-        raise TrainingError(
-            f"{path} is of another configuration ({changed} differs); "
-            "use that one, or another --out"
-        )
-    return saved
-
-
 def _check_classes(requests: Requests, part: str) -> None:
     counted = requests.labels[requests.weights > 0]
     if len(counted) and counted.min() == counted.max():
@@ -460,27 +337,11 @@ def _not_a_number(what: str, number: int, step: int) -> TrainingError:
     )
 
 
-def write_checkpoint(path: Path, saved: dict[str, Any]) -> None:
-    """Put a checkpoint into the place of the one before it.
-
-    Raises:
-        TrainingError: there is no room, or no permission; the one before it stays.
-    """
-    try:
-        with replacing(path) as file:
-            torch.save(saved, file)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk as RuntimeError
-        raise TrainingError(
-            f"the checkpoint {path} cannot be written: {one_line(error, 120)}; "
-            "the one before it stays, make room and go on with --resume"
-        ) from error
-
-
 def _learner(config: RunConfig, network: Network, device: torch.device) -> nn.Module:
     learner: nn.Module = network
     if config.training.compile and device.type == "cuda":
         learner = torch.compile(network)  # type: ignore[assignment]
-    if _processes() > 1:
+    if process_count() > 1:
         learner = DistributedDataParallel(learner, find_unused_parameters=True)
     return learner
 
@@ -516,187 +377,3 @@ def _precision(config: RunConfig, device: torch.device) -> AbstractContextManage
     if config.training.precision == "bfloat16" and device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
-
-
-def pick_device(config: RunConfig) -> torch.device:
-    """The device of a run.
-
-    Raises:
-        TrainingError: the configuration asks for a GPU and there is none.
-    """
-    wanted = config.training.device
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise TrainingError(
-            'training.device is "cuda", but torch sees no GPU here; take "auto" or "cpu"'
-        )
-    if there and wanted != "cpu":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-@contextmanager
-def _determinism(config: RunConfig) -> Iterator[torch.device]:
-    """The threads and seeds of a run; what was before comes back after it."""
-    device = pick_device(config)
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(config.training.threads)
-    torch.manual_seed(config.seed)
-    try:
-        with process_group(device):
-            yield device
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(state)
-
-
-@contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Under ``torchrun``, the group of its processes; else nothing."""
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _sum(values: Tensor) -> Tensor:
-    """The sum over all processes."""
-    if _processes() > 1:
-        dist.all_reduce(values)
-    return values
-
-
-def _differing(before: Any, after: Any, key: str = "") -> str:
-    """The first key, dotted, at which two configurations differ in what a run learns."""
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        return "" if before == after else key
-    for name in before.keys() | after.keys():
-        if key == "training" and name in {"checkpoint_s", "log"}:
-            continue
-        found = _differing(before.get(name), after.get(name), f"{key}.{name}".lstrip("."))
-        if found:
-            return found
-    return ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training run, read back."""
-
-    config: RunConfig
-    network: Network
-    inputs: Inputs
-    vocabulary: Vocabulary
-    metrics: dict[str, float]
-    data: dict[str, Any]
-    epochs: int
-    curve: list[Epoch]
-
-
-def _save(
-    result: TrainResult,
-    config: RunConfig,
-    network: Network,
-    samples: Samples,
-    data: dict[str, Any],
-    baselines: dict[str, float],
-) -> None:
-    interactions, n_training = samples.interactions, samples.n_training
-    weights, tables = BytesIO(), BytesIO()
-    torch.save({name: value.cpu() for name, value in network.state_dict().items()}, weights)
-    arrays = {f"item.{name}": rows for name, rows in network.inputs.items.items()}
-    arrays |= {f"user.{name}": rows for name, rows in network.inputs.users.items()}
-    np.savez_compressed(tables, allow_pickle=False, **arrays)
-    rows = np.arange(len(interactions.item_ids), dtype=np.int32)
-    vocabulary = Vocabulary(
-        interactions.item_ids,
-        interactions.titles,
-        [float(value) for value in interactions.popularity(rows, n_training)],
-    )
-    run = {
-        "config": msgspec.to_builtins(config),
-        "metrics": result.metrics | baselines,
-        "data": {
-            **data,
-            "behaviors": n_training,
-            "users": len(np.unique(interactions.users[:n_training])),
-            "from": int(interactions.times[:n_training].min()),
-            "until": int(interactions.times[:n_training].max()),
-        },
-        "heights": dict(network.inputs.heights),
-        "n_users": network.inputs.n_users,
-        "epochs": result.epochs,
-        "curve": msgspec.to_builtins(result.curve),
-        "seconds": result.seconds,
-        "device": str(network.embedding.weight.device),
-    }
-    files = {
-        WEIGHTS: weights.getvalue(),
-        INPUTS: tables.getvalue(),
-        VOCABULARY: msgspec.msgpack.encode(vocabulary),
-        RUN: msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n",
-    }
-    try:
-        write_directory(result.path, files)  # in the place of the checkpoint
-    except OSError as error:
-        raise TrainingError(
-            f"the run {result.path} cannot be written: {error.strerror}; "
-            "its checkpoint stays, make room and go on with --resume"
-        ) from error
-
-
-def load_run(path: Path) -> Run:
-    """Read a run's directory.
-
-    Raises:
-        TrainingError: there is no finished run, or it cannot be read.
-    """
-    try:
-        described = msgspec.json.decode((path / RUN).read_bytes())
-        vocabulary = msgspec.msgpack.decode((path / VOCABULARY).read_bytes(), type=Vocabulary)
-        config = read_config(described["config"], str(path / RUN))
-        with np.load(path / INPUTS) as tables:
-            kinds: dict[str, dict[str, Any]] = {"item": {}, "user": {}}
-            for key in tables.files:
-                kind, _, name = key.partition(".")
-                kinds[kind][name] = tables[key]
-        inputs = Inputs(
-            schema=config.schema,
-            n_items=len(vocabulary.item_ids) - 1,
-            n_users=described["n_users"],
-            items=kinds["item"],
-            users=kinds["user"],
-            heights=described["heights"],
-        )
-        network = make_network(config, inputs)
-        network.load_state_dict(torch.load(path / WEIGHTS, weights_only=True))
-    except FileNotFoundError as error:
-        raise TrainingError(
-            f"{path} holds no finished training run ({Path(error.filename).name} is absent); "
-            "make one with `lifelong train`"
-        ) from error
-    except Exception as error:  # a damaged file: zip, pickle, msgspec and torch have their own
-        reason = one_line(error, 200)
-        raise TrainingError(f"the run in {path} cannot be read: {reason}; train again") from error
-    return Run(
-        config=config,
-        network=network.eval(),
-        inputs=inputs,
-        vocabulary=vocabulary,
-        metrics=described["metrics"],
-        data=described["data"],
-        epochs=described["epochs"],
-        curve=msgspec.convert(described["curve"], list[Epoch]),
-    )

@@ -86,7 +86,7 @@ def tiny_config(
 def tiny_network(items: int, config: RunConfig) -> Network:
     """A tiny bundle's network, untrained; sets torch's seed."""
     from models.data.schema import Inputs
-    from models.training import make_network
+    from models.prediction import make_network
 
     inputs = Inputs(config.schema, n_items=items, n_users=0, items={}, users={}, heights={})
     return make_network(config, inputs).eval()

@@ -19,7 +19,7 @@ from infra.errors import SettingsError, TrainingError
 from lifelong.evaluate import report as evaluation_report
 from lifelong.learning import read_samples
 from models import bundle as bundles
-from models import training
+from models import devices, prediction, runs
 from models.config import RunConfig, read_config
 from models.data.batches import Gatherer
 from models.data.live import LiveSplit
@@ -73,7 +73,7 @@ class _Subject:
     learned: Mapping[str, Any]
     """What it learned from (`Manifest.data`)."""
     score: Scorer
-    run: training.Run | None = None
+    run: runs.Run | None = None
     golden: bundles.GoldenChecks | None = None
 
 
@@ -107,15 +107,15 @@ def run_evaluate(path: Path, options: EvaluateOptions, *, quiet: bool = False) -
 
 def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subject | None:
     """The run or bundle at ``path``; None for a bundle that only repeats its golden requests."""
-    if (path / training.RUN).exists():
-        run = training.load_run(path)
+    if (path / runs.RUN).exists():
+        run = runs.load_run(path)
         report |= {"kind": "run", "name": run.config.name, "method": _method(run)}
         config = _overridden(msgspec.to_builtins(run.config), options.overrides, path)
-        network = run.network.to(training.pick_device(config))
+        network = run.network.to(devices.pick_device(config))
         return _Subject(path, "run", config, run.data, _by_network(path, run, network), run)
     if not (path / bundles.MANIFEST).exists():
         raise TrainingError(
-            f"{path} holds neither a training run ({training.RUN}) nor a bundle"
+            f"{path} holds neither a training run ({runs.RUN}) nor a bundle"
             f" ({bundles.MANIFEST}); make one with `lifelong train`"
         )
     manifest, golden = bundles.verify(path)
@@ -157,16 +157,16 @@ def _overridden(tree: Mapping[str, Any], overrides: Mapping[str, Any], where: Pa
     return read_config(tree, str(where))
 
 
-def _by_network(path: Path, run: training.Run, network: Network) -> Scorer:
+def _by_network(path: Path, run: runs.Run, network: Network) -> Scorer:
     def score(samples: Split | LiveSplit, requests: Requests) -> F32:
         gatherer = _gatherer(run, samples)
-        return training.predict(network, gatherer, _as_known(path, run, samples, requests))
+        return prediction.predict(network, gatherer, _as_known(path, run, samples, requests))
 
     return score
 
 
-def _gatherer(run: training.Run, samples: Split | LiveSplit) -> Gatherer:
-    return training.make_gatherer(run.config, samples, run.inputs)
+def _gatherer(run: runs.Run, samples: Split | LiveSplit) -> Gatherer:
+    return prediction.make_gatherer(run.config, samples, run.inputs)
 
 
 def _by_bundle(bundle: bundles.Bundle) -> Scorer:
@@ -187,7 +187,7 @@ def _by_bundle(bundle: bundles.Bundle) -> Scorer:
 
 
 def _as_known(
-    path: Path, run: training.Run, samples: Split | LiveSplit, requests: Requests
+    path: Path, run: runs.Run, samples: Split | LiveSplit, requests: Requests
 ) -> Requests:
     """The requests as a run sees them: items that came after it are unknown to it.
 
@@ -289,7 +289,7 @@ def _notes(measured: _Measured, options: EvaluateOptions) -> Iterator[str]:
 def _relevance(measured: _Measured, path: Path, top: int) -> relevance.Relevance:
     run = measured.subject.run
     assert run is not None
-    reference = training.load_run(path)
+    reference = runs.load_run(path)
     if not isinstance(reference.network.long, DINL):
         raise SettingsError(
             f"--reference {path} is a run of {_method(reference)}; RI compares with DIN-L: name a"
@@ -315,9 +315,9 @@ def _why_unanswered(measured: _Measured, found: relevance.Relevance) -> Iterator
 
 
 def _difference(measured: _Measured, path: Path) -> dict[str, Any]:
-    baseline = training.load_run(path)
+    baseline = runs.load_run(path)
     samples, requests = measured.samples, measured.requests
-    network = baseline.network.to(training.pick_device(measured.subject.config))
+    network = baseline.network.to(devices.pick_device(measured.subject.config))
     theirs = _by_network(path, baseline, network)(samples, requests)
     replicates = int(np.clip(RESAMPLED // theirs.size, 100, RESAMPLINGS))
     return {
@@ -366,7 +366,7 @@ def differences(
     }
 
 
-def _method(run: training.Run) -> str:
+def _method(run: runs.Run) -> str:
     return str(run.config.long_term.__struct_config__.tag)
 
 

@@ -35,7 +35,8 @@ from models.modules.long_term import LongTerm
 from models.modules.sequence import BehaviorSequence, Target
 from models.networks.sdim import SDIM, SDIMConfig
 from models.networks.sdim_expected import collision_probability
-from models.training import Run, load_run, make_gatherer
+from models.prediction import make_gatherer
+from models.runs import Run, load_run
 
 SIZES: Final = (0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7, 10, 20, 50, 100)
 """Sizes of a search, as multiples of the top k; TWIN's Figure 4 goes from 0.1 to 100."""

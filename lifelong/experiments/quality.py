@@ -18,7 +18,7 @@ from infra.arrays import F32
 from infra.errors import DataError
 from infra.files import reason, replacing
 from lifelong.evaluate.run import RESAMPLINGS, differences
-from models import training
+from models import devices, prediction, runs, training
 from models.config import RunConfig
 from models.data.batches import Gatherer
 from models.data.splits import Split
@@ -36,7 +36,7 @@ RESAMPLED: Final = 100_000_000
 
 def is_trained(place: Path) -> bool:
     """Whether a run, and its predictions, are there."""
-    return (place / RUN / training.RUN).exists() and (place / CONVERGED).exists()
+    return (place / RUN / runs.RUN).exists() and (place / CONVERGED).exists()
 
 
 def train_run(config: RunConfig, samples: Split, place: Path) -> Path:
@@ -51,15 +51,15 @@ def train_run(config: RunConfig, samples: Split, place: Path) -> Path:
 
     def look(number: int, network: Network, gatherer: Gatherer) -> None:
         if number == 1:
-            _keep(place / ONE_EPOCH, training.predict(network, gatherer, samples.test))
+            _keep(place / ONE_EPOCH, prediction.predict(network, gatherer, samples.test))
 
-    if not (run / training.RUN).exists():
+    if not (run / runs.RUN).exists():
         without = replace(samples, test=samples.test.part(slice(0)))
         training.train(config, without, run, resume=True, on_epoch=look)
-    trained = training.load_run(run)
-    network = trained.network.to(training.pick_device(config))
-    gatherer = training.make_gatherer(config, samples, trained.inputs)
-    _keep(place / CONVERGED, training.predict(network, gatherer, samples.test))
+    trained = runs.load_run(run)
+    network = trained.network.to(devices.pick_device(config))
+    gatherer = prediction.make_gatherer(config, samples, trained.inputs)
+    _keep(place / CONVERGED, prediction.predict(network, gatherer, samples.test))
     return run
 
 
@@ -71,7 +71,7 @@ def measure_quality(config: RunConfig, samples: Split, place: Path) -> dict[str,
         and validation measures; "one_epoch" and "converged": measures of the test
         (`models.measures.quality.Measures`), by name.
     """
-    trained = training.load_run(train_run(config, samples, place))
+    trained = runs.load_run(train_run(config, samples, place))
     users = samples.users(samples.test)
     return {
         "samples": {

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from extractor.state import InterestState
 from infra.arrays import F32, I64
-from models import training
+from models import prediction, runs
 from models.data.batches import Batch, Gatherer
 from models.data.requests import Requests
 from models.data.splits import Split
@@ -38,8 +38,8 @@ class SimulatedService:
     @classmethod
     def of(cls, path: Path, samples: Split) -> SimulatedService:
         """The service of a finished run's network, over the samples of its setup."""
-        run = training.load_run(path)
-        return cls(run.network, training.make_gatherer(run.config, samples, run.inputs))
+        run = runs.load_run(path)
+        return cls(run.network, prediction.make_gatherer(run.config, samples, run.inputs))
 
     def times(self, requests: Requests) -> I64:
         """When each request is made: i64[R], seconds since epoch."""
@@ -50,16 +50,16 @@ class SimulatedService:
     def fresh(self, requests: Requests, more: int = 0) -> F32:
         """CTRs f32[R, B] with fresh interests, of the last L + ``more`` behaviors."""
         gatherer = replace(self.gatherer, L=self.gatherer.L + more)
-        return training.predict(self.network, gatherer, requests._replace(as_of=requests.cut))
+        return prediction.predict(self.network, gatherer, requests._replace(as_of=requests.cut))
 
     def attended(self, requests: Requests, n: int) -> F32:
         """CTRs f32[R, B] with interests n behaviors old, beside which those n stand one by one."""
         stale = requests._replace(as_of=requests.cut - n)
-        return training.predict(self.network, self.gatherer, stale)
+        return prediction.predict(self.network, self.gatherer, stale)
 
     def unseen(self, requests: Requests, n: int) -> F32:
         """CTRs f32[R, B] as if the last n behaviors had not been, in interests and all else."""
-        return training.predict(self.network, self.gatherer, self._before(requests, n))
+        return prediction.predict(self.network, self.gatherer, self._before(requests, n))
 
     def recent(self, requests: Requests, n: int) -> F32:
         """CTRs f32[R, B] with interests n behaviors old, and with those n in all else."""
@@ -127,7 +127,7 @@ def _score(network: Network, batch: Batch, state: State, table: Tensor) -> F32:
 
 
 def _parts(requests: Requests) -> Iterator[slice]:
-    """The rows of requests in parts of about ``training.EVALUATED`` candidates."""
-    size = max(1, training.EVALUATED // requests.candidates.shape[1])
+    """The rows of requests in parts of about ``prediction.EVALUATED`` candidates."""
+    size = max(1, prediction.EVALUATED // requests.candidates.shape[1])
     for begin in range(0, len(requests.cut), size):
         yield slice(begin, begin + size)

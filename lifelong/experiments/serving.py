@@ -42,7 +42,7 @@ from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network, NetworkConfig
 from models.networks.encode import EncodeConfig
-from models.training import make_network
+from models.prediction import make_network
 from scorer.ranking import NO_BEHAVIORS, item_keys, score, scorer_inputs
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from models.config import RunConfig
 from models.data.requests import Requests
 from models.data.schema import Inputs
 from models.data.splits import Split
-from models.training import make_gatherer, make_network
+from models.prediction import make_gatherer, make_network
 
 
 def measure_speed(
@@ -91,7 +91,7 @@ class _Learner:
 
     @torch.no_grad()
     def infer(self) -> None:
-        """CTRs of every batch, as `models.training.predict` has them."""
+        """CTRs of every batch, as `models.prediction.predict` has them."""
         self._network.eval()
         for batch in self._batches:
             torch.sigmoid(self._network(batch)[0])

@@ -28,7 +28,7 @@ from models.networks import AnyConfig
 from models.networks.din import DINConfig
 from models.networks.encode import EncodeConfig
 from models.networks.sim import SIMConfig
-from models.training import make_network
+from models.prediction import make_network
 
 ITEMS, GENRES, CITIES = 30, 5, 4
 NAMES = ["", *(f"item-{i}" for i in range(1, ITEMS + 1))]

@@ -28,18 +28,11 @@ from models.network import NetworkConfig
 from models.networks.din import DINLConfig
 from models.networks.encode import EncodeConfig
 from models.networks.sim import SIMConfig
+from models.prediction import make_gatherer, predict
 from models.reference.serving import score_requests, sequence_requests
+from models.runs import CHECKPOINT, RUN, TrainResult, load_run
 from models.tracking import TrainingProgress
-from models.training import (
-    CHECKPOINT,
-    RUN,
-    WEIGHTS,
-    TrainResult,
-    load_run,
-    make_gatherer,
-    predict,
-    train,
-)
+from models.training import train
 from tests.conftest import require
 from tests.models.generated import planted_interactions
 
@@ -102,16 +95,6 @@ def test_progress_is_told(result: TrainResult, progress: list[TrainingProgress])
     assert {step.phase for step in progress} == {"fit", "refit"}
     last = progress[-1]
     assert (last.epoch, last.step) == (result.epochs, last.steps)
-
-
-def test_a_run_comes_back_from_its_directory(
-    result: TrainResult, interactions: Interactions
-) -> None:
-    run = load_run(result.path)
-    assert run.config == TINY
-    assert run.metrics == pytest.approx(result.metrics)
-    assert run.vocabulary.item_ids == interactions.item_ids
-    assert run.data["behaviors"] == len(interactions)
 
 
 def test_the_bundle_ranks_as_the_network_does(
@@ -285,7 +268,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(stopped: Path, few: Interactio
     """Where the new checkpoint is written beside the old one, there is no room: /dev/full."""
     require(Path("/dev/full").exists(), "/dev/full")
     before = (stopped / CHECKPOINT).read_bytes()
-    (stopped / CHECKPOINT).with_suffix(".new").symlink_to("/dev/full")
+    (stopped / f"{CHECKPOINT}.{os.getpid()}").symlink_to("/dev/full")
     with pytest.raises(TrainingError, match=r"cannot be written.*go on with --resume") as caught:
         train(QUICK, live(few), stopped, resume=True)
     assert "\n" not in str(caught.value)
@@ -320,13 +303,6 @@ def test_the_second_pass_learns_from_everything(few: Interactions, tmp_path: Pat
     assert load_run(result.path).data["behaviors"] == len(few)
 
 
-def test_torch_is_left_as_it_was_found(few: Interactions, tmp_path: Path) -> None:
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    train(changed(QUICK, epochs=1), live(few), tmp_path / "run")
-    assert torch.get_num_threads() == threads
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def rated(interactions: Interactions) -> Split:
     values = (interactions.items % 2 * 5).astype(np.float32)
     return split_requests(replace(interactions, values=values), Rated(), LastOfUser(2, 2))
@@ -346,14 +322,6 @@ def test_labels_of_one_class_are_refused(few: Interactions, tmp_path: Path, part
     split = replace(split, **{name: getattr(split, name)._replace(labels=labels)})
     with pytest.raises(TrainingError, match=f"every label of the {part} part is 0") as caught:
         train(changed(QUICK, epochs=1), split, tmp_path / "run")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_gpu_that_is_not_there_is_said(few: Interactions, tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(TrainingError, match='device is "cuda", but torch sees no GPU') as caught:
-        train(changed(QUICK, device="cuda"), live(few), tmp_path / "run")
     assert "\n" not in str(caught.value)
 
 
@@ -426,14 +394,3 @@ def free_port() -> int:
         server.bind(("127.0.0.1", 0))
         port: int = server.getsockname()[1]
         return port
-
-
-def test_a_damaged_run_is_refused_by_name(result: TrainResult, tmp_path: Path) -> None:
-    damaged = tmp_path / "run"
-    damaged.mkdir()
-    for file in result.path.iterdir():
-        data = file.read_bytes()
-        (damaged / file.name).write_bytes(data[:100] if file.name == WEIGHTS else data)
-    with pytest.raises(TrainingError, match="cannot be read") as caught:
-        load_run(damaged)
-    assert str(damaged) in str(caught.value)

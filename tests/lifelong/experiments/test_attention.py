@@ -21,7 +21,8 @@ from models.config import RunConfig, read_config
 from models.data.divisions import LastOfUser
 from models.data.protocols import NextItem
 from models.data.splits import Split, split_requests
-from models.training import load_run, train
+from models.runs import load_run
+from models.training import train
 from tests.models.generated import planted_interactions
 
 L = 30

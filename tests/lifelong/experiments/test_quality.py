@@ -19,7 +19,7 @@ from lifelong.experiments.quality import (
 )
 from lifelong.experiments.setups import find_setup
 from lifelong.learning import read_samples
-from models import training
+from models import runs
 from models.config import RunConfig
 from models.data.splits import Split
 from models.measures.predictions import auc
@@ -67,9 +67,9 @@ def test_the_best_epoch_and_the_first_are_measured_on_the_test(
 def test_what_is_trained_is_not_trained_again(
     config: RunConfig, samples: Split, place: Path, measured: dict[str, Any]
 ) -> None:
-    trained = (place / RUN / training.RUN).stat().st_mtime_ns
+    trained = (place / RUN / runs.RUN).stat().st_mtime_ns
     assert measure_quality(config, samples, place) == measured
-    assert (place / RUN / training.RUN).stat().st_mtime_ns == trained
+    assert (place / RUN / runs.RUN).stat().st_mtime_ns == trained
 
 
 def test_the_same_again_gives_the_same(

@@ -11,7 +11,7 @@ from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.streams import Items, Stream, behaviors_of
 from models.data.requests import Requests
 from models.data.splits import Split
-from models.training import predict
+from models.prediction import predict
 
 METHODS = ("encode", "din-l")
 """Of `planted_runs`."""

@@ -11,7 +11,7 @@ from lifelong.experiments.services import SimulatedService
 from lifelong.experiments.staleness import measure_staleness
 from models.data.splits import Split
 from models.measures.predictions import auc
-from models.training import predict
+from models.prediction import predict
 
 
 def test_each_staleness_is_measured_beside_the_fresh_on_the_same_requests(

@@ -25,7 +25,7 @@ from models.measures.relevance import (
     searches,
     weighs,
 )
-from models.training import make_gatherer, make_network
+from models.prediction import make_gatherer, make_network
 from tests.models.generated import planted_interactions
 
 METHODS = (
