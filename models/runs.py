@@ -153,7 +153,7 @@ def load_run(path: Path) -> Run:
         described = msgspec.json.decode((path / RUN).read_bytes())
         vocabulary = msgspec.msgpack.decode((path / VOCABULARY).read_bytes(), type=Vocabulary)
         config = read_config(described["config"], str(path / RUN))
-        with np.load(path / INPUTS) as tables:
+        with np.load(BytesIO((path / INPUTS).read_bytes())) as tables:
             kinds: dict[str, dict[str, Any]] = {"item": {}, "user": {}}
             for key in tables.files:
                 kind, _, name = key.partition(".")
