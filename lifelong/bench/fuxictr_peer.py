@@ -82,9 +82,9 @@ class Peer:
             if key not in self._loaded:
                 self._loaded[key] = list(self._loader(request))
             batches = self._loaded[key]
-        watched = Watched(batches)
-        model.fit(watched, epochs=1)
-        return request.batch * watched.per_second(request.warm_up)
+        timed = TimedBatches(batches)
+        model.fit(timed, epochs=1)
+        return request.batch * timed.per_second(request.warm_up)
 
     def _loader(self, request: Request) -> Any:
         from model_zoo.LongCTR.longctr_dataloader import (  # type: ignore[import-not-found]
@@ -129,7 +129,7 @@ class Peer:
         return self._models[name]
 
 
-class Watched:
+class TimedBatches:
     """Batches that remember when each was handed over."""
 
     def __init__(self, batches: Iterable[Any]) -> None:

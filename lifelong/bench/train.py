@@ -88,7 +88,7 @@ QUICK: Final = Load(rounds=1, batches=10)
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class RandomSamples:
     """Samples of one length of sequence, as arrays."""
 
     length: int
@@ -105,7 +105,7 @@ class Samples:
     """i64[S]: 0 or 1."""
 
     @classmethod
-    def draw(cls, length: int, size: int, users: int = USERS) -> Samples:
+    def draw(cls, length: int, size: int, users: int = USERS) -> RandomSamples:
         """Samples at random: what they say does not matter to how long they take."""
         rng = np.random.default_rng((SEED, length))
         return cls(
@@ -176,7 +176,7 @@ class Samples:
 class Ours:
     """Our trainer's work on the same samples: gathering in a thread beside, then a step."""
 
-    def __init__(self, samples: Samples, batch: int) -> None:
+    def __init__(self, samples: RandomSamples, batch: int) -> None:
         self._interactions = samples.interactions()
         self._sequences = Sequences.of(self._interactions)
         self._inputs = Inputs.of(self._interactions, Schema())
@@ -266,11 +266,11 @@ def run(
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="lifelong-bench-") as directory:
         folder = Path(directory)
-        samples = Samples.draw(SHORT, load.batches * load.batch, load.users)
+        samples = RandomSamples.draw(SHORT, load.batches * load.batch, load.users)
         samples.write(folder)
         with FuxiCTR(folder, threads, peer_python) as fuxictr:
             short = Ours(samples, load.batch)
-            longer = Samples.draw(LONG, load.batches // 2 * load.batch, load.users)
+            longer = RandomSamples.draw(LONG, load.batches // 2 * load.batch, load.users)
             systems = _systems(names, load, short, Ours(longer, load.batch), fuxictr)
             return _result(*_rounds(systems, load.rounds), threads)
 

@@ -286,7 +286,7 @@ def _notes(measured: _Measured, options: EvaluateOptions) -> Iterator[str]:
         )
 
 
-def _relevance(measured: _Measured, path: Path, top: int) -> relevance.Relevance:
+def _relevance(measured: _Measured, path: Path, top: int) -> relevance.RelevanceMeasures:
     run = measured.subject.run
     assert run is not None
     reference = runs.load_run(path)
@@ -305,7 +305,7 @@ def _relevance(measured: _Measured, path: Path, top: int) -> relevance.Relevance
     )
 
 
-def _why_unanswered(measured: _Measured, found: relevance.Relevance) -> Iterator[str]:
+def _why_unanswered(measured: _Measured, found: relevance.RelevanceMeasures) -> Iterator[str]:
     run = measured.subject.run
     assert run is not None
     if not relevance.weighs(run.network.long):

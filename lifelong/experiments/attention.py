@@ -23,7 +23,7 @@ from models.data.requests import Requests
 from models.data.splits import Split
 from models.measures.relevance import (
     CELLS,
-    Relevance,
+    RelevanceMeasures,
     Watched,
     compare_all,
     oracle_of,
@@ -107,7 +107,7 @@ def measure_relevance(
     top = _top(loaded.values(), settings)
     reference = _watched(loaded[settings.reference], samples)
 
-    def compared(run: Run) -> list[Relevance]:
+    def compared(run: Run) -> list[RelevanceMeasures]:
         return compare_all(
             _watched(run, samples),
             reference,
@@ -133,7 +133,7 @@ def measure_relevance(
     }
 
 
-def _indicator(found: list[Relevance] | None) -> dict[str, Any]:
+def _indicator(found: list[RelevanceMeasures] | None) -> dict[str, Any]:
     if found is None:
         return {"ri": None, "reason": NO_WEIGHTS}
     return {

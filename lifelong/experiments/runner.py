@@ -111,9 +111,9 @@ def run_experiment(name: str, options: Options, *, quiet: bool = False) -> dict[
     directory = options.out / f"{setup.name}{'' if options.scale == 'small' else '-full'}"
     console = Console(stderr=True, quiet=quiet)
     written = {}
-    with _Bench(setup, directory, options, console) as bench:
+    with _CellPool(setup, directory, options, console) as cells:
         for key, table in tables.items():
-            found = bench.table(key, table)
+            found = cells.table(key, table)
             found["files"] = report.write(found, directory)
             found["files"] += plots.draw(found, directory)
             written[key] = found
@@ -123,7 +123,7 @@ def run_experiment(name: str, options: Options, *, quiet: bool = False) -> dict[
     return {"setup": setup.name, "out": str(directory), "tables": written}
 
 
-class _Bench:
+class _CellPool:
     """Cells in processes; a context."""
 
     def __init__(self, setup: Setup, directory: Path, options: Options, console: Console) -> None:

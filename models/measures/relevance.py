@@ -48,7 +48,7 @@ class Watched(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Relevance:
+class RelevanceMeasures:
     """How a method's view of the behaviors compares with the reference's."""
 
     pairs: int
@@ -144,7 +144,7 @@ def compare(
     pairs: int = PAIRS,
     smoothing: float = SMOOTHING,
     seed: int = 0,
-) -> Relevance:
+) -> RelevanceMeasures:
     """How a method compares with a reference at one smoothing: `compare_all`."""
     (found,) = compare_all(
         method, reference, requests, (smoothing,), top=top, pairs=pairs, seed=seed
@@ -161,7 +161,7 @@ def compare_all(
     top: int = 100,
     pairs: int = PAIRS,
     seed: int = 0,
-) -> list[Relevance]:
+) -> list[RelevanceMeasures]:
     """A method's RI (ENCODE, section 4.6.1) and hit rate (TWIN, section 4.5) by a reference.
 
     The two may see different lengths of the past: what only the reference sees has no weight from
@@ -171,7 +171,7 @@ def compare_all(
         method: whose long-term module is asked.
         reference: DIN-L, learned from the same data.
         requests: of which a random part is compared.
-        smoothings: of RI, for each of which there is a `Relevance`; both are asked but once.
+        smoothings: of RI; each gives a `RelevanceMeasures`, and both networks are asked but once.
         top: k of the hit rate. TWIN's oracle is the method's own ESU; here it is the reference's
             attention, which all methods can be held against.
         pairs: pairs of a request and a candidate, about; more are not compared.
@@ -216,10 +216,10 @@ class _Part(NamedTuple):
     long_pairs: int
 
 
-def _whole(parts: Sequence[_Part], smoothing: float, top: int) -> Relevance:
+def _whole(parts: Sequence[_Part], smoothing: float, top: int) -> RelevanceMeasures:
     counted = [part.pairs for part in parts]
     long = [part.long_pairs for part in parts]
-    return Relevance(
+    return RelevanceMeasures(
         pairs=sum(counted),
         indicator=_mean([part.indicator for part in parts], counted),
         least=_mean([part.least for part in parts], counted),

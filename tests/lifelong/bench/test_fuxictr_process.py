@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lifelong.bench.fuxictr_peer import Request, Watched
+from lifelong.bench.fuxictr_peer import Request, TimedBatches
 from lifelong.bench.fuxictr_process import LOCK, FuxiCTR, PeerError, fetch
 
 REQUEST = Request("DIN-L", 200, 1024, 2, loading=True)
@@ -70,7 +70,7 @@ def test_the_rate_is_what_the_peer_answers(tmp_path: Path) -> None:
 
 
 def test_warm_up_and_the_last_batch_do_not_count() -> None:
-    watched = Watched([0, 0, 0, 0])
-    assert list(watched) == [0, 0, 0, 0]
-    watched._times = [0.0, 9.0, 10.0, 11.0]
-    assert watched.per_second(warm_up=1) == 1.0
+    timed = TimedBatches([0, 0, 0, 0])
+    assert list(timed) == [0, 0, 0, 0]
+    timed._times = [0.0, 9.0, 10.0, 11.0]
+    assert timed.per_second(warm_up=1) == 1.0

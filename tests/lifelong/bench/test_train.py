@@ -15,7 +15,7 @@ from lifelong.bench.train import (
     SHORT,
     Load,
     Ours,
-    Samples,
+    RandomSamples,
     _result,
     _rounds,
 )
@@ -24,17 +24,17 @@ LENGTH = 20
 
 
 @pytest.fixture(scope="module")
-def samples() -> Samples:
-    return Samples.draw(LENGTH, size=64, users=5)
+def samples() -> RandomSamples:
+    return RandomSamples.draw(LENGTH, size=64, users=5)
 
 
-def test_samples_are_the_same_every_time(samples: Samples) -> None:
-    again = Samples.draw(LENGTH, size=64, users=5)
+def test_samples_are_the_same_every_time(samples: RandomSamples) -> None:
+    again = RandomSamples.draw(LENGTH, size=64, users=5)
     assert np.array_equal(samples.items, again.items)
     assert np.array_equal(samples.place, again.place)
 
 
-def test_both_sides_see_the_same_behaviors(samples: Samples, tmp_path: Path) -> None:
+def test_both_sides_see_the_same_behaviors(samples: RandomSamples, tmp_path: Path) -> None:
     samples.write(tmp_path)
     train = pq.read_table(tmp_path / "train.parquet").to_pydict()
     users = pq.read_table(tmp_path / "users.parquet")["full_item_seq"].to_pylist()
@@ -47,7 +47,7 @@ def test_both_sides_see_the_same_behaviors(samples: Samples, tmp_path: Path) -> 
     assert all(bool(batch.mask.all()) for batch in ours)
 
 
-def test_both_sides_see_the_same_candidates(samples: Samples, tmp_path: Path) -> None:
+def test_both_sides_see_the_same_candidates(samples: RandomSamples, tmp_path: Path) -> None:
     samples.write(tmp_path)
     train = pq.read_table(tmp_path / "train.parquet").to_pydict()
     ours = list(Ours(samples, 16)._gathered(LENGTH))
@@ -55,7 +55,7 @@ def test_both_sides_see_the_same_candidates(samples: Samples, tmp_path: Path) ->
     assert candidates.tolist() == train["item_index"]
 
 
-def test_the_description_names_every_column(samples: Samples, tmp_path: Path) -> None:
+def test_the_description_names_every_column(samples: RandomSamples, tmp_path: Path) -> None:
     samples.write(tmp_path)
     described = json.loads((tmp_path / "feature_map.json").read_text())
     names = {name for feature in described["features"] for name in feature}
@@ -65,7 +65,7 @@ def test_the_description_names_every_column(samples: Samples, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["DIN", "DIN-L", "DIN-L, activation unit", "ENCODE"])
 @pytest.mark.parametrize("loading", [True, False])
-def test_ours_trains(samples: Samples, name: str, *, loading: bool) -> None:
+def test_ours_trains(samples: RandomSamples, name: str, *, loading: bool) -> None:
     assert Ours(samples, 16).samples_per_second(name, LENGTH, 1, loading=loading) > 0
 
 
