@@ -54,14 +54,14 @@ FILES: Final = (VOCABULARY, EMBEDDINGS, PROJECTION, SCORER, GOLDEN)
 
 SCORER_INPUTS: Final = (
     "interests",
-    "interest_mask",
+    "sizes",
     "recent",
     "recent_mask",
     "user",
     "candidates",
     "cross",
 )
-"""Inputs of scorer.onnx, all float32: interests[K', d], interest_mask[K'] (behaviors of each),
+"""Inputs of scorer.onnx, all float32: interests[K', d], sizes[K'] (behaviors of each),
 recent[M', d] (newest last, M' <= M), recent_mask[M'], user[u], candidates[B, d], cross[B, c]. K'
 and M' are at least 1; rows of mask 0 are ignored, and their content with them as long as it is
 finite.
@@ -81,12 +81,12 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class StateTensor(msgspec.Struct, frozen=True):
-    """A tensor of what a service stores of a user, as scorer.onnx takes it."""
+    """A tensor of a user's long-term state."""
 
     dtype: str
-    """float32 or int64."""
-    shape: tuple[int, ...]
-    """-1 where it depends on the user's behaviors."""
+    """As numpy names it: float32, float16, uint32, int64."""
+    shape: tuple[int | str, ...]
+    """-1, or the axis's name, where it depends on the user's behaviors."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +123,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     long_term: dict[str, Any] = {}
     """The settings of the method."""
     state: dict[str, StateTensor] = {}
-    """What a service stores of a user."""
+    """What scorer.onnx is fed of a user's long-term state."""
+    stored: dict[str, StateTensor] = {}
+    """What a service stores of a user besides what all systems store; axes that depend on the
+    user have names (`extractor.state.Layout`)."""
     schema: dict[str, Any] = {}
     """What the network sees (`models.data.schema.Schema`)."""
     user_features: tuple[str, ...] = USER_FEATURES

@@ -160,7 +160,12 @@ def _encode_fields(network: Network) -> dict[str, Any]:
         return {}
     names = ("m", "K", "T", "beta", "beta_mode")
     settings = {name: getattr(long.config, name) for name in names}
-    return {**settings, "scale": float(long.scale.detach())}
+    stored = {
+        "centers": StateTensor("float32", ("k", long.config.m)),
+        "interests": StateTensor("float32", ("k", network.config.d)),
+        "sizes": StateTensor("uint32", ("k",)),
+    }
+    return {**settings, "scale": float(long.scale.detach()), "stored": stored}
 
 
 def _tables(network: Network, known: list[int]) -> bytes | None:

@@ -25,8 +25,10 @@ import msgspec
 import numpy as np
 import torch
 
-from extractor.extract import Extractor
+from extractor.history import count_items
 from extractor.state import InterestState
+from extractor.system import Candidates, System, UserHistory, common_feed
+from extractor.systems import open_system
 from infra.arrays import F32, I64, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import one_line
@@ -38,12 +40,12 @@ from models.bundle import Bundle, Manifest, make_session, save_bundle
 from models.config import RunConfig
 from models.data.schema import AGE_BUCKETS, Inputs, Schema
 from models.export import export_network, export_scorer
-from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
+from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES, History
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network, NetworkConfig
 from models.networks.encode import EncodeConfig
 from models.prediction import make_network
-from scorer.ranking import NO_BEHAVIORS, item_keys, score, scorer_inputs
+from scorer.ranking import item_keys
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -52,12 +54,10 @@ ITEMS: Final = 50_000
 CATEGORIES: Final = 500
 START_MS: Final = 1_700_000_000_000
 HOUR_MS: Final = 3_600_000
-INTERESTS: Final = ("interests", "interest_mask")
-"""What `scorer_inputs` brings of ENCODE's state."""
 
 SCORER: Final = "scorer"
 GRAPH: Final = "graph"
-"""The two ways to answer a request: `scorer.ranking.score`, and any exported graph."""
+"""The two ways to answer a request: a served system, and any exported graph."""
 
 Request = Callable[[], F32]
 """A whole request; CTRs f32[B]."""
@@ -188,10 +188,33 @@ class _Shop:
             heights=heights | {"item.category": CATEGORIES},
         )
 
-    def state(self, bundle: Bundle) -> InterestState:
-        """The user's interests by a bundle, and with them recent behaviors and history."""
-        sequence = StoredSequence(Version(START_MS, len(self.behaviors)), self.behaviors, {})
-        return Extractor(bundle).extract(sequence)
+    @property
+    def version(self) -> Version:
+        """Of the user's sequence."""
+        return Version(START_MS, len(self.behaviors))
+
+    def candidates(self, bundle: Bundle) -> Candidates:
+        """As a bundle looks them up."""
+        return Candidates(self.keys, bundle.rows(self.keys))
+
+    def counted(self, bundle: Bundle) -> UserHistory:
+        """What all systems store of the user, of no system's tensors."""
+        keys = np.ascontiguousarray(self.behaviors["item"])
+        found = count_items(keys, np.ascontiguousarray(self.behaviors["time"]))
+        state = InterestState(
+            bundle=bundle.digest,
+            version=self.version,
+            last_time_ms=found.last_time_ms,
+            recent=keys[-bundle.manifest.M :],
+            history=History(found.item_keys, found.item_counts, found.item_last),
+            tensors={},
+        )
+        return UserHistory(self.version, state, self.behaviors[:0])
+
+    def history(self, system: System) -> UserHistory:
+        """The user's state by a served system, which covers all behaviors."""
+        state = system.extract(StoredSequence(self.version, self.behaviors, {}))
+        return UserHistory(self.version, state, self.behaviors[:0])
 
     def stored(self, network: Network) -> dict[str, Array]:
         """What a method's offline stage makes of the user."""
@@ -293,12 +316,18 @@ def _bundle(network: Network, config: RunConfig, shop: _Shop) -> Bundle:
 
 
 def _scorer(session: onnxruntime.InferenceSession, bundle: Bundle, shop: _Shop) -> Request:
-    state = shop.state(bundle)
-    return lambda: score(session, bundle, state, NO_BEHAVIORS, shop.keys, shop.now_ms)
+    system = open_system(bundle)
+    history = shop.history(system)
+
+    def request() -> F32:
+        (ctrs,) = session.run(None, system.feed(history, shop.candidates(bundle), shop.now_ms))
+        return ctrs  # type: ignore[no-any-return]  # onnxruntime has no types
+
+    return request
 
 
 class _Graph:
-    """What `scorer.ranking.score` does, with the state of any method."""
+    """What the scorer does of a request, with the state of any method."""
 
     def __init__(
         self,
@@ -308,7 +337,7 @@ class _Graph:
         network: Network,
     ) -> None:
         self._session, self._bundle, self._shop = session, bundle, shop
-        self._common = shop.state(bundle)
+        self._history = shop.counted(bundle)
         self._stored = shop.stored(network)
         self._reads = network.long.reads
         # A graph has no input for what it does not look at.
@@ -345,12 +374,11 @@ class _Graph:
 
     def _feed(self) -> dict[str, Array]:
         shop = self._shop
-        rows = self._bundle.rows(shop.keys)
+        candidates = shop.candidates(self._bundle)
+        rows = candidates.rows
         feed: dict[str, Array] = dict(
-            scorer_inputs(self._bundle, self._common, NO_BEHAVIORS, shop.keys, shop.now_ms, rows)
+            common_feed(self._bundle, self._history, candidates, shop.now_ms)
         )
-        for name in INTERESTS:
-            del feed[name]
         feed |= self._stored
         if "categories" in self._reads:
             feed["candidate_categories"] = shop.categories[rows]

@@ -106,7 +106,7 @@ class Encode(LongTerm):
 
     def summarize(self, sequence: BehaviorSequence) -> State:
         pooled = self.extract(sequence)
-        return {"interests": pooled.interests, "interest_mask": pooled.sizes}
+        return {"interests": pooled.interests, "sizes": pooled.sizes}
 
     def per_item(self, embeddings: Tensor) -> Tensor:
         """Eq. 4: h = W_h^T e; [n, d] -> [n, m]."""
@@ -114,7 +114,7 @@ class Encode(LongTerm):
 
     def read(self, state: State, target: Target) -> Tensor:
         interests = state["interests"]
-        return self._between(interests, state["interest_mask"], target) @ interests
+        return self._between(interests, state["sizes"], target) @ interests
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
         """The product of within-cluster and between-cluster weights (section 4.6.1)."""

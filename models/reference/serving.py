@@ -73,7 +73,7 @@ def score_stored(
         features = user_features(user.count, user.last_time_ms, now_ms)
     feed = {
         "interests": interests.astype(np.float32),
-        "interest_mask": mask,
+        "sizes": mask,
         "recent": recent,
         "recent_mask": recent_mask,
         "user": features,

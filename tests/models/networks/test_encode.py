@@ -149,7 +149,7 @@ def test_a_newer_behavior_is_a_cluster_of_its_own(clustering: Clustering) -> Non
     if clustering in ("k-means", "agglomerative"):  # the others draw by place
         torch.testing.assert_close(state["interests"][:, :4], of_older["interests"])
     torch.testing.assert_close(state["interests"][:2, 4:], sequence.embeddings[:2, L:])
-    assert state["interest_mask"][:, 4:].tolist() == [[1, 1, 1], [1, 1, 1], [1, 1, 0], [0, 0, 0]]
+    assert state["sizes"][:, 4:].tolist() == [[1, 1, 1], [1, 1, 1], [1, 1, 0], [0, 0, 0]]
 
 
 @torch.no_grad()
