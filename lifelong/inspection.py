@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from extractor.state import InterestState
+from extractor.state import digest_of
+from extractor.system import System
+from extractor.systems import open_system
 from infra.behaviors import ACTIONS
 from infra.errors import SettingsError
 from infra.settings import Settings
@@ -36,7 +38,7 @@ def run_inspect(settings: Settings, user: str | None, last: int, *, quiet: bool)
         if user is None:
             report = _describe_all(bundle, store)
         else:
-            report = _describe_user(bundle, store, settings, user, last)
+            report = _describe_user(bundle, open_system(bundle), store, settings, user, last)
     finally:
         store.close()
     if not quiet:
@@ -60,7 +62,7 @@ def _describe_all(bundle: Bundle, store: Store) -> dict[str, Any]:
 
 
 def _describe_user(
-    bundle: Bundle, store: Store, settings: Settings, user: str, last: int
+    bundle: Bundle, system: System, store: Store, settings: Settings, user: str, last: int
 ) -> dict[str, Any]:
     sequence = store.sequences([user])[0]
     profile = store.profiles([user])[0]
@@ -78,22 +80,25 @@ def _describe_user(
         "interests": None,
     }
     if profile.interests is not None:
-        state = InterestState.decode(profile.interests, user)
-        report["interests"] = _describe_state(bundle, sequence, state)
+        report["interests"] = _describe_state(bundle, system, sequence, profile.interests)
     return report
 
 
 def _describe_state(
-    bundle: Bundle, sequence: StoredSequence, state: InterestState
+    bundle: Bundle, system: System, sequence: StoredSequence, record: bytes
 ) -> dict[str, Any]:
-    current = state.bundle == bundle.digest
-    named = name_interests(bundle, sequence, state, MOST_INTERESTS) if current else []
+    digest = digest_of(record)
+    if digest != bundle.digest:
+        # Only its own bundle knows what else is in it.
+        return {"bundle": None if digest is None else digest.hex(), "of_this_bundle": False}
+    state = system.layout.decode(record)
+    named = name_interests(bundle, system, sequence, state, MOST_INTERESTS)
     return {
         "bundle": state.bundle.hex(),
-        "of_this_bundle": current,
+        "of_this_bundle": True,
         "covers": state.count,
         "waiting": sequence.version.count - state.count,
-        "clusters": int((state.sizes > 0).sum()),
+        **system.summarize(state),
         "largest": [{"share": round(one.share, 4), "typical": one.items} for one in named],
     }
 

@@ -19,7 +19,7 @@ from typing import Final
 
 import uvicorn
 
-from extractor.extract import Extractor
+from extractor.systems import open_system
 from infra.errors import BundleMissing, StoreUnavailable
 from infra.metrics import ScorerMetrics, new_registry
 from infra.processes import orphaned
@@ -90,7 +90,7 @@ class ScorerProcess:
             raise BundleMissing("bundle.path is not set; name the directory of a model bundle")
         bundle = Bundle.load(self._settings.bundle.path)
         store = self._store = self._opened_store()
-        ranker = Ranker(store, bundle, Extractor(bundle), self._metrics)
+        ranker = Ranker(store, bundle, open_system(bundle), self._metrics)
         self._metrics.use_bundle(bundle.version)
         self._service.serve(ranker, lambda: store.get_position("scorer"))
         log.info(

@@ -1,6 +1,7 @@
 """From a user and candidates to CTRs: one read of the store, a few gathers, one run of the model.
 
-`score` is the arithmetic and touches nothing outside; `Ranker` brings it the user's state.
+`Ranker` brings the bundle's system (`extractor.system.System`) what the store has of the user, and
+runs the scorer graph on what the system makes of it.
 """
 
 from __future__ import annotations
@@ -13,38 +14,30 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import xxhash
 
-from extractor.extract import Extractor
-from extractor.state import InterestState
-from infra.arrays import F32, I32, U64, Bools
+from extractor.state import InterestState, digest_of
+from extractor.system import Candidates, System, UserHistory
+from infra.arrays import F32, U64, Array, Bools
 from infra.behaviors import BEHAVIOR
 from infra.errors import StoreCorrupt
 from infra.metrics import HISTORIES, STAGES, ScorerMetrics
 from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall_clock_ms
 from infra.telemetry import get_logger
 from models.bundle import Bundle
-from models.features import EMPTY_HISTORY, cross_features, user_features
 from scorer.messages import HistoryKind
 
 if TYPE_CHECKING:
     import onnxruntime
-
-
-MAX_NEWER: Final = 256
-"""Most behaviors newer than the interest state that become interests of their own. Each costs as
-much attention as a cluster; beyond this many, which only an outage of the workers brings about,
-clustering the whole sequence on the spot (~0.1 ms) is cheaper than attending to them all."""
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """CTRs of the candidates of one request, and what they were computed from."""
+    """What one request got."""
 
     ctrs: F32
     """f32[B], click-through rates in the order of the candidates."""
     history: HistoryKind
-    """What was known of the user."""
     unknown: Bools
     """bool[B]: the bundle does not know the candidate and scored it as an unknown item."""
     as_of: Version | None = None
@@ -60,16 +53,17 @@ class Ranking:
         return self.history != "none"
 
 
-class UserHistory(NamedTuple):
-    """What is known of one user: interests, and behaviors that they do not cover."""
+class _Found(NamedTuple):
+    """What the store has of a user."""
 
     kind: HistoryKind
-    state: InterestState | None
-    newer: Behaviors
+    history: UserHistory | None
+    whole: StoredSequence | None = None
+    """The sequence, where a state must be extracted from it within the request."""
 
 
+STRANGER: Final = _Found("none", None)
 NO_BEHAVIORS: Final[Behaviors] = np.zeros(0, BEHAVIOR)
-NO_HISTORY: Final = UserHistory("none", None, NO_BEHAVIORS)
 
 
 class Ranker:
@@ -79,7 +73,7 @@ class Ranker:
         self,
         store: Store,
         bundle: Bundle,
-        extractor: Extractor,
+        system: System,
         metrics: ScorerMetrics,
         clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
@@ -90,7 +84,7 @@ class Ranker:
         """
         self.bundle = bundle
         self._store = store
-        self._extractor = extractor
+        self._system = system
         self._session = bundle.scorer_session()
         self._clock_ms = clock_ms
         self._metrics = metrics
@@ -127,147 +121,82 @@ class Ranker:
         started = time.perf_counter()
         found = self._read(user)
         read = time.perf_counter()
-        history = self._extracted(found) if isinstance(found, StoredSequence) else found
+        history = found.history
+        if found.whole is not None:
+            history = self._extracted(found.whole)
         now_ms = self._clock_ms() if time_ms is None else time_ms
         rows = self.bundle.rows(candidate_keys)
-        feed = scorer_inputs(
-            self.bundle, history.state, history.newer, candidate_keys, now_ms, rows
-        )
+        feed = self._system.feed(history, Candidates(candidate_keys, rows), now_ms)
         gathered = time.perf_counter()
         ctrs = _run_session(self._session, feed)
         self._stage["store"].observe(read - started)
         self._stage["features"].observe(hashing_s + gathered - read)
         self._stage["model"].observe(time.perf_counter() - gathered)
         unknown = rows == 0
-        self._count(history, unknown)
+        newer = 0 if history is None else len(history.newer)
+        self._count(found.kind, newer, unknown)
+        state = history.state if history is not None else None
         return Ranking(
             ctrs=ctrs,
-            history=history.kind,
+            history=found.kind,
             unknown=unknown,
-            as_of=history.state.version if history.state is not None else None,
-            newer=len(history.newer),
+            as_of=state.version if state is not None else None,
+            newer=newer,
         )
 
-    def _read(self, user: str) -> UserHistory | StoredSequence:
-        """What the store has of the user: usable interests, or else the sequence, or nothing."""
+    def _read(self, user: str) -> _Found:
+        """What the store has of the user, as the system wants it, or nothing."""
+        if self._system.reads == "sequence":
+            (sequence,) = self._store.sequences([user])
+            if sequence is None:
+                return STRANGER
+            history = UserHistory(sequence.version, None, sequence.behaviors)
+            return _Found("sequence", history)
         (profile,) = self._store.profiles([user])
         if profile is None:
-            return NO_HISTORY
+            return STRANGER
         state = self._usable_state(user, profile)
-        if state is not None:
-            pending = max(0, profile.version.count - state.count)
-            if pending <= min(MAX_NEWER, len(profile.recent)):
-                newer = profile.recent[len(profile.recent) - pending :]
-                return UserHistory("interests", state, newer)
-        # Without interests every kept behavior is "newer" and so already in the profile.
+        covered = state.count if state is not None else 0
+        pending = max(0, profile.version.count - covered)
+        if pending <= min(self._system.newest, len(profile.recent)):
+            newer = profile.recent[len(profile.recent) - pending :]
+            kind: HistoryKind = "interests" if state is not None else "sequence"
+            return _Found(kind, UserHistory(profile.version, state, newer))
+        # Without a state every kept behavior is "newer" and so already in the profile.
         if profile.interests is None or len(profile.recent) >= profile.version.count:
-            return StoredSequence(profile.version, profile.recent, {})
-        return self._store.sequences([user])[0] or NO_HISTORY
+            whole = StoredSequence(profile.version, profile.recent, {})
+            return _Found("sequence", None, whole)
+        (sequence,) = self._store.sequences([user])
+        return STRANGER if sequence is None else _Found("sequence", None, sequence)
 
     def _extracted(self, sequence: StoredSequence) -> UserHistory:
-        return UserHistory("sequence", self._extractor.extract(sequence), NO_BEHAVIORS)
+        return UserHistory(sequence.version, self._system.extract(sequence), NO_BEHAVIORS)
 
     def _usable_state(self, user: str, profile: Profile) -> InterestState | None:
-        """The stored interests, if of this bundle and of this life of the user's record."""
-        if profile.interests is None:
+        """The stored state, if of this bundle and of this life of the user's record."""
+        if profile.interests is None or digest_of(profile.interests) != self.bundle.digest:
             return None
         try:
-            state = InterestState.decode(profile.interests, user)
+            state = self._system.layout.decode(profile.interests, user)
         except StoreCorrupt as error:
             # The sequence is intact and gives the same interests; the next clustering repairs it.
             log.warning("interests corrupt", error=str(error))
             return None
-        if state.bundle != self.bundle.digest or state.epoch != profile.version.epoch:
-            return None
-        return state
+        return state if state.epoch == profile.version.epoch else None
 
-    def _count(self, history: UserHistory, unknown: Bools) -> None:
+    def _count(self, kind: HistoryKind, newer: int, unknown: Bools) -> None:
         self._metrics.candidates.observe(len(unknown))
-        self._kind[history.kind].inc()
-        self._metrics.newer_behaviors.observe(len(history.newer))
+        self._kind[kind].inc()
+        self._metrics.newer_behaviors.observe(newer)
         if unknowns := int(np.count_nonzero(unknown)):
             self._metrics.unknown_items.inc(unknowns)
 
     def _warm(self) -> None:
         """Have every kernel compiled and every table built before the first request."""
-        behaviors = np.zeros(self.bundle.manifest.K + 1, BEHAVIOR)
-        behaviors["item"] = np.arange(len(behaviors))
-        sequence = StoredSequence(Version(1, len(behaviors)), behaviors, {})
-        state = self._extractor.extract(sequence)
-        keys = behaviors["item"].copy()
-        score(self._session, self.bundle, state, behaviors[:1], keys, now_ms=1)
-
-
-def score(
-    session: onnxruntime.InferenceSession,
-    bundle: Bundle,
-    state: InterestState | None,
-    newer: Behaviors,
-    candidate_keys: U64,
-    now_ms: int,
-) -> F32:
-    """CTRs of B candidates for one user (ENCODE, Eqs. 10-11, with the newest behaviors).
-
-    Args:
-        session: of the bundle's scorer (`Bundle.scorer_session`).
-        state: the user's interests; None: an unknown user.
-        newer: BEHAVIOR[n], oldest first, applied after the state was made: each is an interest of
-            its own, a cluster of one, whose u is its embedding.
-        candidate_keys: u64[B], item keys.
-        now_ms: the moment for which to score, ms since epoch.
-
-    Returns:
-        f32[B].
-    """
-    rows = bundle.rows(candidate_keys)
-    feed = scorer_inputs(bundle, state, newer, candidate_keys, now_ms, rows)
-    return _run_session(session, feed)
-
-
-def scorer_inputs(
-    bundle: Bundle,
-    state: InterestState | None,
-    newer: Behaviors,
-    candidate_keys: U64,
-    now_ms: int,
-    rows: I32,
-) -> dict[str, F32]:
-    """Inputs of scorer.onnx (`models.bundle.SCORER_INPUTS`); ``rows`` i32[B] are those of the
-    candidates, the rest is as in `score`.
-    """
-    candidates = bundle.embeddings[rows]
-    popularity = bundle.popularity[rows]
-    if state is None:
-        nothing = np.zeros((1, bundle.manifest.d), np.float32)
-        masked = np.zeros(1, np.float32)
-        return {
-            "interests": nothing,
-            "interest_mask": masked,
-            "recent": nothing,
-            "recent_mask": masked,
-            "user": user_features(0, 0, now_ms),
-            "candidates": candidates,
-            "cross": cross_features(candidate_keys, popularity, EMPTY_HISTORY, now_ms),
-        }
-    merged = state.with_newer(newer)
-    interests, mask = state.interests, state.sizes.astype(np.float32)
-    if len(newer):
-        singletons = bundle.embeddings[bundle.rows(np.ascontiguousarray(newer["item"]))]
-        interests = np.concatenate((interests, singletons))
-        mask = np.concatenate((mask, np.ones(len(newer), np.float32)))
-    recent = bundle.embeddings[bundle.rows(merged.recent)]
-    recent_mask = np.ones(len(recent), np.float32)
-    if not len(recent):
-        recent, recent_mask = np.zeros((1, bundle.manifest.d), np.float32), np.zeros(1, np.float32)
-    return {
-        "interests": interests,
-        "interest_mask": mask,
-        "recent": recent,
-        "recent_mask": recent_mask,
-        "user": user_features(merged.count, merged.last_time_ms, now_ms),
-        "candidates": candidates,
-        "cross": cross_features(candidate_keys, popularity, merged.history, now_ms),
-    }
+        self._system.warm()
+        keys = np.arange(3, dtype=np.uint64)
+        feed = self._system.feed(None, Candidates(keys, self.bundle.rows(keys)), 1)
+        _run_session(self._session, feed)
 
 
 def item_keys(items: Sequence[str]) -> U64:
@@ -281,6 +210,6 @@ def item_keys(items: Sequence[str]) -> U64:
     return np.fromiter(hashed, np.uint64, len(items))
 
 
-def _run_session(session: onnxruntime.InferenceSession, feed: dict[str, F32]) -> F32:
+def _run_session(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> F32:
     (ctrs,) = session.run(None, feed)
     return ctrs  # type: ignore[no-any-return]  # onnxruntime has no types

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from extractor.state import InterestState
+from extractor.state import InterestState, digest_of
 from infra.errors import (
     LifelongError,
     StoreCorrupt,
@@ -35,6 +35,9 @@ from infra.store import (
     wall_clock_ms,
 )
 from infra.telemetry import get_logger
+
+if TYPE_CHECKING:  # numba is slow to import; health answers meanwhile
+    from extractor.system import System
 
 PAGE_BATCHES: Final = 2
 """Batches taken from one owner in a pass. More would let an owner with a backlog delay the others;
@@ -65,18 +68,6 @@ RETRY_S: Final = 0.05
 """First pause after the store failed; doubled up to `WorkerSettings.retry_max_s`."""
 
 log = get_logger(__name__)
-
-
-class SequenceExtractor(Protocol):
-    """What turns a sequence into an interest state: `extractor.extract.Extractor`."""
-
-    def extract(
-        self, sequence: StoredSequence, previous: InterestState | None = None
-    ) -> InterestState:
-        """The interests of ``sequence``, started from ``previous`` where that helps. Called from
-        several threads at once.
-        """
-        ...
 
 
 class _Due(NamedTuple):
@@ -114,13 +105,13 @@ class Reclusterer:
     def __init__(
         self,
         store: Store,
-        extractor: SequenceExtractor,
+        system: System,
         settings: WorkerSettings,
         metrics: WorkerMetrics,
         clock: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self._store = store
-        self._extractor = extractor
+        self._system = system
         self._metrics = metrics
         self._clock = clock
         self._min_new = settings.recluster_min_new
@@ -317,8 +308,8 @@ class Reclusterer:
                 continue
             started = time.perf_counter()
             try:
-                new = self._extractor.extract(sequence, self._previous(due, state))
-                write = InterestWrite(due.user, sequence.version, new.encode())
+                new = self._system.extract(sequence, self._previous(due, state))
+                write = InterestWrite(due.user, sequence.version, self._system.layout.encode(new))
             except Exception as error:  # noqa: BLE001  # whatever one user's record does to it
                 self._fail(due.user, error)
                 continue
@@ -357,10 +348,10 @@ class Reclusterer:
             yield due, sequence, states.get(due.user)
 
     def _previous(self, due: _Due, record: bytes | None) -> InterestState | None:
-        if record is None:
+        if record is None or digest_of(record) != self._system.digest:
             return None
         try:
-            return InterestState.decode(record, due.user)
+            return self._system.layout.decode(record, due.user)
         except StoreCorrupt as error:  # about to be replaced anyway
             log.warning("interest state unreadable, made anew", error=typed_line(error))
             return None

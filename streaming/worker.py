@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import mode.loop
 
@@ -32,8 +32,11 @@ from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetters, KafkaDeadLetters
 from streaming.health import Health, serve_health
-from streaming.schedule import Reclusterer, SequenceExtractor
+from streaming.schedule import Reclusterer
 from streaming.transport import BatchConsumer
+
+if TYPE_CHECKING:
+    from extractor.system import System
 
 log: Final = get_logger(__name__)
 
@@ -67,7 +70,7 @@ class Worker:
     Args:
         settings: all of them.
         store: sequences and interests; closed by whoever opened it.
-        extractor: makes interest states.
+        system: makes interest states.
         dead_letters: takes what cannot be read.
         metrics: where all of it is counted.
         health: kept true, for the endpoints to tell.
@@ -77,7 +80,7 @@ class Worker:
         self,
         settings: Settings,
         store: Store,
-        extractor: SequenceExtractor,
+        system: System,
         dead_letters: DeadLetters,
         metrics: WorkerMetrics,
         health: Health,
@@ -88,7 +91,7 @@ class Worker:
         self._metrics = metrics
         self._health = health
         self._lively = True
-        self._reclusterer = Reclusterer(store, extractor, settings.worker, metrics)
+        self._reclusterer = Reclusterer(store, system, settings.worker, metrics)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, whatever goes away and comes back meanwhile."""
@@ -218,12 +221,12 @@ async def _serve(settings: Settings) -> None:
     metrics = WorkerMetrics(registry)
     health = Health(settings.worker.stall_s)
     with serve_health(settings, registry, health):
-        extractor = await asyncio.to_thread(_load_extractor, settings, metrics)
+        system = await asyncio.to_thread(_load_system, settings, metrics)
         store = await _retried(lambda: _open_store(settings), "store", health, stop)
         if store is None:
             return
         dead_letters = KafkaDeadLetters(settings.broker)
-        worker = Worker(settings, store, extractor, dead_letters, metrics, health)
+        worker = Worker(settings, store, system, dead_letters, metrics, health)
         try:
             await worker.run(stop)
         finally:
@@ -232,16 +235,18 @@ async def _serve(settings: Settings) -> None:
     log.info("worker stopped")
 
 
-def _load_extractor(settings: Settings, metrics: WorkerMetrics) -> SequenceExtractor:
+def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
     # Numerical libraries are slow to import; health answers meanwhile.
-    from extractor.extract import Extractor
+    from extractor.systems import open_system
     from models.bundle import Bundle
 
     if settings.bundle.path is None:
         raise BundleMissing("bundle.path is not set: name a bundle's directory")
     bundle = Bundle.load(settings.bundle.path)
     metrics.use_bundle(bundle.version)
-    return Extractor(bundle)
+    system = open_system(bundle)
+    system.warm()
+    return system
 
 
 def _open_store(settings: Settings) -> Store:

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from extractor.extract import Extractor
 from extractor.state import InterestState
+from extractor.systems.encode import Extractor
 from infra.arrays import F32, I32, U64
 from infra.behaviors import BEHAVIOR
 from infra.store import StoredSequence, Version

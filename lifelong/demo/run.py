@@ -24,7 +24,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from extractor.state import InterestState
+from extractor.system import System
+from extractor.systems import open_system
 from infra.arrays import F32, I32, I64, Array
 from infra.behaviors import partition_owner
 from infra.errors import LifelongError, SettingsError
@@ -163,6 +164,7 @@ class Demo:
         live = len(self._purchases) - self._first
         self._last = self._first + min(options.events or live, live)
         self._bundle = Bundle.load(options.bundle or BUNDLE)
+        self._system = open_system(self._bundle)
         self._broker_kind = options.broker
         self._services: list[ServiceProcess] = []
 
@@ -278,7 +280,7 @@ class Demo:
         assert sequence is not None
         assert profile is not None
         assert profile.interests is not None
-        state = InterestState.decode(profile.interests, user)
+        state = self._system.layout.decode(profile.interests, user)
         popular = np.argsort(-np.bincount(purchases.item[: self._last]), kind="stable")[:LARGE]
         with RankClient(self._scorer_url) as client:
             ranking = client.rank(
@@ -290,7 +292,7 @@ class Demo:
         return Portrait(
             user=user,
             events=sequence.version.count,
-            interests=name_interests(self._bundle, sequence, state, 6),
+            interests=name_interests(self._bundle, self._system, sequence, state, 6),
             ranked=[(purchases.titles.get(e.item, e.item), e.ctr) for e in ranking.items],
         )
 
@@ -483,7 +485,7 @@ class Demo:
                 items = [purchases.items[code] for code in request.candidates]
                 time_ms = int(purchases.time_ms[self._last - 1])
                 served = in_order(client.rank(user, items, time_ms=time_ms), items)
-                stored = _stored_user(self._store.profiles([user])[0])
+                stored = _stored_user(self._system, self._store.profiles([user])[0])
                 plain = score_stored(self._bundle, session, stored, item_keys(items), time_ms)
                 worst = max(worst, float(np.abs(served - plain).max()))
                 at(i + 1)
@@ -512,15 +514,14 @@ def _compare(expected: npt.NDArray[np.void], stored: StoredSequence | None) -> t
     )
 
 
-def _stored_user(profile: Profile | None) -> StoredUser | None:
+def _stored_user(system: System, profile: Profile | None) -> StoredUser | None:
     """What the store holds of a user, for the plain evaluation; None: nothing."""
     if profile is None or profile.interests is None:
         return None
-    state = InterestState.decode(profile.interests)
+    state = system.layout.decode(profile.interests)
     newer = profile.recent[len(profile.recent) - (profile.version.count - state.count) :]
     return StoredUser(
-        interests=state.interests,
-        sizes=state.sizes,
+        tensors=state.tensors,
         recent=state.recent,
         history=state.history,
         newer=newer["item"].copy(),

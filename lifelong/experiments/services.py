@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from extractor.state import InterestState
+from extractor.systems.encode import interests_of
 from infra.arrays import F32, I64
 from models import prediction, runs
 from models.data.batches import Batch, Gatherer
@@ -95,12 +96,10 @@ class SimulatedService:
                 assert newest.newer is not None
                 alone = newest.newer & newest.mask
                 for series, part in zip(states, scored, strict=True):
-                    interests = np.stack([state.interests for state in series[rows]])
-                    sizes = np.stack([state.sizes.astype(np.float32) for state in series[rows]])
-                    mask = torch.cat([torch.from_numpy(sizes), alone.to(table.dtype)], 1)
+                    interests, sizes = _padded(series[rows])
                     state: State = {
-                        "interests": torch.cat([torch.from_numpy(interests), newest.embeddings], 1),
-                        "interest_mask": mask,
+                        "interests": torch.cat([interests, newest.embeddings], 1),
+                        "sizes": torch.cat([sizes, alone.to(table.dtype)], 1),
                     }
                     part.append(_score(network, batch, state, table))
         return [np.concatenate(part) for part in scored]
@@ -124,6 +123,18 @@ def _score(network: Network, batch: Batch, state: State, table: Tensor) -> F32:
     )
     ctrs: F32 = torch.sigmoid(logits).float().numpy()
     return ctrs
+
+
+def _padded(states: Sequence[InterestState]) -> tuple[Tensor, Tensor]:
+    """Interests f32[R, K', d] and sizes f32[R, K'] of states, as many as the fullest has."""
+    stored = [interests_of(state) for state in states]
+    most = max(len(one.sizes) for one in stored)
+    interests = np.zeros((len(stored), most, stored[0].interests.shape[1]), np.float32)
+    sizes = np.zeros((len(stored), most), np.float32)
+    for at, one in enumerate(stored):
+        interests[at, : len(one.sizes)] = one.interests
+        sizes[at, : len(one.sizes)] = one.sizes
+    return torch.from_numpy(interests), torch.from_numpy(sizes)
 
 
 def _parts(requests: Requests) -> Iterator[slice]:

@@ -12,13 +12,13 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
+from extractor.systems.encode import NEWEST
 from infra.arrays import F32
 from lifelong.evaluate.run import differences, plain
 from lifelong.experiments.services import SimulatedService
 from models.data.requests import Requests
 from models.data.splits import Split
 from models.measures.predictions import auc, gauc
-from scorer.ranking import MAX_NEWER
 
 Variant = Literal["longer", "attended", "recent", "unseen"]
 
@@ -58,8 +58,8 @@ def measure_staleness(
 
     - "fresh": nothing is stale; the last L behaviors are clustered.
     - "attended": interests are of the L behaviors before the last n, and those n are attended to as
-      well, each an interest of its own (a service's remedy, `scorer.ranking`). Methods without
-      interests see L + n behaviors.
+      well, each an interest of its own (a service's remedy, `extractor.systems.encode`). Methods
+      without interests see L + n behaviors.
     - "longer": nothing is stale, but L + n behaviors are seen, as many as by "attended". What
       differs between the two is staleness, and no longer how much is seen.
     - "recent": interests are as old and the n behaviors are none; but the M recent behaviors and
@@ -82,7 +82,7 @@ def measure_staleness(
     chosen = msgspec.convert(dict(options), StalenessOptions)
     requests = _drawn(samples.test, chosen.requests, chosen.seed)
     return {
-        "most_newer": MAX_NEWER,
+        "most_newer": NEWEST,
         "runs": {
             label: plain(_staleness_of(path, samples, requests, chosen))
             for label, path in runs.items()

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from extractor.extract import Extractor
 from extractor.state import DIGEST_BYTES, InterestState
+from extractor.systems.encode import Extractor, interests_of
 from infra.arrays import F32, I32, I64, U64, Bools
 from infra.behaviors import BEHAVIOR
 from infra.settings import StoreSettings
@@ -162,8 +162,7 @@ def nearest(h: F32, state: InterestState) -> tuple[I64, float]:
     """The nearest center of each direction f32[n, m], i64[n], and the mean cosine to it."""
     if not len(h):
         return np.empty(0, np.int64), math.nan
-    cosines = h @ state.centers.T
-    cosines[:, state.sizes == 0] = -2.0
+    cosines = h @ interests_of(state).centers.T
     return cosines.argmax(1), float(cosines.max(1).mean())
 
 

@@ -41,10 +41,10 @@ def measure_warm_starts(
     """Warm against cold clustering along streams of behaviors.
 
     The sequences of the test's users with the longest ones are streamed through
-    `extractor.extract.Extractor`. Every so many behaviors the last L are clustered twice: warm,
-    from the centers that were left by the warm clustering before, as a worker does it, and cold.
-    Requests of the test are scored from the interests that a service would have then, the newer
-    behaviors attended to.
+    `extractor.systems.encode.Extractor`. Every so many behaviors the last L are clustered twice:
+    warm, from the centers that were left by the warm clustering before, as a worker does it, and
+    cold. Requests of the test are scored from the interests that a service would have then, the
+    newer behaviors attended to.
 
     Args:
         runs: finished runs, by label; those that serve no k-means are skipped.

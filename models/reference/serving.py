@@ -7,14 +7,13 @@ No torch here: the demo compares, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from infra.arrays import F32, I64, U64
+from infra.arrays import F32, I64, U64, Array
 from models.bundle import Bundle
 from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 class StoredUser:
     """What is stored of a user: an interest state, and the behaviors newer than it."""
 
-    interests: F32
-    """f32[K, d]."""
-    sizes: npt.NDArray[np.unsignedinteger]
-    """Unsigned [K]: behaviors of each cluster; 0: empty."""
+    tensors: Mapping[str, Array]
+    """What the system stores besides: "interests" f32[k, d] and "sizes" u32[k]; none where there
+    is no state."""
     recent: U64
     """u64[<= M]: item keys of the newest behaviors that the state covers, newest last."""
     history: History
@@ -62,8 +60,12 @@ def score_stored(
         history, features = EMPTY_HISTORY, user_features(0, 0, now_ms)
     else:
         newer = bundle.embeddings[bundle.rows(user.newer)]
-        interests = np.concatenate([user.interests, newer])
-        mask = np.concatenate([user.sizes, np.ones(len(newer))]).astype(np.float32)
+        interests, mask = newer, np.ones(len(newer), np.float32)
+        if user.tensors:
+            interests = np.concatenate([user.tensors["interests"], newer])
+            mask = np.concatenate([user.tensors["sizes"], mask]).astype(np.float32)
+        if not len(mask):
+            interests, mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
         keys = np.concatenate([user.recent, user.newer])[-M:]
         recent = bundle.embeddings[bundle.rows(keys)]
         recent_mask = np.ones(len(keys), np.float32)
@@ -129,8 +131,7 @@ def extract_plainly(
             )
             sizes[k] = int(weights[inside].sum())
     return StoredUser(
-        interests=interests,
-        sizes=sizes,
+        tensors={"interests": interests, "sizes": sizes},
         recent=kept[-manifest.M :],
         history=history,
         newer=np.empty(0, np.uint64),
@@ -191,8 +192,7 @@ def sequence_requests(
         if len(keys):
             state = extract_plainly(bundle, keys[:covered], times_ms[:covered])
             user = StoredUser(
-                interests=state.interests,
-                sizes=state.sizes,
+                tensors=state.tensors,
                 recent=state.recent,
                 history=state.history,
                 newer=keys[covered:],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from extractor.extract import Extractor
+from extractor.systems.encode import Extractor
 from infra.arrays import F32, I32, U64
 from infra.behaviors import BEHAVIOR
 from infra.store import Behaviors, StoredSequence, Version

@@ -11,142 +11,170 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from extractor.state import FORMAT, InterestState
+from extractor.state import FORMAT, InterestState, Layout, digest_of
 from infra.errors import StoreCorrupt
 from infra.store import Version
+from models.bundle import StateTensor
 from models.features import History
-from tests.extractor.items import (
-    START_MS,
-    behaviors_on,
-    random_sequence,
-    sequence_of,
-    small_extractor,
-)
 
-ARRAYS = ("centers", "sizes", "interests", "recent", "item_keys", "item_counts", "item_last")
+TENSORS = {
+    "interests": StateTensor("float32", ("k", 3)),
+    "table": StateTensor("float16", (2, 5)),
+    "codes": StateTensor("int64", ("k", "g")),
+    "sizes": StateTensor("uint32", ("k",)),
+}
+LAYOUT = Layout(TENSORS)
 
 
 @st.composite
 def states(draw: st.DrawFn) -> InterestState:
-    K, m, d = (draw(st.integers(low, 8)) for low in (0, 1, 1))
+    lengths = {axis: draw(st.integers(0, 6)) for axis in ("k", "g")}
     n, recent = draw(st.integers(0, 20)), draw(st.integers(0, 10))
-    floats: dict[str, Any] = {"elements": st.floats(width=32)}
+
+    def tensor(spec: StateTensor) -> Any:
+        shape = tuple(lengths[axis] if isinstance(axis, str) else axis for axis in spec.shape)
+        return draw(hnp.arrays(np.dtype(spec.dtype), shape))
+
     return InterestState(
         bundle=draw(st.binary(min_size=16, max_size=16)),
-        epoch=draw(st.integers(-(2**63), 2**63 - 1)),
-        count=draw(st.integers(0, 2**64 - 1)),
-        centers=draw(hnp.arrays(np.float32, (K, m), **floats)),
-        sizes=draw(hnp.arrays(np.uint32, K)),
-        interests=draw(hnp.arrays(np.float32, (K, d), **floats)),
-        recent=draw(hnp.arrays(np.uint64, recent)),
-        item_keys=np.sort(draw(hnp.arrays(np.uint64, n, unique=True))),
-        item_counts=draw(hnp.arrays(np.uint16, n)),
-        item_last=draw(hnp.arrays(np.uint32, n)),
+        version=Version(draw(st.integers(-(2**63), 2**63 - 1)), draw(st.integers(0, 2**64 - 1))),
         last_time_ms=draw(st.integers(-(2**63), 2**63 - 1)),
-        recent_length=draw(st.integers(recent, 2**16 - 1)),
+        recent=draw(hnp.arrays(np.uint64, recent)),
+        history=History(
+            np.sort(draw(hnp.arrays(np.uint64, n, unique=True))),
+            draw(hnp.arrays(np.uint16, n)),
+            draw(hnp.arrays(np.uint32, n)),
+        ),
+        tensors={name: tensor(spec) for name, spec in TENSORS.items()},
     )
 
 
 @pytest.fixture(scope="module")
 def state() -> InterestState:
-    return small_extractor().extract(random_sequence(60, seed=1))
+    """A state with something of everything."""
+    rng = np.random.default_rng(0)
+    return InterestState(
+        bundle=b"a small bundle's",
+        version=Version(7, 60),
+        last_time_ms=3,
+        recent=np.arange(5, dtype=np.uint64),
+        history=History(
+            np.arange(7, dtype=np.uint64), np.ones(7, np.uint16), np.full(7, 9, np.uint32)
+        ),
+        tensors={
+            "interests": rng.random((4, 3), np.float32),
+            "table": rng.random((2, 5), np.float32).astype(np.float16),
+            "codes": rng.integers(0, 9, (4, 2)),
+            "sizes": np.ones(4, np.uint32),
+        },
+    )
 
 
-# --- the record ---
+@pytest.fixture(scope="module")
+def record(state: InterestState) -> bytes:
+    return LAYOUT.encode(state)
+
+
+def arrays(state: InterestState) -> list[Any]:
+    return [state.recent, *state.history, *state.tensors.values()]
 
 
 @settings(max_examples=150, deadline=None)
 @given(states())
 def test_a_state_survives_its_record(state: InterestState) -> None:
-    decoded = InterestState.decode(state.encode())
-    for name in ("bundle", "epoch", "count", "last_time_ms", "recent_length"):
+    decoded = LAYOUT.decode(LAYOUT.encode(state))
+    for name in ("bundle", "version", "last_time_ms"):
         assert getattr(decoded, name) == getattr(state, name)
-    for name in ARRAYS:
-        expected, found = getattr(state, name), getattr(decoded, name)
+    assert list(decoded.tensors) == list(state.tensors)
+    for expected, found in zip(arrays(state), arrays(decoded), strict=True):
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_decoded_state_is_a_view_of_its_record(state: InterestState) -> None:
-    record = state.encode()
-    decoded = InterestState.decode(record)
+def test_a_decoded_state_is_a_view_of_its_record(record: bytes) -> None:
     whole = np.frombuffer(record, np.uint8)
-    for name in ARRAYS:
-        assert np.shares_memory(getattr(decoded, name), whole)
-        assert not getattr(decoded, name).flags.writeable
-        assert getattr(decoded, name).flags.aligned
+    for array in arrays(LAYOUT.decode(record)):
+        assert np.shares_memory(array, whole)
+        assert not array.flags.writeable
+        assert array.flags.aligned
 
 
 def test_a_record_is_little_endian_as_documented() -> None:
+    layout = Layout({"interests": StateTensor("float32", ("k", 1))})
     state = InterestState(
         bundle=bytes(range(16)),
-        epoch=1,
-        count=2,
-        centers=np.array([[1.0]], np.float32),
-        sizes=np.array([7], np.uint32),
-        interests=np.array([[2.0]], np.float32),
-        recent=np.array([9], np.uint64),
-        item_keys=np.array([9], np.uint64),
-        item_counts=np.array([4], np.uint16),
-        item_last=np.array([5], np.uint32),
+        version=Version(1, 2),
         last_time_ms=3,
-        recent_length=50,
+        recent=np.array([9], np.uint64),
+        history=History(
+            np.array([9], np.uint64), np.array([4], np.uint16), np.array([5], np.uint32)
+        ),
+        tensors={"interests": np.array([[2.0]], np.float32)},
     )
     covered = (
         bytes(range(16))
-        + struct.pack("<qQqHHHHIHH", 1, 2, 3, 1, 1, 1, 1, 1, 50, 0)
-        + struct.pack("<QQffIIH", 9, 9, 1.0, 2.0, 7, 5, 4)
+        + struct.pack("<qQqII", 1, 2, 3, 1, 1)
+        + struct.pack("<I4xQQI4xH6xf", 1, 9, 9, 5, 4, 2.0)
     )
     assert (
-        state.encode()
+        layout.encode(state)
         == b"LLIS" + struct.pack("<IQ", FORMAT, xxhash.xxh3_64_intdigest(covered)) + covered
     )
 
 
-def test_any_altered_bit_is_noticed(state: InterestState) -> None:
-    record = bytearray(state.encode())
-    for at in range(len(record)):
-        record[at] ^= 1 << at % 8
+def test_an_axis_of_several_tensors_is_written_once() -> None:
+    assert LAYOUT.axes == ("k", "g")
+
+
+def test_the_digest_is_read_without_the_layout(state: InterestState, record: bytes) -> None:
+    assert digest_of(record) == state.bundle
+    assert digest_of(b"LLIS") is None
+    assert digest_of(b"????" + record[4:]) is None
+
+
+def test_any_altered_bit_is_noticed(record: bytes) -> None:
+    altered = bytearray(record)
+    for at in range(len(altered)):
+        altered[at] ^= 1 << at % 8
         with pytest.raises(StoreCorrupt):
-            InterestState.decode(bytes(record))
-        record[at] ^= 1 << at % 8
+            LAYOUT.decode(bytes(altered))
+        altered[at] ^= 1 << at % 8
 
 
-def test_any_truncation_is_noticed(state: InterestState) -> None:
-    record = state.encode()
+def test_any_truncation_is_noticed(record: bytes) -> None:
     for size in range(0, len(record), 7):
         with pytest.raises(StoreCorrupt):
-            InterestState.decode(record[:size])
+            LAYOUT.decode(record[:size])
 
 
-def test_trailing_bytes_are_noticed(state: InterestState) -> None:
+def test_trailing_bytes_are_noticed(record: bytes) -> None:
     with pytest.raises(StoreCorrupt, match="where its header announces"):
-        InterestState.decode(state.encode() + b"\0")
+        LAYOUT.decode(record + b"\0")
 
 
 @given(st.binary(max_size=200))
 def test_foreign_bytes_are_refused(record: bytes) -> None:
     with pytest.raises(StoreCorrupt):
-        InterestState.decode(record)
+        LAYOUT.decode(record)
 
 
 @settings(max_examples=100)
 @given(st.binary(min_size=56, max_size=300))
 def test_a_header_that_lies_about_sizes_is_refused(tail: bytes) -> None:
     with pytest.raises(StoreCorrupt):
-        InterestState.decode(b"LLIS" + struct.pack("<IQ", FORMAT, 0) + tail)
+        LAYOUT.decode(b"LLIS" + struct.pack("<IQ", FORMAT, 0) + tail)
 
 
-def test_a_later_format_is_refused_by_number(state: InterestState) -> None:
-    record = bytearray(state.encode())
-    struct.pack_into("<I", record, 4, FORMAT + 1)
+def test_a_later_format_is_refused_by_number(record: bytes) -> None:
+    later = bytearray(record)
+    struct.pack_into("<I", later, 4, FORMAT + 1)
     with pytest.raises(StoreCorrupt, match=f"format {FORMAT + 1}, this version reads {FORMAT}"):
-        InterestState.decode(bytes(record))
+        LAYOUT.decode(bytes(later))
 
 
 def test_the_error_is_one_line_and_names_the_user() -> None:
     with pytest.raises(StoreCorrupt) as caught:
-        InterestState.decode(b"", user="al\nice")
+        LAYOUT.decode(b"", user="al\nice")
     assert "\n" not in str(caught.value)
     assert "'al\\nice'" in str(caught.value)
 
@@ -155,76 +183,17 @@ def test_the_error_is_one_line_and_names_the_user() -> None:
     "change",
     [
         {"bundle": b"short"},
+        {"history": History(np.zeros(2, np.uint64), np.zeros(1, np.uint16), np.zeros(2, "u4"))},
+        {"tensors": {}},
         {"sizes": np.zeros(3, np.uint32)},
-        {"interests": np.zeros((3, 8), np.float32)},
-        {"centers": np.zeros(6, np.float32)},
-        {"item_counts": np.zeros(1, np.uint16)},
-        {"recent_length": 2},
+        {"interests": np.zeros((4, 8), np.float32)},
+        {"interests": np.zeros(4, np.float32)},
     ],
 )
 def test_arrays_that_do_not_fit_are_not_written(
     state: InterestState, change: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match=r"digest|differ|matrices|more than"):
-        replace(state, **change).encode()
-
-
-# --- what came after ---
-
-
-def test_history_is_what_the_features_read(state: InterestState) -> None:
-    assert isinstance(state.history, History)
-    assert state.history.item_keys is state.item_keys
-    assert int(state.history.counts.sum()) == 60
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    old=st.lists(st.integers(1, 30), max_size=60),
-    new=st.lists(st.integers(1, 40), max_size=60),
-    decoded=st.booleans(),
-)
-def test_newer_behaviors_give_the_history_of_the_whole_sequence(
-    old: list[int], new: list[int], decoded: bool
-) -> None:
-    extractor = small_extractor()
-    whole = behaviors_on(old + new)
-    state = extractor.extract(sequence_of(whole[: len(old)]))
-    if decoded:
-        state = InterestState.decode(state.encode())
-    merged = state.with_newer(whole[len(old) :])
-    complete = extractor.extract(sequence_of(whole))
-    for name in ("recent", "item_keys", "item_counts", "item_last"):
-        found, expected = getattr(merged, name), getattr(complete, name)
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
-    assert merged.last_time_ms == complete.last_time_ms
-    assert merged.version == Version(state.epoch, len(whole))
-
-
-def test_newer_behaviors_leave_the_interests_alone(state: InterestState) -> None:
-    merged = state.with_newer(behaviors_on([1, 2, 3]))
-    assert merged.interests is state.interests
-    assert merged.centers is state.centers
-    assert merged.sizes is state.sizes
-
-
-def test_nothing_newer_changes_nothing(state: InterestState) -> None:
-    assert state.with_newer(behaviors_on([])) is state
-
-
-def test_a_late_event_does_not_turn_the_clock_back(state: InterestState) -> None:
-    merged = state.with_newer(behaviors_on(state.item_keys[:1], start_ms=START_MS - 10**9))
-    assert merged.last_time_ms == state.last_time_ms
-    assert merged.item_last[0] == state.item_last[0]
-    assert merged.item_counts[0] == state.item_counts[0] + 1
-
-
-def test_times_and_counts_stop_at_what_their_fields_can_hold(state: InterestState) -> None:
-    full = replace(state, item_counts=np.full(len(state.item_counts), 65_535, np.uint16))
-    key = int(state.item_keys[0])
-    merged = full.with_newer(behaviors_on([key], start_ms=2**50))
-    assert merged.item_counts[0] == 65_535
-    assert merged.item_last[0] == 2**32 - 1
-    before_1970 = behaviors_on([2**60], start_ms=-(10**9))
-    assert full.with_newer(before_1970).item_last[-1] == 0
+    if change.keys() <= TENSORS.keys():
+        change = {"tensors": {**state.tensors, **change}}
+    with pytest.raises(ValueError, match=r"digest|differ|laid out"):
+        LAYOUT.encode(replace(state, **change))

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from extractor.extract import Extractor
+from extractor.system import System
+from extractor.systems import open_system
 from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
 from infra.metrics import ScorerMetrics
@@ -72,7 +73,7 @@ class World:
 
     bundle: Bundle
     store: FragileStore
-    extractor: Extractor
+    system: System
     ranker: Ranker
     service: Service
     metrics: ScorerMetrics
@@ -96,8 +97,9 @@ class World:
         """Store the user's interests as of now, as a worker would."""
         (sequence,) = self.store.sequences([user])
         assert sequence is not None
-        state = self.extractor.extract(sequence)
-        self.store.put_interests([InterestWrite(user, state.version, state.encode())], NOW_MS)
+        state = self.system.extract(sequence)
+        record = self.system.layout.encode(state)
+        self.store.put_interests([InterestWrite(user, state.version, record)], NOW_MS)
 
 
 @pytest.fixture(scope="session")
@@ -115,13 +117,13 @@ def world(bundle: Bundle) -> Iterator[World]:
     registry = CollectorRegistry()
     metrics = ScorerMetrics(registry)
     store = FragileStore()
-    extractor = Extractor(bundle)
+    system = open_system(bundle)
     clock = Clock()
     service = Service(Readiness(metrics, clock=clock))
-    ranker = Ranker(store, bundle, extractor, metrics, clock_ms=lambda: NOW_MS)
+    ranker = Ranker(store, bundle, system, metrics, clock_ms=lambda: NOW_MS)
     service.serve(ranker, lambda: store.get_position("scorer"))
     settings = ScorerSettings(max_candidates=200, max_body_bytes=20_000)
-    world = World(bundle, store, extractor, ranker, service, metrics, registry, settings, clock)
+    world = World(bundle, store, system, ranker, service, metrics, registry, settings, clock)
     world.append("u", [f"item-{1 + i % 20}" for i in range(30)], NOW_MS - 10_000_000)
     world.cluster("u")
     yield world

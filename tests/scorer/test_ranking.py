@@ -1,35 +1,45 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from extractor.history import add_behaviors
 from extractor.state import InterestState
-from infra.behaviors import BEHAVIOR, item_key
+from extractor.system import Candidates, UserHistory
+from extractor.systems import open_system
+from extractor.systems.encode import NEWEST, interests_of
+from infra.behaviors import item_key
 from infra.errors import StoreUnavailable
 from infra.metrics import ScorerMetrics
-from infra.store import InterestWrite, Version
+from infra.store import InterestWrite, Profile, Version
 from models.bundle import Bundle
 from models.features import cross_features, user_features
 from models.reference.serving import StoredUser, score_stored
-from scorer.ranking import MAX_NEWER, Ranker, item_keys, score
+from scorer.ranking import Ranker, item_keys
 from tests.bundles import tiny_bundle
 from tests.scorer.conftest import NOW_MS, World
 
 CANDIDATES = [f"item-{i}" for i in range(1, 51)]
 
 
-def plain(world: World, user: str, candidates: list[str], now_ms: int = NOW_MS) -> np.ndarray:
-    """What `models.reference.serving` gives for the user as they stand in the store."""
+def stored(world: World, user: str) -> tuple[Profile, InterestState]:
+    """What the store has of a clustered user."""
     (profile,) = world.store.profiles([user])
     assert profile is not None
     assert profile.interests is not None
-    state = InterestState.decode(profile.interests)
+    return profile, world.system.layout.decode(profile.interests)
+
+
+def plain(world: World, user: str, candidates: list[str], now_ms: int = NOW_MS) -> np.ndarray:
+    """What `models.reference.serving` gives for the user as they stand in the store."""
+    profile, state = stored(world, user)
     pending = profile.version.count - state.count
     newer = profile.recent[len(profile.recent) - pending :]
-    stored = StoredUser(
-        interests=state.interests,
-        sizes=state.sizes,
+    known = StoredUser(
+        tensors=state.tensors,
         recent=state.recent,
         history=state.history,
         newer=newer["item"].copy(),
@@ -38,7 +48,7 @@ def plain(world: World, user: str, candidates: list[str], now_ms: int = NOW_MS) 
         last_time_ms=int(profile.recent["time"][-1]),
     )
     session = world.bundle.scorer_session()
-    return score_stored(world.bundle, session, stored, item_keys(candidates), now_ms)
+    return score_stored(world.bundle, session, known, item_keys(candidates), now_ms)
 
 
 def test_a_clustered_user_is_scored_from_stored_interests(world: World) -> None:
@@ -76,7 +86,7 @@ def test_served_ctrs_are_those_of_the_torch_network(world: World) -> None:
 
     (sequence,) = world.store.sequences(["u"])
     assert sequence is not None
-    state = InterestState.decode(world.store.profiles(["u"])[0].interests)  # type: ignore[union-attr, arg-type]
+    _, state = stored(world, "u")
     newer = sequence.behaviors[-2:]
     keys = item_keys(CANDIDATES)
     rows = world.bundle.rows(keys)
@@ -85,17 +95,19 @@ def test_served_ctrs_are_those_of_the_torch_network(world: World) -> None:
         embed = network.embedding
         recent = embed(torch.from_numpy(world.bundle.rows(sequence.behaviors["item"][-8:])))
         singletons = embed(torch.from_numpy(world.bundle.rows(newer["item"].copy())))
-        interests = torch.cat([torch.tensor(state.interests), singletons])
-        sizes = torch.cat([torch.tensor(state.sizes.astype(np.float32)), torch.ones(2)])
-        merged = state.with_newer(newer)
+        interests = torch.cat([torch.tensor(interests_of(state).interests), singletons])
+        sizes = torch.cat(
+            [torch.tensor(interests_of(state).sizes.astype(np.float32)), torch.ones(2)]
+        )
+        merged = add_behaviors(state.history, newer)
         popularity = world.bundle.popularity[rows]
         logits = network.logits(
-            {"interests": interests, "interest_mask": sizes},
+            {"interests": interests, "sizes": sizes},
             recent,
             torch.ones(8),
             torch.from_numpy(user_features(32, int(sequence.behaviors["time"][-1]), NOW_MS)),
             Target(embed(known), torch.zeros_like(known), known),
-            torch.from_numpy(cross_features(keys, popularity, merged.history, NOW_MS)),
+            torch.from_numpy(cross_features(keys, popularity, merged, NOW_MS)),
         )
         expected = torch.sigmoid(logits).numpy()
     np.testing.assert_allclose(served, expected, rtol=0, atol=1e-5)
@@ -114,31 +126,26 @@ def test_a_behavior_counts_at_once(world: World) -> None:
 def test_a_newer_behavior_is_a_cluster_of_one(world: World) -> None:
     """The same as a state that holds its embedding as one more interest."""
     world.append("u", ["item-42"])
-    (profile,) = world.store.profiles(["u"])
-    assert profile is not None
-    assert profile.interests is not None
-    state = InterestState.decode(profile.interests)
+    profile, state = stored(world, "u")
     newer = profile.recent[-1:]
-    merged = state.with_newer(newer)
+    of = interests_of(state)
     row = world.bundle.rows(newer["item"].copy())
-    singleton = InterestState(
-        bundle=state.bundle,
-        epoch=state.epoch,
-        count=merged.count,
-        centers=np.concatenate([state.centers, world.bundle.projected[row]]),
-        sizes=np.concatenate([state.sizes, np.ones(1, np.uint32)]),
-        interests=np.concatenate([state.interests, world.bundle.embeddings[row]]),
-        recent=merged.recent,
-        item_keys=merged.item_keys,
-        item_counts=merged.item_counts,
-        item_last=merged.item_last,
-        last_time_ms=merged.last_time_ms,
-        recent_length=merged.recent_length,
+    singleton = replace(
+        state,
+        version=profile.version,
+        last_time_ms=int(newer["time"][0]),
+        recent=np.concatenate([state.recent, newer["item"]])[-world.bundle.manifest.M :],
+        history=add_behaviors(state.history, newer),
+        tensors={
+            "centers": np.concatenate([of.centers, world.bundle.projected[row]]),
+            "sizes": np.concatenate([of.sizes, np.ones(1, np.uint32)]),
+            "interests": np.concatenate([of.interests, world.bundle.embeddings[row]]),
+        },
     )
-    session = world.bundle.scorer_session()
     keys = item_keys(CANDIDATES)
-    nothing = np.zeros(0, BEHAVIOR)
-    expected = score(session, world.bundle, singleton, nothing, keys, NOW_MS)
+    history = UserHistory(profile.version, singleton, newer[:0])
+    feed = world.system.feed(history, Candidates(keys, world.bundle.rows(keys)), NOW_MS)
+    (expected,) = world.bundle.scorer_session().run(None, feed)
     np.testing.assert_array_equal(world.ranker.rank("u", CANDIDATES).ctrs, expected)
 
 
@@ -157,13 +164,13 @@ def test_a_user_never_clustered_is_scored_from_the_sequence_in_one_read(world: W
     world.store.reads = 0
     ranking = world.ranker.rank("new", CANDIDATES)
     assert ranking.history == "sequence"
-    assert ranking.as_of is not None
-    assert ranking.as_of.count == 3
+    assert ranking.as_of is None
+    assert ranking.newer == 3
     assert world.store.reads == 1
 
 
 def test_scoring_from_the_sequence_equals_scoring_from_its_interests(world: World) -> None:
-    world.append("new", [f"item-{1 + i % 9}" for i in range(200)])
+    world.append("new", [f"item-{1 + i % 9}" for i in range(300)])
     unclustered = world.ranker.rank("new", CANDIDATES)
     world.cluster("new")
     clustered = world.ranker.rank("new", CANDIDATES)
@@ -178,25 +185,20 @@ def test_interests_of_another_bundle_are_not_used(
     ranker = Ranker(
         world.store,
         other,
-        type(world.extractor)(other),
+        open_system(other),
         ScorerMetrics(CollectorRegistry()),
         clock_ms=lambda: NOW_MS,
     )
     ranking = ranker.rank("u", CANDIDATES)
     assert ranking.history == "sequence"
-    assert ranking.as_of is not None
-    assert ranking.as_of.count == 30
+    assert ranking.newer == 30
 
 
 def test_interests_of_an_earlier_life_of_the_user_are_not_used(world: World) -> None:
-    (profile,) = world.store.profiles(["u"])
-    assert profile is not None
-    assert profile.interests is not None
-    state = InterestState.decode(profile.interests)
-    values = {name: getattr(state, name) for name in InterestState.__dataclass_fields__}
-    stray = InterestState(**(values | {"epoch": state.epoch + 1}))
+    _, state = stored(world, "u")
+    stray = replace(state, version=Version(state.epoch + 1, 30))
     # No store lets it in by the front door; one whose records expire apart may still hold it.
-    world.store._interests["u"] = Version(state.epoch + 1, 30), stray.encode()
+    world.store._interests["u"] = stray.version, world.system.layout.encode(stray)
     assert world.ranker.rank("u", CANDIDATES).history == "sequence"
 
 
@@ -207,11 +209,11 @@ def test_corrupt_interests_are_replaced_by_the_sequence(world: World) -> None:
 
 
 def test_far_more_newer_behaviors_than_interests_are_clustered_instead(world: World) -> None:
-    world.append("u", ["item-3"] * (MAX_NEWER + 1))
+    world.append("u", ["item-3"] * (NEWEST + 1))
     ranking = world.ranker.rank("u", CANDIDATES)
     assert ranking.history == "sequence"
     assert ranking.as_of is not None
-    assert ranking.as_of.count == 31 + MAX_NEWER
+    assert ranking.as_of.count == 31 + NEWEST
 
 
 def test_unknown_items_are_named_once_and_scored_alike(world: World) -> None:

@@ -3,16 +3,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from prometheus_client import CollectorRegistry
 
-from extractor.extract import Extractor
-from extractor.state import InterestState
+from extractor.state import InterestState, Layout
+from extractor.systems import open_system
 from infra.behaviors import Source, pack_behavior
 from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
 from infra.metrics import WorkerMetrics
@@ -20,7 +18,11 @@ from infra.settings import WorkerSettings
 from infra.store import Append, InterestWrite, Store, StoredSequence, Version
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
+from models.bundle import Bundle, StateTensor
+from models.features import EMPTY_HISTORY
 from streaming.schedule import SWEEP_EVERY_MS, SWEEP_USERS, Reclusterer
+from tests.bundles import tiny_bundle
+from tests.extractor.systems.whole import WholeSystem
 
 START = 1_700_000_000_000
 A, B = Source(key=1, owner=11), Source(key=2, owner=22)
@@ -36,10 +38,16 @@ class Clock:
         return self.now
 
 
-class CountingExtractor:
-    """An interest state that says how many behaviors it was made of and from which one."""
+DIGEST = b"b" * 16
+
+
+class CountingSystem(WholeSystem):
+    """States that say how many behaviors they were made of, and from which one."""
 
     def __init__(self) -> None:
+        self.keeps_state = True
+        self.digest = DIGEST
+        self.layout = Layout({"length": StateTensor("uint32", (1,))})
         self.previous: list[InterestState | None] = []
         self.users_failing: set[int] = set()
         self.before: Callable[[], None] = lambda: None
@@ -52,31 +60,13 @@ class CountingExtractor:
             raise ValueError("no interests\nfor this one")
         self.previous.append(previous)
         return InterestState(
-            bundle=b"b" * 16,
-            epoch=sequence.version.epoch,
-            count=sequence.version.count,
-            centers=np.zeros((1, 2), np.float32),
-            sizes=np.array([len(sequence.behaviors)], np.uint32),
-            interests=np.zeros((1, 2), np.float32),
-            recent=np.zeros(0, np.uint64),
-            item_keys=np.zeros(0, np.uint64),
-            item_counts=np.zeros(0, np.uint16),
-            item_last=np.zeros(0, np.uint32),
+            bundle=self.digest,
+            version=sequence.version,
             last_time_ms=0,
+            recent=np.zeros(0, np.uint64),
+            history=EMPTY_HISTORY,
+            tensors={"length": np.array([len(sequence.behaviors)], np.uint32)},
         )
-
-
-class SmallBundle:
-    """What an extractor needs of a bundle: 20 items on a circle, known by their row."""
-
-    digest = b"small bundle.\0\0\0"
-    manifest = SimpleNamespace(m=2, K=3, L=64, M=8, T=15, scale=20.0)
-    _angles = np.linspace(0, 2 * np.pi, 21)
-    projected = np.stack([np.cos(_angles), np.sin(_angles)], axis=1).astype(np.float32)
-    embeddings = projected
-
-    def rows(self, item_keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
-        return np.where(item_keys <= 20, item_keys, 0).astype(np.int32)
 
 
 class FaultyStore:
@@ -105,11 +95,11 @@ class House:
     def __init__(self, store: Store, clock: Clock | None = None, **settings: Any) -> None:
         self.clock = clock or Clock()
         self.store = FaultyStore(store)
-        self.extractor = CountingExtractor()
+        self.system = CountingSystem()
         self.registry = CollectorRegistry()
         self.reclusterer = Reclusterer(
             cast("Store", self.store),
-            self.extractor,
+            self.system,
             WorkerSettings(**{"recluster_min_new": 3, "recluster_max_age_s": 1.0} | settings),
             WorkerMetrics(self.registry),
             self.clock,
@@ -173,7 +163,7 @@ def test_the_previous_interests_warm_the_next_start(house: House) -> None:
     for _ in range(2):
         house.act("u1", 3)
         house.reclusterer.run_once()
-    cold, warm = house.extractor.previous
+    cold, warm = house.system.previous
     assert cold is None
     assert warm is not None
     assert warm.version == Version(START, 3)
@@ -183,7 +173,7 @@ def test_corrupt_interests_are_replaced(house: House) -> None:
     house.act("u1", 4)
     house.store.put_interests([InterestWrite("u1", Version(START, 1), b"junk")], START)
     assert house.reclusterer.run_once() == 1
-    assert house.extractor.previous == [None]
+    assert house.system.previous == [None]
     assert house.covered("u1") == 4
 
 
@@ -200,7 +190,7 @@ def test_only_the_own_partitions_users_are_reclustered(house: House) -> None:
 def test_a_partition_lost_while_extracting_is_not_written(house: House) -> None:
     house.act("u1", 3, A)
     house.act("u2", 3, B)
-    house.extractor.before = lambda: house.reclusterer.set_owners([B.owner])
+    house.system.before = lambda: house.reclusterer.set_owners([B.owner])
     assert house.reclusterer.run_once() == 1
     assert (house.covered("u1"), house.covered("u2")) == (None, 3)
 
@@ -248,7 +238,7 @@ def test_a_user_that_moved_between_owners_is_reclustered_once(house: House) -> N
 def test_a_failing_user_is_counted_and_put_off_and_the_others_go_on(house: House) -> None:
     house.act("u1", 3)
     house.act("u2", 3)
-    house.extractor.users_failing = {1}
+    house.system.users_failing = {1}
     assert house.reclusterer.run_once() == 1
     assert house.metric("reclusters_total", outcome="failed") == 1
     house.clock.now += 999
@@ -257,7 +247,7 @@ def test_a_failing_user_is_counted_and_put_off_and_the_others_go_on(house: House
     house.clock.now += 1
     house.reclusterer.run_once()
     assert house.metric("reclusters_total", outcome="failed") == 2
-    house.extractor.users_failing = set()
+    house.system.users_failing = set()
     house.clock.now += 1999
     assert house.reclusterer.run_once() == 0
     house.clock.now += 1
@@ -268,7 +258,7 @@ def test_a_failing_user_is_named_in_one_line(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     house.act("u1", 3)
-    house.extractor.users_failing = {1}
+    house.system.users_failing = {1}
     house.reclusterer.run_once()
     (record,) = caplog.records
     message = record.getMessage()
@@ -296,7 +286,7 @@ def test_many_failing_users_leave_room_for_the_others() -> None:
     house = House(MemoryStore(), recluster_batch=2)
     for number in range(1, 20):
         house.act(f"u{number}", 3)
-    house.extractor.users_failing = set(range(1, 19))
+    house.system.users_failing = set(range(1, 19))
     house.clock.now += 10
     for _ in range(10):
         house.reclusterer.run_once()
@@ -317,7 +307,7 @@ def test_an_expired_user_is_counted_as_gone() -> None:
 def test_stale_interests_are_refused_and_counted(house: House) -> None:
     house.act("u1", 3)
     newer = InterestWrite("u1", Version(START, 9), b"newer")
-    house.extractor.before = lambda: house.store.put_interests([newer], START)
+    house.system.before = lambda: house.store.put_interests([newer], START)
     assert house.reclusterer.run_once() == 0
     assert house.metric("reclusters_total", outcome="stale") == 1
     assert house.covered("u1") == 9
@@ -454,11 +444,12 @@ def test_one_owners_unreadable_list_does_not_block_the_others(house: House) -> N
     assert house.metric("store_errors_total", error="StoreCorrupt") == 1
 
 
-def test_the_real_extractor_works_in_its_threads(tmp_path: Path) -> None:
-    house = House(LmdbStore(tmp_path, max_size=1 << 24))
+def test_a_real_system_works_in_its_threads(tmp_path: Path) -> None:
+    house = House(LmdbStore(tmp_path / "store", max_size=1 << 24))
+    system = open_system(Bundle.load(tiny_bundle(tmp_path / "bundle")))
     reclusterer = Reclusterer(
         cast("Store", house.store),
-        Extractor(SmallBundle()),
+        system,
         WorkerSettings(recluster_min_new=3, recluster_threads=2, recluster_batch=4),
         WorkerMetrics(CollectorRegistry()),
         house.clock,
@@ -472,9 +463,9 @@ def test_the_real_extractor_works_in_its_threads(tmp_path: Path) -> None:
     reclusterer.stop()
     assert house.dirty() == []
     (profile,) = house.store.profiles(["u7"])
-    state = InterestState.decode(profile.interests)
+    state = system.layout.decode(profile.interests)
     assert state.version == Version(START, 8)
-    assert state.sizes.sum() == 8
+    assert state.history.counts.tolist() == [8]
     assert state.recent.tolist() == [7] * 8
 
 
@@ -487,7 +478,7 @@ def test_the_thread_reclusters_until_stopped(house: House, threads: int) -> None
         recluster_batch=2,
     )
     done = threading.Event()
-    house.extractor.before = lambda: done.set() if len(house.extractor.previous) >= 9 else None
+    house.system.before = lambda: done.set() if len(house.system.previous) >= 9 else None
     for number in range(1, 11):
         house.act(f"u{number}", 3)
     house.reclusterer.start()
@@ -505,7 +496,7 @@ def test_stopping_finishes_the_batch_in_hand() -> None:
         entered.set()
         assert leave.wait(10)
 
-    house.extractor.before = wait
+    house.system.before = wait
     for number in range(1, 5):
         house.act(f"u{number}", 3)
     house.reclusterer.start()
@@ -531,7 +522,7 @@ def test_the_thread_survives_every_error(caplog: pytest.LogCaptureFixture) -> No
             raise error
 
     house.store.faults = {"dirty": fail}
-    house.extractor.before = done.set
+    house.system.before = done.set
     house.act("u1", 3)
     house.reclusterer.start()
     assert done.wait(10)

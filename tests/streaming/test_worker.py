@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from extractor.state import InterestState
+from extractor.systems import open_system
 from infra.kafka.admin import topic_partitions
 from infra.kafka.local import LocalKafka
 from infra.settings import Settings
 from infra.store import Store
 from infra.stores import open_store
 from lifelong.shipped import BUNDLE
+from models.bundle import Bundle
 from tests.streaming.running import WorkerProcess, event, new_settings, produce, until
 
 
@@ -54,7 +55,7 @@ def _covered(store: Store, user: str) -> int:
     (profile,) = store.profiles([user])
     if profile is None or profile.interests is None:
         return 0
-    return InterestState.decode(profile.interests).count
+    return open_system(Bundle.load(BUNDLE)).layout.decode(profile.interests).count
 
 
 @pytest.mark.slow

@@ -42,16 +42,16 @@ def test_histories_add_up() -> None:
 
 def test_interests_are_convex_mixtures_of_their_members(bundle: Bundle) -> None:
     user = extract_plainly(bundle, keys(*range(1, 31)), times(30))
-    assert user.sizes.sum() == 30
-    assert np.linalg.norm(user.interests, axis=1).max() <= (
+    assert user.tensors["sizes"].sum() == 30
+    assert np.linalg.norm(user.tensors["interests"], axis=1).max() <= (
         np.linalg.norm(bundle.embeddings, axis=1).max() + 1e-6
     )
 
 
 def test_few_behaviors_are_interests_of_their_own(bundle: Bundle) -> None:
     user = extract_plainly(bundle, keys(3, 5), times(2))
-    np.testing.assert_allclose(user.interests[:2], bundle.embeddings[[3, 5]], rtol=1e-6)
-    assert user.sizes.tolist() == [1, 1, 0, 0]
+    np.testing.assert_allclose(user.tensors["interests"][:2], bundle.embeddings[[3, 5]], rtol=1e-6)
+    assert user.tensors["sizes"].tolist() == [1, 1, 0, 0]
 
 
 def test_newer_behaviors_count_as_if_they_had_been_clustered(bundle: Bundle) -> None:
@@ -60,8 +60,7 @@ def test_newer_behaviors_count_as_if_they_had_been_clustered(bundle: Bundle) -> 
     whole = extract_plainly(bundle, keys(3, 5, 3), times(3))
     part = extract_plainly(bundle, keys(3, 5), times(3)[:2])
     newer = type(part)(
-        interests=part.interests,
-        sizes=part.sizes,
+        tensors=part.tensors,
         recent=part.recent,
         history=part.history,
         newer=keys(9),

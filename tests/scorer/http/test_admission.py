@@ -30,7 +30,7 @@ class Gate(Ranker):
 
 @pytest.fixture
 def gate(world: World) -> Iterator[Gate]:
-    gate = Gate(world.store, world.bundle, world.extractor, world.metrics)
+    gate = Gate(world.store, world.bundle, world.system, world.metrics)
     gate.open = threading.Event()
     gate.knocked = threading.Event()
     world.service.serve(gate, lambda: None)

@@ -190,7 +190,7 @@ async def test_a_bug_is_told_without_a_traceback(http: httpx.AsyncClient, world:
         def rank(self, *_: Any, **__: Any) -> Ranking:
             raise ZeroDivisionError("secret")
 
-    broken = Broken(world.store, world.bundle, world.extractor, world.metrics)
+    broken = Broken(world.store, world.bundle, world.system, world.metrics)
     world.service.serve(broken, lambda: None)
     response = await http.post("/v1/rank", json={"user": "u", "candidates": ["item-1"]})
     assert_refused(response, 500, "request")

@@ -1,21 +1,51 @@
-"""From a stored sequence to an interest state (ENCODE, Algorithm 1)."""
+"""ENCODE as the services run it (ENCODE, Algorithm 1): sequences into clustered interests.
+
+Offline, behaviors are clustered in the projected space and each cluster becomes an interest by
+in-cluster attention (`Extractor`). Online, a candidate attends to the interests and to each newer
+behavior, which is an interest of its own: a cluster of one, whose u is its embedding
+(`EncodeSystem.feed`).
+"""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from extractor.state import COUNT_MAX, SECONDS_MAX, InterestState
-from infra.arrays import F32, I32, I64, U16, U32, U64
+from extractor.history import count_items
+from extractor.state import InterestState, Layout
+from extractor.system import Candidates, NamedPart, UserHistory, common_feed
+from infra.arrays import F32, I32, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.store import StoredSequence, Version
+from models.bundle import Bundle
+from models.features import History
 from models.kernels.attention import attend_kernel
 from models.kernels.clustering import cluster_kernel, plain_f32
 from models.kernels.compiling import kernel
 
-HASH_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 / golden ratio (Fibonacci hashing): spreads item keys that are not hashes, as tests have."""
+NEWEST: Final = 256
+"""Most behaviors that become interests of their own. Each costs as much attention as a cluster;
+beyond this many, clustering the whole sequence on the spot (~0.1 ms) is cheaper."""
+
+TYPICAL: Final = 3
+"""Items that name an interest."""
+
+
+class EncodeTensors(NamedTuple):
+    """The tensors of an ENCODE state: k clusters, none of them empty, k <= K."""
+
+    centers: F32
+    """f32[k,m], unit length: the clusters' centers in the projected space."""
+    interests: F32
+    """f32[k,d]: the clusters' interests u (Eq. 8) in the embedding space."""
+    sizes: U32
+    """u32[k]: behaviors in each cluster."""
+
+
+def interests_of(state: InterestState) -> EncodeTensors:
+    """The tensors of a state by their names."""
+    return EncodeTensors(**state.tensors)
 
 
 class Dimensions(Protocol):
@@ -69,6 +99,83 @@ class ItemTable(Protocol):
         """i32[n]: the items' rows, 0 where the bundle does not know one."""
 
 
+class EncodeSystem:
+    """`extractor.system.System` of an ENCODE bundle."""
+
+    reads: Final = "profile"
+    keeps_state: Final = True
+    newest: Final = NEWEST
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._extractor = Extractor(bundle)
+        self.digest = bundle.digest
+        self.layout = Layout(bundle.manifest.stored)
+
+    def warm(self) -> None:
+        self._extractor.warm()
+        behaviors = np.zeros(self._bundle.manifest.K + 1, BEHAVIOR)
+        behaviors["item"] = np.arange(len(behaviors))
+        state = self.extract(StoredSequence(Version(1, len(behaviors)), behaviors, {}))
+        keys = np.ascontiguousarray(behaviors["item"])
+        history = UserHistory(Version(1, len(behaviors) + 1), state, behaviors[:1])
+        self.feed(history, Candidates(keys, self._bundle.rows(keys)), now_ms=1)
+
+    def extract(
+        self, sequence: StoredSequence, previous: InterestState | None = None
+    ) -> InterestState:
+        return self._extractor.extract(sequence, previous)
+
+    def feed(
+        self, history: UserHistory | None, candidates: Candidates, now_ms: int
+    ) -> dict[str, Array]:
+        bundle = self._bundle
+        interests, sizes = np.empty((0, bundle.manifest.d), np.float32), np.empty(0, np.float32)
+        if history is not None:
+            newer = history.newer["item"]
+            if history.state is not None:
+                of = interests_of(history.state)
+                interests, sizes = of.interests, of.sizes.astype(np.float32)
+            if len(newer):
+                alone = bundle.embeddings[bundle.rows(np.ascontiguousarray(newer))]
+                interests = np.concatenate((interests, alone))
+                sizes = np.concatenate((sizes, np.ones(len(newer), np.float32)))
+        if not len(sizes):
+            interests, sizes = np.zeros((1, bundle.manifest.d), np.float32), np.zeros(1, np.float32)
+        feed: dict[str, Array] = {
+            "interests": interests.astype(np.float32, copy=False),
+            "sizes": sizes,
+        }
+        return feed | common_feed(bundle, history, candidates, now_ms)
+
+    def describe(
+        self, state: InterestState, sequence: StoredSequence, most: int
+    ) -> list[NamedPart]:
+        """A behavior belongs to the center with the largest cosine in the projected space (ENCODE,
+        section 3.2.2), as in the clustering itself.
+        """
+        of = interests_of(state)
+        rows = np.unique(self._bundle.rows(np.ascontiguousarray(sequence.behaviors["item"])))
+        rows = rows[rows > 0]
+        if not len(rows) or not len(of.sizes):
+            return []
+        projected = self._bundle.projected[rows]
+        norms = np.linalg.norm(projected, axis=1, keepdims=True)
+        cosines = projected / np.maximum(norms, 1e-12) @ of.centers.T
+        member_of, nearness = np.argmax(cosines, axis=1), cosines.max(axis=1)
+        total = int(of.sizes.sum())
+        named = []
+        for cluster in np.argsort(-of.sizes.astype(np.int64), kind="stable"):
+            members = np.flatnonzero(member_of == cluster)
+            typical = members[np.argsort(-nearness[members], kind="stable")][:TYPICAL]
+            if len(typical):
+                named.append(NamedPart(int(of.sizes[cluster]) / total, rows[typical].tolist()))
+        return named[:most]
+
+    def summarize(self, state: InterestState) -> dict[str, Any]:
+        return {"clusters": len(state.tensors["sizes"])}
+
+
 class Extractor:
     """Makes interest states with one bundle's item table. Safe to use from several threads.
 
@@ -103,9 +210,9 @@ class Extractor:
         bundle, dimensions = self._bundle, self._bundle.manifest
         behaviors = sequence.behaviors[-dimensions.L :]
         keys = np.ascontiguousarray(behaviors["item"])
-        summary = summarize(keys, np.ascontiguousarray(behaviors["time"]))
+        counted = count_items(keys, np.ascontiguousarray(behaviors["time"]))
         rows, counts, h = _points_kernel(
-            bundle.rows(summary.item_keys), summary.place, summary.counts, self._projected
+            bundle.rows(counted.item_keys), counted.place, counted.counts, self._projected
         )
         assign, centers, sizes, _ = cluster_kernel(
             h, counts, self._start(sequence, previous), dimensions.K, dimensions.T
@@ -113,19 +220,14 @@ class Extractor:
         interests = attend_kernel(
             h, assign, centers, rows, self._embeddings, np.float32(dimensions.scale), counts
         )
+        there = sizes > 0
         return InterestState(
             bundle=bundle.digest,
-            epoch=sequence.version.epoch,
-            count=sequence.version.count,
-            centers=centers,
-            sizes=sizes,
-            interests=interests,
+            version=sequence.version,
+            last_time_ms=counted.last_time_ms,
             recent=keys[-dimensions.M :],
-            item_keys=summary.item_keys,
-            item_counts=summary.item_counts,
-            item_last=summary.item_last,
-            last_time_ms=summary.last_time_ms,
-            recent_length=dimensions.M,
+            history=History(counted.item_keys, counted.item_counts, counted.item_last),
+            tensors=EncodeTensors(centers[there], interests[there], sizes[there])._asdict(),
         )
 
     def _start(self, sequence: StoredSequence, previous: InterestState | None) -> F32:
@@ -135,11 +237,10 @@ class Extractor:
             previous is None
             or previous.bundle != self._bundle.digest
             or previous.epoch != sequence.version.epoch
-            or previous.centers.shape != (manifest.K, manifest.m)
             or 2 * (sequence.version.count - previous.count) > len(sequence.behaviors)
         ):
             return np.empty((0, manifest.m), np.float32)
-        return plain_f32(previous.centers)
+        return plain_f32(interests_of(previous).centers)
 
 
 def _table(array: F32) -> F32:
@@ -147,96 +248,6 @@ def _table(array: F32) -> F32:
     view = np.require(array, np.float32, ("C", "A")).view()
     view.flags.writeable = False
     return view
-
-
-class Summary(NamedTuple):
-    """Behaviors by distinct item: n of them, in two orders."""
-
-    counts: U32
-    """u32[n], in the order in which the items first appear: behaviors on each."""
-    place: I32
-    """i32[n], in the same order: where each item stands among ``item_keys``."""
-    item_keys: U64
-    """u64[n], ascending."""
-    item_counts: U16
-    """u16[n], in the order of ``item_keys``; stops at 65,535."""
-    item_last: U32
-    """u32[n], likewise: the latest time of each, seconds since epoch."""
-    last_time_ms: int
-    """The latest time of all; 0: there are none."""
-
-
-def summarize(keys: U64, times: I64) -> Summary:
-    """Count behaviors by item.
-
-    Args:
-        keys: u64[L], item keys, oldest first.
-        times: i64[L], event times, ms since epoch, in any order.
-
-    >>> import numpy as np
-    >>> summary = summarize(np.array([9, 4, 9], np.uint64), np.array([5000, 6000, 3000]))
-    >>> summary.item_keys, summary.item_counts, summary.item_last
-    (array([4, 9], dtype=uint64), array([1, 2], dtype=uint16), array([6, 5], dtype=uint32))
-    """
-    distinct, counts, last, table = _count_kernel(keys, times)
-    item_keys = np.sort(distinct)  # vectorized, and an order of magnitude faster than argsort
-    place, item_counts, item_last = _order_kernel(item_keys, distinct, counts, last, table)
-    return Summary(
-        counts, place, item_keys, item_counts, item_last, last_time_ms=int(last.max(initial=0))
-    )
-
-
-@kernel
-def _count_kernel(keys: U64, times: I64) -> tuple[U64, U32, I64, I32]:
-    """Distinct keys as they first appear, their counts and last times, and the hash table (open
-    addressing, of their places) that found them.
-    """
-    size = 16
-    while size < 2 * len(keys):
-        size *= 2
-    table = np.full(size, -1, np.int32)
-    distinct = np.empty(len(keys), np.uint64)
-    counts = np.empty(len(keys), np.uint32)
-    last = np.empty(len(keys), np.int64)
-    n = 0
-    for i in range(len(keys)):
-        slot = _find(keys[i], distinct, table)
-        at = table[slot]
-        if at < 0:
-            table[slot] = n
-            distinct[n], counts[n], last[n] = keys[i], 1, times[i]
-            n += 1
-        else:
-            counts[at] += 1
-            last[at] = max(last[at], times[i])
-    return distinct[:n], counts[:n], last[:n], table
-
-
-@kernel
-def _find(key: np.uint64, distinct: U64, table: I32) -> np.uint64:
-    """The slot of a key, or the free one where it belongs."""
-    mask = np.uint64(len(table) - 1)
-    slot = (key * HASH_FACTOR >> np.uint64(32)) & mask
-    while table[slot] >= 0 and distinct[table[slot]] != key:
-        slot = (slot + np.uint64(1)) & mask
-    return slot
-
-
-@kernel
-def _order_kernel(
-    item_keys: U64, distinct: U64, counts: U32, last: I64, table: I32
-) -> tuple[I32, U16, U32]:
-    """Where each distinct key stands in sorted order, and counts and last times in that order."""
-    n = len(item_keys)
-    place = np.empty(n, np.int32)
-    item_counts = np.empty(n, np.uint16)
-    item_last = np.empty(n, np.uint32)
-    for position in range(n):
-        at = table[_find(item_keys[position], distinct, table)]
-        place[at] = position
-        item_counts[position] = min(counts[at], COUNT_MAX)
-        item_last[position] = min(max(last[at] // 1000, 0), SECONDS_MAX)
-    return place, item_counts, item_last
 
 
 @kernel

@@ -1,0 +1,142 @@
+"""The seam between the service and its systems: what each of ENCODE, SDIM and TWIN must be able to.
+
+Record, store, schedule, scorer and inspection know states as a header and named tensors, and a
+system as what this protocol says; whatever is particular to one lies behind it, in
+`extractor.systems`. The bundle's manifest names the system, `extractor.systems.open_system` opens
+it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from extractor.history import add_behaviors
+from extractor.state import InterestState, Layout
+from infra.arrays import F32, I32, U64, Array
+from infra.store import Behaviors, StoredSequence, Version
+from models.bundle import Bundle
+from models.features import EMPTY_HISTORY, cross_features, user_features
+
+
+class UserHistory(NamedTuple):
+    """What is known of a user when they are ranked for."""
+
+    version: Version
+    """Of the sequence, as of its newest behavior."""
+    state: InterestState | None
+    """The state in use; None: everything that is known is in ``newer``."""
+    newer: Behaviors
+    """BEHAVIOR[n], oldest first: the behaviors that the state does not cover."""
+
+
+class Candidates(NamedTuple):
+    """What is to be ranked, B items."""
+
+    keys: U64
+    """u64[B]: item keys."""
+    rows: I32
+    """i32[B]: their rows in the bundle's tables; 0 for items it does not know."""
+
+
+class NamedPart(NamedTuple):
+    """One part of a state as a person can read it: an interest, a bucket."""
+
+    share: float
+    """Share of the covered behaviors that belong to it."""
+    rows: list[int]
+    """Rows of its most typical items, the most typical first."""
+
+
+class System(Protocol):
+    """One loaded bundle's way from behaviors to what its scorer graph is fed. Thread-safe."""
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that name the bundle's content; its states carry them."""
+
+    @property
+    def reads(self) -> Literal["profile", "sequence"]:
+        """What a request needs of the store: a stored state with the behaviors newer than it, or
+        the whole kept sequence.
+        """
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether `extract` makes states worth storing; without it no user is ever due."""
+
+    @property
+    def newest(self) -> int:
+        """Most behaviors newer than a state, or without one, that `feed` should be given. Beyond
+        it a state extracted on the spot from the whole sequence is cheaper.
+        """
+
+    @property
+    def layout(self) -> Layout:
+        """How its states are recorded."""
+
+    def warm(self) -> None:
+        """Have every kernel compiled and every table built before the first user waits."""
+
+    def extract(
+        self, sequence: StoredSequence, previous: InterestState | None = None
+    ) -> InterestState:
+        """The state of a sequence's last L behaviors; called from several threads at once.
+
+        Args:
+            sequence: the user's behaviors, oldest first; none is fine.
+            previous: the user's last state, of this bundle or another; used where it helps.
+        """
+
+    def feed(
+        self, history: UserHistory | None, candidates: Candidates, now_ms: int
+    ) -> dict[str, Array]:
+        """What scorer.onnx is fed for one user and B candidates.
+
+        Args:
+            history: None: a stranger.
+            candidates: what is ranked.
+            now_ms: the moment for which to score, ms since epoch.
+        """
+
+    def describe(
+        self, state: InterestState, sequence: StoredSequence, most: int
+    ) -> list[NamedPart]:
+        """The ``most`` largest parts of a state, largest first, each by its most typical items."""
+
+    def summarize(self, state: InterestState) -> dict[str, Any]:
+        """A state in a few plain numbers, for `lifelong inspect`."""
+
+
+def common_feed(
+    bundle: Bundle, history: UserHistory | None, candidates: Candidates, now_ms: int
+) -> dict[str, F32]:
+    """The inputs of scorer.onnx that do not depend on the system, by their names
+    (`models.bundle.COMMON_INPUTS`): recent behaviors, user, candidates and cross features.
+    """
+    manifest = bundle.manifest
+    recent_keys, past, count, last_time_ms = np.zeros(0, np.uint64), EMPTY_HISTORY, 0, 0
+    if history is not None:
+        state, newer = history.state, history.newer
+        keys = np.ascontiguousarray(newer["item"])
+        last_time_ms = int(newer["time"].max(initial=0))
+        if state is None:
+            recent_keys, past = keys[-manifest.M :], add_behaviors(EMPTY_HISTORY, newer)
+        else:
+            recent_keys = np.concatenate((state.recent, keys))[-manifest.M :]
+            past = add_behaviors(state.history, newer)
+            last_time_ms = max(last_time_ms, state.last_time_ms)
+        count = history.version.count
+    recent = bundle.embeddings[bundle.rows(recent_keys)]
+    recent_mask = np.ones(len(recent), np.float32)
+    if not len(recent):
+        recent, recent_mask = np.zeros((1, manifest.d), np.float32), np.zeros(1, np.float32)
+    popularity = bundle.popularity[candidates.rows]
+    return {
+        "recent": recent,
+        "recent_mask": recent_mask,
+        "user": user_features(count, last_time_ms, now_ms),
+        "candidates": bundle.embeddings[candidates.rows],
+        "cross": cross_features(candidates.keys, popularity, past, now_ms),
+    }
