@@ -4,6 +4,9 @@ Each setting comes from the first of: a flag (the overrides of `load_settings`),
 (``LIFELONG_BROKER__BOOTSTRAP``), the file (``lifelong.toml`` in the working directory, or the one
 named by ``--config`` or ``LIFELONG_CONFIG``), its default here. An unknown name is an error
 wherever it stands: a misspelt setting that is quietly ignored is found in production.
+
+One file, though a long one: every setting stands here with its meaning, so that who looks for one
+reads a single page, and so does the example file, which is made from it.
 """
 
 from __future__ import annotations

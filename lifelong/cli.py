@@ -1,5 +1,7 @@
 """The command line: one function a command, each of which only composes and calls.
 
+One file, though a long one: who looks for a command or a flag finds all of them here.
+
 Exit codes: 0 done; 1 an error, told in one line on standard error; 2 the command was misspelt;
 3 a check found something wrong; 130 interrupted.
 """

@@ -139,8 +139,9 @@ class Encode(LongTerm):
         )
 
     def extract(self, sequence: BehaviorSequence) -> Interests:
-        """Algorithm 1. Centers and assignments are constants: gradients reach the projection
-        through the weights alone.
+        """Interests by Algorithm 1, as `models.kernels.attention` makes them in the services.
+        Centers and assignments are constants: gradients reach the projection through the weights
+        alone.
         """
         K, mask, newer = self.config.K, sequence.mask, sequence.newer
         directions = sequence.directions(self.projection)
