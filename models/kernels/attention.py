@@ -1,8 +1,8 @@
 """In-cluster target attention: from clusters to interests (ENCODE, Eqs. 8 and 9).
 
 The compiled form, by which the services make interests. Training needs gradients and has the same
-weights in torch, in `models.networks.encode.Encode.extract`; `tests/models/networks/test_encode.py`
-and every bundle's golden requests hold the one against the other.
+weights in torch, in `models.networks.encode.Encode.extract`; that module's tests hold the one
+against the other.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.kernels.attention import attend
 from models.modules.clusterings import Clustering, cluster_sequences
 from models.modules.layers import masked_softmax, unit
 from models.modules.long_term import State
@@ -75,6 +76,28 @@ def test_it_is_algorithm_1_and_equation_10() -> None:
         weights = np.exp([cosine(u, x) / 0.5 for u in interests])
         expected = weights @ np.array(interests) / weights.sum()  # Eq. 10
         np.testing.assert_allclose(network(sequence, target)[0, b].numpy(), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_its_interests_are_those_of_the_kernel_that_serves() -> None:
+    """Attention within a cluster is written twice, since training needs gradients."""
+    network = module(beta=0.5)
+    sequence = sequence_of([40, 25], 40)
+    pooled = network.extract(sequence)
+    h = sequence.embeddings @ network.projection
+    for r in range(2):
+        there = sequence.mask[r]
+        labels = pooled.labels[r][there]
+        _, centers = cluster_sequences(unit(h), sequence.mask, 4, 15, sequence.rows)
+        served = attend(
+            h[r][there].numpy(),
+            labels.numpy().astype(np.int32),
+            centers[r].numpy(),
+            sequence.rows[r][there].numpy().astype(np.int32),
+            sequence.table.detach().numpy(),
+            float(network.scale),
+        )
+        np.testing.assert_allclose(pooled.interests[r].numpy(), served, atol=1e-5)
 
 
 @every_clustering
