@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -83,33 +83,8 @@ def create_topic(
                 raise
             created = False
         # The controller has it; the broker that we ask may hear of it a little later.
-        _wait(lambda: _has_leaders(_describe(admin, name, timeout_s)), name, "created", timeout_s)
+        _wait_until_led(admin, name, timeout_s)
         return created
-
-
-def delete_topic(broker: BrokerSettings | str, name: str, *, timeout_s: float = 10.0) -> bool:
-    """Delete topic ``name`` with all its records, and wait until it is gone.
-
-    Returns:
-        Whether it was there.
-
-    Raises:
-        BrokerError: Kafka cannot be reached, or refused; a mock cluster always refuses.
-    """
-    with _admin(broker, timeout_s) as admin:
-        if _cluster(admin.list_topics(timeout=timeout_s)).is_mock:
-            raise BrokerError(
-                f"topic {name} cannot be deleted: librdkafka's mock cluster has no such call; "
-                "start another one"
-            )
-        try:
-            admin.delete_topics([name], request_timeout=timeout_s)[name].result()
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise
-            return False
-        _wait(lambda: _describe(admin, name, timeout_s) is None, name, "deleted", timeout_s)
-        return True
 
 
 def topic_id(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0) -> str:
@@ -208,16 +183,16 @@ def _describe(admin: Any, name: str, timeout_s: float) -> Any | None:
         raise
 
 
-def _has_leaders(topic: Any | None) -> bool:
-    return topic is not None and all(p.leader is not None for p in topic.partitions)
-
-
-def _wait(done: Callable[[], bool], name: str, deed: str, timeout_s: float) -> None:
+def _wait_until_led(admin: Any, name: str, timeout_s: float) -> None:
+    """Until every partition of topic ``name``, just created, has a leader."""
     deadline = time.monotonic() + timeout_s
-    while not done():
+    while True:
+        topic = _describe(admin, name, timeout_s)
+        if topic is not None and all(p.leader is not None for p in topic.partitions):
+            return
         if time.monotonic() > deadline:
             raise BrokerError(
-                f"topic {name} was {deed}, but Kafka does not show that after {timeout_s:g} s: "
+                f"topic {name} was created, but Kafka does not show that after {timeout_s:g} s: "
                 "look at the broker's log"
             )
         time.sleep(0.02)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from infra.errors import BrokerError, StoreUnavailable
-from infra.kafka.admin import delete_topic
 from infra.kafka.local import LocalKafka
+from tests.infra.kafka.steps import delete_topic
 from tests.streaming.running import (
     KeptLetters,
     WatchedStore,
@@ -76,7 +76,7 @@ async def test_a_topic_deleted_and_created_again_is_read_from_its_beginning(
     async with running(settings, store) as worker:
         await until(lambda: worker.events("applied") == 30, "the first topic is applied")
         await until(lambda: committed(settings) == {0: 30}, "and committed")
-        await asyncio.to_thread(delete_topic, settings.broker, settings.broker.topic)
+        await asyncio.to_thread(delete_topic, settings.broker.bootstrap, settings.broker.topic)
         await asyncio.to_thread(create_topics, settings)
         await asyncio.to_thread(produce, settings, [("a", event("a", 100 + n)) for n in range(5)])
         await until(lambda: worker.events("applied") == 35, "the second topic is applied")
@@ -98,7 +98,7 @@ async def test_a_topic_created_again_and_filled_beyond_the_old_offset_is_noticed
 
     async with running(settings, store) as worker:
         await until(lambda: worker.events("applied") == 10, "the first topic is applied")
-        await asyncio.to_thread(delete_topic, settings.broker, settings.broker.topic)
+        await asyncio.to_thread(delete_topic, settings.broker.bootstrap, settings.broker.topic)
         await asyncio.to_thread(create_topics, settings)
         await asyncio.to_thread(produce, settings, [("a", event("a", 100 + n)) for n in range(40)])
         await worker.app.batch_agent.check_topic()

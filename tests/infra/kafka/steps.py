@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from infra.errors import BrokerError
 from infra.kafka.clients import client_config, producer_config
@@ -44,6 +45,16 @@ def consume(bootstrap: str, topic: str, count: int) -> list[str]:
         return [str(message.value(), "utf-8") for message in messages]
     finally:
         consumer.close()
+
+
+def delete_topic(bootstrap: str, topic: str) -> None:
+    """Delete a topic with all its records, and wait until it is gone."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin.delete_topics([topic], request_timeout=20)[topic].result()
+    deadline = time.monotonic() + 20
+    while topic in admin.list_topics(timeout=20).topics:
+        assert time.monotonic() < deadline, f"topic {topic} lives on"
+        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from infra.errors import BrokerError
-from infra.kafka.admin import create_topic, delete_topic, ping, topic_id, topic_partitions
+from infra.kafka.admin import create_topic, ping, topic_id, topic_partitions
 from infra.kafka.local import LocalKafka
-from tests.infra.kafka.steps import consume, one_line, produce
+from tests.infra.kafka.steps import consume, produce
 
 
 def test_a_mock_has_the_partitions_that_were_asked_for(mock_kafka: LocalKafka) -> None:
@@ -45,15 +45,6 @@ def test_the_same_topic_of_another_mock_has_another_id(
             create_topic(kafka.bootstrap, "events", 1)
 
         assert topic_id(mock_kafka.bootstrap, "events") != topic_id(other.bootstrap, "events")
-
-
-def test_a_mock_deletes_no_topics(mock_kafka: LocalKafka) -> None:
-    create_topic(mock_kafka.bootstrap, "events", 1)
-
-    with pytest.raises(BrokerError) as error:
-        delete_topic(mock_kafka.bootstrap, "events")
-
-    assert "mock" in one_line(error)
 
 
 def test_a_stopped_mock_is_gone_and_can_be_started_again(mock_kafka: LocalKafka) -> None:
