@@ -1,9 +1,10 @@
-"""The project's own files: pins, the example settings, and what goes into the wheel."""
+"""The project's own files: pins, the example settings, and what goes into its two distributions."""
 
 import importlib.util
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -72,18 +73,64 @@ def test_the_example_file_shows_the_settings_as_they_are() -> None:
     )
 
 
-def test_the_wheel_has_the_packages_the_data_and_nothing_else(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the wheel and of the source distribution, built from this checkout."""
     require(importlib.util.find_spec("hatchling"), "hatchling (make test installs it)")
+    folder = tmp_path_factory.mktemp("built")
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist", "-d", folder],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(built: Path) -> set[str]:
+    """What the source distribution holds, as paths from its top folder."""
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        return {name.split("/", 1)[1] for name in files.getnames()}
+
+
+def test_the_wheel_has_the_packages_the_data_and_nothing_else(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"infra", "streaming", "extractor", "scorer", "models", "lifelong"}
     assert "lifelong/data/online-retail-2.parquet" in names
     assert "lifelong/data/bundle/manifest.json" in names
+
+
+def test_the_source_distribution_is_small(built: Path) -> None:
+    """4.4 MB, of which the bundled purchases and bundle are 3.2 MB."""
+    (archive,) = built.glob("*.tar.gz")
+    assert archive.stat().st_size < 8_000_000
+
+
+def test_the_source_distribution_has_the_experiments_pages_and_not_their_runs(
+    sources: set[str],
+) -> None:
+    experiments = {Path(name) for name in sources if name.startswith("docs/experiments/")}
+    assert Path("docs/experiments/README.md") in experiments
+    assert Path("docs/experiments/taobao/encode-table-2.md") in experiments
+    assert {path.suffix for path in experiments} == {".md", ".json"}
+    assert not [path for path in experiments if "cells" in path.parts]
+
+
+def test_the_source_distribution_builds_and_tests_itself(sources: set[str]) -> None:
+    """All that its build, its `make` targets and its tests read; see pyproject.toml for the test
+    that reads what only the repository has.
+    """
+    read = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("tests", "examples", "requirements", "docs/models", "lifelong", "infra")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    read |= {"pyproject.toml", "Makefile", ".ci/run", "lifelong.example.toml", "docs/training.md"}
+    read |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "NOTICE"}
+    assert read - sources <= {"tests/lifelong/experiments/test_committed.py"}
