@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 
 import pytest
 
-# Fixtures that start a real Kafka; several packages' tests use them.
-pytest_plugins = [
-    name for name in ("tests.kafka_fixture",) if importlib.util.find_spec(name) is not None
-]
+pytest_plugins = ["tests.skips", "tests.kafka_fixture"]
 
 
 def require(condition: object, what: str) -> None:
-    """Go on only if the machine has ``what``: without it a test skips, and under CI it fails.
-
-    A check that quietly stops running is worse than none.
+    """Go on only if the machine has ``what``: without it a test skips, which CI takes for a failure
+    (`tests.skips`).
     """
-    if condition:
+    if not condition:
+        pytest.skip(f"needs {what}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what needs faults on order where AEROSPIKE_HOST names a real server, with none."""
+    if "AEROSPIKE_HOST" not in os.environ:
         return
-    if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
-        pytest.fail(f"CI must have {what}", pytrace=False)
-    pytest.skip(f"needs {what}")
+    faults = [item for item in items if "double" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=faults)
+    items[:] = [item for item in items if item not in faults]
 
 
 def pytest_configure() -> None:

@@ -1,8 +1,8 @@
 """The Kafka brokers that tests share, as a pytest plugin.
 
 `kafka` is a real Apache Kafka, started once for the whole session, so tests use topic names of
-their own (`unique_topic`). Where it cannot run the test is skipped, except with CI=true: there it
-fails, so that nothing passes for want of Java. A test of a broker that is away for a while may
+their own (`unique_topic`). Where it cannot run the test is skipped, which fails under CI, so that
+nothing passes for want of Java (`tests.skips`). A test of a broker that is away for a while may
 `kafka.stop()` it, and must `kafka.start()` it again however it ends: address and records stay.
 
 `mock_kafka` is librdkafka's mock cluster, which needs neither Java nor Maven.
@@ -10,7 +10,6 @@ fails, so that nothing passes for want of Java. A test of a broker that is away 
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +25,6 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
     """The session's Apache Kafka."""
     obstacle = apache_obstacle()
     if obstacle is not None:
-        if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
-            pytest.fail(f"Apache Kafka cannot run here, and CI must not skip it: {obstacle}")
         pytest.skip(f"Apache Kafka cannot run here: {obstacle}")
     with LocalKafka(tmp_path_factory.mktemp("kafka"), kind="apache") as broker:
         yield broker

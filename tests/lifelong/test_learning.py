@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from models.data.live import LiveSplit
 from models.data.splits import Split
 from tests.conftest import require
 from tests.models.generated import planted_interactions
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 name = "shop"
@@ -133,11 +137,20 @@ def test_tensorboard_gets_what_the_console_does(config: Path) -> None:
 
 @pytest.mark.parametrize("package", ["tensorboard", "mlflow"])
 def test_a_tracker_that_is_not_installed_is_named(config: Path, package: str) -> None:
-    if importlib.util.find_spec(package) is not None:
-        pytest.skip(f"{package} is installed")
-    message = refusal(config, {"training.log": [package]})
-    assert message == (
-        f'training.log names "{package}", which is not installed; pip install {package}'
+    log = config.parent / f"{package}.toml"
+    log.write_text(config.read_text() + f'log = ["{package}"]\n')
+    command = f"import sys; sys.modules['{package}'] = None; from lifelong.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "train", str(log), "--out", str(config.parent / "run")],
+        cwd=config.parent,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f'lifelong: training.log names "{package}", which is not installed; pip install {package}\n'
     )
 
 
