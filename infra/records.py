@@ -9,7 +9,7 @@ Everything here is a pure function on bytes, shared by all stores.
 
 Layout, little-endian::
 
-    version u8 | marks u8 | event keys u8 | flags u8 | tail u16 | 2 unused bytes
+    format u8 | marks u8 | event keys u8 | flags u8 | tail u16 | 2 unused bytes
     count u64 | epoch u64 | updated u64 | covered u64 | owner u64 | since u64
     marks      x (source key u64, offset i64)
     event keys x u64, oldest first
@@ -19,6 +19,7 @@ Layout, little-endian::
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,7 +71,27 @@ class Head:
 
     @property
     def version(self) -> Version:
+        """The sequence's version."""
         return Version(self.epoch, self.count)
+
+    def uncovered(self, interests: Version | None, length: int) -> int:
+        """How many of the newest behaviors a profile shows beside an interest state of that
+        version: all of the tail, and what is newer than the state, of at most ``length``.
+        """
+        covered = interests.count if interests and interests.epoch == self.epoch else 0
+        return max(len(self.tail), min(self.count - covered, length))
+
+    def segments(self, length: int) -> range:
+        """Numbers of the segments that the newest ``length`` behaviors lie in, beside the tail."""
+        sealed = self.count - len(self.tail)
+        return range(max(0, self.count - length) // SEGMENT, sealed // SEGMENT)
+
+    def newest(self, segments: Sequence[Behaviors], length: int) -> Behaviors:
+        """The newest ``length`` behaviors (fewer where there are no more), oldest first, given
+        those of the segments that `segments` numbers.
+        """
+        behaviors = np.concatenate([*segments, self.tail]) if segments else self.tail
+        return behaviors[max(0, len(behaviors) - length) :]
 
 
 @dataclass(slots=True)
@@ -87,8 +108,8 @@ class Grown:
 
 
 @dataclass(slots=True)
-class Summary:
-    """A head's counters, read without touching the rest."""
+class Counters:
+    """A head's counters, read without touching the rest; see `Head` for each."""
 
     count: int
     epoch: int
@@ -96,6 +117,11 @@ class Summary:
     covered: int
     owner: int
     since: int
+
+    @property
+    def pending(self) -> int:
+        """Behaviors newer than the stored interest state."""
+        return self.count - self.covered
 
 
 def grow(  # noqa: PLR0912  # the hottest loop of the worker; a call per branch would show
@@ -184,12 +210,14 @@ def grow(  # noqa: PLR0912  # the hottest loop of the worker; a call per branch 
 
 
 def tail_length(head: bytes) -> int:
-    """Behaviors in the unsealed tail."""
+    """Behaviors in the unsealed tail of a head that was read."""
     return int.from_bytes(head[4:6], "little")
 
 
 def seal(head: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
-    """Move every full segment out of the tail: the trimmed head, and (n, bytes) per segment."""
+    """Move every full segment out of the tail of a head that was read: the trimmed head, and
+    (number, bytes) per segment.
+    """
     _, n_marks, n_keys, _, n_tail, count, epoch, updated, covered, owner, since = (
         _HEADER.unpack_from(head)
     )
@@ -218,31 +246,51 @@ def seal(head: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
     return header + head[_HEADER_SIZE:start] + head[start + full * _SEGMENT_SIZE :], segments
 
 
-def summarize(head: bytes, user: str) -> Summary:
-    """A head's counters."""
-    return Summary(*_read_header(head, user)[3:])
+def read_counters(head: bytes, user: str) -> Counters:
+    """A head's counters; ``user`` only names it in errors.
+
+    Raises:
+        StoreCorrupt: the head cannot be understood.
+    """
+    return Counters(*_read_header(head, user)[3:])
 
 
-def pending(head: bytes, user: str) -> int:
-    """Behaviors newer than the stored interest state."""
-    summary = summarize(head, user)
-    return summary.count - summary.covered
+def expired(head: bytes, user: str, ttl_ms: int, now_ms: int) -> bool:
+    """Whether the last event of the head's user is longer ago than ``ttl_ms``; 0: no such limit.
+
+    Raises:
+        StoreCorrupt: the head cannot be understood.
+    """
+    return ttl_ms > 0 and read_counters(head, user).updated + ttl_ms < now_ms
+
+
+def cover(head: bytes, counters: Counters, covered: int, now_ms: int) -> bytes:
+    """The head, whose counters are given, after interests that cover ``covered`` behaviors were
+    stored: clean, or dirty since now where behaviors came after those.
+    """
+    if counters.since and counters.count > covered:
+        return set_dirty(head, counters.owner, now_ms, covered)
+    return set_clean(head, covered)
 
 
 def set_clean(head: bytes, covered: int) -> bytes:
-    """The head after its user's interests were stored up to ``covered``: clean."""
+    """A head that was read, now of a user whose stored interests cover ``covered`` behaviors."""
     return _replace(head, covered, 0, _CLEAN)
 
 
 def set_dirty(head: bytes, owner: int, since: int, covered: int | None = None) -> bytes:
-    """The head of a user that is dirty under ``owner`` since ``since`` (ms)."""
+    """A head that was read, now of a user who is dirty under ``owner`` since ``since`` (ms)."""
     if covered is None:
         covered = _HEADER.unpack_from(head)[8]
     return _replace(head, covered, owner, since)
 
 
 def decode_head(head: bytes, user: str) -> Head:
-    """A head in full; ``user`` only names it in errors."""
+    """A head in full; ``user`` only names it in errors.
+
+    Raises:
+        StoreCorrupt: the head cannot be understood.
+    """
     n_marks, n_keys, n_tail, count, epoch, updated, covered, owner, since = _read_header(head, user)
     marks_end = _HEADER_SIZE + n_marks * 16
     keys_end = marks_end + n_keys * 8
@@ -262,24 +310,25 @@ def decode_head(head: bytes, user: str) -> Head:
 
 
 def decode_segment(segment: bytes, user: str) -> Behaviors:
-    """The 64 behaviors of a sealed segment, oldest first."""
+    """The 64 behaviors of a sealed segment, oldest first.
+
+    Raises:
+        StoreCorrupt: it does not hold so many.
+    """
     if len(segment) != _SEGMENT_SIZE:
         raise StoreCorrupt(_corrupt(user, f"a segment of it has {len(segment)} bytes"))
     return np.frombuffer(segment, BEHAVIOR)
 
 
-def sealed_range(count: int, tail: int, length: int) -> range:
-    """Numbers of the segments that the newest ``length`` behaviors lie in, tail excluded."""
-    sealed = count - tail
-    return range(max(0, count - length) // SEGMENT, sealed // SEGMENT)
-
-
 def ring_size(length: int) -> int:
-    """Segments kept so that the newest ``length`` behaviors are always whole."""
+    """Segments kept so that the newest ``length`` behaviors are whole: those they lie in, and one
+    more, so that who has read a head still finds its segments when the next one is sealed.
+    """
     return -(-length // SEGMENT) + 1
 
 
 def _read_header(head: bytes, user: str) -> tuple[int, int, int, int, int, int, int, int, int]:
+    """Marks, event keys and behaviors in the tail of a whole head, then its counters."""
     if len(head) < _HEADER_SIZE:
         raise StoreCorrupt(_corrupt(user, f"it has {len(head)} bytes"))
     form, n_marks, n_keys, _, n_tail, count, epoch, updated, covered, owner, since = (

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import lmdb
-import numpy as np
 
 from infra import records
-from infra.behaviors import BEHAVIOR, Source
+from infra.behaviors import Source
 from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable, one_line
 from infra.store import (
     Append,
@@ -126,10 +125,11 @@ class LmdbStore:
             applied = replayed = duplicates = 0
             put = txn.put
             heads, segments, dirty = self._heads, self._segments, self._dirty
+            ttl_ms = self._ttl_ms
             for place, key in zip(order, keys, strict=True):
                 new = appends[place]
                 head = _get(txn, key, heads)
-                if head is not None and self._expired(head, new.user, now_ms):
+                if ttl_ms and head and records.expired(head, new.user, ttl_ms, now_ms):
                     self._forget(txn, key, head, new.user)
                     head = None
                 grown = records.grow(head, source.key, source.owner, new, now_ms)
@@ -198,10 +198,10 @@ class LmdbStore:
                 head = _get(txn, key, self._heads)
                 if head is None:
                     continue
-                summary = records.summarize(head, user)
-                since = summary.since or now_ms
-                if summary.since:
-                    txn.delete(_DIRTY_KEY.pack(summary.owner, since) + key, db=self._dirty)
+                counters = records.read_counters(head, user)
+                since = counters.since or now_ms
+                if counters.since:
+                    txn.delete(_DIRTY_KEY.pack(counters.owner, since) + key, db=self._dirty)
                 txn.put(key, records.set_dirty(head, owner, since), db=self._heads)
                 txn.put(_DIRTY_KEY.pack(owner, since) + key, b"", db=self._dirty)
 
@@ -266,7 +266,8 @@ class LmdbStore:
             while more and looked < SWEEP_HEADS and len(found) < limit:
                 key = bytes(cursor.key())
                 try:
-                    if self._expired(bytes(cursor.value()), key.decode(), now_ms):
+                    head = bytes(cursor.value())
+                    if records.expired(head, key.decode(), self._ttl_ms, now_ms):
                         found.append(key)
                 except StoreCorrupt as error:
                     # It is reported, but the users beside it are removed all the same.
@@ -282,7 +283,7 @@ class LmdbStore:
         for key in keys:
             user = key.decode()
             head = _get(txn, key, self._heads)
-            if head is not None and self._expired(head, user, now_ms):
+            if head is not None and records.expired(head, user, self._ttl_ms, now_ms):
                 self._forget(txn, key, head, user)
                 removed += 1
         return removed
@@ -291,7 +292,7 @@ class LmdbStore:
         user = key.decode()
         head = _get(txn, key, self._heads)
         try:
-            pending = records.pending(head, user) if head is not None else 0
+            pending = records.read_counters(head, user).pending if head is not None else 0
         except StoreCorrupt:
             # Listed all the same: whoever reads this user finds out, and the others are served.
             pending = 0
@@ -314,32 +315,26 @@ class LmdbStore:
         head = records.decode_head(raw, user)
         stored = _get(txn, key, self._interests)
         version = _version_of(stored, user) if stored is not None else None
-        covered = version.count if version and version.epoch == head.epoch else 0
-        wanted = max(len(head.tail), min(head.count - covered, self._length))
         return Profile(
             version=head.version,
-            recent=self._newest(txn, key, user, head, wanted),
+            recent=self._newest(txn, key, user, head, head.uncovered(version, self._length)),
             interests=stored[_VERSION.size :] if stored is not None else None,
             interests_version=version,
         )
 
     def _newest(
-        self, txn: lmdb.Transaction, key: bytes, user: str, head: records.Head, wanted: int
+        self, txn: lmdb.Transaction, key: bytes, user: str, head: records.Head, length: int
     ) -> Behaviors:
-        """The newest ``wanted`` behaviors, fewer where the user or the ring has no more."""
-        if wanted <= len(head.tail):
-            return head.tail[len(head.tail) - wanted :]
-        parts: list[Behaviors] = []
-        for number in records.sealed_range(head.count, len(head.tail), wanted):
+        segments: list[Behaviors] = []
+        for number in head.segments(length):
             segment = _get(txn, self._segment_key(key, number), self._segments)
             if segment is None:
                 raise StoreCorrupt(
                     f"segment {number} of user {user!r} is missing in the LMDB store at"
                     f" {self._path}; restore the store or remove the user's record"
                 )
-            parts.append(records.decode_segment(segment, user))
-        behaviors = np.concatenate([*parts, head.tail]) if parts else head.tail
-        return behaviors[-wanted:] if wanted else np.empty(0, BEHAVIOR)
+            segments.append(records.decode_segment(segment, user))
+        return head.newest(segments, length)
 
     def _put_interest(self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int) -> Written:
         key = write.user.encode()
@@ -349,43 +344,37 @@ class LmdbStore:
         stored = _get(txn, key, self._interests)
         if stored is not None and _version_of(stored, write.user) > write.version:
             return Written.STALE
-        summary = records.summarize(head, write.user)
-        if summary.epoch != write.version.epoch:
+        counters = records.read_counters(head, write.user)
+        if counters.epoch != write.version.epoch:
             return Written.STALE
         txn.put(
             key,
             _VERSION.pack(write.version.epoch, write.version.count) + write.payload,
             db=self._interests,
         )
-        if summary.since:
-            txn.delete(_DIRTY_KEY.pack(summary.owner, summary.since) + key, db=self._dirty)
-        if summary.since and summary.count > write.version.count:
-            head = records.set_dirty(head, summary.owner, now_ms, covered=write.version.count)
-            txn.put(_DIRTY_KEY.pack(summary.owner, now_ms) + key, b"", db=self._dirty)
-        else:
-            head = records.set_clean(head, write.version.count)
+        if counters.since:
+            txn.delete(_DIRTY_KEY.pack(counters.owner, counters.since) + key, db=self._dirty)
+        head = records.cover(head, counters, write.version.count, now_ms)
+        counters = records.read_counters(head, write.user)
+        if counters.since:
+            txn.put(_DIRTY_KEY.pack(counters.owner, counters.since) + key, b"", db=self._dirty)
         txn.put(key, head, db=self._heads)
         return Written.STORED
 
     def _live_head(self, txn: lmdb.Transaction, key: bytes, user: str) -> bytes | None:
         head = _get(txn, key, self._heads)
-        if head is not None and self._ttl_ms and self._expired(head, user, self._clock()):
+        if head is None or records.expired(head, user, self._ttl_ms, self._clock()):
             return None
         return head
 
-    def _expired(self, head: bytes, user: str, now_ms: int) -> bool:
-        if not self._ttl_ms:
-            return False
-        return records.summarize(head, user).updated + self._ttl_ms < now_ms
-
     def _forget(self, txn: lmdb.Transaction, key: bytes, head: bytes, user: str) -> None:
-        summary = records.summarize(head, user)
+        counters = records.read_counters(head, user)
         txn.delete(key, db=self._heads)
         txn.delete(key, db=self._interests)
         for place in range(self._ring):
             txn.delete(key + b"\0" + _SEGMENT_KEY.pack(place), db=self._segments)
-        if summary.since:
-            txn.delete(_DIRTY_KEY.pack(summary.owner, summary.since) + key, db=self._dirty)
+        if counters.since:
+            txn.delete(_DIRTY_KEY.pack(counters.owner, counters.since) + key, db=self._dirty)
 
     def _segment_key(self, key: bytes, number: int) -> bytes:
         return key + b"\0" + _SEGMENT_KEY.pack(number % self._ring)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from infra import records
-from infra.behaviors import BEHAVIOR, Source
+from infra.behaviors import Source
 from infra.store import (
     Append,
     Appended,
@@ -48,7 +46,7 @@ class MemoryStore:
         with self._lock:
             for new in appends:
                 head = self._heads.get(new.user)
-                if head is not None and self._expired(new.user, head, now_ms):
+                if head and records.expired(head, new.user, self._ttl_ms, now_ms):
                     self._forget(new.user)
                     head = None
                 grown = records.grow(head, source.key, source.owner, new, now_ms)
@@ -77,9 +75,9 @@ class MemoryStore:
     def dirty(self, owner: int, limit: int) -> list[DirtyUser]:
         with self._lock:
             found = [
-                DirtyUser(user, summary.since, summary.count - summary.covered)
+                DirtyUser(user, counters.since, counters.pending)
                 for user, head in self._heads.items()
-                if (summary := records.summarize(head, user)).since and summary.owner == owner
+                if (counters := records.read_counters(head, user)).since and counters.owner == owner
             ]
         return sorted(found, key=lambda dirty: (dirty.since, dirty.user))[:limit]
 
@@ -88,7 +86,7 @@ class MemoryStore:
             for user in users:
                 head = self._heads.get(user)
                 if head is not None:
-                    since = records.summarize(head, user).since or now_ms
+                    since = records.read_counters(head, user).since or now_ms
                     self._heads[user] = records.set_dirty(head, owner, since)
 
     def users(self, after: str, limit: int) -> list[str]:
@@ -109,7 +107,9 @@ class MemoryStore:
     def sweep(self, now_ms: int, limit: int) -> int:
         with self._lock:
             expired = [
-                user for user, head in self._heads.items() if self._expired(user, head, now_ms)
+                user
+                for user, head in self._heads.items()
+                if records.expired(head, user, self._ttl_ms, now_ms)
             ][:limit]
             for user in expired:
                 self._forget(user)
@@ -122,54 +122,46 @@ class MemoryStore:
         """Nothing to release."""
 
     def _sequence(self, user: str) -> StoredSequence | None:
-        head = self._live_head(user)
-        if head is None:
+        raw = self._live_head(user)
+        if raw is None:
             return None
+        head = records.decode_head(raw, user)
         return StoredSequence(head.version, self._newest(user, head, self._length), head.marks)
 
     def _profile(self, user: str) -> Profile | None:
-        head = self._live_head(user)
-        if head is None:
+        raw = self._live_head(user)
+        if raw is None:
             return None
+        head = records.decode_head(raw, user)
         version, payload = self._interests.get(user, (None, None))
-        covered = version.count if version and version.epoch == head.epoch else 0
-        wanted = max(len(head.tail), min(head.count - covered, self._length))
-        return Profile(head.version, self._newest(user, head, wanted), payload, version)
+        recent = self._newest(user, head, head.uncovered(version, self._length))
+        return Profile(head.version, recent, payload, version)
 
-    def _newest(self, user: str, head: records.Head, wanted: int) -> Behaviors:
+    def _newest(self, user: str, head: records.Head, length: int) -> Behaviors:
         ring = self._segments.get(user, {})
-        parts = [
+        segments = [
             records.decode_segment(ring[number % self._ring], user)
-            for number in records.sealed_range(head.count, len(head.tail), wanted)
+            for number in head.segments(length)
         ]
-        behaviors = np.concatenate([*parts, head.tail])
-        return behaviors[-wanted:] if wanted else np.empty(0, BEHAVIOR)
+        return head.newest(segments, length)
 
     def _put_interest(self, write: InterestWrite, now_ms: int) -> Written:
         head = self._live_head(write.user)
         if head is None:
             return Written.GONE
+        counters = records.read_counters(head, write.user)
         stored = self._interests.get(write.user)
-        if head.epoch != write.version.epoch or (stored and stored[0] > write.version):
+        if counters.epoch != write.version.epoch or (stored and stored[0] > write.version):
             return Written.STALE
         self._interests[write.user] = write.version, write.payload
-        raw, covered = self._heads[write.user], write.version.count
-        if head.since and head.count > covered:
-            self._heads[write.user] = records.set_dirty(raw, head.owner, now_ms, covered)
-        else:
-            self._heads[write.user] = records.set_clean(raw, covered)
+        self._heads[write.user] = records.cover(head, counters, write.version.count, now_ms)
         return Written.STORED
 
-    def _live_head(self, user: str) -> records.Head | None:
+    def _live_head(self, user: str) -> bytes | None:
         head = self._heads.get(user)
-        if head is None or self._expired(user, head, self._clock()):
+        if head is None or records.expired(head, user, self._ttl_ms, self._clock()):
             return None
-        return records.decode_head(head, user)
-
-    def _expired(self, user: str, head: bytes, now_ms: int) -> bool:
-        if not self._ttl_ms:
-            return False
-        return records.summarize(head, user).updated + self._ttl_ms < now_ms
+        return head
 
     def _forget(self, user: str) -> None:
         del self._heads[user]

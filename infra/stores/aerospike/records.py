@@ -59,15 +59,15 @@ def head_write(
     key: Key, user: str, head: bytes, old: Stored | None, renewed: int, ttl: int
 ) -> Write:
     """The write of a whole sequence record, made only where it is still as it was read."""
-    summary = records.summarize(head, user)
+    counters = records.read_counters(head, user)
     bins: dict[str, object] = {HEAD: head, USER: user.encode()}
     if renewed:
         bins[RENEWED] = renewed
-    if summary.since:
-        bins[DIRTY] = _dirty_key(summary.owner, summary.since // 1000)
-        bins[OWNER] = _signed(summary.owner)
-        bins[SINCE] = summary.since
-        bins[PENDING] = summary.count - summary.covered
+    if counters.since:
+        bins[DIRTY] = _dirty_key(counters.owner, counters.since // 1000)
+        bins[OWNER] = _signed(counters.owner)
+        bins[SINCE] = counters.since
+        bins[PENDING] = counters.pending
     policy: dict[str, object] = {"ttl": ttl}
     meta: dict[str, int] | None = None
     if old is None:

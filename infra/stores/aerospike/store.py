@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-import numpy as np
 from aerospike_helpers.batch.records import Write
 
 from infra import records
-from infra.behaviors import BEHAVIOR, Source
+from infra.behaviors import Source
 from infra.errors import SettingsError, StoreCorrupt, StoreError, StoreUnavailable
 from infra.store import (
     Append,
@@ -215,7 +214,10 @@ class AerospikeStore:
                     continue
                 read.append((place, head, version, payload))
             newest = self._newest(
-                [(users[place], head, self._uncovered(head, v)) for place, head, v, _ in read]
+                [
+                    (users[place], head, head.uncovered(version, self._length))
+                    for place, head, version, _ in read
+                ]
             )
             for (place, head, version, payload), recent in zip(read, newest, strict=True):
                 if recent is None:
@@ -260,12 +262,10 @@ class AerospikeStore:
             write = writes[stored[i]]
             if head is None:
                 return None
-            summary = records.summarize(head, write.user)
-            if summary.epoch != write.version.epoch or summary.covered > write.version.count:
+            counters = records.read_counters(head, write.user)
+            if counters.epoch != write.version.epoch or counters.covered > write.version.count:
                 return None
-            if summary.since and summary.count > write.version.count:
-                return records.set_dirty(head, summary.owner, now_ms, write.version.count)
-            return records.set_clean(head, write.version.count)
+            return records.cover(head, counters, write.version.count, now_ms)
 
         self._rewrite([writes[place].user for place in stored], cover)
         return results
@@ -289,7 +289,7 @@ class AerospikeStore:
         def mark(place: int, head: bytes | None) -> bytes | None:
             if head is None:
                 return None
-            since = records.summarize(head, users[place]).since
+            since = records.read_counters(head, users[place]).since
             return records.set_dirty(head, owner, since or now_ms)
 
         self._rewrite(users, mark)
@@ -371,7 +371,7 @@ class AerospikeStore:
         users: list[str] = []
         for user, rewritten in long:
             head, full = records.seal(rewritten.head)
-            epoch = records.summarize(head, user).epoch
+            epoch = records.read_counters(head, user).epoch
             for number, segment in full[-self._ring :]:
                 key = self._segment_key(user, number)
                 segments.append(monotone_write(key, epoch, number, segment, self._long_ttl))
@@ -444,9 +444,7 @@ class AerospikeStore:
         touches: list[Write] = []
         users: list[str] = []
         for user, head in due:
-            count = records.summarize(head, user).count
-            tail = records.tail_length(head)
-            for number in records.sealed_range(count, tail, self._length):
+            for number in records.decode_head(head, user).segments(self._length):
                 key = self._segment_key(user, number)
                 touches.append(touch(key, self._long_ttl))
                 users.append(user)
@@ -472,24 +470,15 @@ class AerospikeStore:
                 f"the sequence record of user {user!r} at {self._client.address} has no head;"
                 " remove the user's record or restore the store"
             )
-        if self._ttl_ms:
-            now_ms = self._clock() if now_ms is None else now_ms
-            if records.summarize(head, user).updated + self._ttl_ms < now_ms:
-                return None
-        return head
-
-    def _uncovered(self, head: records.Head, version: Version | None) -> int:
-        covered = version.count if version else 0
-        return max(len(head.tail), min(head.count - covered, self._length))
+        now_ms = self._clock() if now_ms is None else now_ms
+        return None if records.expired(head, user, self._ttl_ms, now_ms) else head
 
     def _newest(self, wanted: Sequence[tuple[str, records.Head, int]]) -> list[Behaviors | None]:
         """The newest behaviors, so many per (user, head); None: segments do not fit the head."""
         spans: list[range] = []
         keys: list[Key] = []
         for user, head, length in wanted:
-            span = range(0)
-            if length > len(head.tail):
-                span = records.sealed_range(head.count, len(head.tail), length)
+            span = head.segments(length)
             spans.append(span)
             keys += [self._segment_key(user, number) for number in span]
         stored = iter(self._client.get(keys, SEGMENT_BINS))
@@ -505,8 +494,7 @@ class AerospikeStore:
             if len(parts) < len(span):
                 newest.append(None)
                 continue
-            behaviors = np.concatenate([*parts, head.tail]) if parts else head.tail
-            newest.append(behaviors[-length:] if length else np.empty(0, BEHAVIOR))
+            newest.append(head.newest(parts, length))
         return newest
 
     def _incomplete(self, user: str) -> StoreCorrupt:
