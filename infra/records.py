@@ -46,6 +46,7 @@ _KEY: Final = struct.Struct("<Q")
 _HEADER_SIZE: Final = _HEADER.size
 _BEHAVIOR_SIZE: Final = BEHAVIOR.itemsize
 _SEGMENT_SIZE: Final = SEGMENT * _BEHAVIOR_SIZE
+_OLDER_KEYS: Final = (RECENT_EVENTS - 1) * _KEY.size
 _CLEAN: Final = 0
 
 
@@ -124,12 +125,13 @@ class Counters:
         return self.count - self.covered
 
 
-def grow(  # noqa: PLR0912  # the hottest loop of the worker; a call per branch would show
+def grow(  # the hottest loop of the worker; a call per branch would show
     head: bytes | None, source: int, owner: int, new: Append, now_ms: int
 ) -> Grown:
     """Apply ``new`` to a head and mark it dirty under ``owner``; the tail is left unsealed.
 
-    Behaviors at or below the mark of ``source`` and event keys in the recent window are skipped.
+    Behaviors at or below the mark of ``source`` and event keys in the recent window are skipped, so
+    that the sequence is the same however its events were cut into appends, and repeated.
 
     Raises:
         StoreCorrupt: the head cannot be understood.
@@ -142,7 +144,7 @@ def grow(  # noqa: PLR0912  # the hottest loop of the worker; a call per branch 
         mark = -1
         at = -1
     else:
-        n_marks, n_keys, n_tail, count, epoch, _, covered, old_owner, since = _read_header(
+        n_marks, n_keys, _, count, epoch, _, covered, old_owner, since = _read_header(
             head, new.user
         )
         marks_end = _HEADER_SIZE + n_marks * 16
@@ -150,8 +152,6 @@ def grow(  # noqa: PLR0912  # the hottest loop of the worker; a call per branch 
         marks = head[_HEADER_SIZE:marks_end]
         keys = head[marks_end:keys_end]
         tail = head[keys_end:]
-        if len(tail) != n_tail * _BEHAVIOR_SIZE:
-            raise StoreCorrupt(_corrupt(new.user, "its tail is truncated"))
         at = _find(marks, source, 16)
         mark = _MARK.unpack_from(marks, at)[1] if at >= 0 else -1
 
@@ -166,7 +166,7 @@ def grow(  # noqa: PLR0912  # the hottest loop of the worker; a call per branch 
             if _find(keys, event, 8) >= 0:
                 duplicates += 1
                 continue
-            keys += _KEY.pack(event)
+            keys = keys[-_OLDER_KEYS:] + _KEY.pack(event)
         applied.append(behavior)
     was_dirty = (old_owner, since) if since else None
     if not applied and not duplicates:
@@ -181,7 +181,6 @@ def grow(  # noqa: PLR0912  # the hottest loop of the worker; a call per branch 
             f"user {new.user!r} has events from {MAX_MARKS} sources, no more can be remembered:"
             " merge the files before backfilling them"
         )
-    keys = keys[-RECENT_EVENTS * 8 :]
     count += len(applied)
     if applied:
         tail += b"".join(applied)
@@ -294,8 +293,6 @@ def decode_head(head: bytes, user: str) -> Head:
     n_marks, n_keys, n_tail, count, epoch, updated, covered, owner, since = _read_header(head, user)
     marks_end = _HEADER_SIZE + n_marks * 16
     keys_end = marks_end + n_keys * 8
-    if len(head) != keys_end + n_tail * _BEHAVIOR_SIZE:
-        raise StoreCorrupt(_corrupt(user, "its length does not fit its header"))
     return Head(
         count=count,
         epoch=epoch,
@@ -338,6 +335,8 @@ def _read_header(head: bytes, user: str) -> tuple[int, int, int, int, int, int, 
         raise StoreCorrupt(
             _corrupt(user, f"it has format {form}, this version reads format {_FORMAT}")
         )
+    if len(head) != _HEADER_SIZE + n_marks * 16 + n_keys * 8 + n_tail * _BEHAVIOR_SIZE:
+        raise StoreCorrupt(_corrupt(user, "its length does not fit its header"))
     return n_marks, n_keys, n_tail, count, epoch, updated, covered, owner, since
 
 

@@ -1,0 +1,195 @@
+"""Histories of one user, and a model of what they leave behind: plain lists, nothing is packed.
+
+A history is a list of operations, drawn by Hypothesis. `Model` says after each what a store must
+answer. `tests/infra/test_records.py` holds the record's bytes against it,
+`tests/infra/stores/test_contract.py` each store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import strategies as st
+
+from infra.behaviors import pack_behavior
+from infra.records import RECENT_EVENTS, SEGMENT
+from infra.store import Append, Version
+
+TTL_MS = 1_000_000
+SOURCES = 3
+OWNERS = 2
+EVENT_IDS = 3 * RECENT_EVENTS // 2
+"""Few, so that ids come again just inside the window, and just outside."""
+
+
+@dataclass(frozen=True)
+class Send:
+    """Events arrive from a source, some perhaps again."""
+
+    source: int
+    owner: int
+    back: int
+    """How many offsets before the source's next one they begin: a replay, in part or as a whole."""
+    number: int
+    step: int
+    """From one offset to the next; compaction leaves gaps."""
+    first_id: int | None
+    """Their event ids count up from it, and from the last go on with the first; None: no ids."""
+    sealed: bool = True
+    """Whether the store gets to sealing the tail; one that crashes before leaves it long."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Interests are stored that cover all behaviors but so many."""
+
+    behind: int
+
+
+@dataclass(frozen=True)
+class MarkDirty:
+    owner: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    ms: int
+
+
+Operation = Send | Cluster | MarkDirty | Wait
+
+sends = st.builds(
+    Send,
+    source=st.integers(0, SOURCES - 1),
+    owner=st.integers(0, OWNERS - 1),
+    back=st.sampled_from([0, 0, 1, 2, 7, 1000]),
+    number=st.integers(1, 4) | st.integers(1, 3 * SEGMENT) | st.sampled_from([63, 64, 65]),
+    step=st.integers(1, 2),
+    first_id=st.none() | st.integers(0, EVENT_IDS - 1),
+    sealed=st.booleans(),
+)
+operations: st.SearchStrategy[Operation] = (
+    sends
+    | sends
+    | sends
+    | st.builds(Cluster, st.sampled_from([0, 1, 5, SEGMENT, 1000]))
+    | st.builds(MarkDirty, st.integers(0, OWNERS - 1))
+    | st.builds(Wait, st.sampled_from([1, TTL_MS, TTL_MS, TTL_MS + 1]))
+)
+histories = st.lists(operations, min_size=1, max_size=12)
+lengths = st.integers(1, 5 * SEGMENT) | st.sampled_from([63, 64, 65, 127, 128, 129, 191])
+"""Behaviors that a store is configured to keep."""
+
+
+def spread(i: int) -> int:
+    """The i-th of distinct u64 keys whose bytes, packed side by side, also spell other keys."""
+    return 1 + i // 2 << 8 * (i % 2)
+
+
+@dataclass
+class Record:
+    """What is known of a user whose time is not over."""
+
+    epoch: int
+    updated: int
+    behaviors: list[bytes] = field(default_factory=list)
+    """Every one ever applied."""
+    marks: dict[int, int] = field(default_factory=dict)
+    event_keys: list[int] = field(default_factory=list)
+    """Every one ever applied."""
+    covered: int = 0
+    owner: int = 0
+    since: int = 0
+    """0: clean."""
+
+    @property
+    def version(self) -> Version:
+        return Version(self.epoch, len(self.behaviors))
+
+    def newest(self, length: int) -> list[bytes]:
+        return self.behaviors[max(0, len(self.behaviors) - length) :]
+
+
+class Model:
+    """A user, as the operations so far have left them; times are in ms.
+
+    ``source_keys`` and ``owner_keys`` are what the operations' small numbers stand for.
+    """
+
+    def __init__(self, user: str, source_keys: list[int], owner_keys: list[int]) -> None:
+        self.user = user
+        self.source_keys = source_keys
+        self.owner_keys = owner_keys
+        self.now_ms = TTL_MS
+        self.record: Record | None = None
+        self._next_offsets = [0] * len(source_keys)
+        self._sent = 0
+
+    def events(self, send: Send) -> Append:
+        """The events that an operation sends; no two behaviors are alike."""
+        self.now_ms += 1
+        start = max(0, self._next_offsets[send.source] - send.back)
+        offsets = list(range(start, start + send.number * send.step, send.step))
+        ids = range(send.number)
+        behaviors = [pack_behavior(self._sent + i, self.now_ms, 0, 0, 1) for i in ids]
+        keys = [0] * send.number
+        if send.first_id is not None:
+            keys = [spread((send.first_id + i) % EVENT_IDS) for i in ids]
+        self._sent += send.number
+        self._next_offsets[send.source] = max(self._next_offsets[send.source], offsets[-1] + 1)
+        return Append(self.user, behaviors, keys, offsets)
+
+    def append(self, send: Send, events: Append) -> tuple[int, int, int]:
+        """Apply events: how many were applied, replayed, and duplicates."""
+        record = self.record or Record(self.now_ms, self.now_ms)
+        source = self.source_keys[send.source]
+        applied = replayed = duplicates = 0
+        for behavior, key, offset in zip(
+            events.behaviors, events.event_keys, events.offsets, strict=True
+        ):
+            if source in record.marks and offset <= record.marks[source]:
+                replayed += 1
+                continue
+            record.marks[source] = offset
+            if key and key in record.event_keys[-RECENT_EVENTS:]:
+                duplicates += 1
+                continue
+            applied += 1
+            record.behaviors.append(behavior)
+            if key:
+                record.event_keys.append(key)
+        if applied:
+            record.owner = self.owner_keys[send.owner]
+            record.since = record.since or self.now_ms
+        if applied or duplicates:
+            record.updated = self.now_ms
+            self.record = record
+        return applied, replayed, duplicates
+
+    def cluster(self, cluster: Cluster) -> Version | None:
+        """The version of the interests to be stored; None: there is nobody to store them for.
+
+        Where newer ones are there already, nothing is to change.
+        """
+        self.now_ms += 1
+        if self.record is None:
+            return None
+        count = len(self.record.behaviors)
+        covered = max(0, count - cluster.behind)
+        if covered >= self.record.covered:
+            self.record.covered = covered
+            behind = self.record.since and count > covered
+            self.record.since = self.now_ms if behind else 0
+        return Version(self.record.epoch, covered)
+
+    def mark_dirty(self, mark: MarkDirty) -> None:
+        self.now_ms += 1
+        if self.record is not None:
+            self.record.owner = self.owner_keys[mark.owner]
+            self.record.since = self.record.since or self.now_ms
+
+    def wait(self, wait: Wait) -> None:
+        """Let time go by, and with it, perhaps, the user's time."""
+        self.now_ms += wait.ms
+        if self.record is not None and self.record.updated + TTL_MS < self.now_ms:
+            self.record = None
