@@ -111,7 +111,7 @@ class Record:
 
 
 class Model:
-    """A user, as the operations so far have left them; times are in ms.
+    """A user, as the operations so far have left them. Each takes 1 ms.
 
     ``source_keys`` and ``owner_keys`` are what the operations' small numbers stand for.
     """
@@ -127,7 +127,7 @@ class Model:
 
     def events(self, send: Send) -> Append:
         """The events that an operation sends; no two behaviors are alike."""
-        self.now_ms += 1
+        self._pass()
         start = max(0, self._next_offsets[send.source] - send.back)
         offsets = list(range(start, start + send.number * send.step, send.step))
         ids = range(send.number)
@@ -171,7 +171,7 @@ class Model:
 
         Where newer ones are there already, nothing is to change.
         """
-        self.now_ms += 1
+        self._pass()
         if self.record is None:
             return None
         count = len(self.record.behaviors)
@@ -183,13 +183,16 @@ class Model:
         return Version(self.record.epoch, covered)
 
     def mark_dirty(self, mark: MarkDirty) -> None:
-        self.now_ms += 1
+        self._pass()
         if self.record is not None:
             self.record.owner = self.owner_keys[mark.owner]
             self.record.since = self.record.since or self.now_ms
 
     def wait(self, wait: Wait) -> None:
-        """Let time go by, and with it, perhaps, the user's time."""
-        self.now_ms += wait.ms
+        self._pass(wait.ms)
+
+    def _pass(self, ms: int = 1) -> None:
+        """Let time go by, and with it, perhaps, the user's."""
+        self.now_ms += ms
         if self.record is not None and self.record.updated + TTL_MS < self.now_ms:
             self.record = None

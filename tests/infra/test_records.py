@@ -53,7 +53,8 @@ class Written:
             case MarkDirty():
                 self._mark_dirty(operation)
             case Wait():
-                self._wait(operation)
+                self.model.wait(operation)
+                self._expire()
         self._compare()
 
     def newest(self, head: bytes, length: int) -> list[bytes]:
@@ -66,6 +67,7 @@ class Written:
 
     def _append(self, send: Send) -> None:
         events = self.model.events(send)
+        self._expire()
         source, owner = self.model.source_keys[send.source], self.model.owner_keys[send.owner]
         was_dirty = None
         if self.model.record and self.model.record.since:
@@ -92,6 +94,7 @@ class Written:
 
     def _cluster(self, cluster: Cluster) -> None:
         version = self.model.cluster(cluster)
+        self._expire()
         if self.head is None or version is None:
             return
         counters = records.read_counters(self.head, USER)
@@ -100,12 +103,12 @@ class Written:
 
     def _mark_dirty(self, mark: MarkDirty) -> None:
         self.model.mark_dirty(mark)
+        self._expire()
         if self.head is not None:
             since = records.read_counters(self.head, USER).since or self.model.now_ms
             self.head = records.set_dirty(self.head, self.model.owner_keys[mark.owner], since)
 
-    def _wait(self, wait: Wait) -> None:
-        self.model.wait(wait)
+    def _expire(self) -> None:
         if self.head and records.expired(self.head, USER, TTL_MS, self.model.now_ms):
             self.head = None
             self._ring.clear()

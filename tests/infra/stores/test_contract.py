@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,15 +43,15 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenS
     """Opens stores that see the same data; closed afterwards."""
     opened: list[Store] = []
 
-    def open_one(**options: float) -> Store:
+    def open_one(**options: Any) -> Store:
         options = {"length": LENGTH, **options}
         if request.param == "memory":
-            store: Store = MemoryStore(**options)  # type: ignore[arg-type]
+            store: Store = MemoryStore(**options)
         elif request.param == "lmdb":
-            store = LmdbStore(tmp_path, **options)  # type: ignore[arg-type]
+            store = LmdbStore(tmp_path, **options)
         else:
             server = request.getfixturevalue("aerospike_server")
-            store = open_aerospike(server, **options)  # type: ignore[arg-type]
+            store = open_aerospike(server, **options)
         opened.append(store)
         return store
 
@@ -338,10 +339,15 @@ def test_another_client_sees_what_was_written(open_store: OpenStore) -> None:
 
 
 def test_a_user_without_events_for_the_ttl_is_forgotten(open_store: OpenStore) -> None:
-    store = open_store(ttl_s=3600)
-    now = wall_clock_ms()
-    store.append(SOURCE, [append("fresh", 0)], now_ms=now)
-    assert store.sequences(["fresh"])[0] is not None
+    now_ms = wall_clock_ms()
+    store = open_store(ttl_s=3600, clock=lambda: now_ms)
+    store.append(SOURCE, [append("ann", 0)], now_ms)
+    now_ms += 3_600_000
+    assert items(store.sequences(["ann"])[0]) == [0]
+    now_ms += 1
+    assert store.sequences(["ann"]) == [None]
+    assert store.profiles(["ann"]) == [None]
+    assert store.put_interests([InterestWrite("ann", Version(1, 1), b"")], now_ms) == [Written.GONE]
 
 
 @pytest.mark.parametrize("user", ["a", "ü" * 128, "x" * 256, "with space/and:colon", "\x01"])
