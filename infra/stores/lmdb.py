@@ -199,9 +199,8 @@ class LmdbStore:
                 if head is None:
                     continue
                 counters = records.read_counters(head, user)
+                self._unlist(txn, key, counters)
                 since = counters.since or now_ms
-                if counters.since:
-                    txn.delete(_DIRTY_KEY.pack(counters.owner, since) + key, db=self._dirty)
                 txn.put(key, records.set_dirty(head, owner, since), db=self._heads)
                 txn.put(_DIRTY_KEY.pack(owner, since) + key, b"", db=self._dirty)
 
@@ -352,8 +351,7 @@ class LmdbStore:
             _VERSION.pack(write.version.epoch, write.version.count) + write.payload,
             db=self._interests,
         )
-        if counters.since:
-            txn.delete(_DIRTY_KEY.pack(counters.owner, counters.since) + key, db=self._dirty)
+        self._unlist(txn, key, counters)
         head = records.cover(head, counters, write.version.count, now_ms)
         counters = records.read_counters(head, write.user)
         if counters.since:
@@ -373,6 +371,10 @@ class LmdbStore:
         txn.delete(key, db=self._interests)
         for place in range(self._ring):
             txn.delete(key + b"\0" + _SEGMENT_KEY.pack(place), db=self._segments)
+        self._unlist(txn, key, counters)
+
+    def _unlist(self, txn: lmdb.Transaction, key: bytes, counters: records.Counters) -> None:
+        """Take a user whose head has those counters off the list of dirty users."""
         if counters.since:
             txn.delete(_DIRTY_KEY.pack(counters.owner, counters.since) + key, db=self._dirty)
 
