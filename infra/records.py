@@ -38,6 +38,7 @@ RECENT_EVENTS: Final = 32
 repeat within seconds; a user does not act 32 times in between."""
 
 MAX_MARKS: Final = 255
+"""Sources remembered per user: their number is one byte."""
 
 _FORMAT: Final = 1
 _HEADER: Final = struct.Struct("<BBBBHxxQQQQQQ")
@@ -52,7 +53,7 @@ _CLEAN: Final = 0
 
 @dataclass(slots=True)
 class Head:
-    """A decoded head."""
+    """A user's head, decoded."""
 
     count: int
     """Behaviors ever applied."""
@@ -67,8 +68,11 @@ class Head:
     since: int
     """Since when the user is dirty, ms since epoch; 0: clean."""
     marks: dict[int, int]
+    """Per source key: offset of the last event applied or recognised."""
     event_keys: tuple[int, ...]
+    """Of the newest events that carry one, oldest first; at most `RECENT_EVENTS`."""
     tail: Behaviors
+    """The newest behaviors, those not sealed yet, oldest first."""
 
     @property
     def version(self) -> Version:
@@ -97,13 +101,15 @@ class Head:
 
 @dataclass(slots=True)
 class Grown:
-    """A head after an append. ``head`` is None where nothing changed."""
+    """A head after an append, and what became of the behaviors (see `infra.store.Appended`)."""
 
     head: bytes | None
+    """None: nothing changed."""
     applied: int
     replayed: int
     duplicates: int
     count: int
+    """Behaviors ever applied."""
     was_dirty: tuple[int, int] | None
     """The owner and time under which the user was dirty before, if they were."""
 

@@ -32,7 +32,7 @@ Behaviors = npt.NDArray[np.void]
 
 
 class Written(IntEnum):
-    """What became of one interest write. Anything else raises."""
+    """What became of one `InterestWrite`; anything else raises."""
 
     STORED = 0
     STALE = 1  # the store held a newer state, which stays
@@ -41,7 +41,7 @@ class Written(IntEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
-    """How recent an interest state is; compares field by field.
+    """How recent a sequence or an interest state is; compares field by field.
 
     ``epoch`` is the time (ms) at which the user's head was created, so that the counts of a user
     whose expired record began anew do not lose against the old ones.
@@ -80,7 +80,7 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the scorer and the reclusterer read of one user, from one consistent snapshot."""
+    """A user as the scorer and the reclusterer read them, from one consistent snapshot."""
 
     version: Version
     """The sequence's version: its epoch and the behaviors ever applied."""
@@ -163,7 +163,10 @@ class Store(Protocol):
         ...
 
     def mark_dirty(self, owner: int, users: Sequence[str], now_ms: int) -> None:
-        """Make users dirty without an append (a new bundle, an owner that moved)."""
+        """Make users dirty under ``owner`` without an append (a new bundle, an owner that moved).
+
+        Who is dirty already stays so since the same time; an unknown user is left out.
+        """
         ...
 
     def users(self, after: str, limit: int) -> list[str]:

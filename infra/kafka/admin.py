@@ -1,4 +1,4 @@
-"""The few questions that Lifelong asks of any Kafka, and the topics that it makes there."""
+"""Administration of a Kafka: whether it answers, topics' ids and partitions, creating topics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded store: one LMDB environment, shared by the processes of one machine.
+"""The store on LMDB: one environment, embedded in the processes of one machine, which share it.
 
 One writer at a time (LMDB's own lock, across processes), readers never wait. Each append call is
 one transaction, synced to disk before it returns.
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 def _get(txn: lmdb.Transaction, key: bytes, db: lmdb._Database) -> bytes | None:
-    """A record, copied out of the map: transactions here are opened without buffers."""
+    """The value at a key, copied out of the map: transactions here are opened without buffers."""
     return txn.get(key, db=db)  # type: ignore[return-value]
 
 
@@ -234,7 +234,12 @@ class LmdbStore:
         self._write(write)
 
     def sweep(self, now_ms: int, limit: int) -> int:
-        """Scan beside the writers, from where the last call ended; only removing excludes them."""
+        """Remove expired users: a scan beside the writers, from where the last call ended, finds
+        them, and only the removing makes writers wait.
+
+        Raises:
+            StoreCorrupt: a record met cannot be read; the others were removed all the same.
+        """
         if not self._ttl_ms:
             return 0
         found, unreadable = self._read(lambda txn: self._find_expired(txn, now_ms, limit))
@@ -255,7 +260,7 @@ class LmdbStore:
     def _find_expired(
         self, txn: lmdb.Transaction, now_ms: int, limit: int
     ) -> tuple[list[bytes], StoreCorrupt | None]:
-        """(users that have expired, the first record met that cannot be read)."""
+        """Keys of up to ``limit`` expired users, and the error of the first unreadable one met."""
         found: list[bytes] = []
         unreadable: StoreCorrupt | None = None
         with txn.cursor(self._heads) as cursor:
@@ -277,7 +282,7 @@ class LmdbStore:
         return found, unreadable
 
     def _forget_expired(self, txn: lmdb.Transaction, *, keys: list[bytes], now_ms: int) -> int:
-        """Remove those of the users that are still expired: some may have come back since."""
+        """Remove and count the users that are still expired: some may have come back since."""
         removed = 0
         for key in keys:
             user = key.decode()

@@ -1,4 +1,4 @@
-"""A store in this process's memory: for tests and for trying things; nothing survives it."""
+"""The store in a process's memory, for tests and for trying things; nothing survives it."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Send:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class PutInterests:
     """Interests are stored that cover all behaviors but so many."""
 
     behind: int
@@ -56,7 +56,7 @@ class Wait:
     ms: int
 
 
-Operation = Send | Cluster | MarkDirty | Wait
+Operation = Send | PutInterests | MarkDirty | Wait
 
 sends = st.builds(
     Send,
@@ -72,7 +72,7 @@ operations: st.SearchStrategy[Operation] = (
     sends
     | sends
     | sends
-    | st.builds(Cluster, st.sampled_from([0, 1, 5, SEGMENT, 1000]))
+    | st.builds(PutInterests, st.sampled_from([0, 1, 5, SEGMENT, 1000]))
     | st.builds(MarkDirty, st.integers(0, OWNERS - 1))
     | st.builds(Wait, st.sampled_from([1, TTL_MS, TTL_MS, TTL_MS + 1]))
 )
@@ -166,7 +166,7 @@ class Model:
             self.record = record
         return applied, replayed, duplicates
 
-    def cluster(self, cluster: Cluster) -> Version | None:
+    def put_interests(self, put: PutInterests) -> Version | None:
         """The version of the interests to be stored; None: there is nobody to store them for.
 
         Where newer ones are there already, nothing is to change.
@@ -175,7 +175,7 @@ class Model:
         if self.record is None:
             return None
         count = len(self.record.behaviors)
-        covered = max(0, count - cluster.behind)
+        covered = max(0, count - put.behind)
         if covered >= self.record.covered:
             self.record.covered = covered
             behind = self.record.since and count > covered

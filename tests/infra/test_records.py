@@ -18,10 +18,10 @@ from tests.infra.histories import (
     OWNERS,
     SOURCES,
     TTL_MS,
-    Cluster,
     MarkDirty,
     Model,
     Operation,
+    PutInterests,
     Send,
     Wait,
     histories,
@@ -48,8 +48,8 @@ class Written:
         match operation:
             case Send():
                 self._append(operation)
-            case Cluster():
-                self._cluster(operation)
+            case PutInterests():
+                self._put_interests(operation)
             case MarkDirty():
                 self._mark_dirty(operation)
             case Wait():
@@ -92,8 +92,8 @@ class Written:
             # Whoever has read the head before this seal reads its segments after it.
             assert self.newest(before, self._length) == read
 
-    def _cluster(self, cluster: Cluster) -> None:
-        version = self.model.cluster(cluster)
+    def _put_interests(self, put: PutInterests) -> None:
+        version = self.model.put_interests(put)
         self._expire()
         if self.head is None or version is None:
             return

@@ -1,1 +1,1 @@
-"""The distributed store: Aerospike's address, its client, how users lie in it, the store."""
+"""The store on Aerospike: its address, its client, the layout of its records, and the store."""

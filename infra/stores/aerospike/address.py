@@ -1,4 +1,4 @@
-"""Where an Aerospike store lies, as its URL says."""
+"""The address of an Aerospike store: servers, namespace and credentials, read from its URL."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from infra.errors import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class AerospikeAddress:
-    """Where a store lies, from ``aerospike://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]/NAMESPACE``."""
+    """An Aerospike store's place, from ``aerospike://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]/NAMESPACE``."""
 
     hosts: tuple[tuple[str, int], ...]
     namespace: str
     prefix: str = ""
-    """Put before the names of the sets (``?set=PREFIX``), so that two share a namespace."""
+    """Put before the names of the sets (``?set=PREFIX``), so that two stores share a namespace."""
     user: str | None = None
     password: str | None = field(default=None, repr=False)
 
@@ -25,7 +25,11 @@ class AerospikeAddress:
 
     @classmethod
     def parse(cls, url: str) -> AerospikeAddress:
-        """Raises `SettingsError` where the URL is not of that form."""
+        """The address that a URL spells.
+
+        Raises:
+            SettingsError: the URL is not of that form.
+        """
         parts = urlsplit(url)
         credentials, _, places = parts.netloc.rpartition("@")
         user, _, password = credentials.partition(":")

@@ -1,4 +1,4 @@
-"""Talking to Aerospike servers: timeouts, batches, and what a result code means to the caller."""
+"""The store's client of Aerospike: timeouts, batches, and the error that a result code becomes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _INDEX_NOT_FOUND: Final = 201
 _INDEX_NOT_READABLE: Final = 203
 _BATCH_FAILED: Final = -16  # the client's: some of the records have a code of their own
 
-# Answers that a kind of writes counts on; all others are failures.
+# Result codes that a kind of writes counts on; all others are failures.
 CONFLICT: Final = frozenset((OK, _NOT_FOUND, _GENERATION, _EXISTS))
 MONOTONE: Final = frozenset((OK, _FILTERED_OUT))
 PRESENT: Final = frozenset((OK, _NOT_FOUND))
@@ -53,23 +53,23 @@ Key = tuple[str, str, bytearray]
 
 
 class Stored(NamedTuple):
-    """A record as read."""
+    """A record as it was read."""
 
     generation: int
     bins: dict[str, Any]
 
 
 class IndexMissing(StoreUnavailable):
-    """The index of dirty users cannot be asked."""
+    """The index of dirty users is missing or still being built, so that it cannot be asked."""
 
 
 class AerospikeClient:
-    """The official client, with what it leaves to its users: batches of any size, answers that
-    are checked, and failures that say what to do.
+    """The official client behind calls that take batches of any size, check each answer, and raise
+    errors that say what to do.
     """
 
     def __init__(self, client: aerospike.Client, address: AerospikeAddress) -> None:
-        """Use a connected client; `connect` makes one."""
+        """Wrap a connected client; `connect` makes one."""
         self._client = client
         self.address = address
 
@@ -91,7 +91,7 @@ class AerospikeClient:
         return cls(client, address)
 
     def close(self) -> None:
-        """Release everything."""
+        """Disconnect; the client is unusable afterwards."""
         self._client.close()
 
     def key(self, set_name: str, key: str) -> Key:
@@ -121,7 +121,15 @@ class AerospikeClient:
     def put(
         self, writes: Sequence[Write], answers: frozenset[int], users: Sequence[str]
     ) -> tuple[list[int], list[int]]:
-        """(result code, generation) per write; a code not in ``answers`` raises."""
+        """Make writes, ``users`` naming for errors whose each is.
+
+        Returns:
+            The result code of each, and the record's generation after it (0: not written).
+
+        Raises:
+            StoreError, SettingsError: a code is not in ``answers``, though other writes may have
+                been made, or a batch did not take place.
+        """
         codes: list[int] = []
         generations: list[int] = []
         failure: StoreError | SettingsError | None = None
@@ -174,8 +182,16 @@ class AerospikeClient:
         span: tuple[Any, ...] | None = None,
         page: int = 0,
     ) -> tuple[list[dict[str, Any]], bool]:
-        """(bins of a set's records, whether that is all); without a page it takes as long as
-        a walk over all users may.
+        """Records of a set, those that ``span`` (a predicate on an index) finds or all of them.
+
+        With a ``page`` it returns about so many, in the time of one call; without, all, in the
+        longer time of a walk over all users.
+
+        Returns:
+            The records' bins, and whether those are all.
+
+        Raises:
+            IndexMissing: the index that ``span`` needs cannot be asked.
         """
         query = self._client.query(self.address.namespace, self._set(set_name))
         query.select(*bins)
@@ -250,7 +266,7 @@ def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
 def _failure(
     address: AerospikeAddress, code: int | None, detail: str | None, user: str | None = None
 ) -> StoreError | SettingsError:
-    """What a result code means to the caller, in one line."""
+    """The error that a result code becomes, in one line; ``user`` is whose record it was."""
     server = f"the Aerospike server at {address}"
     if code == _FULL:
         return StoreFull(

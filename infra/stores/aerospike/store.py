@@ -1,4 +1,4 @@
-"""The distributed store: sequences, interest states and dirty users in one Aerospike namespace.
+"""The store on Aerospike: sequences, interest states and dirty users in one namespace.
 
 A head is only ever replaced where its generation is still the one that was read; who comes second
 reads again and applies again, which the marks make harmless. A full tail is sealed in three
@@ -43,7 +43,7 @@ from infra.stores.aerospike.client import (
     Key,
     Stored,
 )
-from infra.stores.aerospike.records import (
+from infra.stores.aerospike.layout import (
     COUNT,
     DATA,
     DIRTY,
@@ -79,21 +79,23 @@ Only a backfill of one user has more, and a failure amid its slices leaves the f
 which the repeated call skips by their offsets."""
 
 CONFLICTS: Final = 30
-"""Times a head is read again because somebody else wrote it in between."""
+"""Times a head is read again because somebody else wrote it in between; more is unavailable."""
 
 READ_ATTEMPTS: Final = 5
 """Times a user is read again because their segments moved on while they were read."""
 
 _DIRTY_PAGE: Final = 1024
-"""Fewest dirty users asked for at once."""
+"""Fewest dirty users that the index is asked for at once."""
 
 
 class _Rewritten(NamedTuple):
-    """A head as written."""
+    """A head as it was written, and what is needed to write it again."""
 
     head: bytes
     generation: int
+    """The record's, which a later write must find."""
     renewed: int
+    """When its segments were last given a new TTL, ms since epoch; 0: never."""
 
 
 Change = Callable[[int, "bytes | None"], "bytes | None"]
@@ -315,7 +317,7 @@ class AerospikeStore:
             self._client.put_one(key, {DATA: position}, ttl_of(0))
 
     def sweep(self, now_ms: int, limit: int) -> int:  # noqa: ARG002  the protocol's signature
-        """0: the server removes expired records by itself."""
+        """Remove nobody: the server removes expired records by itself."""
         return 0
 
     def ping(self) -> None:
@@ -329,7 +331,7 @@ class AerospikeStore:
     # Opening
 
     def _prepare(self) -> None:
-        """Prove that the namespace is served, and have the index of dirty users made."""
+        """Prove that the namespace is served, and make the index of dirty users if need be."""
         self.ping()
         try:
             self._dirty_until(0, 0, 1)
@@ -365,7 +367,9 @@ class AerospikeStore:
         )
 
     def _seal(self, long: Sequence[tuple[str, _Rewritten]]) -> None:
-        """Move full segments out of committed heads; who wrote a head since seals it instead."""
+        """Move full segments out of committed heads; whoever has written one of them since, seals
+        it instead.
+        """
         segments: list[Write] = []
         trimmed: list[Write] = []
         users: list[str] = []
@@ -436,7 +440,7 @@ class AerospikeStore:
         )
 
     def _renew(self, due: Sequence[tuple[str, bytes]]) -> None:
-        """Let the segments of users who go on live as long as their heads.
+        """Give the segments of users, named with their heads, a new TTL.
 
         A segment is written with twice the TTL, and again given that when the user has events
         after half a TTL: it outlives the head by then, whenever the last event was.
@@ -461,7 +465,10 @@ class AerospikeStore:
         return None if head is None else records.decode_head(head, user)
 
     def _live(self, record: Stored | None, user: str, now_ms: int | None) -> bytes | None:
-        """The head of a record, unless its time is over though the server still has it."""
+        """The head of a record; None: there is none, or it expired and the server still has it.
+
+        ``now_ms`` None is the store's clock.
+        """
         if record is None:
             return None
         head = record.bins.get(HEAD)
@@ -474,7 +481,9 @@ class AerospikeStore:
         return None if records.expired(head, user, self._ttl_ms, now_ms) else head
 
     def _newest(self, wanted: Sequence[tuple[str, records.Head, int]]) -> list[Behaviors | None]:
-        """The newest behaviors, so many per (user, head); None: segments do not fit the head."""
+        """The newest behaviors of each (user, head, how many); None: its segments do not fit its
+        head, since they moved on or are lost.
+        """
         spans: list[range] = []
         keys: list[Key] = []
         for user, head, length in wanted:
@@ -504,7 +513,9 @@ class AerospikeStore:
         )
 
     def _dirty_until(self, owner: int, until_s: int, page: int) -> tuple[list[DirtyUser], bool]:
-        """(some dirty users of an owner since a time up to ``until_s``, whether that is all)."""
+        """Up to about ``page`` of an owner's users dirty since a second up to ``until_s``, in no
+        order, and whether those are all.
+        """
         span = dirty_span(owner, until_s)
         rows, complete = self._client.query(SEQUENCE, DIRTY_BINS, span=span, page=page)
         return dirty_users(rows, owner), complete
@@ -514,7 +525,9 @@ class AerospikeStore:
 
 
 def _slices(appends: Sequence[Append]) -> Iterator[list[tuple[int, Append]]]:
-    """The appends with their places, in parts that hold no user twice nor too much of one."""
+    """Appends with their places in the call, in parts that hold no user twice and at most `SLICE`
+    behaviors of one.
+    """
     part = list(enumerate(appends))
     while part:
         yield [(place, _cut(new, 0, SLICE)) for place, new in part]

@@ -15,10 +15,10 @@ from tests.infra.histories import (
     OWNERS,
     SOURCES,
     TTL_MS,
-    Cluster,
     MarkDirty,
     Model,
     Operation,
+    PutInterests,
     Send,
     Wait,
     histories,
@@ -72,8 +72,8 @@ class Kept:
                 assert (done.applied, done.replayed, done.duplicates) == model.append(
                     operation, events
                 )
-            case Cluster():
-                self._cluster(operation)
+            case PutInterests():
+                self._put_interests(operation)
             case MarkDirty():
                 model.mark_dirty(operation)
                 if model.record:  # until it is swept, one whose time is over may still be marked
@@ -82,9 +82,9 @@ class Kept:
                 model.wait(operation)
         self._compare()
 
-    def _cluster(self, cluster: Cluster) -> None:
+    def _put_interests(self, put: PutInterests) -> None:
         before = self._model.record and self._model.record.covered
-        version = self._model.cluster(cluster)
+        version = self._model.put_interests(put)
         payload = b"%d" % self._model.now_ms
         write = InterestWrite(self._model.user, version or Version(1, 1), payload)
         (written,) = self._store.put_interests([write], self._model.now_ms)

@@ -1,4 +1,4 @@
-"""How users lie in Aerospike's records: the sets, their bins, and the writes that keep them right.
+"""The layout of a user in Aerospike: the sets, their bins, and the writes that keep them right.
 
 Four sets. ``sequence`` (key: user) holds the head, and beside it the few numbers by which dirty
 users are found, so that applying events and marking their user dirty is one write of one record.
@@ -47,10 +47,10 @@ SEGMENT_BINS: Final = [EPOCH, COUNT, DATA]
 DIRTY_BINS: Final = [USER, OWNER, SINCE, PENDING]
 
 KEEP_TTL: Final[int] = aerospike.TTL_DONT_UPDATE
-"""In the place of a TTL: the record keeps its own."""
+"""The TTL of a write that leaves the record the time it has."""
 
 SECONDS: Final = (1 << 32) - 1
-"""The last second that the index of dirty users can tell."""
+"""The last second, since epoch, that the index of dirty users can tell."""
 
 _OWNER_BITS: Final = 31
 
@@ -58,7 +58,15 @@ _OWNER_BITS: Final = 31
 def head_write(
     key: Key, user: str, head: bytes, old: Stored | None, renewed: int, ttl: int
 ) -> Write:
-    """The write of a whole sequence record, made only where it is still as it was read."""
+    """The write of a whole sequence record, refused where it is not as it was read any more.
+
+    Args:
+        key, user: of the record.
+        head: its new head.
+        old: the record as it was read; None: there was none.
+        renewed: when its segments were last given a new TTL, ms since epoch; 0: never.
+        ttl: of the record, as the client's.
+    """
     counters = records.read_counters(head, user)
     bins: dict[str, object] = {HEAD: head, USER: user.encode()}
     if renewed:
@@ -102,7 +110,7 @@ def touch(key: Key, ttl: int) -> Write:
 
 
 def interests_in(record: Stored | None, epoch: int) -> tuple[Version | None, bytes | None]:
-    """A user's interest state, unless it is of an earlier sequence, which has expired."""
+    """The interest state in a record, unless it is of another epoch: of a sequence that expired."""
     if record is None:
         return None, None
     version = Version(record.bins[EPOCH], record.bins[COUNT])
@@ -112,13 +120,13 @@ def interests_in(record: Stored | None, epoch: int) -> tuple[Version | None, byt
 
 
 def dirty_span(owner: int, until_s: int) -> tuple[Any, ...]:
-    """What the index is asked for an owner's users who are dirty since a time up to ``until_s``."""
+    """The predicate that finds an owner's users dirty since a second up to ``until_s``."""
     span = predicates.between(DIRTY, _dirty_key(owner, 0), _dirty_key(owner, until_s))
     return tuple(span)
 
 
 def dirty_users(rows: Sequence[dict[str, Any]], owner: int) -> list[DirtyUser]:
-    """Those in the index's answer who are the owner's, and still dirty."""
+    """The users in an answer of the index who are the owner's, and still dirty."""
     mine = _signed(owner)
     return [
         DirtyUser(bins[USER].decode(), bins[SINCE], bins[PENDING])
@@ -129,17 +137,17 @@ def dirty_users(rows: Sequence[dict[str, Any]], owner: int) -> list[DirtyUser]:
 
 
 def ttl_of(seconds: float) -> int:
-    """A TTL as the client's; 0 seconds: keep."""
+    """A TTL as the client takes it; 0 seconds: the record never expires."""
     return min(max(1, round(seconds)), MAX_TTL_S) if seconds else aerospike.TTL_NEVER_EXPIRE
 
 
 def _dirty_key(owner: int, since_s: int) -> int:
-    """What the index orders by: 31 bits of the owner, then the second since when."""
+    """The value that the index orders dirty users by: 31 bits of the owner, then the second."""
     return (owner >> 64 - _OWNER_BITS) << 32 | min(since_s, SECONDS)
 
 
 def _signed(value: int) -> int:
-    """A u64 as the server's integer."""
+    """A u64 as the server's signed integer."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
