@@ -1,7 +1,7 @@
 """A user's history: the distinct items of their behaviors, how often and when last each was met.
 
-Counted from a whole sequence when a state is extracted (`count_items`), and continued with the
-behaviors newer than the state when a request is scored (`add_behaviors`). The same for all systems.
+All systems count it alike: from a whole sequence when a state is extracted (`count_items`), and on
+from there with the behaviors newer than the state when a request is scored (`add_behaviors`).
 """
 
 from __future__ import annotations

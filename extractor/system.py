@@ -112,8 +112,8 @@ class System(Protocol):
 def common_feed(
     bundle: Bundle, history: UserHistory | None, candidates: Candidates, now_ms: int
 ) -> dict[str, F32]:
-    """The inputs of scorer.onnx that do not depend on the system, by their names
-    (`models.bundle.COMMON_INPUTS`): recent behaviors, user, candidates and cross features.
+    """The inputs of scorer.onnx that do not depend on the system, by their names in
+    `models.bundle.SCORER_INPUTS`: recent behaviors, user, candidates and cross features.
     """
     manifest = bundle.manifest
     recent_keys, past, count, last_time_ms = np.zeros(0, np.uint64), EMPTY_HISTORY, 0, 0

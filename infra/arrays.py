@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-"""Of any element type."""
+"""An array of any element type."""
 
 Bools = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]

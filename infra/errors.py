@@ -27,11 +27,11 @@ from collections.abc import Iterable
 from typing import Final
 
 LISTED: Final = 12
-"""Names that a hint lists, at most."""
+"""Most names that a hint lists."""
 
 
 def one_line(said: object, limit: int = 300) -> str:
-    """What an error, or another's text, says: on one line of at most ``limit`` characters.
+    """An error's message, or any text, on one line of at most ``limit`` characters.
 
     An error without a word is told by its type.
     """
@@ -42,7 +42,7 @@ def one_line(said: object, limit: int = 300) -> str:
 
 
 def typed_line(error: BaseException) -> str:
-    """`one_line` for a log: of another's error with its type before it, of ours as it is."""
+    """An error as a line of a log: `one_line`, after its type where it is not one of ours."""
     line = one_line(error)
     return line if isinstance(error, LifelongError) else f"{type(error).__name__}: {line}"
 
@@ -53,7 +53,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """How to end a message on a name that is not known: by the nearest, or by what there is.
+    """The end of a message on an unknown name: the nearest known one, or what there is.
 
     >>> hint("purchse", ["click", "purchase"])
     'did you mean purchase?'

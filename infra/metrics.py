@@ -69,7 +69,7 @@ def forget_process(pid: int) -> None:
 
 
 class _BundleInfo:
-    """Which bundle version is in service: 1 for it, 0 for those before it.
+    """The gauge that tells which bundle is in service: 1 for its version, 0 for earlier ones.
 
     An Info metric would be the usual form, but it does not exist in multi-process mode, and
     neither does removing a label.
@@ -86,7 +86,7 @@ class _BundleInfo:
 
 
 class WorkerMetrics(_BundleInfo):
-    """What a worker measures, from fetched events to stored interests. It is one process."""
+    """The metrics of a worker, from fetched events to stored interests; it is one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.events = Counter(
@@ -203,7 +203,7 @@ class WorkerMetrics(_BundleInfo):
 
 
 class ScorerMetrics(_BundleInfo):
-    """What a scorer measures. In multi-process mode each figure covers all its processes."""
+    """The metrics of a scorer. In multi-process mode each figure covers all its processes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(

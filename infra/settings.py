@@ -404,7 +404,7 @@ class _Source:
 
 
 class _Environment(Settings, BaseSettings):
-    """Names and nesting for pydantic-settings; never instantiated."""
+    """The settings as pydantic-settings names and nests variables; never instantiated."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True

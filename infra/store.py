@@ -75,7 +75,7 @@ class Appended:
     duplicates: int
     """Behaviors skipped because their event id is in the user's recent window."""
     counts: list[int]
-    """Per user, in the order given: behaviors ever applied."""
+    """Behaviors ever applied, per user in the order given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class StoredSequence:
     behaviors: Behaviors
     """The newest behaviors, at most the store's configured length, oldest first."""
     marks: dict[int, int]
-    """Per source key: offset of the last event applied."""
+    """Offset of the last event applied, by source key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from infra.settings import LogSettings
 
-# They say at INFO what they do at each poll and heartbeat. Our own events say what came of it.
+# Libraries that tell at INFO of each poll and heartbeat. Our own events say what came of it.
 _TALKATIVE: Final = ("aiokafka", "faust", "mode", "asyncio", "httpx", "httpcore", "uvicorn.access")
 
 
 class Log(Protocol):
-    """What a part that only tells its progress asks of a logger; any library's fits."""
+    """A logger, for a part that only tells its progress; any library's fits."""
 
     def info(self, event: str, /) -> Any: ...
 

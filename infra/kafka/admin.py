@@ -184,7 +184,7 @@ def _describe(admin: Any, name: str, timeout_s: float) -> Any | None:
 
 
 def _wait_until_led(admin: Any, name: str, timeout_s: float) -> None:
-    """Until every partition of topic ``name``, just created, has a leader."""
+    """Wait until every partition of topic ``name``, just created, has a leader."""
     deadline = time.monotonic() + timeout_s
     while True:
         topic = _describe(admin, name, timeout_s)

@@ -1,4 +1,4 @@
-"""How a client of confluent-kafka is configured for the broker that the settings name."""
+"""Configuration of confluent-kafka's clients for the broker that the settings name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Kafka on this machine.
+"""A Kafka on this machine, for as long as a program needs one.
 
 `LocalKafka` runs Apache Kafka itself: fetched once with Maven, one process that is broker and
 controller (KRaft), bound to 127.0.0.1. Where Java or Maven is missing, librdkafka's mock cluster
@@ -43,7 +43,7 @@ _JVM_FLAGS: Final = (
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 )
 
-# Relative paths (the broker runs in its directory), since `log.dirs` splits at commas.
+# Relative paths (the broker runs in its directory), since Kafka's log.dirs splits at commas.
 _PROPERTIES: Final = """\
 process.roles=broker,controller
 node.id=1
@@ -94,7 +94,7 @@ class LocalKafka:
             and no longer than until `stop`, and picks its own port each time.
         log: takes the progress and the warning.
         cache: where Apache Kafka is fetched to; by default `default_cache`.
-        java, maven: the commands.
+        java, maven: the commands that run them.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class LocalKafka:
         """
         if self.running:
             return self.bootstrap
-        self.stop()  # of one that has ended by itself, what is left
+        self.stop()  # what is left of one that has ended by itself
         jars = self._decide()
         if jars is None:
             self._mock = MockCluster()
@@ -193,7 +193,7 @@ class LocalKafka:
             end_guard(guard)
 
     def _decide(self) -> Path | None:
-        """Settle the kind. The jars of an Apache Kafka, or None for a mock."""
+        """Settle which kind is started; the jars of Apache Kafka, or None for a mock."""
         if self._kind == "mock":
             self._warn_of_mock("as asked")
             return None
@@ -240,7 +240,7 @@ class LocalKafka:
         self._wait_until_it_answers(cluster_id, timeout_s, deadline)
 
     def _claim_directory(self) -> BinaryIO:
-        """The broker's empty log, locked: broker and guard inherit the lock, and end it.
+        """The broker's log, emptied and locked; broker and guard inherit the lock and end it.
 
         Kafka's own lock comes too late: by then a second one has spoilt the first one's metadata.
         """

@@ -1,8 +1,4 @@
-"""librdkafka's mock cluster: what takes a Kafka's place where none can run.
-
-confluent-kafka gives no way from Python to create a topic on it with a chosen number of
-partitions; librdkafka's public header `rdkafka_mock.h` does.
-"""
+"""librdkafka's mock cluster: what takes a Kafka's place where none can run."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ class MockCluster:
     """librdkafka's mock cluster in this process, driven through its C interface.
 
     confluent-kafka gives no way from Python to create a topic on it with a chosen number of
-    partitions; librdkafka's public header `rdkafka_mock.h` does.
+    partitions; librdkafka's public header ``rdkafka_mock.h`` does.
     """
 
     def __init__(self) -> None:

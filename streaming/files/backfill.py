@@ -1,9 +1,9 @@
 """A file of behavior events straight into the store, without Kafka.
 
-For history: what happened before the topic existed, or more than it keeps. The file is a source of
-its own, its content's identity is the key and a row's number the offset; so a backfill that is
-repeated or resumed applies each row once. Users become dirty under the partition of the topic
-that their events have, so that the workers recluster them.
+It is for history: what happened before the topic existed, or more than it keeps. The file is a
+source of its own, its content's identity is the key and a row's number the offset; so a backfill
+that is repeated or resumed applies each row once. Users become dirty under the partition of the
+topic that their events have, so that the workers recluster them.
 """
 
 from __future__ import annotations
