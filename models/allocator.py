@@ -7,7 +7,7 @@ from typing import Final
 
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
-"""Numbers of glibc's ``mallopt``."""
+"""The numbers by which glibc's ``mallopt`` knows its two thresholds."""
 
 _LARGEST: Final = 1 << 30
 """Bytes of the largest block that is kept."""

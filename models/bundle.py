@@ -50,7 +50,7 @@ SERVED: Final = "encode"
 """The system that the services serve."""
 
 FILES: Final = (VOCABULARY, EMBEDDINGS, PROJECTION, SCORER, GOLDEN)
-"""Of a bundle that is served; of another method there may be no projection."""
+"""Files of a bundle that is served; one of another method may have no projection."""
 
 SCORER_INPUTS: Final = (
     "interests",
@@ -77,14 +77,14 @@ class FileEntry(msgspec.Struct, frozen=True):
 
     sha256: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 class StateTensor(msgspec.Struct, frozen=True):
     """A tensor of a user's long-term state."""
 
     dtype: str
-    """As numpy names it: float32, float16, uint32, int64."""
+    """Element type, as numpy names it: float32, float16, uint32, int64."""
     shape: tuple[int | str, ...]
     """-1, or the axis's name, where it depends on the user's behaviors."""
 
@@ -121,7 +121,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     scale: float = 0.0
     """ENCODE: what the cosine is multiplied with in Eqs. 8 and 10, whichever way it came about."""
     long_term: dict[str, Any] = {}
-    """The settings of the method."""
+    """Settings of the method."""
     state: dict[str, StateTensor] = {}
     """What scorer.onnx is fed of a user's long-term state."""
     stored: dict[str, StateTensor] = {}
@@ -179,7 +179,7 @@ class GoldenRequest(msgspec.Struct, frozen=True):
 
 
 def make_session(model: bytes) -> onnxruntime.InferenceSession:
-    """A session on one core that does not spin.
+    """A session of onnxruntime on one core, which does not spin while it waits.
 
     A service runs a process per core; spinning threads would steal the neighbor's.
     """
@@ -210,7 +210,7 @@ class GoldenChecks:
 
 
 class Verified(NamedTuple):
-    """A bundle of any method whose files are whole, and whose graph does as it did."""
+    """What `verify` finds: a bundle of any method, whole, whose graph does as it did."""
 
     manifest: Manifest
     golden: GoldenChecks
@@ -263,7 +263,7 @@ def check_golden(
 def golden_differences(
     session: onnxruntime.InferenceSession, golden: Sequence[GoldenRequest]
 ) -> F64:
-    """How far a scorer.onnx is from golden requests.
+    """Differences of a scorer.onnx from the CTRs of golden requests.
 
     Returns:
         f64[G]: the largest difference from each request's CTRs; infinite where their number is
@@ -391,7 +391,7 @@ class BundleContents:
     """What `save_bundle` writes."""
 
     manifest: Manifest
-    """Its ``files`` are filled in on writing."""
+    """What the bundle is; its ``files`` are filled in on writing."""
     vocabulary: Vocabulary
     embeddings: F32
     """f32[n + 1, d]."""
@@ -447,7 +447,7 @@ def _read_manifest(path: Path) -> bytes:
 
 
 def _decode_manifest(path: Path, raw: bytes) -> Manifest:
-    """Format first: a manifest of another format need not look like ours."""
+    """The manifest, its format looked at first: one of another need not look like ours."""
     file = path / MANIFEST
     try:
         head = msgspec.json.decode(raw)

@@ -48,16 +48,16 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """First part of the behaviors, by time, that is read; the rest is not looked at."""
     options: dict[str, Any] = {}
-    """What the reader takes beside: a mapping of columns, for example."""
+    """Further options of the reader, such as the names of columns."""
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a network learns."""
 
     learning_rate: Positive = 1e-3
-    """Adam's, at the start."""
+    """Learning rate of Adam, at the start."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """"cosine": the learning rate falls to zero along a half cosine over all epochs."""
+    """Course of the learning rate; "cosine": to zero along a half cosine over all epochs."""
     weight_decay: NotNegative = 0.0
     """Decoupled decay of the embedding tables."""
     epochs: Count = 1
@@ -69,11 +69,11 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     auxiliary_weight: NotNegative = 0.1
     """Weight of the long-term module's own loss (ENCODE, section 4.2)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """"bfloat16": mixed precision, on a GPU."""
+    """Numbers that are computed with; "bfloat16": mixed precision, on a GPU."""
     compile: bool = False
     """Compile the network, on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """"auto": a GPU where there is one."""
+    """Where the network is trained; "auto": on a GPU where there is one."""
     threads: Count = 2
     """Threads of torch on the processor; another number gives other last digits."""
     checkpoint_s: NotNegative = 60.0
@@ -88,7 +88,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     name: str = "encode"
     """Name of the model, for its bundle."""
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Of weights, negatives and the order of samples."""
+    """Seed of weights, negatives and the order of samples."""
     data: DataConfig = DataConfig()
     """Where the behaviors come from."""
     protocol: NextItem | Rated | Shown | Live = Live()
@@ -102,7 +102,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     network: NetworkConfig = NetworkConfig()
     """What all methods share."""
     long_term: AnyConfig = EncodeConfig()
-    """The method."""
+    """The method, and its settings."""
     training: TrainingConfig = TrainingConfig()
     """How it learns."""
 
@@ -193,7 +193,7 @@ def _structs(hint: Any) -> list[Any]:
 
 
 def _kinds(hint: Any, values: Any) -> list[Any]:
-    """The classes that a section may be of; of several the one that it names itself."""
+    """The classes that a section may be of; where there are several, the one that it names."""
     kinds = _structs(hint)
     if len(kinds) > 1 and isinstance(values, Mapping):
         kinds = [

@@ -48,7 +48,7 @@ def determinism(config: RunConfig) -> Iterator[torch.device]:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Under ``torchrun``, the group of its processes; else nothing."""
+    """The group of ``torchrun``'s processes while the block runs; without torchrun, nothing."""
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield
         return
@@ -70,7 +70,7 @@ def process_count() -> int:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum over all processes."""
+    """The sum of all processes' values, element by element; in place."""
     if process_count() > 1:
         dist.all_reduce(values)
     return values

@@ -56,7 +56,7 @@ class ExportChecks:
     """Scorer requests compared, degenerate ones among them."""
     max_ctr_difference: float
     max_item_difference: float
-    """Of the graph over the item table; 0 where the method has none."""
+    """Largest difference of the graph over the item table; 0 where the method has none."""
 
 
 def export(run_dir: Path, out: Path) -> ExportChecks:
@@ -154,7 +154,7 @@ def export_network(
 
 
 def _encode_fields(network: Network) -> dict[str, Any]:
-    """What the manifest says of ENCODE, which its offline stage needs in the service."""
+    """Fields of the manifest that ENCODE's offline stage needs in the service; else none."""
     long = network.long
     if not isinstance(long, Encode):
         return {}
@@ -185,7 +185,7 @@ def _tables(network: Network, known: list[int]) -> bytes | None:
 
 
 class _Online(nn.Module):
-    """scorer.onnx: one user, B candidates, CTRs; inputs in the order of `_inputs`."""
+    """What becomes scorer.onnx: one user, B candidates, CTRs; inputs ordered as by `_inputs`."""
 
     def __init__(self, network: Network, state: Sequence[str]) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class _Online(nn.Module):
 
 
 class _PerItem(nn.Module):
-    """The graph over the item table: embeddings[n, d] -> what the method computes of each."""
+    """What becomes the graph over the item table: embeddings[n, d] -> what is computed of each."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ def export_item_graph(network: Network) -> bytes | None:
 
 
 def export_scorer(network: Network, table: torch.Tensor, seed: int = 0) -> bytes:
-    """scorer.onnx; its axes that depend on a user's behaviors or on B are dynamic."""
+    """The bytes of scorer.onnx; axes that depend on a user's behaviors or on B are dynamic."""
     rng = np.random.default_rng(seed)
     M = network.config.M
     one = _inputs(network, table, _sequence(network, table, rng, 120, 3), rng, M - 1, 7)
@@ -412,8 +412,9 @@ def _export(
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter warns of every package that it could support and that is not installed, of
-    axes that share a name (as ours are meant to), and of its own dependencies' deprecations.
+    """Silence for torch's exporter, which warns of every package that it could support and that is
+    not installed, of axes that share a name (as ours are meant to), and of its own dependencies'
+    deprecations.
     """
     logger = logging.getLogger("torch.onnx")
     level = logger.level

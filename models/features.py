@@ -52,7 +52,7 @@ def cross_features(
     history: History,
     now_ms: int,
 ) -> F32:
-    """What the user's history says about each candidate itself.
+    """Features of pairs: what the user's history says about each candidate itself.
 
     Items are compared by key, so that an item outside the bundle's vocabulary counts as bought
     before like any other.
@@ -102,7 +102,7 @@ def cross_columns(
 
 
 def user_features(count: int, last_time_ms: int, now_ms: int) -> F32:
-    """What does not depend on the candidate.
+    """Features of the user, which do not depend on the candidate.
 
     Args:
         count: behaviors of the user ever applied; 0: unknown user.

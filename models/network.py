@@ -23,7 +23,7 @@ from models.modules.sequence import BehaviorSequence, Target
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What all methods share."""
+    """Configuration of what all methods share: embeddings, recent behaviors, tower."""
 
     d: int = 32
     """Width of an embedding."""
@@ -71,11 +71,11 @@ class Network(nn.Module):
         return table
 
     def user_tables(self) -> dict[str, Tensor]:
-        """Per user attribute f32[U, d]."""
+        """Embeddings of the user attributes' values, by attribute: f32[U, d]."""
         return {name: cast(Tensor, table.weight) for name, table in self.user_attributes.items()}
 
     def feature_tables(self) -> dict[str, Tensor]:
-        """Per behavior feature f32[F, d]."""
+        """Embeddings of the behavior features' values, by feature: f32[F, d]."""
         return {
             name: cast(Tensor, feature.weight) for name, feature in self.behavior_features.items()
         }
@@ -133,7 +133,7 @@ class Network(nn.Module):
         target: Target,
         cross: Tensor,
     ) -> Tensor:
-        """The online part, from a stored state.
+        """Logits by the online part, from a stored state.
 
         Args:
             state: what `LongTerm.summarize` gave.

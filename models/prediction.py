@@ -27,7 +27,7 @@ def make_network(config: RunConfig, inputs: Inputs) -> Network:
 
 
 def make_gatherer(config: RunConfig, samples: AnySplit, inputs: Inputs) -> Gatherer:
-    """Gathers what the configuration's method sees: its L behaviors, and the recent ones."""
+    """A gatherer of what the configuration's method sees: its L behaviors, and the recent ones."""
     length = max(config.long_term.L, config.network.M)
     return Gatherer(samples.interactions, samples.sequences, inputs, length)
 
@@ -61,6 +61,6 @@ def predict(
 def measure_network(
     network: Network, gatherer: Gatherer, samples: AnySplit, requests: Requests
 ) -> dict[str, float]:
-    """`models.measures.quality.measure` of the network's CTRs, by name."""
+    """Measures of the network's CTRs, by name, as `models.measures.quality.measure` has them."""
     ctrs = predict(network, gatherer, requests)
     return quality.measure(ctrs, requests, samples.users(requests)).named()

@@ -30,7 +30,7 @@ from models.network import Network
 from models.prediction import make_network
 
 CHECKPOINT: Final = "checkpoint.pt"
-"""Of a run that is not finished: everything that it needs to go on."""
+"""File of a run that is not finished: everything that it needs to go on."""
 
 WEIGHTS: Final = "weights.pt"
 INPUTS: Final = "inputs.msgpack"
@@ -60,7 +60,7 @@ class TrainResult:
     epochs: int
     """The epoch found best, from 1."""
     curve: list[Epoch]
-    """Of the first pass."""
+    """Learning curve of the first pass."""
     seconds: float
 
 
@@ -90,8 +90,8 @@ def save_run(
 
     Args:
         result: what the run came to, and where.
-        config: of the run.
-        network: as it ended.
+        config: the run's.
+        network: the one learned, as it ended.
         samples: what it learned from.
         data: what to say of where they came from.
         baselines: measures of other rankings, kept beside its own.

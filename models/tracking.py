@@ -14,9 +14,9 @@ class TrainingProgress:
     """Where a training run stands; told every few steps and after each epoch."""
 
     phase: str
-    """"fit" or "refit"."""
+    """Which pass it is in: "fit" or "refit"."""
     epoch: int
-    """From 1."""
+    """Epoch under way, from 1."""
     epochs: int
     step: int
     """Steps of this epoch that are done."""
@@ -24,23 +24,23 @@ class TrainingProgress:
     loss: float
     """Mean cross-entropy of this epoch so far, nats."""
     auxiliary: float
-    """Mean loss of the long-term module's own of this epoch so far."""
+    """Mean of the long-term module's own loss in this epoch so far."""
     validation: dict[str, float] | None = None
-    """After an epoch: `models.prediction.measure_network` of the validation part."""
+    """Measures of the validation part (`models.prediction.measure_network`), after an epoch."""
 
 
 class Tracker(Protocol):
-    """Is told of a run's progress."""
+    """Who is told of a run's progress."""
 
     def report(self, progress: TrainingProgress) -> None:
-        """Note a report: losses every few steps, and validation after an epoch."""
+        """Note a report of progress: losses every few steps, and validation after an epoch."""
 
     def close(self) -> None:
         """Write what is not written yet."""
 
 
 class TensorBoard:
-    """Writes event files into the run's directory, under ``tensorboard``."""
+    """A tracker that writes event files into a directory, under ``tensorboard``."""
 
     def __init__(self, directory: Path) -> None:
         try:
@@ -52,7 +52,7 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(directory / "tensorboard"))
 
     def report(self, progress: TrainingProgress) -> None:
-        """Note a report."""
+        """Note a report of progress."""
         step = (progress.epoch - 1) * progress.steps + progress.step
         for name, value in _values(progress).items():
             self._writer.add_scalar(name, value, step)
@@ -63,7 +63,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """Logs to the MLflow server, or directory, that its environment names."""
+    """A tracker that logs to the MLflow server, or directory, that its environment names."""
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         try:
@@ -77,7 +77,7 @@ class MLflow:
         mlflow.log_params(parameters)
 
     def report(self, progress: TrainingProgress) -> None:
-        """Note a report."""
+        """Note a report of progress."""
         step = (progress.epoch - 1) * progress.steps + progress.step
         self._mlflow.log_metrics(_values(progress), step=step)
 

@@ -118,7 +118,7 @@ class _State:
     epoch: int = 0
     """Epochs done."""
     step: int = 0
-    """Steps done of the next."""
+    """Steps done of the epoch after those."""
     total: float = 0.0
     auxiliary: float = 0.0
     seconds: float = 0.0
@@ -159,9 +159,9 @@ class _Pass:
         self.generator = torch.Generator()
         self.state = _State()
         self.epochs = config.training.epochs
-        """That `run` goes through, at most."""
+        """Epochs that `run` goes through, at most."""
         self.steps = 0
-        """Of the epoch at hand."""
+        """Steps of the epoch at hand."""
         self.best_weights: dict[str, Tensor] = {}
         self._saved = time.monotonic()
 
@@ -248,7 +248,7 @@ class _Pass:
             self._report(number, steps)
 
     def _seed(self, number: int) -> None:
-        """What a step draws depends on where it stands, and on nothing that came before it."""
+        """Seed a step's draws by where it stands, and by nothing that came before it."""
         place = [self.config.seed, 3, number, self.state.step, process_rank()]
         seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
         self.generator.manual_seed(seed)

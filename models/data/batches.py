@@ -40,19 +40,19 @@ class Batch(NamedTuple):
     newer: Tensor
     """bool[R, L']: behaviors newer than the offline stage (`Requests.as_of`)."""
     features: dict[str, Tensor]
-    """Per behavior feature of the schema i64[R, L']."""
+    """Rows i64[R, L'] in the table of each behavior feature of the schema, by name."""
     candidates: Tensor
     """i64[R, B]: rows, 0 where unknown."""
     user_rows: dict[str, Tensor]
-    """Per user attribute of the schema i64[R, w]."""
+    """Rows i64[R, w] in the table of each user attribute of the schema, by name."""
     user: Tensor
     """f32[R, u]: `models.features.USER_FEATURES`."""
     cross: Tensor
     """f32[R, B, c]: `models.features.CROSS_FEATURES`."""
     labels: Tensor
-    """f32[R, B]."""
+    """f32[R, B]: 1 for positives."""
     weights: Tensor
-    """f32[R, B]."""
+    """f32[R, B]: 0 for candidates that do not count."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -145,7 +145,7 @@ class Gatherer:
 
     @property
     def _columns(self) -> dict[str, I8]:
-        """Per recorded behavior feature i8[N], in the order of the sequences."""
+        """Recorded behavior features by name, i8[N] in the order of the sequences."""
         columns = self.__dict__.get("columns")
         if columns is None:
             interactions, order = self.interactions, self.sequences.position
@@ -159,7 +159,7 @@ class Gatherer:
 
 
 def prefetch(items: Iterable[Item], ahead: int = PREFETCHED) -> Generator[Item]:
-    """The same items, made in a thread of their own, at most ``ahead`` of them in advance.
+    """Items, made in a thread of their own, at most ``ahead`` of them in advance.
 
     An error in the making is raised here; leaving early ends the thread.
     """
@@ -210,7 +210,7 @@ def _gather_rows(
     rows: I64,
     mask: Bools,
 ) -> None:
-    """The items [begin, end) of each request at the right end of its row; items that the
+    """Put the items [begin, end) of each request at the right end of its row; items that the
     request's bundle does not know stay 0.
     """
     length = rows.shape[1]
@@ -233,7 +233,7 @@ def _gather_feature(column: I8, begin: I64, end: I64, rows: I64) -> None:
 
 @fast_kernel
 def _gather_ages(times: I64, begin: I64, end: I64, now: I64, rows: I64) -> None:
-    """Age buckets at the time of the request: 1 + log2 of the seconds, clipped."""
+    """Put the behaviors' age buckets into rows: 1 + log2 of the seconds before ``now``, clipped."""
     length = rows.shape[1]
     for r in range(len(begin)):
         shift = length - end[r]

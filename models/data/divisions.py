@@ -20,7 +20,7 @@ PARTS: Final[tuple[Part, ...]] = ("training", "validation", "test")
 
 
 class ByTime(TaggedSection, frozen=True, tag="time"):
-    """The last samples of all users; samples of one time are never divided."""
+    """Division that holds out the last samples of all; those of one time are never divided."""
 
     validation: float = 0.1
     """Share of the samples, right before the test."""
@@ -41,7 +41,7 @@ class ByTime(TaggedSection, frozen=True, tag="time"):
 
 
 class LastOfUser(TaggedSection, frozen=True, tag="last"):
-    """The last samples of each user."""
+    """Division that holds out the last samples of each user."""
 
     validation: int = 1
     """Samples of each user right before their test."""

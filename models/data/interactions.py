@@ -28,7 +28,7 @@ Column = Any
 pc: Final[Any] = pyarrow.compute  # its stubs refuse half of what it accepts
 
 MAX_ACTIONS: Final = 127
-"""A behavior holds its action in one signed byte."""
+"""Most actions of a data set: a behavior holds its action in one signed byte."""
 
 _BLOCK: Final = 1 << 20
 _MOST_TEXT: Final = 2**31  # bytes that one array of texts with 32-bit offsets can hold
@@ -85,15 +85,15 @@ class Interactions:
     """Behaviors of many users, oldest first, as numbers (N behaviors, U users, n items)."""
 
     user_ids: list[str]
-    """U ids."""
+    """Ids of the U users."""
     item_ids: list[str]
     """n + 1 ids; row 0 ("") stands for unknown items."""
     titles: list[str]
     """n + 1 titles, "" where there is none."""
     users: I32
-    """i32[N]."""
+    """i32[N]: rows of ``user_ids``."""
     items: I32
-    """i32[N], rows in [1, n]."""
+    """i32[N]: rows of ``item_ids``, in [1, n]."""
     times: I64
     """i64[N], seconds since epoch, ascending."""
     actions: I8 | None = None
@@ -188,13 +188,13 @@ class Columns:
     actions: Column | None = None
     """Names of actions."""
     action_names: Sequence[str] = ()
-    """Their order, where the format knows them all; else they are numbered as they come."""
+    """Order of the actions where the format knows them all; else they are numbered as they come."""
     dwell_s: Column | None = None
     values: Column | None = None
     item_attributes: Mapping[str, Column] = field(default_factory=dict)
     """Attributes of the row's item; an item has what stands in its first row by time."""
     user_attributes: Mapping[str, Column] = field(default_factory=dict)
-    """The same of the row's user."""
+    """Attributes of the row's user; a user has what stands in their first row by time."""
 
     def interactions(
         self,
@@ -269,9 +269,9 @@ class _Numbered(NamedTuple):
     ids: Column
     """Distinct ids as text, by first occurrence."""
     rows: I32
-    """i32[N]: each ordered row's number among them."""
+    """i32[N]: the number of each ordered row's id."""
     first: I64
-    """Row of the file in which each of them occurs first by time."""
+    """i64: row of the file in which each id occurs first by time."""
 
 
 def _numbered(column: Column, order: I64, what: str) -> _Numbered:

@@ -37,7 +37,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Live(TaggedSection, frozen=True, tag="live"):
-    """The next items of a basket, as a live service would be asked for them."""
+    """Protocol: the next items of a basket, as a live service would be asked for them."""
 
     positives: Count = 4
     """Next items of the basket that a request predicts, at most."""
@@ -64,13 +64,13 @@ class Live(TaggedSection, frozen=True, tag="live"):
 class LiveSplit:
     """A data set's live requests: those before ``n_training`` teach, later ones validate.
 
-    It answers as `models.data.splits.Split` does.
+    It is one kind of `models.data.splits.AnySplit`.
     """
 
     interactions: Interactions
     """All behaviors, by time."""
     sequences: Sequences
-    """The same by user."""
+    """The same behaviors by user."""
     n_training: int
     """Behaviors, in order of time, that are learned from."""
     validation: Requests
@@ -79,7 +79,7 @@ class LiveSplit:
 
     @property
     def test(self) -> None:
-        """The live stream is the test."""
+        """None: the live stream is the test."""
         return
 
     def users(self, requests: Requests) -> I32:
@@ -104,7 +104,7 @@ class LiveSplit:
         return requests
 
     def whole(self) -> LiveSplit:
-        """The same with everything to learn from."""
+        """The split with everything to learn from."""
         return replace(self, n_training=len(self.interactions))
 
 

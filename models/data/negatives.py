@@ -21,7 +21,7 @@ TRIES: Final = 200
 
 @dataclass(frozen=True)
 class Negatives:
-    """Draws negatives: from a pool, without the excluded, none twice in a request."""
+    """A source of negatives, drawn from a pool without the excluded, none twice in a request."""
 
     pool: I32
     """i32[P]: an item occurs as often as it should be drawn."""
@@ -30,7 +30,7 @@ class Negatives:
     begin: I64
     """i64[N]: where the run of each behavior of the sequences begins."""
     end: I64
-    """i64[N]: where it ends, exclusive."""
+    """i64[N]: where that run ends, exclusive."""
 
     @classmethod
     def of(
@@ -47,7 +47,7 @@ class Negatives:
             interactions: those of the training part in front.
             sequences: the same by user.
             n_training: behaviors of the training part.
-            known: bool[n + 1], items with a behavior in it.
+            known: bool[n + 1], items with a behavior in the training part.
             protocol: how many are drawn, from what, and without what.
 
         Raises:

@@ -83,7 +83,7 @@ class DrawnSamples(NamedTuple):
     times: I64
     """i64[S], seconds since epoch."""
     labels: F32
-    """f32[S]."""
+    """f32[S]: 1 for positives, else 0."""
 
 
 def draw_samples(

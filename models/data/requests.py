@@ -18,10 +18,10 @@ from models.data.interactions import Interactions
 
 @dataclass(frozen=True)
 class Sequences:
-    """The same interactions by user: sequences laid end to end, each oldest first."""
+    """Interactions by user: sequences laid end to end, each oldest first."""
 
     items: I32
-    """i32[N]."""
+    """i32[N]: rows of the behaviors' items."""
     times: I64
     """i64[N], seconds since epoch."""
     position: I64
@@ -31,7 +31,7 @@ class Sequences:
     basket: I64
     """i64[N]: where the behavior's basket (same user, same time) starts."""
     basket_end: I64
-    """i64[N]: where it ends, exclusive."""
+    """i64[N]: where that basket ends, exclusive."""
 
     @classmethod
     def of(cls, interactions: Interactions) -> Self:

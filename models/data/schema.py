@@ -54,11 +54,11 @@ class Inputs:
     """Items of the vocabulary, the unknown one (row 0) not counted."""
     n_users: int
     items: Mapping[str, I64]
-    """Per item attribute i64[n + 1, w]: rows of its values, 0 for none."""
+    """Item attributes by name, i64[n + 1, w]: rows of the values, 0 for none."""
     users: Mapping[str, I64]
-    """Per user attribute i64[U, w]."""
+    """User attributes by name, i64[U, w]: rows of the values, 0 for none."""
     heights: Mapping[str, int]
-    """I64 of each embedding table, by "user.<name>", "item.<name>" and "behavior.<name>"."""
+    """Rows of each embedding table, by "user.<name>", "item.<name>" and "behavior.<name>"."""
 
     @property
     def categories(self) -> I64:
@@ -70,7 +70,7 @@ class Inputs:
 
     @classmethod
     def of(cls, interactions: Interactions, schema: Schema) -> Inputs:
-        """Bind a schema.
+        """Bind a schema to a data set.
 
         Raises:
             TrainingError: the data lack a feature that the schema names.

@@ -1,4 +1,4 @@
-"""Which of a data set's samples are used; a few of its users are a data set of their own."""
+"""Selection of a data set's samples; a few of its users are a data set of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.data.sections import at_least
 
 
 class Selection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which of the samples are used."""
+    """Choice of the samples that are used."""
 
     users: int = 0
     """Users drawn at random, as if there were no others; 0: all."""
@@ -23,7 +23,7 @@ class Selection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluated: int = 0
     """Requests of validation, and of test, at most (drawn at random); 0: all."""
     seed: int = 0
-    """Of users, negatives, evaluated requests and the order of an epoch."""
+    """Seed of users, negatives, evaluated requests and the order of an epoch."""
 
     def __post_init__(self) -> None:
         at_least("samples.users", self.users, 0)

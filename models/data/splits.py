@@ -60,21 +60,21 @@ class Split:
     """Samples in three parts, and the data that they point into."""
 
     interactions: Interactions
-    """The behaviors of the training part in order of time, then the others in order of time; to
-    users and items of `Selection.users` alone."""
+    """The behaviors of the training part in order of time, then the others in order of time; with
+    `Selection.users`, those of the users drawn."""
     sequences: Sequences
-    """The same by user. For impressions each user has one more entry behind their behaviors, which
-    no request sees: a request after all behaviors comes right before it."""
+    """The same behaviors by user. For impressions each user has one more entry behind their
+    behaviors, which no request sees: a request after all behaviors comes right before it."""
     train: Requests
-    """In no random order; see `epoch`."""
+    """Training requests, in no random order; see `epoch`."""
     validation: Requests
     test: Requests
     n_training: int
     """Behaviors of the training part: `Requests.bundle` of every request."""
     selection: Selection
-    """How they were chosen."""
+    """How the samples were chosen."""
     negatives: Negatives | None = None
-    """Of the next-item protocol."""
+    """Negatives of the next-item protocol; None for the others."""
 
     @property
     def n_items(self) -> int:
@@ -133,8 +133,8 @@ def split_requests(
     Args:
         interactions: all behaviors.
         protocol: what a sample is.
-        division: which of them are for what.
-        selection: which are used; None: as `Selection` has it.
+        division: which samples are for what.
+        selection: which samples are used; None: the defaults of `Selection`.
         impressions: for the protocol `Shown`.
 
     Raises:
@@ -222,7 +222,7 @@ def _with_ends(sequences: Sequences, drawn: DrawnSamples) -> tuple[Sequences, Dr
     moved = Sequences(
         items=np.insert(sequences.items, ends, 0),
         times=np.insert(sequences.times, ends, latest),
-        # Of the last behavior: whoever looks up the user finds the right one.
+        # That of the last behavior: whoever looks up the user finds the right one.
         position=np.insert(sequences.position, ends, sequences.position[ends - 1]),
         start=np.insert(sequences.start + owner, ends, starts + users),
         basket=np.insert(sequences.basket + owner, ends, ends + users),

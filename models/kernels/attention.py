@@ -72,7 +72,7 @@ def attend_kernel(
     scale: np.float32,
     counts: U32,
 ) -> F32:
-    """`attend`, on plain arrays."""
+    """The loops of `attend`; arrays are in the layout that `plain_f32` makes."""
     length, m = h.shape
     clusters = len(centers)
     scores = np.empty(length, np.float32)

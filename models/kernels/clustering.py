@@ -41,7 +41,7 @@ LANES: Final = 16
 CANCELED: Final = 1e-12  # a squared sum below this is rounding, not a direction
 
 SORTING: Final = 17
-"""What it costs to find out which centers an item needs, in cosines (measured)."""
+"""Cost of finding out which centers an item needs, in cosines (measured)."""
 
 SMALL: Final = np.float32(1e-30)  # squared lengths between these are good float32 numbers
 LARGE: Final = np.float32(1e30)
@@ -134,7 +134,7 @@ def plain_f32(array: F32) -> F32:
 
 
 def plain_u32(array: U32) -> U32:
-    """`plain_f32` for counts."""
+    """Counts in the one layout that kernels are compiled for; see `plain_f32`."""
     if array.dtype == np.uint32 and array.flags.carray:
         return array
     return np.require(array, np.uint32, ("C", "A", "W"))
@@ -151,7 +151,7 @@ class Points(NamedTuple):
     cosine: F32
     """f32[p]: cosine to the nearest center met so far."""
     nearest: I32
-    """i32[p]: that center."""
+    """i32[p]: which center that is."""
 
 
 class Tally(NamedTuple):
@@ -161,7 +161,7 @@ class Tally(NamedTuple):
     """f64[K,w]: weighted sum of each cluster's members. Wide, since it is added to and taken from
     many times over."""
     members: I64
-    """i64[K]: items in each."""
+    """i64[K]: items in each cluster."""
     moved: Bools
     """bool[K]: whether members have come or gone since the last centers but one."""
 
@@ -170,7 +170,7 @@ class Tally(NamedTuple):
 def cluster_kernel(
     h: F32, counts: U32, start: F32, clusters: int, iterations: int
 ) -> tuple[I32, F32, U32, int]:
-    """`cluster`, on plain arrays; empty counts: one each."""
+    """The loops of `cluster`; arrays as `plain_f32` makes them; empty counts: one each."""
     length, m = h.shape
     if len(counts) == 0:
         counts = np.ones(length, np.uint32)
@@ -212,7 +212,7 @@ def cluster_kernel(
 def cluster_each(
     h: F32, rows: I64, mask: Bools, iterations: int, assign: I64, centers: F32
 ) -> None:
-    """`cluster` for each of R users, as `Extractor` does it: an item met n times counts n times.
+    """Cluster each of R users as the extractor does: an item met n times counts n times.
 
     Args:
         h: f32[R,L,m].
@@ -585,7 +585,7 @@ def _meet(points: Points, length: int, centers: F32, labels: I32, count: int) ->
 def _meet_three_narrow(
     columns: F32, length: int, centers: F32, labels: I32, k: int, cosine: F32, nearest: I32
 ) -> None:
-    """The three centers from k on, against items of width four: everything stays in registers."""
+    """`_meet` with three centers from k on, at width four: everything stays in registers."""
     x0, x1, x2, x3 = columns[0], columns[1], columns[2], columns[3]
     a, b, c = centers[k], centers[k + 1], centers[k + 2]
     a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
@@ -616,7 +616,7 @@ def _meet_one(
     cosine: F32,
     nearest: I32,
 ) -> None:
-    """One center; ``dots`` f32[length] is scratch for widths beyond four."""
+    """`_meet` with one center; ``dots`` f32[length] is scratch for widths beyond four."""
     x0, x1, x2, x3 = columns[0], columns[1], columns[2], columns[3]
     c0, c1, c2, c3 = center[0], center[1], center[2], center[3]
     if len(columns) == 4:
@@ -640,8 +640,8 @@ def _meet_one(
 
 @kernel
 def _worst_served(cosine: F32) -> int:
-    """The first item with the lowest cosine. In integers, whose minima are found many at a time;
-    compilers will not do that to floats.
+    """The first item with the lowest cosine. Cosines are compared as integers, of which compiled
+    code compares many at a time; compilers will not do that to floats.
     """
     lowest = np.int32(2**31 - 1)
     for i in range(len(cosine)):

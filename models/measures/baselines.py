@@ -28,7 +28,9 @@ def repeat_counts(sequences: Sequences, requests: Requests) -> F32:
 def baseline_qualities(
     interactions: Interactions, sequences: Sequences, requests: Requests
 ) -> dict[str, float]:
-    """Popularity; bought before, most often first; and the latter with ties by popularity."""
+    """Qualities of three rankings by name: by popularity, by how often the user had bought the
+    item, and by the latter with ties broken by popularity.
+    """
     popularity = popularity_scores(interactions, sequences, requests).astype(np.float64)
     repeats = repeat_counts(sequences, requests).astype(np.float64)
     return {

@@ -260,11 +260,11 @@ class Slice:
     positives: int
     """Rows of them that are positive."""
     auc: float
-    """Over the slice's rows pooled."""
+    """AUC over the slice's rows pooled."""
     gauc: float
-    """Within the groups; not a number if no groups were given."""
+    """GAUC within the groups; not a number if no groups were given."""
     log_loss: float
-    """Nats."""
+    """Mean cross-entropy, nats."""
     calibration_ratio: float
     """Predicted over observed positives."""
 
@@ -340,9 +340,9 @@ class Difference:
     low: float
     """Lower end of the confidence interval (percentiles of the resamplings)."""
     high: float
-    """Upper end."""
+    """Upper end of the confidence interval."""
     p: float
-    """Two-sided: how often a resampling falls on the other side of zero."""
+    """Two-sided p-value: how often a resampling falls on the other side of zero."""
     replicates: int
     """Resamplings that gave a difference."""
 

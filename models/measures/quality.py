@@ -1,4 +1,4 @@
-"""How good CTRs, or any ranking, are on requests.
+"""Quality of CTRs, or of any ranking, on requests.
 
 No torch here: the demo measures, too. Letters in shapes: R requests, B candidates.
 """
@@ -21,9 +21,9 @@ class Quality:
     """How well scores rank each request's positive."""
 
     auc: float
-    """Over all (request, candidate) pairs pooled: chance that a positive outranks a negative."""
+    """AUC over all (request, candidate) pairs: chance that a positive outranks a negative."""
     gauc: float
-    """The same within each request, averaged over requests."""
+    """AUC within each request, averaged over requests."""
     hit10: float
     """Share of requests whose positive is among the first ten; ties count at their expectation."""
 
@@ -57,11 +57,11 @@ class Measures:
     """What CTRs are worth on the requests of a protocol; not a number where it does not apply."""
 
     auc: float
-    """Over all (request, candidate) pairs pooled."""
+    """AUC over all (request, candidate) pairs pooled."""
     gauc: float
-    """Within each user, weighted by impressions."""
+    """AUC within each user, weighted by impressions."""
     log_loss: float
-    """Nats."""
+    """Mean cross-entropy, nats."""
     calibration_error: float
     """Expected distance of predicted and observed CTR."""
     calibration_ratio: float

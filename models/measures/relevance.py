@@ -37,7 +37,7 @@ CELLS: Final = 1 << 20
 """Weights of a batch, about: some tens of megabytes a method, whatever B and L."""
 
 SMOOTHING: Final = 0.01
-"""Of `metrics.relevance_indicator`; say it beside the figures."""
+"""Smoothing of `relevance_indicator` by default; say it beside the figures."""
 
 
 class Watched(NamedTuple):
@@ -67,7 +67,7 @@ class RelevanceMeasures:
     hit_rate: float
     """Share of the reference's top k that the search retrieves; not a number without a search."""
     top: int
-    """k."""
+    """k of the hit rate."""
     long_pairs: int
     """Pairs that see more than k behaviors: those that the hit rate is of."""
 
@@ -104,7 +104,7 @@ class Oracle(NamedTuple):
     weights: Tensor
     """f32[R, B, L]: its attention, a mean over heads."""
     relevance: Tensor
-    """[R, B, L]: what its top k are greatest in."""
+    """[R, B, L]: what it ranks behaviors by; its top k have the greatest."""
 
 
 def oracle_of(long: LongTerm, sequence: BehaviorSequence, target: Target, top: int) -> Oracle:
@@ -145,7 +145,7 @@ def compare(
     smoothing: float = SMOOTHING,
     seed: int = 0,
 ) -> RelevanceMeasures:
-    """How a method compares with a reference at one smoothing: `compare_all`."""
+    """How a method compares with a reference at one smoothing; see `compare_all`."""
     (found,) = compare_all(
         method, reference, requests, (smoothing,), top=top, pairs=pairs, seed=seed
     )
@@ -240,7 +240,7 @@ def _compare(
     top: int,
     smoothings: Sequence[float],
 ) -> list[_Part]:
-    """A batch, at each smoothing."""
+    """The means of one batch, at each smoothing."""
     length = max(mine.mask.shape[1], theirs.mask.shape[1])
     seen = _aligned(mine.mask.numpy(), length) | _aligned(theirs.mask.numpy(), length)
     counts = mine.weights.numpy() > 0  # candidates that merely fill their request's list do not
@@ -287,7 +287,7 @@ def _share(flags: Bools, among: Bools) -> float:
 
 
 def _mean(values: list[float], counts: list[int]) -> float:
-    """The mean of means; those over nothing do not count."""
+    """The mean of means by their counts; those over nothing do not count."""
     total = sum(counts)
     kept = [value * count for value, count in zip(values, counts, strict=True) if count]
     return sum(kept) / total if total else NAN

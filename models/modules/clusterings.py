@@ -61,11 +61,11 @@ def cluster_sequences(
 
 
 def agglomerate_sequences(directions: Tensor, mask: Tensor, K: int) -> tuple[Tensor, Tensor]:
-    """Average linkage for each of a batch of sequences, see `models.modules.agglomeration`.
+    """Bottom-up clustering of each of a batch of sequences, see `models.modules.agglomeration`.
 
     Always on the processor: which clusters merge next depends on the merge before, one by one.
 
-    Args and returns as of `cluster_sequences`.
+    Arguments and what is returned are those of `cluster_sequences`.
     """
     points, valid = directions.cpu().numpy(), mask.cpu().numpy()
     labels = np.zeros(valid.shape, np.int64)
@@ -93,7 +93,7 @@ def route_sequences(
 
     Args:
         scale: what cosines are multiplied with, 1 / beta as the paper has it.
-        directions, mask, K, T: and what returns: as of `cluster_sequences`.
+        directions, mask, K, T: as of `cluster_sequences`, and so is what is returned.
     """
     R, L, _ = directions.shape
     drawn = np.random.default_rng(0).standard_normal((L, K), np.float32)[::-1]
@@ -117,7 +117,7 @@ def scatter_sequences(directions: Tensor, mask: Tensor, K: int) -> tuple[Tensor,
     """Random clusters: drawn uniformly, by how many behaviors ago a behavior was, so that the same
     sequence is scattered in the same way every time.
 
-    Args and returns as of `cluster_sequences`.
+    Arguments and what is returned are those of `cluster_sequences`.
     """
     drawn = np.random.default_rng(0).integers(K, size=mask.shape[1])[::-1]
     labels = torch.from_numpy(drawn.copy()).to(mask.device).expand(mask.shape)
@@ -164,7 +164,7 @@ def first_met(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cluster_together(directions: Tensor, counts: Tensor, K: int, T: int) -> tuple[Tensor, Tensor]:
-    """All sequences at once, from the same start; behaviors of count 0 are left out."""
+    """K-means of all sequences at once, from the kernel's start; what has count 0 is left out."""
     R, L, m = directions.shape
     mask = counts > 0
     sizes = mask.sum(1)

@@ -22,7 +22,7 @@ State = dict[str, Tensor]
 
 
 class LongTermConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="network"):
-    """What all long-term modules are told."""
+    """Configuration of a long-term module, as far as all methods share it."""
 
     L: int = 1000
     """Behaviors that the module sees, at most."""
@@ -53,15 +53,15 @@ class LongTerm(nn.Module):
         self.width = d
 
     def forward(self, sequence: BehaviorSequence, target: Target) -> Tensor:
-        """Both stages; -> f32[R, B, width]."""
+        """Both stages in a row; -> f32[R, B, width]."""
         return self.read(self.summarize(sequence), target)
 
     def summarize(self, sequence: BehaviorSequence) -> State:
-        """The offline stage."""
+        """The offline stage: from a sequence to what a service would store."""
         raise NotImplementedError
 
     def read(self, state: State, target: Target) -> Tensor:
-        """The online stage; -> f32[..., B, width]. No behavior at all gives zeros."""
+        """The online stage: interests f32[..., B, width]; without any behavior zeros."""
         raise NotImplementedError
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
@@ -72,7 +72,7 @@ class LongTerm(nn.Module):
         raise NotImplementedError
 
     def retrieved(self, sequence: BehaviorSequence, target: Target) -> Tensor:
-        """Which behaviors a search stage lets through; -> bool[R, B, L]. Without one, all."""
+        """Which behaviors a search stage lets through, without one all; -> bool[R, B, L]."""
         B = target.embeddings.shape[-2]
         return sequence.mask.unsqueeze(1).expand(-1, B, -1)
 
@@ -94,7 +94,7 @@ class LongTerm(nn.Module):
         return None
 
     def on_epoch(self, table: Tensor) -> None:
-        """Before each epoch of training, for a module that keeps something derived from the items.
+        """Called before each epoch of training, for what a module derives from the items and keeps.
 
         Args:
             table: f32[n + 1, d]: the items' embeddings as they are now.
@@ -109,9 +109,9 @@ class Nothing(LongTerm):
         self.width = 0
 
     def summarize(self, sequence: BehaviorSequence) -> State:
-        """Nothing is stored."""
+        """An empty state: nothing is stored."""
         return {}
 
     def read(self, state: State, target: Target) -> Tensor:
-        """f32[..., B, 0]."""
+        """No interest: f32[..., B, 0]."""
         return target.embeddings[..., :0]

@@ -66,8 +66,8 @@ def projection_loss(
 
 
 def _loss(loss: Loss, originals: Tensor, projected: Tensor, margin: float) -> Tensor:
-    """Per anchor, from original distances f32[A, n], nearest first, and the anchor and the others
-    projected f32[A, 1 + n, m], in the same order.
+    """The loss f32[A] of each anchor, from original distances f32[A, n], nearest first, and the
+    anchor and the others projected f32[A, 1 + n, m], in the same order.
     """
     if loss in ("n-pair", "n-pair-mc"):
         return n_pair_loss(projected)
@@ -82,7 +82,7 @@ def _loss(loss: Loss, originals: Tensor, projected: Tensor, margin: float) -> Te
 
 
 def triplet_loss(to: Tensor, margin: Tensor | float) -> Tensor:
-    """Eq. 6 per anchor; with Eq. 7's margin it is the dynamic one.
+    """The triplet loss of each anchor (Eq. 6); with the margin of Eq. 7, the dynamic one.
 
     Args:
         to: f32[A, 2], projected distances of the anchor to its positive and its negative.
@@ -95,7 +95,7 @@ def triplet_loss(to: Tensor, margin: Tensor | float) -> Tensor:
 
 
 def n_pair_loss(projected: Tensor) -> Tensor:
-    """Eq. 12 per anchor: log(1 + sum_n exp(h_i . h_n - h_i . h_p)), inner products as they are.
+    """The n-pair loss of each anchor (Eq. 12): log(1 + sum_n exp(h_i . h_n - h_i . h_p)).
 
     Args:
         projected: f32[A, 1 + n, m]: anchor, positive, negatives.
@@ -105,7 +105,7 @@ def n_pair_loss(projected: Tensor) -> Tensor:
 
 
 def distances(vectors: Tensor) -> Tensor:
-    """Eq. 11: cosine distances f32[A, n] of the first of [A, 1 + n, w] to the others."""
+    """Cosine distances f32[A, n] (Eq. 11) of the first of [A, 1 + n, w] to the others."""
     directions = unit(vectors)
     return 1.0 - (directions[:, :1] * directions[:, 1:]).sum(-1)
 

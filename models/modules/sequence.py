@@ -56,19 +56,19 @@ class BehaviorSequence:
         self.newer = newer
         """bool[R, L], or None if none is: behaviors newer than the last offline stage."""
         self.features = dict(features or {})
-        """Per behavior feature i64[R, L]: rows in its table."""
+        """Behavior features by name, i64[R, L]: rows in the feature's table."""
         self.feature_tables = dict(feature_tables or {})
-        """Per behavior feature f32[F, d]."""
+        """Embeddings of the behavior features' values, by feature: f32[F, d]."""
         self._categories = categories
 
     @cached_property
     def embeddings(self) -> Tensor:
-        """f32[R, L, d]: of the behaviors. Padding has row 0's; mask what you read."""
+        """f32[R, L, d]: embeddings of the behaviors. Padding has row 0's; mask what you read."""
         return self._gather(self.table, self.feature_tables)
 
     @cached_property
     def items(self) -> Tensor:
-        """f32[R, L, d]: of the behaviors' items alone."""
+        """f32[R, L, d]: embeddings of the behaviors' items alone."""
         return functional.embedding(self.rows, self.table)
 
     @cached_property
@@ -84,7 +84,7 @@ class BehaviorSequence:
         return self._gather(self.table @ weight, tables)
 
     def directions(self, weight: Tensor) -> Tensor:
-        """`project`, scaled to length 1; -> f32[R, L, p]."""
+        """The embeddings times ``weight``, scaled to length 1; -> f32[R, L, p]."""
         if self.feature_tables:
             return unit(self.project(weight))
         return functional.embedding(self.rows, unit(self.table @ weight))

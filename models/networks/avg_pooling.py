@@ -10,10 +10,10 @@ from models.modules.sequence import BehaviorSequence, Target
 
 
 class AvgPoolingConfig(LongTermConfig, frozen=True, tag="avg-pooling"):
-    """AvgPooling."""
+    """Configuration of AvgPooling."""
 
     def build(self, d: int, inputs: Inputs) -> AvgPooling:
-        """Its module."""
+        """The module of AvgPooling."""
         return AvgPooling(self, d, inputs)
 
 

@@ -19,26 +19,26 @@ from models.modules.sequence import BehaviorSequence, Target
 
 
 class DINConfig(LongTermConfig, frozen=True, tag="din"):
-    """DIN: no long-term part; the recent behaviors are the network's own."""
+    """Configuration of DIN: no long-term part; the recent behaviors are the network's own."""
 
     L: int = 0
-    """Nothing beyond the recent behaviors."""
+    """Behaviors that the module sees: none."""
 
     def build(self, d: int, inputs: Inputs) -> Nothing:
-        """No long-term module."""
+        """The module `Nothing`."""
         return Nothing(d, inputs)
 
 
 class DINLConfig(LongTermConfig, frozen=True, tag="din-l"):
-    """DIN-L."""
+    """Configuration of DIN-L."""
 
     attention: Literal["dot", "mlp"] = "dot"
-    """"dot": scaled dot product, as in ENCODE and TWIN; "mlp": DIN's activation unit."""
+    """How scores are made; "dot": scaled dot product, as in ENCODE and TWIN; "mlp": DIN's unit."""
     hidden: int = 36
     """Width of the activation unit's hidden layer (DIN, section 5.3)."""
 
     def build(self, d: int, inputs: Inputs) -> DINL:
-        """Its module."""
+        """The module of DIN-L."""
         return DINL(self, d, inputs)
 
 

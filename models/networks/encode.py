@@ -37,7 +37,7 @@ attention leaves no cluster without a member that counts."""
 
 
 class EncodeConfig(LongTermConfig, frozen=True, tag="encode"):
-    """ENCODE; letters are the paper's."""
+    """Configuration of ENCODE; letters are the paper's."""
 
     m: Count = 4
     """Width of a projected embedding (Eq. 4)."""
@@ -50,10 +50,10 @@ class EncodeConfig(LongTermConfig, frozen=True, tag="encode"):
     beta: Annotated[float, msgspec.Meta(gt=0)] = 2.0
     """Scaling factor of Eq. 9; the paper's is 20, and divides."""
     beta_mode: Literal["divide", "multiply", "learned"] = "learned"
-    """"divide": as the paper writes it, which is nearly flat; "multiply": a sharp attention;
-    "learned": starts as multiplied."""
+    """What beta does. "divide": as the paper writes it, which is nearly flat; "multiply": a sharp
+    attention; "learned": starts as multiplied."""
     online: Literal["cosine", "dot"] = "cosine"
-    """"dot" is the paper's ENCODE-minus: scaled dot product online (Table 3)."""
+    """Similarity online; "dot" is the paper's ENCODE-minus: scaled dot product (Table 3)."""
     sized: bool = True
     """Whether an interest counts in Eq. 10 once for each of its behaviors, so that attention to
     interests approximates attention to behaviors; the paper counts each interest once."""
@@ -63,12 +63,12 @@ class EncodeConfig(LongTermConfig, frozen=True, tag="encode"):
     sampling: Sampling = "sequence"
     """Where positives and negatives come from (Table 5)."""
     margin: Annotated[float, msgspec.Meta(ge=0)] = 0.2
-    """Of the losses "fixed" and "contrastive"."""
+    """Margin of the losses "fixed" and "contrastive"."""
     negatives: Count = 5
-    """Of the loss "n-pair-mc"."""
+    """Negatives of the loss "n-pair-mc"."""
 
     def build(self, d: int, inputs: Inputs) -> Encode:
-        """Its module."""
+        """The module of ENCODE."""
         return Encode(self, d, inputs)
 
 
@@ -78,7 +78,7 @@ class Interests(NamedTuple):
     labels: Tensor
     """i64[R, L]: the cluster of each behavior."""
     within: Tensor
-    """f32[R, L]: its weight there (Eq. 8); 0 for padding."""
+    """f32[R, L]: its weight within that cluster (Eq. 8); 0 for padding."""
     interests: Tensor
     """f32[R, K', d]: K clusters, and one for each behavior newer than the clustering."""
     sizes: Tensor
@@ -86,7 +86,7 @@ class Interests(NamedTuple):
 
 
 class Encode(LongTerm):
-    """Clustered interests."""
+    """Clusters of behaviors as interests."""
 
     def __init__(self, config: EncodeConfig, d: int, inputs: Inputs) -> None:
         super().__init__(d, inputs)
@@ -109,7 +109,7 @@ class Encode(LongTerm):
         return {"interests": pooled.interests, "sizes": pooled.sizes}
 
     def per_item(self, embeddings: Tensor) -> Tensor:
-        """Eq. 4: h = W_h^T e; [n, d] -> [n, m]."""
+        """Projected embeddings h = W_h^T e (Eq. 4); [n, d] -> [n, m]."""
         return embeddings @ self.projection
 
     def read(self, state: State, target: Target) -> Tensor:
@@ -180,7 +180,7 @@ class Encode(LongTerm):
         return scatter_sequences(directions, mask, config.K)
 
     def _between(self, interests: Tensor, sizes: Tensor, target: Target) -> Tensor:
-        """Eq. 10: the weight of each interest for each candidate, f32[..., B, K']."""
+        """The weight of each interest for each candidate (Eq. 10), f32[..., B, K']."""
         if self.dot is None:
             scores = unit(target.embeddings) @ (unit(interests) * self.scale).transpose(-1, -2)
         else:

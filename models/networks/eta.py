@@ -24,10 +24,10 @@ from models.networks.din import DotProduct
 
 
 class ETAConfig(LongTermConfig, frozen=True, tag="eta"):
-    """ETA."""
+    """Configuration of ETA and its variants."""
 
     retrieval: Literal["hash", "encode", "attention"] = "hash"
-    """"hash": ETA; "encode": ETA-ENCODE; "attention": ETA-TA (ENCODE, Table 4)."""
+    """What the search goes by; "hash": ETA; "encode": ETA-ENCODE; "attention": ETA-TA."""
     k: Annotated[int, msgspec.Meta(ge=1)] = 50
     """Behaviors that are found for a candidate, at most."""
     bits: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -36,12 +36,12 @@ class ETAConfig(LongTermConfig, frozen=True, tag="eta"):
     """Width of ETA-ENCODE's projection."""
 
     def build(self, d: int, inputs: Inputs) -> ETA:
-        """Its module."""
+        """The module of ETA."""
         return ETA(self, d, inputs)
 
 
 class ETA(LongTerm):
-    """Search, then target attention."""
+    """A search, then target attention on what it finds."""
 
     hash: Tensor
     """f32[d, bits], normal draws that are never trained: W_r of ENCODE's Eq. 3."""
@@ -76,7 +76,7 @@ class ETA(LongTerm):
         return self._attend(target, behaviors.reshape(*found.shape, self.d), mask)
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
-        """The attention's, on what is found."""
+        """The attention's weights on what is found, 0 elsewhere."""
         found, mask = self._find(sequence, target)
         behaviors = embeddings_at(sequence, _in_batch(found, sequence))
         return _spread(self._attention_weights(target, behaviors, mask), found, sequence)
@@ -88,7 +88,7 @@ class ETA(LongTerm):
     def auxiliary_loss(
         self, sequence: BehaviorSequence, generator: torch.Generator
     ) -> Tensor | None:
-        """ETA-ENCODE's: the dynamic triplet loss (ENCODE, Eqs. 5-7)."""
+        """The dynamic triplet loss (ENCODE, Eqs. 5-7) of ETA-ENCODE; the others have none."""
         if self.config.retrieval != "encode":
             return None
         return projection_loss(sequence, self.projection, generator)
@@ -138,13 +138,13 @@ class ETA(LongTerm):
         return masked_softmax(scores, mask)
 
     def _attend(self, target: Target, behaviors: Tensor, mask: Tensor) -> Tensor:
-        """-> f32[..., B, d]"""
+        """Target attention on what is found; -> f32[..., B, d]."""
         weights = self._attention_weights(target, behaviors, mask)
         return (weights.unsqueeze(-2) @ behaviors).squeeze(-2)
 
 
 def _signs(projected: Tensor) -> Tensor:
-    """Eq. 3 of ENCODE; zero counts as positive."""
+    """Signs, +1 or -1 (ENCODE, Eq. 3); zero counts as positive."""
     return torch.where(projected >= 0, 1.0, -1.0)
 
 

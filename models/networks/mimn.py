@@ -30,7 +30,7 @@ IDENTITY: Final = 5.0
 
 
 class MIMNConfig(LongTermConfig, frozen=True, tag="mimn"):
-    """MIMN."""
+    """Configuration of MIMN."""
 
     m: Annotated[int, msgspec.Meta(ge=2)] = 8
     """Slots of memory."""
@@ -42,7 +42,7 @@ class MIMNConfig(LongTermConfig, frozen=True, tag="mimn"):
     """Channels that the induction unit advances at a behavior: those read the most."""
 
     def build(self, d: int, inputs: Inputs) -> MIMN:
-        """Its module."""
+        """The module of MIMN."""
         return MIMN(self, d, inputs)
 
 
@@ -188,7 +188,7 @@ class MIMN(LongTerm):
     def auxiliary_loss(
         self, sequence: BehaviorSequence, generator: torch.Generator
     ) -> Tensor | None:
-        """Eq. 8: squared distances of the slots' use from equal use.
+        """Squared distances of the slots' use from equal use (Eq. 8).
 
         Use is a share of all writes, so that long sequences do not outweigh short ones; gradients
         reach the rebalancing alone.
@@ -231,14 +231,14 @@ class MIMN(LongTerm):
         return torch.softmax(cosine * (functional.softplus(strength) + 1) * SHARPNESS, dim=-1)
 
     def _transfer(self, used: Tensor) -> Tensor:
-        """Eq. 5: P [R, m, m], where the writes of each slot go to instead."""
+        """The matrix P [R, m, m] of Eq. 5: where the writes of each slot go to instead."""
         m = self.config.m
         share = used / used.sum(-1, keepdim=True).clamp(min=1.0)
         logits = (share @ self.balance).view(-1, m, m)
         return torch.softmax(logits + IDENTITY * torch.eye(m, device=used.device), dim=-1)
 
     def _induce(self, channels: Tensor, slots: Tensor, weights: Tensor, given: Tensor) -> Tensor:
-        """Eq. 9: the channels that are read the most take the behavior and their slot's content.
+        """The channels after a behavior (Eq. 9): those read the most take it and their slot.
 
         Weights of 0 throughout, those of padding, leave all channels as they are.
         """

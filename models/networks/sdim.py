@@ -35,7 +35,7 @@ MOST_TAU: Final = 16
 
 
 class SDIMConfig(LongTermConfig, frozen=True, tag="sdim"):
-    """SDIM; letters are the paper's."""
+    """Configuration of SDIM; letters are the paper's."""
 
     m: int = 48
     """Hash functions (section 6.3.1)."""
@@ -43,10 +43,10 @@ class SDIMConfig(LongTermConfig, frozen=True, tag="sdim"):
     """Hash functions that make one signature, so that there are m / tau of them (section 6.3.2);
     0: none, which puts all behaviors into one bucket."""
     normalization: Literal["l2", "mean"] = "l2"
-    """Of a bucket's sum: "l2" as in Eq. 9; "mean": by its number of behaviors (footnote 2)."""
+    """Scale of a bucket's sum; "l2": Eq. 9; "mean": by its number of behaviors (footnote 2)."""
 
     def build(self, d: int, inputs: Inputs) -> SDIM:
-        """Its module.
+        """The module of SDIM.
 
         Raises:
             TrainingError: m is no multiple of tau, or tau is out of range.
@@ -92,7 +92,7 @@ class SDIM(LongTerm):
         return (codes * places).sum(-1)
 
     def collide(self, sequence: BehaviorSequence, target: Target) -> Tensor:
-        """Eq. 12 as it stands: each candidate sums the behaviors that collide with it.
+        """Interests by Eq. 12 as it stands: each candidate sums the behaviors that collide with it.
 
         Equal to the two stages but for rounding. It costs B * L * G * d, three times theirs for one
         candidate already, so training takes the two stages.
@@ -120,7 +120,7 @@ class SDIM(LongTerm):
         return state
 
     def read(self, state: State, target: Target) -> Tensor:
-        """Each candidate looks up its bucket in every group; the mean of what it finds."""
+        """The mean of what each candidate finds: its bucket in every group."""
         buckets = state["buckets"]
         divisor = self._divisor(buckets, state.get("bucket_sizes")) * self.groups
         signatures = self.signatures(target.embeddings)
@@ -145,7 +145,7 @@ class SDIM(LongTerm):
         return weights / weights.sum(-1, keepdim=True).clamp(min=EPSILON)
 
     def _collisions(self, sequence: BehaviorSequence, target: Target) -> Iterator[Tensor]:
-        """Per group f32[R, B, L]: 1 where a behavior has the candidate's signature (Eq. 11)."""
+        """Collisions f32[R, B, L], one a group: 1 for the candidate's own signature (Eq. 11)."""
         mask = sequence.mask.unsqueeze(1)
         candidates = self.signatures(target.embeddings)
         for index, group in enumerate(self.signatures(sequence.table).unbind(-1)):
@@ -188,7 +188,7 @@ def pool_buckets(
 
 
 class _PoolBuckets(torch.autograd.Function):
-    """Reads a behavior's row once for all groups, and never writes out bins by behavior."""
+    """`pool_buckets` on a processor: a row is read once for all groups, no bin is written out."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
 """SDIM with as many hashes as one likes: its expectation, without sampling (SDIM, section 6.3.1).
 
-What more hash functions could still bring, and no service would serve: it reads every behavior for
-every candidate, as DIN-L does.
+It tells what more hash functions could still bring. No service would serve it: it reads every
+behavior for every candidate, as DIN-L does.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ own occurrences would differ between runtimes. It costs them 0.05 % of a chance.
 
 
 class ExpectedSDIMConfig(LongTermConfig, frozen=True, tag="sdim-expected"):
-    """SDIM in expectation."""
+    """Configuration of SDIM in expectation."""
 
     tau: float = 3.0
     """Hash functions that make one signature; 0 gives the mean of all behaviors."""
 
     def build(self, d: int, inputs: Inputs) -> ExpectedSDIM:
-        """Its module.
+        """The module of SDIM in expectation.
 
         Raises:
             TrainingError: tau is negative.
@@ -63,7 +63,7 @@ class ExpectedSDIM(LongTerm):
         return self._weights(self.summarize(sequence), target)
 
     def _weights(self, state: State, target: Target) -> Tensor:
-        """[..., B, L]: Eq. 15."""
+        """Weights [..., B, L] (Eq. 15)."""
         cosines = unit(target.embeddings.detach()) @ state["sequence_directions"].mT
         chances = collision_probability(cosines.clamp(-STRAIGHT, STRAIGHT), self.config.tau)
         weights = chances * state["sequence_mask"].unsqueeze(-2)

@@ -23,14 +23,14 @@ CLUSTERS: Final = {"cluster": 1_000, "cluster+": 10_000}
 """Clusters of items (TWIN, section 4.2)."""
 
 CLUSTER_ITERATIONS: Final = 10
-"""Of k-means over the item table; later ones move few items."""
+"""Iterations of k-means over the item table; later ones move few items."""
 
 CLUSTERED_AT_ONCE: Final = 1 << 24
 """Similarities of items to centers held at a time: 64 MiB, whatever the size of the table."""
 
 
 class SIMConfig(LongTermConfig, frozen=True, tag="sim"):
-    """SIM."""
+    """Configuration of SIM."""
 
     search: Literal["hard", "soft", "cluster", "cluster+"] = "soft"
     """What the GSU searches by. Without a category in the schema, "hard" goes by the item."""
@@ -46,7 +46,7 @@ class SIMConfig(LongTermConfig, frozen=True, tag="sim"):
     """Steps of training after which items are clustered anew; 0: after an epoch only."""
 
     def build(self, d: int, inputs: Inputs) -> SIM:
-        """Its module."""
+        """The module of SIM, by what it searches by."""
         if self.search == "soft":
             return SoftSIM(self, d, inputs)
         if self.search == "hard":
@@ -69,7 +69,7 @@ class HeadAttention(nn.Module):
         self.metric = nn.Parameter(metric)
 
     def weights(self, candidates: Tensor, rows: Tensor, found: Tensor) -> Tensor:
-        """What `forward` weighs the rows with; -> f32[..., B, heads, k]."""
+        """The weights that `forward` gives the rows; -> f32[..., B, heads, k]."""
         heads, d, _ = self.metric.shape
         queries = candidates @ self.metric.transpose(0, 1).reshape(d, heads * d) * d**-0.5
         scores = queries.view(*queries.shape[:-1], heads, d) @ rows.transpose(-1, -2)
@@ -106,7 +106,7 @@ def gather_rows(rows: Tensor, places: Tensor) -> Tensor:
 
 
 class SIM(LongTerm):
-    """What the searches have in common: the k best behaviors are attended to."""
+    """The part that all searches share: the k best behaviors are attended to."""
 
     def __init__(self, config: SIMConfig, d: int, inputs: Inputs) -> None:
         super().__init__(d, inputs)
@@ -130,7 +130,7 @@ class SIM(LongTerm):
         return cast(Tensor, self.attention(target.embeddings, rows, found))
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
-        """The ESU's, a mean over its heads; 0 for what the GSU leaves out."""
+        """The ESU's weights, a mean over its heads; 0 for what the GSU leaves out."""
         state = self.summarize(sequence)
         places, found = best_places(self.scores(state, target), self.config.k)
         rows = gather_rows(state["sequence"], places)
@@ -162,7 +162,7 @@ class SoftSIM(SIM):
         )
 
     def scores(self, state: State, target: Target) -> Tensor:
-        """SIM, Eq. 1: r_i = (W_b e_i)^T (W_a e_a); the two matrices occur as their product."""
+        """Scores r_i = (W_b e_i)^T (W_a e_a) (SIM, Eq. 1); the matrices occur as their product."""
         queries = (target.embeddings @ self.metric).detach()
         scores = queries @ state["sequence"].detach().transpose(-1, -2)
         return torch.where(state["sequence_mask"].unsqueeze(-2) > 0, scores, MASKED)
@@ -212,7 +212,7 @@ def _earlier(sequence: BehaviorSequence) -> BehaviorSequence:
 
 
 class HardSIM(SIM):
-    """The newest behaviors of the candidate's category; of the item, where there is none."""
+    """Search for the newest behaviors of the candidate's category; without one, of its item."""
 
     def __init__(self, config: SIMConfig, d: int, inputs: Inputs) -> None:
         super().__init__(config, d, inputs)
@@ -222,7 +222,7 @@ class HardSIM(SIM):
         return super().summarize(sequence) | {"sequence_keys": self.behavior_keys(sequence)}
 
     def scores(self, state: State, target: Target) -> Tensor:
-        """The place of a behavior of the same key: newest first."""
+        """Places of the behaviors that have the candidate's key, so that the newest come first."""
         wanted, keys = self.target_keys(target).unsqueeze(-1), state["sequence_keys"].unsqueeze(-2)
         places = torch.arange(keys.shape[-1], device=keys.device, dtype=target.embeddings.dtype)
         return torch.where((wanted == keys) & (keys > 0), places, MASKED)
@@ -241,7 +241,7 @@ class HardSIM(SIM):
 
 
 class ClusterSIM(HardSIM):
-    """The newest behaviors of the candidate's cluster of items.
+    """Search for the newest behaviors of the candidate's cluster of items.
 
     TWIN clusters pre-trained embeddings. Here they are the network's own as they are being
     learned, so that items are clustered anew now and then. Until the first time all are in one

@@ -27,7 +27,7 @@ differ by more than 1e-9."""
 
 
 class TWINConfig(LongTermConfig, frozen=True, tag="twin"):
-    """TWIN, and the variants of its Figure 6."""
+    """Configuration of TWIN, and of the variants of its Figure 6."""
 
     k: int = 100
     """Behaviors that the search lets through (section 3.2.2)."""
@@ -43,7 +43,7 @@ class TWINConfig(LongTermConfig, frozen=True, tag="twin"):
     own, which an auxiliary TWIN trains (`TWIN.auxiliary_loss`)."""
 
     def build(self, d: int, inputs: Inputs) -> TWIN:
-        """Its module.
+        """The module of TWIN.
 
         Raises:
             TrainingError: k or heads is not positive, or d_k is 0 and heads do not divide d.
@@ -81,7 +81,7 @@ class Relevance(nn.Module):
         self.query = nn.Parameter(start)
         """W^q of all heads side by side."""
         self.key = nn.Parameter(start.clone())
-        """W^h."""
+        """W^h of all heads side by side."""
         biased = cross > 0 and not raw
         self.compression = nn.Parameter(torch.randn(cross, d, heads) / d**0.5) if biased else None
         """w^c of each cross feature and head (Eq. 5)."""
@@ -184,7 +184,7 @@ class TWIN(LongTerm):
     def auxiliary_loss(
         self, sequence: BehaviorSequence, generator: torch.Generator
     ) -> Tensor | None:
-        """Of the search's own parameters: an auxiliary TWIN of the same structure.
+        """The loss of the search's own parameters: that of an auxiliary TWIN of the same structure.
 
         It attends to all behaviors but the newest, and tells the newest from that of another
         request, by the similarity of candidate and interest. It sees the embeddings as they are

@@ -35,7 +35,7 @@ RECENCY: Final = 1e-9
 
 
 class UBR4CTRConfig(LongTermConfig, frozen=True, tag="ubr4ctr"):
-    """UBR4CTR."""
+    """Configuration of UBR4CTR."""
 
     k: int = 100
     """Behaviors that are retrieved, at most."""
@@ -45,7 +45,7 @@ class UBR4CTRConfig(LongTermConfig, frozen=True, tag="ubr4ctr"):
     """Widths of the selection's hidden layers."""
 
     def build(self, d: int, inputs: Inputs) -> UBR4CTR:
-        """Its module."""
+        """The module of UBR4CTR."""
         return UBR4CTR(self, d, inputs)
 
 
@@ -120,7 +120,7 @@ class UBR4CTR(LongTerm):
         return (weights.unsqueeze(-2) @ rows).squeeze(-2)
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
-        """The attention's on what is retrieved, and 0 elsewhere."""
+        """The attention's weights on what is retrieved, 0 elsewhere."""
         state = self.summarize(sequence)
         places, found, bonus = self._retrieve(state, target)
         rows = gather_rows(state["sequence"], places)
@@ -134,7 +134,7 @@ class UBR4CTR(LongTerm):
         return spread.scatter_add(-1, places, found.to(spread.dtype)) > 0
 
     def probabilities(self, target: Target) -> Tensor:
-        """That each feature asks, the item first; -> f32[..., B, F]."""
+        """The probability that each feature asks, the item first; -> f32[..., B, F]."""
         rows = target.rows
         features = [target.embeddings]
         for name in self.attributes:
@@ -171,7 +171,7 @@ class UBR4CTR(LongTerm):
         return masked_softmax((rows @ queries).squeeze(-1) + bonus, found)
 
     def _matches(self, behaviors: Tensor, candidates: Tensor) -> Iterator[Tensor]:
-        """Per feature f32[..., B, L]: the inverse document frequencies of what is shared."""
+        """Matches f32[..., B, L], one a feature: inverse document frequencies of what is shared."""
         own, other = candidates.unsqueeze(-1), behaviors.unsqueeze(-2)
         yield ((own == other) & (other > 0)).to(self.metric.dtype) * self.item_idf
         for name in self.attributes:

@@ -30,7 +30,7 @@ class Reader:
     files: tuple[str, ...]
     """Names of the files that it looks for in a directory; any one will do."""
     origin: Origin | None
-    """Where to get them; None: they are the user's own."""
+    """Where to get the files; None: they are the user's own."""
 
     @property
     def options(self) -> list[str]:

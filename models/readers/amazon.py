@@ -54,7 +54,7 @@ def files(product: str = "Books") -> tuple[str, ...]:
 def read(
     path: Path, *, product: str = "Books", meta: Path | None = None, share: float = 1.0
 ) -> Interactions:
-    """Ratings as values and actions.
+    """Read reviews, or ratings alone: ratings become values and actions.
 
     Args:
         path: the directory, or the file of reviews or ratings in it.

@@ -1,4 +1,4 @@
-"""Any parquet or CSV file whose columns one can name."""
+"""Reader of any parquet or CSV file whose columns one can name."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ def read(
     separator: str | None = None,
     share: float = 1.0,
 ) -> Interactions:
-    """Interactions of columns by name.
+    """Read interactions from columns by their names.
 
     Args:
         path: the behaviors: .parquet (or a directory of such), .csv, .tsv, the text formats also
             compressed (.gz).
-        user_id: column of users; likewise ``item_id``, and ``time``: a timestamp, ISO 8601 text,
-            or numbers.
+        user_id: column of users.
+        item_id: column of items.
+        time: column of times: timestamps, ISO 8601 texts, or numbers.
         time_unit: what the times count, if they are numbers.
         action: column of what the user did.
         dwell_s: column of seconds that the user stayed.
         value: column of numbers, such as a rating.
         item_attributes: columns of ``items`` if that is given, else of the behaviors (then an item
             has what stands in its first behavior).
-        user_attributes: the same of users.
+        user_attributes: columns of ``users`` if that is given, else of the behaviors.
         items: a table of items; it has the column ``item_id`` too.
         users: a table of users; it has the column ``user_id`` too.
         title: column of ``items`` with the items' names.

@@ -100,7 +100,7 @@ class Logs:
 def read(
     path: Path | Topic, *, settings: EventSettings | None = None, share: float = 1.0
 ) -> Interactions:
-    """The events alone.
+    """Read the events alone.
 
     Args:
         path: a parquet file, a directory that holds `EVENTS` or parquet files, or a topic.
@@ -124,14 +124,15 @@ def read_logs(
     settings: EventSettings | None = None,
     time_unit: TimeUnit = "ms",
 ) -> Logs:
-    """Events, and impressions joined with them.
+    """Read events, and impressions joined with them.
 
     Each event of an outcome belongs to the last impression of its item to its user before it, and
     to no other; so an item that is shown twice and clicked once has one label 1.
 
     Args:
         events: as in `read`.
-        impressions: the same; by default the `IMPRESSIONS` of the directory ``events``.
+        impressions: where they are, as in `read`; by default `IMPRESSIONS` in the directory
+            ``events``.
         outcomes: actions that make a label 1.
         window_s: how long after an impression its outcome may come.
         settings: how events are written.
@@ -367,7 +368,7 @@ def _topic(
 
 
 def _json_parser(names: Mapping[str, str], schema: Any) -> Callable[[list[bytes]], Any]:
-    """Parses messages to a table with a row each, null where a message does not say."""
+    """A parser of messages to a table with a row each, null where a message does not say."""
     fields = _nested({path: schema.field(name).type for name, path in names.items()})
     options = pyarrow.json.ParseOptions(
         explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"

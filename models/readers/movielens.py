@@ -36,14 +36,14 @@ FILES_32M: Final = ("ratings.csv", "ratings.csv.gz")
 
 
 def read(path: Path, *, share: float = 1.0) -> Interactions:
-    """Ratings of whichever MovieLens lies at ``path``: a directory, or the file of its ratings."""
+    """Read whichever MovieLens lies at ``path``: a directory, or the file of its ratings."""
     if path.suffix in {".dat", ".parquet"} or tables.lying_in(path, FILES_1M):
         return read_1m(path, share=share)
     return read_32m(path, share=share)
 
 
 def read_1m(path: Path, *, share: float = 1.0) -> Interactions:
-    """MovieLens 1M. Where files hold no times, time is the position in the user's sequence.
+    """Read MovieLens 1M. Where files hold no times, time is the position in the user's sequence.
 
     Ratings of one second are many; their order in the file is kept.
 
@@ -59,7 +59,7 @@ def read_1m(path: Path, *, share: float = 1.0) -> Interactions:
 
 
 def read_32m(path: Path, *, share: float = 1.0) -> Interactions:
-    """MovieLens 32M, and others of its format; see `read_1m`."""
+    """Read MovieLens 32M, or another of its format; arguments and errors as of `read_1m`."""
     ratings = tables.find(path, FILES_32M, ORIGIN_32M)
     table = tables.read_csv(
         ratings,

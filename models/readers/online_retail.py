@@ -43,7 +43,7 @@ def read(
     encoding: str = "utf-8",
     date_format: str = "%m/%d/%Y %H:%M",
 ) -> Interactions:
-    """Purchases; of the CSV those with a customer, a positive quantity and a positive price.
+    """Read purchases; of the CSV those with a customer, a positive quantity and a positive price.
 
     Args:
         path: the directory, or the file in it.

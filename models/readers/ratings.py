@@ -11,13 +11,13 @@ from infra.errors import DataError
 from models.data.interactions import Column
 
 SCORES: Final = tuple(half / 2 for half in range(1, 11))
-"""0.5 to 5 stars."""
+"""Scores that can be given: 0.5 to 5 stars."""
 
 RATED: Final = tuple(f"rated {score:g}" for score in SCORES)
 """The action of each score: "rated 0.5" to "rated 5"."""
 
 RATED_WHOLE: Final = RATED[1::2]
-"""The same where half stars cannot be given."""
+"""The actions where half stars cannot be given: "rated 1" to "rated 5"."""
 
 
 def rated(ratings: Column, where: str) -> Column:

@@ -34,11 +34,11 @@ class Origin:
     """Where a data set comes from."""
 
     name: str
-    """Its name in full."""
+    """Full name of the data set."""
     url: str
     """Where to get it."""
     licence: str
-    """What its publishers allow."""
+    """What the publishers allow."""
 
     def missing(self, what: str) -> DataError:
         """The error that says that ``what`` is not there, and where to get it."""
@@ -94,7 +94,7 @@ def read_csv(
         types: arrow types of columns, where they are not to be guessed.
         names: the columns' names, for a file without a header.
         quoted: whether fields may stand in quotes (and then hold line breaks).
-        dates: how times are written, `strptime` formats; ISO 8601 always.
+        dates: formats of times, as of `datetime.strptime`; ISO 8601 is always read.
     """
     read = pyarrow.csv.ReadOptions(
         column_names=None if names is None else [*names], encoding=encoding, block_size=TEXT_BLOCK
@@ -160,7 +160,7 @@ def require(path: Path, there: Iterable[str], wanted: Iterable[str]) -> None:
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Errors of arrow and of the disk as one line."""
+    """A context whose errors of arrow and of the disk become one line."""
     try:
         yield
     except FileNotFoundError as error:

@@ -31,7 +31,7 @@ _COLUMNS: Final = ("user_id", "item_id", "category_id", "behavior", "ts")
 
 
 def read(path: Path, *, share: float = 1.0, period_only: bool = True) -> Interactions:
-    """Behaviors with their action; ``category`` is an attribute of items.
+    """Read behaviors with their action; ``category`` is an attribute of items.
 
     Args:
         path: the directory, or the file in it.

@@ -46,7 +46,7 @@ def cluster(projected: F32, weights: F32, K: int, T: int) -> tuple[I32, F32]:
 
 @fast_kernel
 def spherical_kmeans(points: F32, weights: F32, T: int, labels: I32, centers: F32) -> None:
-    """`cluster` on unit points f32[m, n] (points along the vector axis), into labels and centers.
+    """The loops of `cluster`, on unit points f32[m, n], into labels and centers.
 
     ``centers`` has min(n, K) rows; n may be 0.
     """

@@ -1,7 +1,7 @@
 """Serving's arithmetic stated a second time, plainly: a user's state, and CTRs from it.
 
-In numpy and onnxruntime, and without `extractor` and `scorer`, so that the services can be held
-against it. Requests of a data set are scored alike, with states extracted as of their clustering.
+It uses numpy and onnxruntime, and nothing of `extractor` and `scorer`, so that the services can be
+held against it. Requests of a data set are scored alike, with states as of their clustering.
 No torch here: the demo compares, too.
 """
 
@@ -33,7 +33,7 @@ class StoredUser:
     recent: U64
     """u64[<= M]: item keys of the newest behaviors that the state covers, newest last."""
     history: History
-    """Over the last L behaviors that the state covers."""
+    """Items of the last L behaviors that the state covers."""
     newer: U64
     """u64: item keys of the behaviors newer than the state, oldest first."""
     newer_times: I64
@@ -142,7 +142,7 @@ def extract_plainly(
 
 
 def pool(embeddings: F32, projected: F32, center: F32, counts: F32, scale: float) -> F32:
-    """ENCODE, Eq. 8 for one cluster: embeddings [n, d], projected [n, m], center [m] -> [d]."""
+    """One cluster's interest f32[d] (ENCODE, Eq. 8), of embeddings [n, d] and projected [n, m]."""
     norms = np.linalg.norm(projected, axis=1) * np.linalg.norm(center)
     scores = projected @ center / np.maximum(norms, 1e-12) * scale
     weights = counts * np.exp(scores - scores.max())
@@ -155,7 +155,7 @@ class OfflineRequest:
     """One request to evaluate; its first candidate is the positive."""
 
     user: StoredUser | None
-    """None: a stranger."""
+    """What is stored of the user; None: a stranger."""
     candidates: U64
     """u64[B]: item keys."""
     now_ms: int
