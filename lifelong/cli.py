@@ -534,7 +534,7 @@ def _log(settings: LogSettings | None = None) -> None:
 
 
 def _nested(flat: Mapping[str, object]) -> dict[str, Any]:
-    """{"store.url": x} as {"store": {"url": x}}."""
+    """Values by dotted key as a tree: {"store.url": x} becomes {"store": {"url": x}}."""
     tree: dict[str, Any] = {}
     for dotted, value in flat.items():
         *sections, name = dotted.split(".")

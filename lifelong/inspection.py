@@ -138,7 +138,7 @@ def _show_section(console: Console, name: str, section: dict[str, Any]) -> None:
 
 
 def _print(console: Console, line: str) -> None:
-    """A line as it is: ids hold what they like, and a broken line cannot be copied."""
+    """Print a line as it is: ids hold what they like, and a broken line cannot be copied."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -37,9 +37,9 @@ class Purchases:
     users: list[str]
     items: list[str]
     user: I32
-    """i32[n]"""
+    """i32[n]: who bought, as codes of ``users``."""
     item: I32
-    """i32[n]"""
+    """i32[n]: what was bought, as codes of ``items``."""
     time_ms: I64
     """i64[n], ascending; to the minute, so that a basket's purchases share one time."""
     titles: dict[str, str]

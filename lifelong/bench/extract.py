@@ -1,7 +1,7 @@
 """``lifelong bench extract``: one user's thousand behaviors into thirty clusters, ours and peers.
 
-All cluster the same users at ENCODE's sizes, one core each, and alternate in rounds. Peers are
-handed the start that ours has to find, and are not asked for assignments where their interface
+All systems cluster the same users at ENCODE's sizes, one core each, and alternate in rounds. Peers
+are handed the start that ours has to find, and are not asked for assignments where their interface
 leaves them out: whatever is uneven is in their favor. Half of the users have interests (grouped
 behaviors), the other half have none (a Gaussian), which takes every algorithm longest.
 """
@@ -63,7 +63,7 @@ class User:
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Measure; the bench's JSON object. `tightness` holds, per peer, the sum of distances to its
+    """Measure; the bench's JSON object. "tightness" holds, per peer, the sum of distances to its
     centers over that to ours (above 1: ours are tighter).
 
     Raises:
@@ -95,7 +95,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _users_per_second(system: Callable[[User], object], users: list[User], passes: int) -> float:
-    """By processor time, all threads of the process together: what else the machine does at the
+    """Users a second of processor time, of all threads together: what else the machine does at the
     moment, or a peer's thread on another core, does not count as speed.
     """
     began = time.process_time()
@@ -197,7 +197,7 @@ class _Table:
     manifest: _Dimensions = _Dimensions()
 
     def rows(self, item_keys: U64) -> I32:
-        """As a bundle looks its items up."""
+        """Rows of items by their keys, as a bundle looks them up."""
         place = np.searchsorted(self.keys, item_keys)
         return (place + 1).astype(np.int32)
 

@@ -1,8 +1,8 @@
 """FuxiCTR beside us: fetched into a folder of its own, run as a process of its own.
 
 FuxiCTR needs numpy < 2 and we do not, so its packages never mix with ours. They go into the cache,
-pinned and hashed (`fuxictr.txt`), and stand before ours when its process imports; torch is ours, so
-both are timed on the same one.
+pinned and hashed (``fuxictr.txt``), and stand before ours when its process imports; torch is ours,
+so both are timed on the same one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lifelong.bench.fuxictr_peer import Request
 LOCK: Final = Path(__file__).with_name("fuxictr.txt")
 PEER: Final = Path(__file__).with_name("fuxictr_peer.py")
 NEWEST_PYTHON: Final = (3, 12)
-"""The newest that numpy 1 was built for."""
+"""The newest Python that numpy 1 was built for."""
 FETCH_S: Final = 900.0
 """Longest that fetching may take (200 MB)."""
 ANSWER_S: Final = 300.0
@@ -89,7 +89,7 @@ class FuxiCTR:
     """The running peer (context manager); it ends with the block, or when we are gone."""
 
     def __init__(self, directory: Path, threads: int, python: Path | None = None) -> None:
-        """Start it on the data in ``directory``.
+        """Start FuxiCTR on the data in ``directory``.
 
         Args:
             python: one that has FuxiCTR and torch; by default FuxiCTR is fetched for our own.
@@ -118,7 +118,7 @@ class FuxiCTR:
             raise
 
     def samples_per_second(self, request: Request) -> float:
-        """One measurement.
+        """Measure once: samples a second.
 
         Raises:
             PeerError: it failed.
@@ -131,7 +131,7 @@ class FuxiCTR:
         return float(self._answer()["samples_per_second"])
 
     def stop(self) -> None:
-        """End it."""
+        """End FuxiCTR's process."""
         self._process.kill()
         self._process.communicate()
 

@@ -2,8 +2,8 @@
 
 Every system reads the same topic of the same local Apache Kafka: the shipped purchases, one JSON
 event a record, keyed by user. Ours is the worker as users start it, one process, into LMDB with
-every transaction synced; reclustering waits, since no peer has it. The peers are the same task as
-their documentation suggests it (`lifelong.bench.peers`). All alternate in rounds; medians count.
+every transaction synced; reclustering waits, since no peer has it. The peers do the same task as
+their documentation suggests (`lifelong.bench.peers`). All alternate in rounds; medians count.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PEER_S: Final = 240.0
 class Load:
     """How many events each system handles a round.
 
-    As many for Quix Streams as for ours, since what it costs grows with the lists; the slower peers
+    Quix Streams gets as many as ours, since what it costs grows with the lists; the slower peers
     get fewer, hence shorter lists, which is to their advantage.
     """
 

@@ -2,11 +2,11 @@
 
 Both train on the same samples, of MovieLens 1M's size: every sequence is full, every item has its
 id alone. Embedding, tower, batch, optimizer and threads are the same; the rest is each side's own
-default. The load of data counts, since whoever trains waits for it too; `steps` has the rates
+default. The load of data counts, since whoever trains waits for it too; "steps" has the rates
 without it. All alternate in rounds; medians count, ratios are taken round by round.
 
 One thread, unless told otherwise: two of them wait for each other by spinning, so that whatever
-else holds a core for a moment makes a step up to twenty times slower. `spread` shows such a run.
+else holds a core for a moment makes a step up to twenty times slower. "spread" shows such a run.
 
 Our DIN-L scores by scaled dot product, as ENCODE and TWIN have it; FuxiCTR's only by DIN's MLP,
 which costs far more. "DIN-L, activation unit" is ours with an MLP of the same width: the ratio of
@@ -56,7 +56,7 @@ M: Final = 50
 SHORT: Final = 200
 LONG: Final = 1000
 LIKE: Final = {"DIN-L, activation unit": "DIN-L"}
-"""Of ours that are compared with FuxiCTR's model of another name."""
+"""Our models that are compared with FuxiCTR's of another name."""
 
 CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "DIN": {"network": "din"},
@@ -68,7 +68,7 @@ CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "TWIN": {"network": "twin"},
     "ENCODE": {"network": "encode"},
 }
-"""Ours: the method, and where it differs from its defaults."""
+"""Our models by name: the method, and where it differs from its defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Load:
 
     rounds: int
     batches: int
-    """Of an epoch at SHORT behaviors; at LONG half as many."""
+    """Batches of an epoch at SHORT behaviors; at LONG half as many."""
     warm_up: int = 2
     batch: int = 1024
     users: int = USERS
@@ -96,17 +96,17 @@ class RandomSamples:
     items: I32
     """i32[U, length + SPREAD]: the users' behaviors."""
     user: I64
-    """i64[S]."""
+    """i64[S]: whose each sample is."""
     place: I64
     """i64[S]: behaviors of the user before the sample."""
     candidate: I32
-    """i32[S]."""
+    """i32[S]: the item that each sample is of."""
     label: I64
     """i64[S]: 0 or 1."""
 
     @classmethod
     def draw(cls, length: int, size: int, users: int = USERS) -> RandomSamples:
-        """Samples at random: what they say does not matter to how long they take."""
+        """Random samples: what they say does not matter to how long they take."""
         rng = np.random.default_rng((SEED, length))
         return cls(
             length=length,
@@ -149,7 +149,7 @@ class RandomSamples:
         (directory / "feature_map.json").write_text(json.dumps(feature_map))
 
     def interactions(self) -> Interactions:
-        """The users' behaviors in ours, all users in step."""
+        """The users' behaviors in our form, all users in step."""
         users, width = self.items.shape
         return Interactions(
             user_ids=[str(user) for user in range(users)],
@@ -161,7 +161,7 @@ class RandomSamples:
         )
 
     def requests(self) -> Requests:
-        """The samples in ours: a sequence ends right before its sample."""
+        """The samples in our form: a sequence ends right before its sample."""
         cut = self.user * self.items.shape[1] + self.place
         return Requests(
             cut=cut,
@@ -174,7 +174,7 @@ class RandomSamples:
 
 
 class Ours:
-    """Our trainer's work on the same samples: gathering in a thread beside, then a step."""
+    """Our trainer's work on the same samples: gathering in a thread of its own, then a step."""
 
     def __init__(self, samples: RandomSamples, batch: int) -> None:
         self._interactions = samples.interactions()
@@ -186,7 +186,7 @@ class Ours:
         self._loaded: dict[int, list[Batch]] = {}
 
     def samples_per_second(self, name: str, length: int, warm_up: int, *, loading: bool) -> float:
-        """Over one epoch; as FuxiCTR's is measured."""
+        """Samples a second over one epoch, measured as FuxiCTR's are."""
         if name not in self._steps:
             self._steps[name] = our_step(name, length, self._inputs)
         if loading:
@@ -250,8 +250,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure; the bench's JSON object.
 
-    Beside what every bench has: `steps`, the same rates without loading; `encode_cost`, the time
-    that ENCODE's training takes over that of our DIN-L, both at LONG behaviors.
+    Beside what every bench has, "steps" has the same rates without loading, and "encode_cost" the
+    time that ENCODE's training takes over that of our DIN-L, both at LONG behaviors.
 
     Args:
         quick: one short round.
@@ -277,7 +277,7 @@ def run(
 
 Rates = dict[str, list[float]]
 System = Callable[[bool], float]
-"""From whether loading counts to samples a second."""
+"""A system that is measured: from whether loading counts to samples a second."""
 
 
 def _systems(
@@ -347,7 +347,7 @@ def _result(whole: Rates, steps: Rates, threads: int) -> dict[str, Any]:
 
 
 def _spread(rates: Rates) -> dict[str, list[float]]:
-    """Slowest and fastest round of each."""
+    """Slowest and fastest round of each system."""
     return {name: [round(min(v), 1), round(max(v), 1)] for name, v in rates.items()}
 
 

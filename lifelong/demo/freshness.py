@@ -1,4 +1,4 @@
-"""How long it takes from an event being sent until interests that cover it can be read.
+"""Freshness: how long it takes from sending an event until interests that cover it can be read.
 
 Measured from outside: the probe knows how many events of a user have been sent, and looks into
 the store, as a scorer would, until the user's interests cover that many.
@@ -15,7 +15,7 @@ from typing import Final
 from infra.store import Store
 
 POLL_S: Final = 0.02
-"""Between two looks; the figures are exact to that."""
+"""Pause between two looks; the figures are exact to that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class FreshnessProbe:
         self._thread.start()
 
     def sent(self, user: str, count: int) -> None:
-        """An event was handed to Kafka that makes ``count`` events of ``user`` in all."""
+        """Note that an event was handed to Kafka, ``user``'s event number ``count``."""
         with self._lock:
             self._waiting.append(_Waiting(user, count, time.perf_counter()))
 

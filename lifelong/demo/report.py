@@ -12,7 +12,7 @@ from lifelong.portrait import Portrait
 
 
 def show(console: Console, report: dict[str, Any], portrait: Portrait) -> None:
-    """Print everything."""
+    """Print figures, qualities and the portrait."""
     console.print()
     console.print(_figures(report))
     console.print(_qualities(report))

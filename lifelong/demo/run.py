@@ -57,7 +57,7 @@ COMPARED: Final = 200
 """Users whose CTRs are compared after the stream has drained."""
 
 READY_S: Final = 90.0
-"""A service compiles its kernels on its first start on a machine."""
+"""Longest wait for a service, which compiles its kernels on its first start on a machine."""
 
 DRAIN_S: Final = 120.0
 """Longest wait for the worker to apply and cluster what was sent."""
@@ -169,7 +169,7 @@ class Demo:
         self._services: list[ServiceProcess] = []
 
     def start(self) -> None:
-        """Kafka, topics, history, worker, scorer."""
+        """Start Kafka, make the topics, write the history, start the worker and the scorer."""
         with self._steps.step("start Kafka"):
             bootstrap = self._start_kafka()
         self.settings = self._make_settings(bootstrap)
@@ -392,7 +392,7 @@ class Demo:
             service.check()
 
     def _wait_until_clean(self, at: Callable[[int], None]) -> None:
-        """Until the worker has clustered every dirty user."""
+        """Wait until the worker has clustered every dirty user."""
         owners = [
             partition_owner(self.settings.broker.topic, partition)
             for partition in range(self.settings.broker.partitions)
@@ -409,8 +409,8 @@ class Demo:
         self._wait(clean, "cluster all users")
 
     def _wait_until_applied(self) -> None:
-        """Until the store has as many events as were sent; a shortfall is reported, not waited
-        for longer than DRAIN_S.
+        """Wait until the store has as many events as were sent; a shortfall is reported, not
+        waited for longer than DRAIN_S.
         """
         expected = np.bincount(self._purchases.user[: self._last])
         open_users = set(np.unique(self._purchases.user[self._first : self._last]).tolist())
@@ -456,7 +456,7 @@ class Demo:
         return lost, doubled
 
     def _score_offline(self, at: Callable[[int], None]) -> list[F32]:
-        """The same requests on exact sequences and a cold clustering, without the service."""
+        """CTRs of the same requests on exact sequences, clustered cold, without the service."""
         purchases = self._purchases
         behaviors = purchases.behaviors()
         session = self._bundle.scorer_session()
@@ -475,7 +475,7 @@ class Demo:
         return scores
 
     def _max_ctr_difference(self, at: Callable[[int], None]) -> float:
-        """The service's CTRs against a plain evaluation of the bundle on the stored states."""
+        """The most that the service's CTRs differ from a plain evaluation on the stored states."""
         purchases = self._purchases
         session = self._bundle.scorer_session()
         worst = 0.0
@@ -492,7 +492,7 @@ class Demo:
         return worst
 
     def _portrait_user(self) -> str:
-        """The user with the most live requests' worth of history that is still one person's."""
+        """The user asked about who has nearest to 300 purchases: much, and still one person's."""
         counts = np.bincount(self._purchases.user[: self._last])
         asked = [int(self._purchases.user[request.row]) for request in self._requests]
         return self._purchases.users[min(asked, key=lambda user: abs(int(counts[user]) - 300))]

@@ -53,11 +53,11 @@ class LiveResult:
     """What was measured while the stream ran."""
 
     ctrs: dict[int, F32] = field(default_factory=dict)
-    """Per request's row: f32[B], in the order of its candidates."""
+    """CTRs f32[B] by the request's row, in the order of its candidates."""
     seconds: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Latencies by number of candidates, as the client saw them."""
     ask_seconds: float = 0.0
-    """From the first request to the last answer."""
+    """Time from the first request to the last answer."""
 
 
 class Client:

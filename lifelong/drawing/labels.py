@@ -16,7 +16,7 @@ from infra.arrays import F64
 from lifelong.drawing.style import GRAY, SMALL
 
 LINE: Final = 12.5
-"""From one name to the next below it, in points."""
+"""Distance from one name to the next below it, in points."""
 
 SIDES: Final = (
     (1.0, 0.0, "left", "center"),
@@ -28,7 +28,7 @@ SIDES: Final = (
     (-0.8, 0.6, "right", "bottom"),
     (-0.8, -0.6, "right", "top"),
 )
-"""On which side of a point its name may stand, the best first: direction, and own alignment."""
+"""Sides of a point where its name may stand, the best first: direction, and own alignment."""
 
 AWAY: Final = (9.0, 16.0, 26.0, 38.0)
 """How far from its point, in points; a thin line leads to it from the second on."""
@@ -37,16 +37,16 @@ ROUNDS: Final = 4
 """Times that every point's name is placed anew, the others staying where they are."""
 
 HIDDEN: Final = 100.0
-"""How much worse it is to lie on something, by share of a name's area, than to be farther away."""
+"""Cost of a name that lies on something, by the share of its area that does."""
 
 OUTSIDE: Final = 100.0
-"""The same of leaving the panel."""
+"""Cost of a name that leaves the panel, by the share of its area that does."""
 
 CROSSED: Final = 2.0
-"""The same of a line to a name that runs over another point."""
+"""Cost of each other point that the line to a name runs over."""
 
 NEARER: Final = 0.02
-"""How much a place that comes first is preferred, of a name's area."""
+"""Cost of each place that comes before a name's own, so that the first are preferred."""
 
 DOT: Final = 5.5
 """Half the width of a point, in points."""
@@ -79,7 +79,7 @@ def name_line(axes: Axes, x: float, y: float, text: str, color: str) -> Annotati
 
 
 def name_point(axes: Axes, x: float, y: float, text: str, color: str) -> Annotation:
-    """A point's name."""
+    """A point's name, which `part_points` puts in its place."""
     return axes.annotate(
         text,
         (x, y),
@@ -174,7 +174,7 @@ def part_points(
 
 
 def _stand(name: Annotation, place: _Place) -> Bbox:
-    """Put a name there; the box that it takes, with a little air."""
+    """Put a name in a place; the box that it takes, with a little air."""
     away, (right, up, horizontal, vertical) = place
     name.xyann = (away * right, away * up)
     name.set(ha=horizontal, va=vertical)

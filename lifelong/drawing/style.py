@@ -26,7 +26,7 @@ LIGHT_BLUE: Final = "#9ec1f7"
 DASHED: Final = (0, (4, 3))
 
 COLORS: Final = 128
-"""Of a PNG: a chart has few, and its file is a third as large."""
+"""Colors of a PNG: a chart has few, and its file is a third as large."""
 
 SMALL: Final = 9.5
 """Size of the lines below a title, in points."""
@@ -49,7 +49,7 @@ _STYLE: Final[dict[Any, Any]] = {
 
 
 def styled() -> AbstractContextManager[None]:
-    """Within it figures are made, and written, in this style."""
+    """A context in which figures are made, and written, in this style."""
     return mpl.rc_context(_STYLE)
 
 

@@ -34,13 +34,13 @@ from models.reference import serving
 PARTS: Final = ("validation", "test")
 
 SECTIONS: Final = ("data", "protocol", "split", "samples", "training")
-"""Of the configuration: what a network that is trained can still be told."""
+"""Sections of the configuration that can still be set once a network is trained."""
 
 RESAMPLED: Final = 200_000_000
 """Predictions that the bootstrap ranks in all, about: half a minute."""
 
 RESAMPLINGS: Final = 1000
-"""Of the bootstrap, at most; its interval's ends are then known to a tenth of its width."""
+"""Most resamplings of the bootstrap; its interval's ends are known to a tenth of its width."""
 
 Scorer = Callable[[Split | LiveSplit, Requests], F32]
 
@@ -50,7 +50,7 @@ class EvaluateOptions:
     """What is asked of an evaluation."""
 
     part: str | None = None
-    """"validation" or "test"; None: the test where the samples have one."""
+    """Part of the samples: "validation" or "test"; None: the test where they have one."""
     reference: Path | None = None
     """A run of DIN-L, for RI and the hit rate of the search."""
     baseline: Path | None = None
@@ -336,14 +336,14 @@ def differences(
     replicates: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """``first - second`` on AUC and GAUC, users resampled: of each a
+    """Differences ``first - second`` of AUC and GAUC, users resampled, by measure: the fields of a
     `models.measures.predictions.Difference`.
 
     Args:
         first: CTRs f32[R, B], or f32[S, R, B] of S seeds, whose mean is told.
         second: as many.
-        requests: that they are of.
-        samples: that these come from.
+        requests: those that the CTRs are of.
+        samples: what the requests are a part of.
         replicates: resamplings of users for AUC; for GAUC they are as good as free.
         seed: of the resampling.
     """

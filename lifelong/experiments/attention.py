@@ -50,13 +50,13 @@ ALL_SHORT: Final = "no request sees more behaviors than the top"
 
 
 class AttentionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the measurements here are told."""
+    """Options of the measurements in this module."""
 
     reference: str = "DIN-L"
     """Label of the run whose attention is the truth of RI."""
     smoothings: tuple[float, ...] = (0.01, 0.1, 0.001)
     """Shares of uniform weights that RI mixes all with; "ri" is that of the first. What methods
-    with a search get depends on it (`metrics.relevance_indicator`)."""
+    with a search get depends on it (`models.measures.predictions.relevance_indicator`)."""
     top: int = 0
     """k of TWIN's Figure 4, which has 100 of 10,000 behaviors; 0: the most that a search among the
     runs lets through."""
@@ -79,7 +79,7 @@ class AttentionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     draws: int = 5
     """Times that the hash functions are drawn."""
     seed: int = 0
-    """Of the choice of requests, and of the hash functions."""
+    """Seed of the choice of requests, and of the hash functions."""
 
 
 def measure_relevance(
@@ -224,7 +224,7 @@ def measure_weights(
     Returns:
         "edges" of the bins, and "methods": by label, lists with an entry a bin, "weight" (the mean
         weight of a behavior times the number of behaviors: 1 is uniform; None in an empty bin) and
-        "behaviors" (the bin's share of them). SDIM with tau > 0 also has "expected", the same of
+        "behaviors" (the bin's share of them). SDIM with tau > 0 also has "expected", that mean by
         Eq. 15, and "sampling": for each number of hash functions "m" the mean absolute error of a
         behavior's collision probability ("probability") and of its share of them, times the number
         of behaviors ("weight").
@@ -309,7 +309,7 @@ class _RealTop(NamedTuple):
     tied: Tensor
     """bool[R, B, L]: what ties for its last places."""
     places: Tensor
-    """i64[R, B]: how many those are."""
+    """i64[R, B]: how many last places there are."""
 
     @classmethod
     def of(cls, relevance: Tensor, mask: Tensor, top: int) -> _RealTop:
@@ -392,7 +392,7 @@ class _Sampling:
         self.behaviors = self.pairs = 0
 
     def add(self, seen: _View, expected: Tensor) -> None:
-        """A batch, whose expected collision probabilities are f32[R, B, L]."""
+        """Add a batch, whose expected collision probabilities are f32[R, B, L]."""
         mask = seen.mask & seen.pairs.unsqueeze(-1)
         shares = _shares(expected, seen.mask)
         self.behaviors += int(mask.sum())
@@ -458,7 +458,7 @@ def _views(run: Run, gatherer: Gatherer, requests: Requests) -> Iterator[_View]:
 
 
 def _some(requests: Requests, rows: I64, settings: AttentionOptions) -> Requests:
-    """As many of some requests, at random, as make up the pairs."""
+    """A random part of some requests, as many as make up the pairs."""
     wanted = max(1, settings.pairs // requests.candidates.shape[1])
     chosen = np.random.default_rng(settings.seed).permutation(rows)[:wanted]
     return requests.part(np.sort(chosen))

@@ -30,12 +30,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     """`QUALITY`, or what else is measured, of trained runs."""
     label: str
-    """For people; another label is no other cell."""
+    """What people call it; another label makes no other cell."""
     seed: int = 0
     trees: dict[str, Tree]
-    """Configurations by role; of quality there is one, ""."""
+    """Configurations by role; a quality cell has one, of the role ""."""
     options: dict[str, Any] = {}
-    """What the measurement is told."""
+    """Options of the measurement."""
 
     @property
     def tree(self) -> Tree:
@@ -53,7 +53,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Whole `RunConfig`s by role, defaults included."""
     options: dict[str, Any]
     revision: str
-    """Of git; "+" where files had been changed."""
+    """Git revision of the code; "+" where files had been changed."""
     machine: str
     seconds: float
     result: dict[str, Any]
@@ -65,9 +65,9 @@ class CellStore:
     def __init__(self, setup: Setup, directory: Path) -> None:
         self.setup = setup
         self.cells = directory / "cells"
-        """To be committed."""
+        """Directory of the finished cells, to be committed."""
         self.runs = directory / "runs"
-        """Trained networks and predictions, by key; they can be made again."""
+        """Directory of trained networks and predictions, by key; they can be made again."""
 
     def key(self, kind: str, trees: dict[str, Tree], options: dict[str, Any]) -> str:
         """Twelve characters that say what a cell is of: all that decides what comes out."""

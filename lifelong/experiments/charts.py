@@ -27,7 +27,7 @@ COLORS: Final = {
 """Methods keep their colors, which color-blind people tell apart (Okabe and Ito, 2008)."""
 
 UNBROKEN: Final = "\N{NO-BREAK SPACE}"
-"""Between a number and what it counts."""
+"""The space between a number and what it counts."""
 
 STEEP: Final = 8.0
 """Largest over smallest value from which an axis is logarithmic."""
@@ -43,7 +43,7 @@ def heading(
 
     Args:
         figure: complete but for these.
-        table: it is of.
+        table: the one that the figure is of.
         shown: begins the subtitle.
         legend: ends it.
         seeds: how many were measured, if not as many as for the table.
@@ -71,7 +71,7 @@ def colors_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def known(values: Iterable[float | None]) -> list[float]:
-    """Without what was not measured."""
+    """The values that were measured."""
     return [value for value in values if value is not None]
 
 
@@ -112,7 +112,7 @@ def seed_lines(
     marker: str = "",
     linestyle: Any = "-",
 ) -> tuple[float, float]:
-    """Each seed's line, thin, and their mean, thick; where the mean ends."""
+    """Draw each seed's line, thin, and their mean, thick; where the mean ends."""
     if len(lines) > 1:
         for line in lines:
             values = np.array(line or [], np.float64)  # None becomes NaN
@@ -135,7 +135,7 @@ def seed_lines(
 def seed_dots(
     axes: Axes, place: float, values: Sequence[float], color: str = BLUE, pale: str = LIGHT_BLUE
 ) -> None:
-    """In a row: the seeds' mean as a dot, standard deviation as a bar, each seed as a tick."""
+    """Draw seeds in a row: mean as a dot, standard deviation as a bar, each seed as a tick."""
     if not values:
         return
     mean, std = moments(values)
@@ -152,7 +152,7 @@ def seed_dots(
 
 
 def rows_axis(axes: Axes, names: Sequence[str]) -> None:
-    """A named row for each, from the top."""
+    """Give each name a row, from the top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -165,7 +165,7 @@ def rows_axis(axes: Axes, names: Sequence[str]) -> None:
 
 
 def beside(axes: Axes, place: float, text: str, color: str = INK) -> None:
-    """A figure at the right of a row; above the first is place -1."""
+    """Write a figure at the right of a row; place -1 is above the first."""
     axes.annotate(
         text,
         (1.0, place),
@@ -180,20 +180,20 @@ def beside(axes: Axes, place: float, text: str, color: str = INK) -> None:
 
 
 def plane(axes: Axes) -> None:
-    """A grid behind lines."""
+    """Put a grid behind lines."""
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def log_ticks(axis: Axis) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5 times powers of ten."""
+    """Put ticks of a logarithmic axis at 1, 2 and 5 times powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def ticks_at(axes: Axes, places: Sequence[float]) -> None:
-    """Ticks on the horizontal axis where something was measured, and nowhere else."""
+    """Put ticks on the horizontal axis where something was measured, and nowhere else."""
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))

@@ -25,7 +25,7 @@ from models.modules.layers import unit
 
 REFERENCE: Final[Clustering] = "k-means"
 SPREAD: Final = 0.25
-"""Of a behavior around its interest, for the users who have interests."""
+"""Spread of behaviors around their interest, for the users who have interests."""
 
 
 def measure_clusterings(

@@ -1,6 +1,6 @@
 """The figures of what is measured beside quality: where methods look, and what freshness is worth.
 
-Each takes a table and draws the extra of its own name; None, where nothing of it was measured.
+Each function takes a table and draws the extra of its own name; None, where that was not measured.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ALONG: Final = {
 """What is compared along a stream, beside test AUC."""
 
 SHADES: Final = ("#8ab8de", "#5f9fd3", "#3d84c2", "#2066a8", "#084594")
-"""Of one method's curves."""
+"""Colors of one method's curves."""
 
 CROWD: Final = 250.0
 """Area of the dot of all behaviors, in square points."""
@@ -171,7 +171,7 @@ def weights(table: Table) -> Figure | None:
 
 
 def _weight_curves(axes: Axes, result: Result) -> list[Any]:
-    """As the papers have them."""
+    """Draw the weights as the papers have them; the names of the curves."""
     cosine = result["cosine"]
     middle = len(cosine) // 2
     curves = result["curves"]
@@ -190,7 +190,7 @@ def _weight_curves(axes: Axes, result: Result) -> list[Any]:
 
 
 def _learned_weights(axes: Axes, result: Result) -> list[Any]:
-    """As trained runs have them."""
+    """Draw the weights as trained runs have them; the names of the curves."""
     edges = np.array(result["edges"])
     centers = (edges[1:] + edges[:-1]) / 2
     names = []
@@ -262,7 +262,7 @@ def staleness(table: Table) -> Figure | None:
 
 
 def _by_age(run: Result) -> dict[int, Result]:
-    """What was measured at each n."""
+    """What was measured, by the number n of newer behaviors."""
     return {one["n"]: one for one in run.get("stale", ()) if "measures" in one}
 
 
@@ -323,7 +323,7 @@ def warm_starts(table: Table) -> Figure | None:
 
 
 def _compare_starts(axes: Axes, stream: Result) -> None:
-    """Test AUC of warm clusterings less that of cold ones, on the same requests."""
+    """Draw test AUC of warm clusterings less that of cold ones, on the same requests."""
     aucs = [(one["auc"]["warm"], one["auc"]["cold"]) for one in stream["along"]]
     difference = [None if None in pair else pair[0] - pair[1] for pair in aucs]
     axes.axhline(0, color=GRAY, linewidth=0.8)

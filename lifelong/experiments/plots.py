@@ -110,7 +110,7 @@ def _methods(table: Table) -> Figure | None:
 
 
 def _differences(axes: Axes, table: Table, rows: Sequence[Table]) -> bool:
-    """The intervals of the differences to the reference, at the right; whether any holds 0."""
+    """Write the differences to the reference at the right; whether an interval holds 0."""
     found = [_difference(row) for row in rows]
     if not any(found):
         return False
@@ -163,7 +163,7 @@ def _lines(table: Table) -> Figure | None:
 def _setting_line(
     axes: Axes, rows: Sequence[Table], measure: str, color: str, *, band: bool
 ) -> tuple[float, float] | None:
-    """A method's line through its settings; where it ends."""
+    """Draw a method's line through its settings; where it ends."""
     found = sorted((float(row["x"]), _values(row, measure=measure)) for row in rows)
     found = [(x, values) for x, values in found if values]
     if not found:
@@ -281,7 +281,7 @@ def _curves(table: Table) -> Figure | None:
 
 
 def _curve(axes: Axes, row: Table, color: str) -> None:
-    """A row's seeds, each with its best epoch, and their mean."""
+    """Draw a row's seeds, each with its best epoch, and their mean."""
     longest = max(map(len, row["curves"]))
     for best, curve in zip(row["epochs"], row["curves"], strict=True):
         axes.scatter(best, curve[best - 1], s=16, color=color, linewidth=0, zorder=4)
@@ -289,7 +289,7 @@ def _curve(axes: Axes, row: Table, color: str) -> None:
 
 
 def _limit(axes: Axes, rows: Sequence[Table]) -> None:
-    """Limits that a few bad beginnings do not move."""
+    """Set limits that a few bad beginnings do not move."""
     every = np.array([value for row in rows for curve in row["curves"] for value in curve])
     low, high = float(np.percentile(every, 2)), float(every.max())
     pad = 0.06 * (high - low) or 0.001

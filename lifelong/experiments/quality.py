@@ -28,7 +28,7 @@ from models.network import Network
 RUN: Final = "run"
 ONE_EPOCH: Final = "one-epoch.npy"
 CONVERGED: Final = "converged.npy"
-"""CTRs f32[R, B] of the test's requests."""
+"""Files of CTRs f32[R, B] of the test's requests, at the two moments."""
 
 RESAMPLED: Final = 100_000_000
 """Predictions that the bootstrap ranks in all, about: half a minute."""
@@ -64,7 +64,7 @@ def train_run(config: RunConfig, samples: Split, place: Path) -> Path:
 
 
 def measure_quality(config: RunConfig, samples: Split, place: Path) -> dict[str, Any]:
-    """A quality cell.
+    """Train and measure one configuration: what a quality cell holds.
 
     Returns:
         "samples": their numbers; "epochs": the best, from 1; "curve": of each epoch training loss
@@ -95,8 +95,8 @@ def measure_difference(
     """How much better one configuration is than another: test AUC and GAUC, users resampled.
 
     Args:
-        first: places of one's runs, a seed each.
-        second: the other's, of the same seeds.
+        first: places of the one configuration's runs, a seed each.
+        second: places of the other's, of the same seeds.
 
     Returns:
         Per measure a `models.measures.predictions.Difference`, of the mean over seeds, as plain

@@ -30,11 +30,11 @@ class RowResult:
     row: Row
     learning_rate: float
     records: list[Record]
-    """A seed each."""
+    """Finished cells, a seed each."""
     cells: list[str]
-    """Their keys."""
+    """Keys of these cells."""
     difference: dict[str, Any] | None
-    """To the reference (`quality.measure_difference`); None: it is the reference."""
+    """Difference to the reference (`quality.measure_difference`); None: it is the reference."""
 
 
 def compose(
@@ -170,7 +170,7 @@ def _beside(found: Mapping[str, Any]) -> list[str]:
 
 
 def _table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells."""
+    """Header and cells of the table."""
     more = extra_tables.columns(found["extras"])
     difference = f"AUC − {found['reference']}"
     header = ["", "AUC", "GAUC", difference, "one epoch: AUC", "epochs", "learning rate"]

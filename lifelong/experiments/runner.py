@@ -76,7 +76,7 @@ TIMINGS: Final[Mapping[str, Callable[[Configs], dict[str, Any]]]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the command takes."""
+    """Options of the command."""
 
     data: str
     protocol: str | None = None
@@ -84,7 +84,7 @@ class Options:
     out: Path = Path("runs/experiments")
     scale: Scale = "small"
     processes: int = 0
-    """0: one a GPU, or without one, one a core."""
+    """Cells measured at once; 0: one a GPU, or without one, one a core."""
 
 
 def list_experiments(*, quiet: bool = False) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def run_experiment(name: str, options: Options, *, quiet: bool = False) -> dict[
 
 
 class _CellPool:
-    """Cells in processes; a context."""
+    """Processes that measure cells (context manager)."""
 
     def __init__(self, setup: Setup, directory: Path, options: Options, console: Console) -> None:
         self.setup, self.seeds = setup, options.seeds
@@ -230,7 +230,7 @@ class _CellPool:
         return [_at(tree, rates[row.method], seed) for seed in range(self.seeds)]
 
     def _extra(self, extra: Extra, trees: Mapping[str, list[Tree]]) -> Any:
-        """What it gave, for each seed or once."""
+        """What an extra measured, for each seed or once."""
         rows = [row for row in extra.rows if self._applies(row)]
         each = extra.each_seed and not extra.timed
         cells = [
@@ -352,7 +352,7 @@ def _start(setup: Setup, directory: Path) -> None:
 
 @cache
 def _samples() -> Split:
-    """Of the process's one setup."""
+    """The samples of the process's one setup."""
     setup, _ = _here
     tree = setup.method_tree(METHODS[REFERENCE])
     samples, _ = read_samples(setup.config(tree))

@@ -146,7 +146,7 @@ class _Shop:
 
     network: NetworkConfig
     categories: I64
-    """i64[n + 1]."""
+    """i64[n + 1]: the items' categories."""
     table: Bundle
     """The items, as the scorer looks them up; no graph goes with them."""
     behaviors: Behaviors
@@ -157,7 +157,7 @@ class _Shop:
 
     @classmethod
     def draw(cls, network: NetworkConfig, L: int, B: int, n: int, seed: int) -> _Shop:
-        """At random."""
+        """A random item table, user and request."""
         rng = np.random.default_rng(seed)
         categories = rng.integers(1, CATEGORIES, n + 1)
         categories[0] = 0
@@ -177,7 +177,7 @@ class _Shop:
         )
 
     def inputs(self, schema: Schema) -> Inputs:
-        """A schema on these items."""
+        """A schema bound to these items."""
         heights = {f"behavior.{name}": AGE_BUCKETS for name in schema.behavior}
         return Inputs(
             schema=schema,
@@ -190,15 +190,15 @@ class _Shop:
 
     @property
     def version(self) -> Version:
-        """Of the user's sequence."""
+        """Version of the user's sequence."""
         return Version(START_MS, len(self.behaviors))
 
     def candidates(self, bundle: Bundle) -> Candidates:
-        """As a bundle looks them up."""
+        """The candidates as a bundle looks them up."""
         return Candidates(self.keys, bundle.rows(self.keys))
 
     def counted(self, bundle: Bundle) -> UserHistory:
-        """What all systems store of the user, of no system's tensors."""
+        """What all systems store of the user, without the tensors of any."""
         keys = np.ascontiguousarray(self.behaviors["item"])
         found = count_items(keys, np.ascontiguousarray(self.behaviors["time"]))
         state = InterestState(
@@ -347,7 +347,7 @@ class _Graph:
         )
 
     def __call__(self) -> F32:
-        """A request."""
+        """The CTRs f32[B] of the request, by the graph."""
         feed = self._feed()
         (ctrs,) = self._session.run(None, {name: feed[name] for name in self._inputs})
         return ctrs  # type: ignore[no-any-return]  # onnxruntime has no types

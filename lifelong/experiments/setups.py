@@ -36,7 +36,7 @@ FULL: Final[Tree] = {
     "training": {"batch": 1024, "epochs": 10, "patience": 2, "threads": 2},
 }
 LENGTHS: Final[Mapping[Scale, int]] = {"small": 200, "full": 1000}
-"""L."""
+"""Behaviors that a method sees, L, by scale."""
 RATES: Final[Mapping[Scale, tuple[float, ...]]] = {
     "small": (6e-3, 1.2e-2),
     "full": (3e-4, 1e-3, 3e-3),
@@ -75,7 +75,7 @@ class Setup:
         return tree
 
     def config(self, tree: Tree) -> RunConfig:
-        """A cell's configuration, whole."""
+        """The whole configuration of a cell."""
         return read_config(tree, self.name)
 
 
@@ -89,9 +89,9 @@ class _Known:
     split: Tree
     schema: Tree
     small: Tree
-    """Of ``samples``, at the small scale."""
+    """Section ``samples`` at the small scale."""
     rates: tuple[float, ...] = RATES["small"]
-    """At the small scale; lower where a few epochs teach all that there is."""
+    """Learning rates at the small scale; lower where a few epochs teach all that there is."""
 
 
 _NEXT_ITEM: Final[Tree] = {
@@ -102,7 +102,7 @@ _NEXT_ITEM: Final[Tree] = {
 
 
 def _films(name: str, title: str, reader: str, user: tuple[str, ...]) -> dict[str, _Known]:
-    """MovieLens under both protocols; of ``user`` attributes only liking is asked."""
+    """MovieLens under both protocols; only the protocol "rated" sees the ``user`` attributes."""
     schema: Tree = {"item": ("genre",), "category": "genre"}
     return {
         f"{name}-next-item": _Known(

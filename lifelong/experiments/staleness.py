@@ -1,6 +1,6 @@
 """What freshness is worth: what a service loses that reclusters late.
 
-And how much of that it gets back by attending to the newer behaviors.
+It is also measured how much of that a service gets back by attending to the newer behaviors.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ COMPARED: Final[tuple[tuple[Variant, str], ...]] = (
     ("recent", "fresh"),
     ("unseen", "fresh"),
 )
-"""Whose difference from what is told, with its interval."""
+"""Pairs of a variant and what its difference is taken to, told with an interval."""
 
 
 class StalenessOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `measure_staleness` is told."""
 
     newer: tuple[int, ...] = (10, 100, 1000)
-    """n: by how many behaviors interests are old."""
+    """Ages of interests: n, the behaviors newer than they are."""
     between: tuple[int, ...] = (1, 3, 30, 300)
-    """More of them, for a curve: without the differences, which are what takes time."""
+    """Further ages, for a curve: without the differences, which are what takes time."""
     at_least: int = 50
     """Requests that must have more than n earlier behaviors."""
     requests: int = 3000
@@ -46,7 +46,7 @@ class StalenessOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replicates: int = 200
     """Resamplings of users for AUC."""
     seed: int = 0
-    """Of both draws."""
+    """Seed of the draw of requests and of the resampling."""
 
 
 def measure_staleness(

@@ -68,7 +68,7 @@ class Items:
     embeddings: F32
     projected: F32
     known: Bools
-    """bool[n + 1]."""
+    """bool[n + 1]: items with a behavior in the training part; others have row 0."""
 
     @classmethod
     def of(cls, network: Network, L: int, known: Bools) -> Items:
@@ -174,7 +174,7 @@ def agreement(first: I64, second: I64, clusters: int) -> float:
 
     Args:
         first: i64[L], clusters in [0, K).
-        second: i64[L], likewise.
+        second: i64[L], the other clustering's, in [0, K) too.
         clusters: K.
 
     >>> agreement(np.array([0, 0, 1, 1]), np.array([2, 2, 0, 2]), clusters=3)

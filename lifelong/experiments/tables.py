@@ -44,13 +44,13 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Where its ``long_term`` differs from the method's."""
     x: float | None = None
-    """Of a figure: where it stands."""
+    """Place on the figure's axis, where there is one."""
     needs: Literal["", "behavior"] = ""
     """What the setup's schema must name for the row to make sense."""
 
     @property
     def long_term(self) -> dict[str, Any]:
-        """Its section of the configuration."""
+        """Section ``long_term`` of the row's configuration."""
         return {**METHODS[self.method], **self.changes}
 
 
@@ -59,13 +59,13 @@ class Extra:
     """A measurement beside quality."""
 
     kind: str
-    """Key of `lifelong.experiments.runner.OF_RUNS` or `TIMINGS`."""
+    """Key of `OF_RUNS` or `TIMINGS` in `lifelong.experiments.runner`."""
     rows: tuple[Row, ...] = ()
-    """Of which methods."""
+    """Methods that it is measured of."""
     each_seed: bool = True
     """Whether it is measured for every seed."""
     timed: bool = False
-    """A timing: of fresh networks, with nothing else of the experiment running beside it."""
+    """Whether it times fresh networks, with nothing else of the experiment running beside it."""
     published: bool = False
     """Whether methods are as large as their papers have them, whatever the scale."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Table:
 
     title: str
     source: str
-    """The paper's number of it."""
+    """Where it stands in which paper."""
     rows: tuple[Row, ...] = ()
     extras: tuple[Extra, ...] = ()
     figure: Literal["bars", "line", "none"] = "bars"
@@ -87,7 +87,7 @@ class Table:
 
     @property
     def reference_row(self) -> Row:
-        """The line of that label, or the method."""
+        """The row with the reference's label, or the method of that name."""
         own = [row for row in self.rows if row.label == self.reference]
         return own[0] if own else Row(self.reference, self.reference)
 
@@ -101,7 +101,7 @@ def _encode(label: str, **changes: Any) -> Row:
 
 
 def _by(name: str, key: str, method: str, values: tuple[int, ...], **more: Any) -> tuple[Row, ...]:
-    """A method with each value of a hyperparameter."""
+    """Rows of a method, one for each value of a hyperparameter."""
     return tuple(Row(f"{name} = {value}", method, {key: value} | more, value) for value in values)
 
 

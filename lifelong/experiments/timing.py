@@ -1,7 +1,7 @@
 """How the experiments time: all methods in turns, on one core, by processor time.
 
-Processor time, of all threads of the process together, so that what else the machine does at the
-moment does not count; on an idle machine it is the time that passes. Ratios are taken round by
+Processor time is that of all threads of the process together, so that what else the machine does at
+the moment does not count; on an idle machine it is the time that passes. Ratios are taken round by
 round, since the speed of a machine drifts.
 """
 
@@ -21,11 +21,11 @@ Name = TypeVar("Name")
 
 @dataclass(frozen=True)
 class Times:
-    """Of one method, a value a round, in seconds."""
+    """Times of one method, a value a round, in seconds."""
 
     processor: list[float] = field(default_factory=list)
     passed: list[float] = field(default_factory=list)
-    """By the wall clock."""
+    """Times by the wall clock."""
 
     def ratio(self, other: Times) -> float:
         """Median over the rounds: how many times as long as the other this took."""
@@ -51,7 +51,7 @@ def time_in_turns(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch, and the kernels that follow it, on one thread."""
+    """A context in which torch, and the kernels that follow it, use one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

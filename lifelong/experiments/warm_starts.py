@@ -32,7 +32,7 @@ class WarmStartOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replicates: int = 200
     """Resamplings of users for AUC."""
     seed: int = 0
-    """Of the resampling."""
+    """Seed of the resampling."""
 
 
 def measure_warm_starts(
@@ -59,14 +59,15 @@ def measure_warm_starts(
         - "warm_starts": the least and the most; how many "reclusterings";
         - "objective": mean cosine of behaviors and the nearest center, warm and cold;
         - "agreement": share of behaviors that both put into the same cluster (`streams.agreement`);
-        - "stays": the same of the behaviors that the clustering before has seen, with that
-          clustering, warm and cold: how alike two of the same kind are;
+        - "stays": share of the behaviors seen by the clustering before that keep their cluster,
+          warm and cold: how alike two clusterings of one kind are;
         - "cpu_ms": mean time of an extraction, warm and cold: the one figure that is not the same
           every time;
         - "requests" that are scored from these interests, and their "auc", warm and cold.
 
         "all" and "end" also have "differences", warm over cold
-        (`models.measures.predictions.Difference`), and "ctr_difference", the mean absolute one.
+        (`models.measures.predictions.Difference`), and "ctr_difference", the mean absolute one
+        of CTRs.
     """
     chosen = msgspec.convert(dict(options), WarmStartOptions)
     return {
@@ -81,13 +82,13 @@ class _Scored(NamedTuple):
 
     requests: Requests
     warm_starts: I64
-    """i64[R]: behind the warm state."""
+    """i64[R]: warm starts in a row behind the warm state."""
     at_end: Bools
     """bool[R]: the state is the user's last."""
     warm: F32
-    """f32[R, B]: CTRs."""
+    """f32[R, B]: CTRs from the warm states."""
     cold: F32
-    """f32[R, B]."""
+    """f32[R, B]: CTRs from the cold states."""
 
     def part(self, rows: Bools) -> _Scored:
         return _Scored(
