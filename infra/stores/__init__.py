@@ -1,4 +1,4 @@
-"""Opening a store: the scheme of `store.url` names the adapter, one module or folder each."""
+"""Opening a store: the scheme of ``store.url`` names the adapter, one module or folder each."""
 
 from __future__ import annotations
 

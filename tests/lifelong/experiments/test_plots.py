@@ -177,7 +177,7 @@ def test_settings_are_drawn_as_lines_beside_the_reference(tmp_path: Path) -> Non
     ]
     rows = [each | {"curves": []} for each in (*rows, row("DIN-L", 0.885))]
     found = table("figure", *rows, figure="line", x_name="L")
-    found["data"]["L"] = None  # as `report.compose` has it where lengths are compared
+    found["data"]["L"] = None  # where lengths are compared
 
     written = draw(found, tmp_path)
 
