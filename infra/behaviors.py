@@ -67,7 +67,7 @@ class Source:
     """u64 under which a sequence remembers the last offset applied (its mark). It holds the
     topic's id, so that a topic deleted and created again is another source."""
     owner: int
-    """u64 under which dirty users are kept: the worker that consumes this partition reclusters
+    """u64 under which due users are kept: the worker that consumes this partition reclusters
     them. It holds the topic's name, so that a re-created topic's worker finds them."""
 
 

@@ -138,7 +138,7 @@ class WorkerMetrics(_BundleInfo):
         self.reclusters = Counter(
             "lifelong_worker_reclusters",
             "Users reclustered, by outcome: stored, stale (a newer state was there; normal after a "
-            "rebalance), gone (the user expired) or failed (an error; the user stays dirty).",
+            "rebalance), gone (the user expired) or failed (an error; the user stays due).",
             ["outcome"],
             registry=registry,
         )
@@ -155,14 +155,14 @@ class WorkerMetrics(_BundleInfo):
             buckets=FRESHNESS_BUCKETS,
             registry=registry,
         )
-        self.dirty_users = Gauge(
-            "lifelong_worker_dirty_users",
+        self.due_users = Gauge(
+            "lifelong_worker_due_users",
             "Users of this worker's partitions that wait to be reclustered, at the last look; the "
             "look is limited, so a large value is a lower bound.",
             registry=registry,
         )
-        self.dirty_oldest_seconds = Gauge(
-            "lifelong_worker_dirty_oldest_seconds",
+        self.due_oldest_seconds = Gauge(
+            "lifelong_worker_due_oldest_seconds",
             "Age of the oldest unclustered behavior of this worker's users. Above 5 s the "
             "freshness objective is being missed now: add workers or recluster threads.",
             registry=registry,

@@ -64,9 +64,9 @@ class Head:
     covered: int
     """The count that the stored interest state covers; 0: there is none."""
     owner: int
-    """Under which owner the user is dirty; meaningful where ``since`` is not 0."""
+    """Under which owner the user is due; meaningful where ``since`` is not 0."""
     since: int
-    """Since when the user is dirty, ms since epoch; 0: clean."""
+    """Since when the user is due, ms since epoch; 0: clean."""
     marks: dict[int, int]
     """Per source key: offset of the last event applied or recognised."""
     event_keys: tuple[int, ...]
@@ -110,8 +110,8 @@ class Grown:
     duplicates: int
     count: int
     """Behaviors ever applied."""
-    was_dirty: tuple[int, int] | None
-    """The owner and time under which the user was dirty before, if they were."""
+    was_due: tuple[int, int] | None
+    """The owner and time under which the user was due before, if they were."""
 
 
 @dataclass(slots=True)
@@ -134,7 +134,7 @@ class Counters:
 def grow(  # the hottest loop of the worker; a call per branch would show
     head: bytes | None, source: int, owner: int, new: Append, now_ms: int
 ) -> Grown:
-    """Apply ``new`` to a head and mark it dirty under ``owner``; the tail is left unsealed.
+    """Apply ``new`` to a head and mark it due under ``owner``; the tail is left unsealed.
 
     Behaviors at or below the mark of ``source`` and event keys in the recent window are skipped, so
     that the sequence is the same however its events were cut into appends, and repeated.
@@ -174,9 +174,9 @@ def grow(  # the hottest loop of the worker; a call per branch would show
                 continue
             keys = keys[-_OLDER_KEYS:] + _KEY.pack(event)
         applied.append(behavior)
-    was_dirty = (old_owner, since) if since else None
+    was_due = (old_owner, since) if since else None
     if not applied and not duplicates:
-        return Grown(None, 0, replayed, 0, count, was_dirty)
+        return Grown(None, 0, replayed, 0, count, was_due)
 
     if at >= 0:
         marks = marks[:at] + _MARK.pack(source, mark) + marks[at + 16 :]
@@ -211,7 +211,7 @@ def grow(  # the hottest loop of the worker; a call per branch would show
         + keys
         + tail
     )
-    return Grown(grown, len(applied), replayed, duplicates, count, was_dirty)
+    return Grown(grown, len(applied), replayed, duplicates, count, was_due)
 
 
 def tail_length(head: bytes) -> int:
@@ -271,10 +271,10 @@ def expired(head: bytes, user: str, ttl_ms: int, now_ms: int) -> bool:
 
 def cover(head: bytes, counters: Counters, covered: int, now_ms: int) -> bytes:
     """The head, whose counters are given, after interests that cover ``covered`` behaviors were
-    stored: clean, or dirty since now where behaviors came after those.
+    stored: clean, or due since now where behaviors came after those.
     """
     if counters.since and counters.count > covered:
-        return set_dirty(head, counters.owner, now_ms, covered)
+        return set_due(head, counters.owner, now_ms, covered)
     return set_clean(head, covered)
 
 
@@ -283,8 +283,8 @@ def set_clean(head: bytes, covered: int) -> bytes:
     return _replace(head, covered, 0, _CLEAN)
 
 
-def set_dirty(head: bytes, owner: int, since: int, covered: int | None = None) -> bytes:
-    """A head that was read, now of a user who is dirty under ``owner`` since ``since`` (ms)."""
+def set_due(head: bytes, owner: int, since: int, covered: int | None = None) -> bytes:
+    """A head that was read, now of a user who is due under ``owner`` since ``since`` (ms)."""
     if covered is None:
         covered = _HEADER.unpack_from(head)[8]
     return _replace(head, covered, owner, since)

@@ -193,7 +193,7 @@ class WorkerSettings(Section):
     recluster_threads: Positive = 1
     """Threads that recluster users."""
     recluster_poll_s: Seconds = 0.1
-    """Pause between two looks for dirty users when there were none due."""
+    """Pause between two looks for due users when there were none due."""
     recluster_batch: Positive = 256
     """Users read, reclustered and written back together."""
     retry_max_s: Seconds = 5.0

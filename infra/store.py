@@ -112,7 +112,7 @@ class InterestWrite:
     payload: bytes
 
 
-class DirtyUser(NamedTuple):
+class DueUser(NamedTuple):
     """A user with behaviors newer than their interest state."""
 
     user: str
@@ -123,7 +123,7 @@ class DirtyUser(NamedTuple):
 
 
 class Store(Protocol):
-    """Where sequences, interest states and dirty users live.
+    """Where sequences, interest states and due users live.
 
     Every method raises `StoreUnavailable` when the store cannot be reached, `StoreFull` when it
     has no room, `StoreCorrupt` when a record cannot be understood. Missing is not an error: it
@@ -132,11 +132,11 @@ class Store(Protocol):
     """
 
     def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
-        """Apply new behaviors to sequences and mark their users dirty under ``source.owner``.
+        """Apply new behaviors to sequences and mark their users due under ``source.owner``.
 
         Per user the effect is atomic and idempotent: behaviors at or below the user's mark for
         ``source.key`` are skipped, as are event keys in the user's recent window. Only a user to
-        whom something was applied becomes dirty. A failure leaves each user either untouched or
+        whom something was applied becomes due. A failure leaves each user either untouched or
         fully applied; the caller repeats the whole call. ``appends`` names a user at most once.
         """
         ...
@@ -152,20 +152,20 @@ class Store(Protocol):
     def put_interests(self, writes: Sequence[InterestWrite], now_ms: int) -> list[Written]:
         """Store interest states, each unless a newer version is there (equal is replaced).
 
-        A user whose sequence has no behaviors beyond the state's version stops being dirty in the
-        same atomic operation; otherwise they stay dirty since ``now_ms``. A failure leaves
+        A user whose sequence has no behaviors beyond the state's version stops being due in the
+        same atomic operation; otherwise they stay due since ``now_ms``. A failure leaves
         each state either old or new.
         """
         ...
 
-    def dirty(self, owner: int, limit: int) -> list[DirtyUser]:
-        """Up to ``limit`` dirty users of an owner, the longest dirty first."""
+    def due(self, owner: int, limit: int) -> list[DueUser]:
+        """Up to ``limit`` due users of an owner, the longest due first."""
         ...
 
-    def mark_dirty(self, owner: int, users: Sequence[str], now_ms: int) -> None:
-        """Make users dirty under ``owner`` without an append (a new bundle, an owner that moved).
+    def mark_due(self, owner: int, users: Sequence[str], now_ms: int) -> None:
+        """Make users due under ``owner`` without an append (a new bundle, an owner that moved).
 
-        Who is dirty already stays so since the same time; an unknown user is left out.
+        Who is due already stays so since the same time; an unknown user is left out.
         """
         ...
 

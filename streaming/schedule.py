@@ -1,6 +1,6 @@
-"""When to recluster whom: dirty users become fresh interests.
+"""When to recluster whom: due users become fresh interests.
 
-The store remembers dirty users by owner, a partition of the topic, so a crash or a rebalance
+The store remembers due users by owner, a partition of the topic, so a crash or a rebalance
 loses none: whoever consumes the partition next goes on. Two workers may recluster one user at the
 same time for a moment; interest writes are monotone, so the older result is refused.
 """
@@ -27,7 +27,7 @@ from infra.errors import (
 from infra.metrics import WorkerMetrics
 from infra.settings import WorkerSettings
 from infra.store import (
-    DirtyUser,
+    DueUser,
     InterestWrite,
     Store,
     StoredSequence,
@@ -45,7 +45,7 @@ fewer would cost more looks at the store."""
 
 DEEP_LIMIT: Final = 65_536
 DEEP_EVERY_MS: Final = 1000
-"""A longer page of dirty users, and how often it is looked through. The store lists them oldest
+"""A longer page of due users, and how often it is looked through. The store lists them oldest
 first, which is the order of becoming due by age; who is due by number of behaviors may stand
 anywhere in the list, and should not wait until age leads there."""
 
@@ -71,7 +71,7 @@ log = get_logger(__name__)
 
 
 class _Due(NamedTuple):
-    """A user to be reclustered, as `infra.store.DirtyUser`, and under which owner."""
+    """A user to be reclustered, as `infra.store.DueUser`, and under which owner."""
 
     owner: int
     user: str
@@ -92,7 +92,7 @@ class _Pause:
 class Reclusterer:
     """Keeps the interests of its owners' users fresh.
 
-    Per pass (`run_once`) each owner gives its due users, the longest dirty first: those with
+    Per pass (`run_once`) each owner gives its due users, the longest due first: those with
     ``recluster_min_new`` behaviors that no interest covers, or one older than
     ``recluster_max_age_s``. They are read, reclustered and written back in batches that mix the
     owners, ``recluster_threads`` batches at a time (the kernels release the GIL).
@@ -167,7 +167,7 @@ class Reclusterer:
         """One pass over all owners; returns how many users got new interests.
 
         Raises:
-            StoreUnavailable, StoreFull: the store failed; nothing is lost, the users stay dirty.
+            StoreUnavailable, StoreFull: the store failed; nothing is lost, the users stay due.
         """
         now = self._clock() if now_ms is None else now_ms
         due = self._due(now)
@@ -233,16 +233,16 @@ class Reclusterer:
             self._turn = (self._turn + 1) % len(owners)
             owners = owners[self._turn :] + owners[: self._turn]
         queues: list[list[_Due]] = []
-        dirty, oldest = 0, now
+        due, oldest = 0, now
         self._backlog = False
         page = PAGE_BATCHES * self._batch + len(self._pauses)
         deep = self._max_age_ms > DEEP_EVERY_MS and now - self._deep_at >= DEEP_EVERY_MS
         if deep:
             self._deep_at = now
         for owner in owners:
-            found = self._dirty(owner, DEEP_LIMIT if deep else page)
+            found = self._due(owner, DEEP_LIMIT if deep else page)
             if found:
-                dirty += len(found)
+                due += len(found)
                 oldest = min(oldest, found[0].since)
             queue = [
                 _Due(owner, user, since, pending)
@@ -254,19 +254,19 @@ class Reclusterer:
             more = len(queue) >= PAGE_BATCHES * self._batch
             self._backlog |= more
             queues.append(queue[: PAGE_BATCHES * self._batch])
-        self._metrics.dirty_users.set(dirty)
-        self._metrics.dirty_oldest_seconds.set(max(0, now - oldest) / 1000)
+        self._metrics.due_users.set(due)
+        self._metrics.due_oldest_seconds.set(max(0, now - oldest) / 1000)
         return _interleave(queues)
 
-    def _dirty(self, owner: int, limit: int) -> list[DirtyUser]:
+    def _due(self, owner: int, limit: int) -> list[DueUser]:
         try:
-            return self._store.dirty(owner, limit)
+            return self._store.due(owner, limit)
         except (StoreUnavailable, StoreFull) as error:
             self._count_store_error(error)
             raise
         except StoreError as error:  # one owner's list must not block the others'
             self._count_store_error(error)
-            log.error("dirty users unreadable", owner=f"{owner:016x}", error=typed_line(error))  # noqa: TRY400
+            log.error("due users unreadable", owner=f"{owner:016x}", error=typed_line(error))  # noqa: TRY400
             return []
 
     def _paused(self, user: str, now: int) -> bool:
@@ -302,7 +302,7 @@ class Reclusterer:
     def _extracted(self, batch: Sequence[_Due]) -> Iterator[tuple[_Due, InterestWrite]]:
         for due, sequence, state in self._read(batch):
             if sequence is None:
-                # The sequence expired. Its dirty mark goes when the store sweeps.
+                # The sequence expired. Its due mark goes when the store sweeps.
                 self._metrics.reclusters.labels("gone").inc()
                 self._pause(due.user)
                 continue
@@ -379,7 +379,7 @@ class Reclusterer:
                     with self._pauses_lock:
                         self._pauses.pop(due.user, None)
             else:
-                # Still dirty, perhaps: without a pause it would be tried in each pass.
+                # Still due, perhaps: without a pause it would be tried in each pass.
                 self._pause(due.user)
         return stored
 
@@ -395,7 +395,7 @@ class Reclusterer:
 
 
 def _interleave(queues: Sequence[Sequence[_Due]]) -> list[_Due]:
-    """The queues' users in turns, each user once (whoever moved to another partition may be dirty
+    """The queues' users in turns, each user once (whoever moved to another partition may be due
     under two owners).
     """
     turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))

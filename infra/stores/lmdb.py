@@ -23,7 +23,7 @@ from infra.store import (
     Append,
     Appended,
     Behaviors,
-    DirtyUser,
+    DueUser,
     InterestWrite,
     Profile,
     StoredSequence,
@@ -47,7 +47,7 @@ SWEEP_BATCH: Final = 100
 """Expired users removed in one transaction: some 10 ms, for which appends wait."""
 
 _SEGMENT_KEY: Final = struct.Struct(">I")
-_DIRTY_KEY: Final = struct.Struct(">QQ")
+_DUE_KEY: Final = struct.Struct(">QQ")
 _VERSION: Final = struct.Struct("<QQ")
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class LmdbStore:
     """`infra.store.Store` on LMDB.
 
     Databases: ``heads`` (user), ``segments`` (user, NUL, place in the ring), ``interests`` (user:
-    version, payload), ``dirty`` (owner, since, user: the longest dirty first), ``positions``.
+    version, payload), ``due`` (owner, since, user: the longest due first), ``positions``.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class LmdbStore:
             self._heads = self._env.open_db(b"heads")
             self._segments = self._env.open_db(b"segments")
             self._interests = self._env.open_db(b"interests")
-            self._dirty = self._env.open_db(b"dirty")
+            self._due = self._env.open_db(b"due")
             self._positions = self._env.open_db(b"positions")
         except (lmdb.Error, OSError) as error:
             raise StoreUnavailable(
@@ -124,7 +124,7 @@ class LmdbStore:
             counts = [0] * len(appends)
             applied = replayed = duplicates = 0
             put = txn.put
-            heads, segments, dirty = self._heads, self._segments, self._dirty
+            heads, segments, due = self._heads, self._segments, self._due
             ttl_ms = self._ttl_ms
             for place, key in zip(order, keys, strict=True):
                 new = appends[place]
@@ -146,12 +146,12 @@ class LmdbStore:
                         put(self._segment_key(key, number), segment, db=segments)
                 put(key, head, db=heads)
                 if grown.applied:
-                    was = grown.was_dirty
+                    was = grown.was_due
                     if was is None:
-                        put(_DIRTY_KEY.pack(source.owner, now_ms) + key, b"", db=dirty)
+                        put(_DUE_KEY.pack(source.owner, now_ms) + key, b"", db=due)
                     elif was[0] != source.owner:
-                        txn.delete(_DIRTY_KEY.pack(*was) + key, db=dirty)
-                        put(_DIRTY_KEY.pack(source.owner, was[1]) + key, b"", db=dirty)
+                        txn.delete(_DUE_KEY.pack(*was) + key, db=due)
+                        put(_DUE_KEY.pack(source.owner, was[1]) + key, b"", db=due)
             return Appended(applied, replayed, duplicates, counts)
 
         return self._write(write)
@@ -174,24 +174,24 @@ class LmdbStore:
 
         return self._write(write)
 
-    def dirty(self, owner: int, limit: int) -> list[DirtyUser]:
-        def read(txn: lmdb.Transaction) -> list[DirtyUser]:
-            found: list[DirtyUser] = []
-            with txn.cursor(self._dirty) as cursor:
-                more = cursor.set_range(_DIRTY_KEY.pack(owner, 0))
+    def due(self, owner: int, limit: int) -> list[DueUser]:
+        def read(txn: lmdb.Transaction) -> list[DueUser]:
+            found: list[DueUser] = []
+            with txn.cursor(self._due) as cursor:
+                more = cursor.set_range(_DUE_KEY.pack(owner, 0))
                 while more and len(found) < limit:
                     key = bytes(cursor.key())
-                    its_owner, since = _DIRTY_KEY.unpack_from(key)
+                    its_owner, since = _DUE_KEY.unpack_from(key)
                     if its_owner != owner:
                         break
-                    name = key[_DIRTY_KEY.size :]
-                    found.append(self._dirty_user(txn, name, since))
+                    name = key[_DUE_KEY.size :]
+                    found.append(self._due_user(txn, name, since))
                     more = cursor.next()
             return found
 
         return self._read(read)
 
-    def mark_dirty(self, owner: int, users: Sequence[str], now_ms: int) -> None:
+    def mark_due(self, owner: int, users: Sequence[str], now_ms: int) -> None:
         def write(txn: lmdb.Transaction) -> None:
             for user in users:
                 key = user.encode()
@@ -201,8 +201,8 @@ class LmdbStore:
                 counters = records.read_counters(head, user)
                 self._unlist(txn, key, counters)
                 since = counters.since or now_ms
-                txn.put(key, records.set_dirty(head, owner, since), db=self._heads)
-                txn.put(_DIRTY_KEY.pack(owner, since) + key, b"", db=self._dirty)
+                txn.put(key, records.set_due(head, owner, since), db=self._heads)
+                txn.put(_DUE_KEY.pack(owner, since) + key, b"", db=self._due)
 
         self._write(write)
 
@@ -292,7 +292,7 @@ class LmdbStore:
                 removed += 1
         return removed
 
-    def _dirty_user(self, txn: lmdb.Transaction, key: bytes, since: int) -> DirtyUser:
+    def _due_user(self, txn: lmdb.Transaction, key: bytes, since: int) -> DueUser:
         user = key.decode()
         head = _get(txn, key, self._heads)
         try:
@@ -300,7 +300,7 @@ class LmdbStore:
         except StoreCorrupt:
             # Listed all the same: whoever reads this user finds out, and the others are served.
             pending = 0
-        return DirtyUser(user, since, pending)
+        return DueUser(user, since, pending)
 
     def _sequence(self, txn: lmdb.Transaction, user: str) -> StoredSequence | None:
         key = user.encode()
@@ -360,7 +360,7 @@ class LmdbStore:
         head = records.cover(head, counters, write.version.count, now_ms)
         counters = records.read_counters(head, write.user)
         if counters.since:
-            txn.put(_DIRTY_KEY.pack(counters.owner, counters.since) + key, b"", db=self._dirty)
+            txn.put(_DUE_KEY.pack(counters.owner, counters.since) + key, b"", db=self._due)
         txn.put(key, head, db=self._heads)
         return Written.STORED
 
@@ -379,9 +379,9 @@ class LmdbStore:
         self._unlist(txn, key, counters)
 
     def _unlist(self, txn: lmdb.Transaction, key: bytes, counters: records.Counters) -> None:
-        """Take a user whose head has those counters off the list of dirty users."""
+        """Take a user whose head has those counters off the list of due users."""
         if counters.since:
-            txn.delete(_DIRTY_KEY.pack(counters.owner, counters.since) + key, db=self._dirty)
+            txn.delete(_DUE_KEY.pack(counters.owner, counters.since) + key, db=self._due)
 
     def _segment_key(self, key: bytes, number: int) -> bytes:
         return key + b"\0" + _SEGMENT_KEY.pack(number % self._ring)

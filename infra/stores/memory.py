@@ -11,7 +11,7 @@ from infra.store import (
     Append,
     Appended,
     Behaviors,
-    DirtyUser,
+    DueUser,
     InterestWrite,
     Profile,
     StoredSequence,
@@ -72,22 +72,22 @@ class MemoryStore:
         with self._lock:
             return [self._put_interest(write, now_ms) for write in writes]
 
-    def dirty(self, owner: int, limit: int) -> list[DirtyUser]:
+    def due(self, owner: int, limit: int) -> list[DueUser]:
         with self._lock:
             found = [
-                DirtyUser(user, counters.since, counters.pending)
+                DueUser(user, counters.since, counters.pending)
                 for user, head in self._heads.items()
                 if (counters := records.read_counters(head, user)).since and counters.owner == owner
             ]
-        return sorted(found, key=lambda dirty: (dirty.since, dirty.user))[:limit]
+        return sorted(found, key=lambda due: (due.since, due.user))[:limit]
 
-    def mark_dirty(self, owner: int, users: Sequence[str], now_ms: int) -> None:
+    def mark_due(self, owner: int, users: Sequence[str], now_ms: int) -> None:
         with self._lock:
             for user in users:
                 head = self._heads.get(user)
                 if head is not None:
                     since = records.read_counters(head, user).since or now_ms
-                    self._heads[user] = records.set_dirty(head, owner, since)
+                    self._heads[user] = records.set_due(head, owner, since)
 
     def users(self, after: str, limit: int) -> list[str]:
         with self._lock:

@@ -185,7 +185,7 @@ class Demo:
             self._worker = self._start_worker()
         history_users = len(np.unique(self._purchases.user[: self._first]))
         with self._steps.step("cluster the history's users", history_users) as at:
-            self._wait_until_clean(lambda dirty: at(history_users - dirty))
+            self._wait_until_clean(lambda due: at(history_users - due))
         with self._steps.step("start the scorer"):
             self._scorer = self._start_scorer()
 
@@ -392,14 +392,14 @@ class Demo:
             service.check()
 
     def _wait_until_clean(self, at: Callable[[int], None]) -> None:
-        """Wait until the worker has clustered every dirty user."""
+        """Until the worker has clustered every due user."""
         owners = [
             partition_owner(self.settings.broker.topic, partition)
             for partition in range(self.settings.broker.partitions)
         ]
 
         def waiting() -> int:
-            return sum(len(self._store.dirty(owner, 10_000)) for owner in owners)
+            return sum(len(self._store.due(owner, 10_000)) for owner in owners)
 
         def clean() -> bool:
             left = waiting()

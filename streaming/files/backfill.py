@@ -2,7 +2,7 @@
 
 It is for history: what happened before the topic existed, or more than it keeps. The file is a
 source of its own, its content's identity is the key and a row's number the offset; so a backfill
-that is repeated or resumed applies each row once. Users become dirty under the partition of the
+that is repeated or resumed applies each row once. Users are due under the partition of the
 topic that their events have, so that the workers recluster them.
 """
 

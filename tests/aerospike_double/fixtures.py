@@ -48,7 +48,7 @@ def aerospike_server() -> Iterator[AerospikeServer]:
     host = os.environ.get("AEROSPIKE_HOST")
     if host is None:
         # As on a server that has been in use: making an index takes the client two seconds.
-        with AerospikeDouble(indexes={"sequence-dirty": ("sequence", "dirty")}) as double:
+        with AerospikeDouble(indexes={"sequence-due": ("sequence", "due")}) as double:
             yield AerospikeServer(double.host, double.port, double.namespace, double)
         return
     port = int(os.environ.get("AEROSPIKE_PORT", "3000"))

@@ -47,7 +47,7 @@ class PutInterests:
 
 
 @dataclass(frozen=True)
-class MarkDirty:
+class MarkDue:
     owner: int
 
 
@@ -56,7 +56,7 @@ class Wait:
     ms: int
 
 
-Operation = Send | PutInterests | MarkDirty | Wait
+Operation = Send | PutInterests | MarkDue | Wait
 
 sends = st.builds(
     Send,
@@ -73,7 +73,7 @@ operations: st.SearchStrategy[Operation] = (
     | sends
     | sends
     | st.builds(PutInterests, st.sampled_from([0, 1, 5, SEGMENT, 1000]))
-    | st.builds(MarkDirty, st.integers(0, OWNERS - 1))
+    | st.builds(MarkDue, st.integers(0, OWNERS - 1))
     | st.builds(Wait, st.sampled_from([1, TTL_MS, TTL_MS, TTL_MS + 1]))
 )
 histories = st.lists(operations, min_size=1, max_size=12)
@@ -182,7 +182,7 @@ class Model:
             self.record.since = self.now_ms if behind else 0
         return Version(self.record.epoch, covered)
 
-    def mark_dirty(self, mark: MarkDirty) -> None:
+    def mark_due(self, mark: MarkDue) -> None:
         self._pass()
         if self.record is not None:
             self.record.owner = self.owner_keys[mark.owner]

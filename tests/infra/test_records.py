@@ -18,7 +18,7 @@ from tests.infra.histories import (
     OWNERS,
     SOURCES,
     TTL_MS,
-    MarkDirty,
+    MarkDue,
     Model,
     Operation,
     PutInterests,
@@ -50,8 +50,8 @@ class Written:
                 self._append(operation)
             case PutInterests():
                 self._put_interests(operation)
-            case MarkDirty():
-                self._mark_dirty(operation)
+            case MarkDue():
+                self._mark_due(operation)
             case Wait():
                 self.model.wait(operation)
                 self._expire()
@@ -69,13 +69,13 @@ class Written:
         events = self.model.events(send)
         self._expire()
         source, owner = self.model.source_keys[send.source], self.model.owner_keys[send.owner]
-        was_dirty = None
+        was_due = None
         if self.model.record and self.model.record.since:
-            was_dirty = (self.model.record.owner, self.model.record.since)
+            was_due = (self.model.record.owner, self.model.record.since)
         grown = records.grow(self.head, source, owner, events, self.model.now_ms)
         done = self.model.append(send, events)
         assert (grown.applied, grown.replayed, grown.duplicates) == done
-        assert grown.was_dirty == was_dirty
+        assert grown.was_due == was_due
         if grown.head is not None:
             self._keep(grown.head, seal=send.sealed)
 
@@ -101,12 +101,12 @@ class Written:
         if counters.covered <= version.count:
             self.head = records.cover(self.head, counters, version.count, self.model.now_ms)
 
-    def _mark_dirty(self, mark: MarkDirty) -> None:
-        self.model.mark_dirty(mark)
+    def _mark_due(self, mark: MarkDue) -> None:
+        self.model.mark_due(mark)
         self._expire()
         if self.head is not None:
             since = records.read_counters(self.head, USER).since or self.model.now_ms
-            self.head = records.set_dirty(self.head, self.model.owner_keys[mark.owner], since)
+            self.head = records.set_due(self.head, self.model.owner_keys[mark.owner], since)
 
     def _expire(self) -> None:
         if self.head and records.expired(self.head, USER, TTL_MS, self.model.now_ms):

@@ -120,8 +120,8 @@ class House:
         version: Version | None = profile.interests_version
         return version.count if version else None
 
-    def dirty(self, source: Source = A) -> list[str]:
-        return [dirty.user for dirty in self.store.dirty(source.owner, 1000)]
+    def due(self, source: Source = A) -> list[str]:
+        return [due.user for due in self.store.due(source.owner, 1000)]
 
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"lifelong_worker_{name}", labels) or 0.0
@@ -152,11 +152,11 @@ def test_a_user_is_due_when_a_behavior_is_old_enough(house: House) -> None:
 def test_a_reclustered_user_is_clean_until_the_next_behavior(house: House) -> None:
     house.act("u1", 3)
     house.reclusterer.run_once()
-    assert house.dirty() == []
+    assert house.due() == []
     house.clock.now += 5000
     assert house.reclusterer.run_once() == 0
     house.act("u1")
-    assert house.dirty() == ["u1"]
+    assert house.due() == ["u1"]
 
 
 def test_the_previous_interests_warm_the_next_start(house: House) -> None:
@@ -195,7 +195,7 @@ def test_a_partition_lost_while_extracting_is_not_written(house: House) -> None:
     assert (house.covered("u1"), house.covered("u2")) == (None, 3)
 
 
-def test_the_longest_dirty_come_first(house: House) -> None:
+def test_the_longest_due_come_first(house: House) -> None:
     for number in range(1, 4):
         house.act(f"u{number}")
         house.clock.now += 100
@@ -203,7 +203,7 @@ def test_the_longest_dirty_come_first(house: House) -> None:
     house.reclusterer.run_once()
     writes = [call for call in house.store.calls if call[0] == "put_interests"]
     assert writes == [("put_interests", 3)]
-    assert house.dirty() == []
+    assert house.due() == []
 
 
 def test_a_backlog_of_one_owner_does_not_delay_the_others(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_backlog_of_one_owner_does_not_delay_the_others(tmp_path: Path) -> Non
     house.act("u1", 3, B)
     house.reclusterer.run_once()
     assert house.covered("u1") == 3
-    assert len(house.dirty(A)) == 100 - 8
+    assert len(house.due(A)) == 100 - 8
 
 
 def test_a_batch_is_one_read_and_one_write(house: House) -> None:
@@ -222,7 +222,7 @@ def test_a_batch_is_one_read_and_one_write(house: House) -> None:
         house.act(f"u{number}", 3, A if number % 2 else B)
     house.store.calls.clear()
     assert house.reclusterer.run_once() == 49
-    assert [call for call in house.store.calls if call[0] != "dirty"] == [
+    assert [call for call in house.store.calls if call[0] != "due"] == [
         ("sequences", 49),
         ("put_interests", 49),
     ]
@@ -230,9 +230,9 @@ def test_a_batch_is_one_read_and_one_write(house: House) -> None:
 
 def test_a_user_that_moved_between_owners_is_reclustered_once(house: House) -> None:
     house.act("u1", 3, A)
-    house.store.mark_dirty(B.owner, ["u1"], START)
+    house.store.mark_due(B.owner, ["u1"], START)
     assert house.reclusterer.run_once() == 1
-    assert house.dirty(A) == house.dirty(B) == []
+    assert house.due(A) == house.due(B) == []
 
 
 def test_a_failing_user_is_counted_and_put_off_and_the_others_go_on(house: House) -> None:
@@ -279,7 +279,7 @@ def test_a_corrupt_record_spoils_only_its_user(house: House, operation: str) -> 
     house.store.faults = {operation: corrupt}
     assert house.reclusterer.run_once() == 4
     assert house.metric("reclusters_total", outcome="failed") == 1
-    assert house.dirty() == ["u3"]
+    assert house.due() == ["u3"]
 
 
 def test_many_failing_users_leave_room_for_the_others() -> None:
@@ -332,8 +332,8 @@ def test_metrics_tell_outcomes_freshness_and_what_waits(house: House) -> None:
     assert house.metric("reclusters_total", outcome="stored") == 1
     assert house.metric("freshness_seconds_sum") == pytest.approx(0.7)
     assert house.metric("recluster_seconds_count") == 1
-    assert house.metric("dirty_users") == 2
-    assert house.metric("dirty_oldest_seconds") == pytest.approx(0.7)
+    assert house.metric("due_users") == 2
+    assert house.metric("due_oldest_seconds") == pytest.approx(0.7)
 
 
 @pytest.fixture(params=["memory", "lmdb"])
@@ -353,7 +353,7 @@ def test_expired_users_are_removed_once_a_minute(mortal_house: House) -> None:
     assert house.reclusterer.sweep() == 0
     house.clock.now += 1
     assert house.reclusterer.sweep() == 1
-    assert house.dirty() == ["u2"]
+    assert house.due() == ["u2"]
     assert house.metric("expired_users_total") == 1
     house.clock.now += SWEEP_EVERY_MS - 1
     assert house.reclusterer.sweep() == 0
@@ -413,7 +413,7 @@ def test_the_thread_removes_expired_users(mortal_house: House) -> None:
     house.reclusterer.stop()
 
 
-@pytest.mark.parametrize("operation", ["dirty", "sequences", "profiles", "put_interests"])
+@pytest.mark.parametrize("operation", ["due", "sequences", "profiles", "put_interests"])
 def test_a_failing_store_is_told_and_loses_nothing(house: House, operation: str) -> None:
     house.act("u1", 3)
     house.reclusterer.run_once()
@@ -437,9 +437,9 @@ def test_one_owners_unreadable_list_does_not_block_the_others(house: House) -> N
 
     def corrupt(owner: int) -> None:
         if owner == A.owner:
-            raise StoreCorrupt("dirty list unreadable")
+            raise StoreCorrupt("due list unreadable")
 
-    house.store.faults = {"dirty": corrupt}
+    house.store.faults = {"due": corrupt}
     assert house.reclusterer.run_once() == 1
     assert house.metric("store_errors_total", error="StoreCorrupt") == 1
 
@@ -461,7 +461,7 @@ def test_a_real_system_works_in_its_threads(tmp_path: Path) -> None:
         while reclusterer.run_once():
             pass
     reclusterer.stop()
-    assert house.dirty() == []
+    assert house.due() == []
     (profile,) = house.store.profiles(["u7"])
     state = system.layout.decode(profile.interests)
     assert state.version == Version(START, 8)
@@ -508,7 +508,7 @@ def test_stopping_finishes_the_batch_in_hand() -> None:
     leave.set()
     stopper.join(10)
     assert not stopper.is_alive()
-    assert len(house.dirty()) == 2
+    assert len(house.due()) == 2
 
 
 def test_the_thread_survives_every_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -521,7 +521,7 @@ def test_the_thread_survives_every_error(caplog: pytest.LogCaptureFixture) -> No
         if error is not None:
             raise error
 
-    house.store.faults = {"dirty": fail}
+    house.store.faults = {"due": fail}
     house.system.before = done.set
     house.act("u1", 3)
     house.reclusterer.start()

@@ -60,7 +60,7 @@ class Stored(NamedTuple):
 
 
 class IndexMissing(StoreUnavailable):
-    """The index of dirty users is missing or still being built, so that it cannot be asked."""
+    """The index of due users is missing or still being built, so that it cannot be asked."""
 
 
 class AerospikeClient:
@@ -206,7 +206,7 @@ class AerospikeClient:
         except exception.AerospikeError as error:
             if error.code in (_INDEX_NOT_FOUND, _INDEX_NOT_READABLE):
                 raise IndexMissing(
-                    f"the index of dirty users at the Aerospike server at {self.address}"
+                    f"the index of due users at the Aerospike server at {self.address}"
                     " is missing or being built; restart to have it made, or wait"
                 ) from error
             raise self._failed(error) from error

@@ -1,7 +1,7 @@
 """The layout of a user in Aerospike: the sets, their bins, and the writes that keep them right.
 
-Four sets. ``sequence`` (key: user) holds the head, and beside it the few numbers by which dirty
-users are found, so that applying events and marking their user dirty is one write of one record.
+Four sets. ``sequence`` (key: user) holds the head, and beside it the few numbers by which due
+users are found, so that applying events and marking their user due is one write of one record.
 ``segment`` (key: user and place in the ring) holds sealed segments, ``interest`` (key: user) the
 interest states, ``position`` the bookmarks.
 """
@@ -18,7 +18,7 @@ from aerospike_helpers.batch.records import Write
 from aerospike_helpers.operations import operations
 
 from infra import records
-from infra.store import DirtyUser, Version
+from infra.store import DueUser, Version
 from infra.stores.aerospike.client import Key, Stored
 
 MAX_TTL_S: Final = 10 * 365 * 24 * 3600
@@ -32,7 +32,7 @@ POSITION: Final = "position"
 # Bins. A name may have 15 characters.
 HEAD: Final = "head"
 USER: Final = "user"  # the server keeps a hash of the key, not the key
-DIRTY: Final = "dirty"  # indexed; absent when clean
+DUE: Final = "due"  # indexed; absent when clean
 OWNER: Final = "owner"
 SINCE: Final = "since"
 PENDING: Final = "pending"
@@ -44,13 +44,13 @@ DATA: Final = "data"
 HEAD_BINS: Final = [HEAD, RENEWED]
 PROFILE_BINS: Final = [HEAD, EPOCH, COUNT, DATA]
 SEGMENT_BINS: Final = [EPOCH, COUNT, DATA]
-DIRTY_BINS: Final = [USER, OWNER, SINCE, PENDING]
+DUE_BINS: Final = [USER, OWNER, SINCE, PENDING]
 
 KEEP_TTL: Final[int] = aerospike.TTL_DONT_UPDATE
 """The TTL of a write that leaves the record the time it has."""
 
 SECONDS: Final = (1 << 32) - 1
-"""The last second, since epoch, that the index of dirty users can tell."""
+"""The last second, since epoch, that the index of due users can tell."""
 
 _OWNER_BITS: Final = 31
 
@@ -72,7 +72,7 @@ def head_write(
     if renewed:
         bins[RENEWED] = renewed
     if counters.since:
-        bins[DIRTY] = _dirty_key(counters.owner, counters.since // 1000)
+        bins[DUE] = _due_key(counters.owner, counters.since // 1000)
         bins[OWNER] = _signed(counters.owner)
         bins[SINCE] = counters.since
         bins[PENDING] = counters.pending
@@ -81,7 +81,7 @@ def head_write(
     if old is None:
         policy["exists"] = aerospike.POLICY_EXISTS_CREATE
     else:
-        # Replaced as a whole, so that the bins of a dirty user go with the dirt.
+        # Replaced as a whole, so that the bins of a due user go with the dirt.
         policy["exists"] = aerospike.POLICY_EXISTS_REPLACE
         policy["gen"] = aerospike.POLICY_GEN_EQ
         meta = {"gen": old.generation}
@@ -119,17 +119,17 @@ def interests_in(record: Stored | None, epoch: int) -> tuple[Version | None, byt
     return version, bytes(record.bins[DATA])
 
 
-def dirty_span(owner: int, until_s: int) -> tuple[Any, ...]:
-    """The predicate that finds an owner's users dirty since a second up to ``until_s``."""
-    span = predicates.between(DIRTY, _dirty_key(owner, 0), _dirty_key(owner, until_s))
+def due_span(owner: int, until_s: int) -> tuple[Any, ...]:
+    """The predicate that finds an owner's users due since a second up to ``until_s``."""
+    span = predicates.between(DUE, _due_key(owner, 0), _due_key(owner, until_s))
     return tuple(span)
 
 
-def dirty_users(rows: Sequence[dict[str, Any]], owner: int) -> list[DirtyUser]:
-    """The users in an answer of the index who are the owner's, and still dirty."""
+def due_users(rows: Sequence[dict[str, Any]], owner: int) -> list[DueUser]:
+    """The users in an answer of the index who are the owner's, and still due."""
     mine = _signed(owner)
     return [
-        DirtyUser(bins[USER].decode(), bins[SINCE], bins[PENDING])
+        DueUser(bins[USER].decode(), bins[SINCE], bins[PENDING])
         for bins in rows
         # The index knows 31 bits of the owner; and a record may have become clean meanwhile.
         if bins.get(OWNER) == mine and USER in bins and SINCE in bins
@@ -141,8 +141,8 @@ def ttl_of(seconds: float) -> int:
     return min(max(1, round(seconds)), MAX_TTL_S) if seconds else aerospike.TTL_NEVER_EXPIRE
 
 
-def _dirty_key(owner: int, since_s: int) -> int:
-    """The value that the index orders dirty users by: 31 bits of the owner, then the second."""
+def _due_key(owner: int, since_s: int) -> int:
+    """The value that the index orders due users by: 31 bits of the owner, then the second."""
     return (owner >> 64 - _OWNER_BITS) << 32 | min(since_s, SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""The store on Aerospike: sequences, interest states and dirty users in one namespace.
+"""The store on Aerospike: sequences, interest states and due users in one namespace.
 
 A head is only ever replaced where its generation is still the one that was read; who comes second
 reads again and applies again, which the marks make harmless. A full tail is sealed in three
@@ -23,7 +23,7 @@ from infra.store import (
     Append,
     Appended,
     Behaviors,
-    DirtyUser,
+    DueUser,
     InterestWrite,
     Profile,
     StoredSequence,
@@ -46,8 +46,8 @@ from infra.stores.aerospike.client import (
 from infra.stores.aerospike.layout import (
     COUNT,
     DATA,
-    DIRTY,
-    DIRTY_BINS,
+    DUE,
+    DUE_BINS,
     EPOCH,
     HEAD,
     HEAD_BINS,
@@ -61,8 +61,8 @@ from infra.stores.aerospike.layout import (
     SEGMENT_BINS,
     SEQUENCE,
     USER,
-    dirty_span,
-    dirty_users,
+    due_span,
+    due_users,
     head_write,
     interests_in,
     monotone_write,
@@ -84,8 +84,8 @@ CONFLICTS: Final = 30
 READ_ATTEMPTS: Final = 5
 """Times a user is read again because their segments moved on while they were read."""
 
-_DIRTY_PAGE: Final = 1024
-"""Fewest dirty users that the index is asked for at once."""
+_DUE_PAGE: Final = 1024
+"""Fewest due users that the index is asked for at once."""
 
 
 class _Rewritten(NamedTuple):
@@ -136,7 +136,7 @@ class AerospikeStore:
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], int] = wall_clock_ms,
     ) -> AerospikeStore:
-        """Connect, wait until reads and writes are answered, and make the index of dirty users.
+        """Connect, wait until reads and writes are answered, and make the index of due users.
 
         Call it after any fork: the client's threads do not survive one.
 
@@ -258,7 +258,7 @@ class AerospikeStore:
         for place in stored:
             results[place] = Written.STORED
 
-        # Only now, so that a crash in between leaves a user dirty for nothing, never clean
+        # Only now, so that a crash in between leaves a user due for nothing, never clean
         # without their interests.
         def cover(i: int, head: bytes | None) -> bytes | None:
             write = writes[stored[i]]
@@ -272,13 +272,13 @@ class AerospikeStore:
         self._rewrite([writes[place].user for place in stored], cover)
         return results
 
-    def dirty(self, owner: int, limit: int) -> list[DirtyUser]:
+    def due(self, owner: int, limit: int) -> list[DueUser]:
         # The index finds ranges of time, unordered. A page that did not hold all of the range is
-        # a sample of it; its quarter of longest dirty users gives the next, narrower range.
-        page = max(_DIRTY_PAGE, 4 * limit)
+        # a sample of it; its quarter of longest due users gives the next, narrower range.
+        page = max(_DUE_PAGE, 4 * limit)
         until = SECONDS
         while True:
-            found, complete = self._dirty_until(owner, until, page)
+            found, complete = self._due_until(owner, until, page)
             found.sort(key=lambda user: (user.since, user.user))
             if complete or not found:
                 return found[:limit]
@@ -287,12 +287,12 @@ class AerospikeStore:
                 return found[:limit]
             until = narrower
 
-    def mark_dirty(self, owner: int, users: Sequence[str], now_ms: int) -> None:
+    def mark_due(self, owner: int, users: Sequence[str], now_ms: int) -> None:
         def mark(place: int, head: bytes | None) -> bytes | None:
             if head is None:
                 return None
             since = records.read_counters(head, users[place]).since
-            return records.set_dirty(head, owner, since or now_ms)
+            return records.set_due(head, owner, since or now_ms)
 
         self._rewrite(users, mark)
 
@@ -331,12 +331,12 @@ class AerospikeStore:
     # Opening
 
     def _prepare(self) -> None:
-        """Prove that the namespace is served, and make the index of dirty users if need be."""
+        """Prove that the namespace is served, and make the index of due users if need be."""
         self.ping()
         try:
-            self._dirty_until(0, 0, 1)
+            self._due_until(0, 0, 1)
         except IndexMissing:
-            self._client.make_index(SEQUENCE, DIRTY)
+            self._client.make_index(SEQUENCE, DUE)
 
     # Appending
 
@@ -512,13 +512,13 @@ class AerospikeStore:
             f" {self._client.address}; restore the store or remove the user's record"
         )
 
-    def _dirty_until(self, owner: int, until_s: int, page: int) -> tuple[list[DirtyUser], bool]:
-        """Up to about ``page`` of an owner's users dirty since a second up to ``until_s``, in no
+    def _due_until(self, owner: int, until_s: int, page: int) -> tuple[list[DueUser], bool]:
+        """Up to about ``page`` of an owner's users due since a second up to ``until_s``, in no
         order, and whether those are all.
         """
-        span = dirty_span(owner, until_s)
-        rows, complete = self._client.query(SEQUENCE, DIRTY_BINS, span=span, page=page)
-        return dirty_users(rows, owner), complete
+        span = due_span(owner, until_s)
+        rows, complete = self._client.query(SEQUENCE, DUE_BINS, span=span, page=page)
+        return due_users(rows, owner), complete
 
     def _segment_key(self, user: str, number: int) -> Key:
         return self._client.key(SEGMENT, f"{user}:{number % self._ring}")

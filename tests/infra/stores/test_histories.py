@@ -15,7 +15,7 @@ from tests.infra.histories import (
     OWNERS,
     SOURCES,
     TTL_MS,
-    MarkDirty,
+    MarkDue,
     Model,
     Operation,
     PutInterests,
@@ -74,10 +74,10 @@ class Kept:
                 )
             case PutInterests():
                 self._put_interests(operation)
-            case MarkDirty():
-                model.mark_dirty(operation)
+            case MarkDue():
+                model.mark_due(operation)
                 if model.record:  # until it is swept, one whose time is over may still be marked
-                    store.mark_dirty(model.owner_keys[operation.owner], [user], model.now_ms)
+                    store.mark_due(model.owner_keys[operation.owner], [user], model.now_ms)
             case Wait():
                 model.wait(operation)
         self._compare()
@@ -117,9 +117,9 @@ class Kept:
             assert profile.interests == interests.payload
             assert profile.interests_version == interests.version
         for owner in self._model.owner_keys:
-            dirty = [(user, record.since, count - record.covered)]
+            due = [(user, record.since, count - record.covered)]
             mine = bool(record.since) and record.owner == owner
-            assert self._store.dirty(owner, 10) == (dirty if mine else [])
+            assert self._store.due(owner, 10) == (due if mine else [])
 
 
 numbers = itertools.count()

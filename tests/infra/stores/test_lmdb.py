@@ -103,7 +103,7 @@ def test_sweep_removes_expired_users_up_to_its_limit(mortal: LmdbStore, clock: C
     assert mortal.sweep(clock.now_ms, 3) == 3
     assert mortal.sweep(clock.now_ms, 3) == 2
     assert mortal.users("", 10) == ["fresh"]
-    assert [dirty.user for dirty in mortal.dirty(SOURCE.owner, 10)] == ["fresh"]
+    assert [due.user for due in mortal.due(SOURCE.owner, 10)] == ["fresh"]
 
 
 def test_sweep_looks_at_a_part_of_the_users_and_then_goes_on(

@@ -139,11 +139,11 @@ def test_a_store_that_is_away_for_a_moment_is_waited_for(path: Path) -> None:
     assert backfill(path, cast("Store", store), "behaviors", 4).applied == 300
 
 
-def test_users_are_dirty_under_the_partition_of_their_events(store: Store, path: Path) -> None:
+def test_users_are_due_under_the_partition_of_their_events(store: Store, path: Path) -> None:
     backfill(path, store, "behaviors", 4)
     for number in range(4):
-        dirty = {d.user for d in store.dirty(partition_owner("behaviors", number), 100)}
-        assert dirty == {
+        due = {d.user for d in store.due(partition_owner("behaviors", number), 100)}
+        assert due == {
             f"u{n}"
             for n in range(13)
             if (aiokafka_murmur2(f"u{n}".encode()) & 0x7FFFFFFF) % 4 == number

@@ -176,10 +176,10 @@ def test_a_range_of_an_index_finds_its_records(
     client: aerospike.Client, key: Key, double: AerospikeDouble
 ) -> None:
     for i in range(20):
-        client.put((*key[:2], bytearray(str(i).encode())), {"dirty": i, "n": i, "m": i})
+        client.put((*key[:2], bytearray(str(i).encode())), {"due": i, "n": i, "m": i})
     query = client.query(key[0], "sequence")
     query.select("n")
-    query.where(predicates.between("dirty", 5, 8))
+    query.where(predicates.between("due", 5, 8))
     assert sorted(bins["n"] for _, _, bins in query.results()) == [5, 6, 7, 8]
     assert all(set(bins) == {"n"} for _, _, bins in query.results())
 
@@ -188,11 +188,11 @@ def test_a_page_of_an_index_says_whether_it_was_all(
     client: aerospike.Client, key: Key, double: AerospikeDouble
 ) -> None:
     for i in range(20):
-        client.put((*key[:2], bytearray(str(i).encode())), {"dirty": i})
+        client.put((*key[:2], bytearray(str(i).encode())), {"due": i})
     sizes = []
     for page in (7, 30):
         query = client.query(key[0], "sequence")
-        query.where(predicates.between("dirty", 0, 100))
+        query.where(predicates.between("due", 0, 100))
         query.max_records = page
         query.paginate()
         sizes.append((len(query.results()), query.is_done()))

@@ -36,7 +36,7 @@ __all__ = ["aerospike_server", "double"]
 SOURCE = partition_source("behaviors", "topic-1", 0)
 OTHER = partition_source("behaviors", "topic-1", 1)
 NEVER = 0
-INDEX = {"sequence-dirty": ("sequence", "dirty")}
+INDEX = {"sequence-due": ("sequence", "due")}
 
 
 class Clock:
@@ -129,7 +129,7 @@ def before(
 
 
 def test_two_prefixes_share_a_namespace() -> None:
-    with AerospikeDouble(indexes={**INDEX, "shop": ("shop-sequence", "dirty")}) as server:
+    with AerospikeDouble(indexes={**INDEX, "shop": ("shop-sequence", "due")}) as server:
         url = f"aerospike://127.0.0.1:{server.port}/test"
         plain = AerospikeStore.open(url)
         other = AerospikeStore.open(f"{url}?set=shop-")
@@ -142,11 +142,11 @@ def test_two_prefixes_share_a_namespace() -> None:
 # Opening
 
 
-def test_opening_makes_the_index_of_dirty_users() -> None:
+def test_opening_makes_the_index_of_due_users() -> None:
     with AerospikeDouble() as server:
         store = AerospikeStore.open(f"aerospike://127.0.0.1:{server.port}/test")
         store.append(SOURCE, [append("ann", 0)], now_ms=5)
-        assert store.dirty(SOURCE.owner, 9) == [("ann", 5, 1)]
+        assert store.due(SOURCE.owner, 9) == [("ann", 5, 1)]
         store.close()
 
 
@@ -207,8 +207,8 @@ CALLS: dict[str, Callable[[AerospikeStore], object]] = {
     "put_interests": lambda store: store.put_interests(
         [InterestWrite("ann", Version(1, 1), b"")], 2
     ),
-    "dirty": lambda store: store.dirty(SOURCE.owner, 10),
-    "mark_dirty": lambda store: store.mark_dirty(SOURCE.owner, ["ann"], 2),
+    "due": lambda store: store.due(SOURCE.owner, 10),
+    "mark_due": lambda store: store.mark_due(SOURCE.owner, ["ann"], 2),
     "users": lambda store: store.users("", 10),
     "get_position": lambda store: store.get_position("x"),
     "put_position": lambda store: store.put_position("x", b"1"),
@@ -341,7 +341,7 @@ def test_a_crash_before_the_head_is_trimmed_loses_nothing(
     assert times(store, "ann") == list(range(50, 250))
 
 
-def test_a_crash_before_a_user_is_clean_leaves_them_dirty(
+def test_a_crash_before_a_user_is_clean_leaves_them_due(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
     store.append(SOURCE, [append("ann", 0)], now_ms=7)
@@ -350,7 +350,7 @@ def test_a_crash_before_a_user_is_clean_leaves_them_dirty(
         store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 8)
     double.fault = None
     assert interests_of(store, "ann") == b"state"
-    assert store.dirty(SOURCE.owner, 9) == [("ann", 7, 1)]
+    assert store.due(SOURCE.owner, 9) == [("ann", 7, 1)]
 
 
 # Others at work
@@ -421,16 +421,16 @@ def test_newer_interests_that_came_in_between_stay(
     )
     assert store.put_interests([InterestWrite("ann", old, b"old")], 4) == [Written.STALE]
     assert interests_of(store, "ann") == b"new"
-    assert store.dirty(SOURCE.owner, 9) == []
+    assert store.due(SOURCE.owner, 9) == []
 
 
-def test_an_append_while_a_user_is_cleaned_keeps_them_dirty(
+def test_an_append_while_a_user_is_cleaned_keeps_them_due(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
     store.append(SOURCE, [append("ann", 0)], now_ms=1)
     double.fault = before(lambda: rival.append(SOURCE, [append("ann", 1)], now_ms=2), "sequence")
     store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 3)
-    assert store.dirty(SOURCE.owner, 9) == [("ann", 3, 1)]
+    assert store.due(SOURCE.owner, 9) == [("ann", 3, 1)]
 
 
 def test_a_read_while_segments_move_on_is_made_again(
@@ -460,17 +460,17 @@ def test_a_user_written_by_others_all_the_time_is_unavailable(
 # Many
 
 
-def test_the_longest_dirty_of_many_come_first(store: AerospikeStore) -> None:
+def test_the_longest_due_of_many_come_first(store: AerospikeStore) -> None:
     for second in range(60, 0, -1):
         users = [append(f"{second}-{i}", 0) for i in range(50)]
         store.append(SOURCE, users, now_ms=second * 1000 + 7)
-    found = store.dirty(SOURCE.owner, 120)
+    found = store.due(SOURCE.owner, 120)
     assert [user.since for user in found] == [1007] * 50 + [2007] * 50 + [3007] * 20
 
 
-def test_all_dirty_users_are_found_where_that_many_are_asked_for(store: AerospikeStore) -> None:
+def test_all_due_users_are_found_where_that_many_are_asked_for(store: AerospikeStore) -> None:
     store.append(SOURCE, [append(str(i), 0) for i in range(3000)], now_ms=1)
-    assert len(store.dirty(SOURCE.owner, 5000)) == 3000
+    assert len(store.due(SOURCE.owner, 5000)) == 3000
 
 
 def test_one_user_s_backfill_fits_though_no_record_holds_it(store: AerospikeStore) -> None:
@@ -484,7 +484,7 @@ def test_ids_that_differ_after_a_nul_are_two_users(store: AerospikeStore) -> Non
     store.append(SOURCE, [append("a\0b", 0), append("a\0c", 1)], now_ms=1)
     assert (times(store, "a\0b"), times(store, "a\0c")) == ([0], [1])
     assert store.users("", 9) == ["a\0b", "a\0c"]
-    assert [user.user for user in store.dirty(SOURCE.owner, 9)] == ["a\0b", "a\0c"]
+    assert [user.user for user in store.due(SOURCE.owner, 9)] == ["a\0b", "a\0c"]
 
 
 # Time
@@ -522,7 +522,7 @@ def test_clustering_does_not_prolong_a_user_s_life(
     mortal.append(SOURCE, [append("ann", 0)], now_ms=clock())
     clock.advance(60)
     mortal.put_interests([InterestWrite("ann", version_of(mortal, "ann"), b"state")], clock())
-    mortal.mark_dirty(OTHER.owner, ["ann"], clock())
+    mortal.mark_due(OTHER.owner, ["ann"], clock())
     clock.advance(60)
     assert double.records("sequence") == []
 
