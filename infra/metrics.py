@@ -150,8 +150,8 @@ class WorkerMetrics(_BundleInfo):
         )
         self.freshness_seconds = Histogram(
             "lifelong_worker_freshness_seconds",
-            "Age of a user's oldest unclustered behavior when the interests that cover it were "
-            "stored. Objective: 99 % within 5 s.",
+            "Time from a segment of a user's sequence being sealed to the interests that cover it "
+            "being stored. Objective: 99 % within 5 s. In rankings a behavior counts before that.",
             buckets=FRESHNESS_BUCKETS,
             registry=registry,
         )
@@ -163,7 +163,7 @@ class WorkerMetrics(_BundleInfo):
         )
         self.due_oldest_seconds = Gauge(
             "lifelong_worker_due_oldest_seconds",
-            "Age of the oldest unclustered behavior of this worker's users. Above 5 s the "
+            "How long this worker's longest due user waits to be reclustered. Above 5 s the "
             "freshness objective is being missed now: add workers or recluster threads.",
             registry=registry,
         )

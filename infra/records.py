@@ -27,7 +27,7 @@ import numpy as np
 
 from infra.behaviors import BEHAVIOR
 from infra.errors import RecordTooLarge, StoreCorrupt
-from infra.store import Append, Behaviors, Version
+from infra.store import Append, Behaviors, StoredSequence, Version
 
 SEGMENT: Final = 64
 """Behaviors in a sealed segment: 1.6 KB, so that a head stays under 2 KB, and a sequence of 1,000
@@ -48,7 +48,6 @@ _HEADER_SIZE: Final = _HEADER.size
 _BEHAVIOR_SIZE: Final = BEHAVIOR.itemsize
 _SEGMENT_SIZE: Final = SEGMENT * _BEHAVIOR_SIZE
 _OLDER_KEYS: Final = (RECENT_EVENTS - 1) * _KEY.size
-_CLEAN: Final = 0
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ class Head:
     owner: int
     """Under which owner the user is due; meaningful where ``since`` is not 0."""
     since: int
-    """Since when the user is due, ms since epoch; 0: clean."""
+    """Since when the user is due, ms since epoch; 0: they are not."""
     marks: dict[int, int]
     """Per source key: offset of the last event applied or recognised."""
     event_keys: tuple[int, ...]
@@ -112,6 +111,8 @@ class Grown:
     """Behaviors ever applied."""
     was_due: tuple[int, int] | None
     """The owner and time under which the user was due before, if they were."""
+    is_due: tuple[int, int] | None
+    """The same of the user now."""
 
 
 @dataclass(slots=True)
@@ -126,15 +127,18 @@ class Counters:
     since: int
 
     @property
-    def pending(self) -> int:
-        """Behaviors newer than the stored interest state."""
-        return self.count - self.covered
+    def waiting(self) -> int:
+        """Behaviors in sealed segments that the stored interest state does not cover."""
+        return max(0, sealed(self.count) - self.covered)
 
 
-def grow(  # the hottest loop of the worker; a call per branch would show
+def grow(  # noqa: PLR0912  # the hottest loop of the worker; a call per branch would show
     head: bytes | None, source: int, owner: int, new: Append, now_ms: int
 ) -> Grown:
-    """Apply ``new`` to a head and mark it due under ``owner``; the tail is left unsealed.
+    """Apply ``new`` to a head; the tail is left unsealed.
+
+    A user becomes due, under ``owner``, when that fills a segment, and at no other time: what is in
+    the tail is read with the head anyway, and counts in a ranking behavior by behavior.
 
     Behaviors at or below the mark of ``source`` and event keys in the recent window are skipped, so
     that the sequence is the same however its events were cut into appends, and repeated.
@@ -176,7 +180,7 @@ def grow(  # the hottest loop of the worker; a call per branch would show
         applied.append(behavior)
     was_due = (old_owner, since) if since else None
     if not applied and not duplicates:
-        return Grown(None, 0, replayed, 0, count, was_due)
+        return Grown(None, 0, replayed, 0, count, was_due, was_due)
 
     if at >= 0:
         marks = marks[:at] + _MARK.pack(source, mark) + marks[at + 16 :]
@@ -187,10 +191,11 @@ def grow(  # the hottest loop of the worker; a call per branch would show
             f"user {new.user!r} has events from {MAX_MARKS} sources, no more can be remembered:"
             " merge the files before backfilling them"
         )
-    count += len(applied)
     if applied:
         tail += b"".join(applied)
-        since = since or now_ms
+        if not since and sealed(count + len(applied)) > sealed(count):
+            since = now_ms
+        count += len(applied)
     else:
         owner = old_owner
     grown = (
@@ -211,7 +216,22 @@ def grow(  # the hottest loop of the worker; a call per branch would show
         + keys
         + tail
     )
-    return Grown(grown, len(applied), replayed, duplicates, count, was_due)
+    is_due = (owner, since) if since else None
+    return Grown(grown, len(applied), replayed, duplicates, count, was_due, is_due)
+
+
+def sealed(count: int) -> int:
+    """How many of ``count`` behaviors lie in full segments."""
+    return count // SEGMENT * SEGMENT
+
+
+def sealed_part(sequence: StoredSequence) -> StoredSequence:
+    """A sequence without what no full segment holds yet: what an interest state covers."""
+    count = sealed(sequence.version.count)
+    kept = len(sequence.behaviors) - (sequence.version.count - count)
+    return StoredSequence(
+        Version(sequence.version.epoch, count), sequence.behaviors[: max(0, kept)], sequence.marks
+    )
 
 
 def tail_length(head: bytes) -> int:
@@ -271,23 +291,20 @@ def expired(head: bytes, user: str, ttl_ms: int, now_ms: int) -> bool:
 
 def cover(head: bytes, counters: Counters, covered: int, now_ms: int) -> bytes:
     """The head, whose counters are given, after interests that cover ``covered`` behaviors were
-    stored: clean, or due since now where behaviors came after those.
+    stored: of a user who is not due, or due since now where a segment was sealed after those.
     """
-    if counters.since and counters.count > covered:
-        return set_due(head, counters.owner, now_ms, covered)
-    return set_clean(head, covered)
+    if counters.since and sealed(counters.count) > covered:
+        return _replace(head, covered, counters.owner, now_ms)
+    return _replace(head, covered, 0, 0)
 
 
-def set_clean(head: bytes, covered: int) -> bytes:
-    """A head that was read, now of a user whose stored interests cover ``covered`` behaviors."""
-    return _replace(head, covered, 0, _CLEAN)
-
-
-def set_due(head: bytes, owner: int, since: int, covered: int | None = None) -> bytes:
-    """A head that was read, now of a user who is due under ``owner`` since ``since`` (ms)."""
-    if covered is None:
-        covered = _HEADER.unpack_from(head)[8]
-    return _replace(head, covered, owner, since)
+def set_due(head: bytes, counters: Counters, owner: int, now_ms: int) -> bytes | None:
+    """The head, whose counters are given, of a user who is due under ``owner``, since now if they
+    were not; None where there is no full segment to make interests of.
+    """
+    if counters.count < SEGMENT:
+        return None
+    return _replace(head, counters.covered, owner, counters.since or now_ms)
 
 
 def decode_head(head: bytes, user: str) -> Head:

@@ -186,12 +186,8 @@ class WorkerSettings(Section):
     """Most records taken from a partition at once, and so written in one transaction."""
     session_timeout_s: Seconds = 10.0
     """Silence after which the broker gives a worker's partitions to others."""
-    recluster_min_new: Positive = 64
-    """New behaviors after which a user is reclustered without waiting for the age below."""
-    recluster_max_age_s: Seconds = 1.0
-    """Oldest that a user's unclustered behavior may become before they are reclustered."""
-    recluster_threads: Positive = 1
-    """Threads that recluster users."""
+    recluster_threads: Annotated[int, Field(ge=0)] = 1
+    """Threads that recluster users; 0: this worker reclusters nobody."""
     recluster_poll_s: Seconds = 0.1
     """Pause between two looks for due users when there were none due."""
     recluster_batch: Positive = 256

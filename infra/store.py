@@ -1,8 +1,9 @@
 """The store protocol: what every store promises, whichever database is behind it.
 
 Two kinds of record per user. The *sequence* (a head plus sealed segments, `infra.records`) is
-written by appends only. The *interest state* is opaque bytes here, ordered by `Version`. All
-stores pass one contract suite, `tests/infra/stores/test_contract.py`.
+written by appends only. The *interest state* is opaque bytes here, ordered by `Version`; it covers
+what lies in sealed segments. All stores pass one contract suite,
+`tests/infra/stores/test_contract.py`.
 """
 
 from __future__ import annotations
@@ -113,13 +114,13 @@ class InterestWrite:
 
 
 class DueUser(NamedTuple):
-    """A user with behaviors newer than their interest state."""
+    """A user of whom a segment was sealed that their interest state does not cover."""
 
     user: str
     since: int
-    """When the oldest of those was applied, ms since epoch (the writer's clock)."""
-    pending: int
-    """Behaviors newer than the interest state."""
+    """When the first of those was sealed, ms since epoch (the writer's clock)."""
+    waiting: int
+    """Behaviors in such segments."""
 
 
 class Store(Protocol):
@@ -132,12 +133,13 @@ class Store(Protocol):
     """
 
     def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
-        """Apply new behaviors to sequences and mark their users due under ``source.owner``.
+        """Apply new behaviors to sequences; who fills a segment is due, under ``source.owner``.
 
         Per user the effect is atomic and idempotent: behaviors at or below the user's mark for
-        ``source.key`` are skipped, as are event keys in the user's recent window. Only a user to
-        whom something was applied becomes due. A failure leaves each user either untouched or
-        fully applied; the caller repeats the whole call. ``appends`` names a user at most once.
+        ``source.key`` are skipped, as are event keys in the user's recent window. Behaviors that
+        no full segment holds yet make nobody due: they are in the head, and whoever reads the user
+        reads them. A failure leaves each user either untouched or fully applied; the caller repeats
+        the whole call. ``appends`` names a user at most once.
         """
         ...
 
@@ -152,9 +154,8 @@ class Store(Protocol):
     def put_interests(self, writes: Sequence[InterestWrite], now_ms: int) -> list[Written]:
         """Store interest states, each unless a newer version is there (equal is replaced).
 
-        A user whose sequence has no behaviors beyond the state's version stops being due in the
-        same atomic operation; otherwise they stay due since ``now_ms``. A failure leaves
-        each state either old or new.
+        A user whose sealed segments the state covers stops being due in the same atomic operation;
+        otherwise they stay due since ``now_ms``. A failure leaves each state either old or new.
         """
         ...
 
@@ -165,7 +166,8 @@ class Store(Protocol):
     def mark_due(self, owner: int, users: Sequence[str], now_ms: int) -> None:
         """Make users due under ``owner`` without an append (a new bundle, an owner that moved).
 
-        Who is due already stays so since the same time; an unknown user is left out.
+        Who is due already stays so since the same time; an unknown user is left out, and so is one
+        without a full segment, of whom there is nothing to make interests of.
         """
         ...
 

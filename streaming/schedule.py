@@ -1,4 +1,7 @@
-"""When to recluster whom: due users become fresh interests.
+"""When to recluster whom: a user is due when a segment of their sequence was sealed.
+
+What no segment holds yet, at most 63 behaviors, is read with the user anyway and counts in a
+ranking behavior by behavior; so an event alone, however old it gets, makes nobody due.
 
 The store remembers due users by owner, a partition of the topic, so a crash or a rebalance
 loses none: whoever consumes the partition next goes on. Two workers may recluster one user at the
@@ -25,6 +28,7 @@ from infra.errors import (
     typed_line,
 )
 from infra.metrics import WorkerMetrics
+from infra.records import sealed_part
 from infra.settings import WorkerSettings
 from infra.store import (
     DueUser,
@@ -42,12 +46,6 @@ if TYPE_CHECKING:  # numba is slow to import; health answers meanwhile
 PAGE_BATCHES: Final = 2
 """Batches taken from one owner in a pass. More would let an owner with a backlog delay the others;
 fewer would cost more looks at the store."""
-
-DEEP_LIMIT: Final = 65_536
-DEEP_EVERY_MS: Final = 1000
-"""A longer page of due users, and how often it is looked through. The store lists them oldest
-first, which is the order of becoming due by age; who is due by number of behaviors may stand
-anywhere in the list, and should not wait until age leads there."""
 
 BACKOFF_MS: Final = 1000
 BACKOFF_MAX_MS: Final = 300_000
@@ -76,7 +74,7 @@ class _Due(NamedTuple):
     owner: int
     user: str
     since: int
-    pending: int
+    waiting: int
 
 
 @dataclass(slots=True)
@@ -92,10 +90,9 @@ class _Pause:
 class Reclusterer:
     """Keeps the interests of its owners' users fresh.
 
-    Per pass (`run_once`) each owner gives its due users, the longest due first: those with
-    ``recluster_min_new`` behaviors that no interest covers, or one older than
-    ``recluster_max_age_s``. They are read, reclustered and written back in batches that mix the
-    owners, ``recluster_threads`` batches at a time (the kernels release the GIL).
+    Per pass (`run_once`) each owner gives its due users, the longest due first. They are read,
+    reclustered and written back in batches that mix the owners, ``recluster_threads`` batches at a
+    time (the kernels release the GIL). With a system that keeps no state nobody is ever due.
 
     A user who cannot be reclustered is counted, logged and tried again later; the others go on.
     Between passes, about once a minute, expired users are removed from the store.
@@ -114,15 +111,13 @@ class Reclusterer:
         self._system = system
         self._metrics = metrics
         self._clock = clock
-        self._min_new = settings.recluster_min_new
-        self._max_age_ms = int(settings.recluster_max_age_s * 1000)
+        self._reclusters = system.keeps_state and settings.recluster_threads > 0
         self._threads = settings.recluster_threads
         self._poll_s = settings.recluster_poll_s
         self._batch = settings.recluster_batch
         self._retry_max_s = settings.retry_max_s
         self._owners: frozenset[int] = frozenset()
         self._turn = 0
-        self._deep_at = 0
         self._sweep_at = clock() + SWEEP_EVERY_MS
         self._pauses: dict[str, _Pause] = {}
         self._pauses_lock = threading.Lock()
@@ -172,7 +167,7 @@ class Reclusterer:
         now = self._clock() if now_ms is None else now_ms
         due = self._due(now)
         batches = [due[i : i + self._batch] for i in range(0, len(due), self._batch)]
-        if self._threads == 1 or len(batches) <= 1:
+        if self._threads <= 1 or len(batches) <= 1:
             return sum(self._recluster(batch) for batch in batches)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="recluster")
@@ -228,7 +223,7 @@ class Reclusterer:
 
     def _due(self, now: int) -> list[_Due]:
         """The due users of all owners, their turns interleaved."""
-        owners = sorted(self._owners)
+        owners = sorted(self._owners) if self._reclusters else []
         if owners:  # another owner comes first in each pass
             self._turn = (self._turn + 1) % len(owners)
             owners = owners[self._turn :] + owners[: self._turn]
@@ -236,19 +231,12 @@ class Reclusterer:
         due, oldest = 0, now
         self._backlog = False
         page = PAGE_BATCHES * self._batch + len(self._pauses)
-        deep = self._max_age_ms > DEEP_EVERY_MS and now - self._deep_at >= DEEP_EVERY_MS
-        if deep:
-            self._deep_at = now
         for owner in owners:
-            found = self._due(owner, DEEP_LIMIT if deep else page)
+            found = self._list(owner, page)
             if found:
                 due += len(found)
                 oldest = min(oldest, found[0].since)
-            queue = [
-                _Due(owner, user, since, pending)
-                for user, since, pending in found
-                if pending >= self._min_new or now - since >= self._max_age_ms
-            ]
+            queue = [_Due(owner, *user) for user in found]
             if self._pauses:
                 queue = [due for due in queue if not self._paused(due.user, now)]
             more = len(queue) >= PAGE_BATCHES * self._batch
@@ -258,7 +246,7 @@ class Reclusterer:
         self._metrics.due_oldest_seconds.set(max(0, now - oldest) / 1000)
         return _interleave(queues)
 
-    def _due(self, owner: int, limit: int) -> list[DueUser]:
+    def _list(self, owner: int, limit: int) -> list[DueUser]:
         try:
             return self._store.due(owner, limit)
         except (StoreUnavailable, StoreFull) as error:
@@ -323,11 +311,12 @@ class Reclusterer:
         try:
             users = [due.user for due in batch]
             sequences = self._store.sequences(users)
+            sequences = [None if one is None else sealed_part(one) for one in sequences]
             # A warm start needs the old interests; who was never clustered has none.
             clustered = [
                 due.user
                 for due, sequence in zip(batch, sequences, strict=True)
-                if sequence is not None and sequence.version.count > due.pending
+                if sequence is not None and sequence.version.count > due.waiting
             ]
             profiles = self._store.profiles(clustered) if clustered else []
         except (StoreUnavailable, StoreFull):

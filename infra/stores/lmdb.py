@@ -145,13 +145,11 @@ class LmdbStore:
                     for number, segment in full[-self._ring :]:
                         put(self._segment_key(key, number), segment, db=segments)
                 put(key, head, db=heads)
-                if grown.applied:
-                    was = grown.was_due
-                    if was is None:
-                        put(_DUE_KEY.pack(source.owner, now_ms) + key, b"", db=due)
-                    elif was[0] != source.owner:
-                        txn.delete(_DUE_KEY.pack(*was) + key, db=due)
-                        put(_DUE_KEY.pack(source.owner, was[1]) + key, b"", db=due)
+                if grown.was_due != grown.is_due:
+                    if grown.was_due is not None:
+                        txn.delete(_DUE_KEY.pack(*grown.was_due) + key, db=due)
+                    if grown.is_due is not None:
+                        put(_DUE_KEY.pack(*grown.is_due) + key, b"", db=due)
             return Appended(applied, replayed, duplicates, counts)
 
         return self._write(write)
@@ -199,10 +197,12 @@ class LmdbStore:
                 if head is None:
                     continue
                 counters = records.read_counters(head, user)
+                head = records.set_due(head, counters, owner, now_ms)
+                if head is None:
+                    continue
                 self._unlist(txn, key, counters)
-                since = counters.since or now_ms
-                txn.put(key, records.set_due(head, owner, since), db=self._heads)
-                txn.put(_DUE_KEY.pack(owner, since) + key, b"", db=self._due)
+                txn.put(key, head, db=self._heads)
+                txn.put(_DUE_KEY.pack(owner, counters.since or now_ms) + key, b"", db=self._due)
 
         self._write(write)
 
@@ -296,11 +296,11 @@ class LmdbStore:
         user = key.decode()
         head = _get(txn, key, self._heads)
         try:
-            pending = records.read_counters(head, user).pending if head is not None else 0
+            waiting = records.read_counters(head, user).waiting if head is not None else 0
         except StoreCorrupt:
             # Listed all the same: whoever reads this user finds out, and the others are served.
-            pending = 0
-        return DueUser(user, since, pending)
+            waiting = 0
+        return DueUser(user, since, waiting)
 
     def _sequence(self, txn: lmdb.Transaction, user: str) -> StoredSequence | None:
         key = user.encode()

@@ -75,7 +75,7 @@ class MemoryStore:
     def due(self, owner: int, limit: int) -> list[DueUser]:
         with self._lock:
             found = [
-                DueUser(user, counters.since, counters.pending)
+                DueUser(user, counters.since, counters.waiting)
                 for user, head in self._heads.items()
                 if (counters := records.read_counters(head, user)).since and counters.owner == owner
             ]
@@ -85,9 +85,10 @@ class MemoryStore:
         with self._lock:
             for user in users:
                 head = self._heads.get(user)
-                if head is not None:
-                    since = records.read_counters(head, user).since or now_ms
-                    self._heads[user] = records.set_due(head, owner, since)
+                if head is None:
+                    continue
+                counters = records.read_counters(head, user)
+                self._heads[user] = records.set_due(head, counters, owner, now_ms) or head
 
     def users(self, after: str, limit: int) -> list[str]:
         with self._lock:

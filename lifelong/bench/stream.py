@@ -116,8 +116,7 @@ class _Bench:
             "bundle.path": BUNDLE,
             "worker.metrics_port": port,
             # Far away, so that consuming is measured alone.
-            "worker.recluster_max_age_s": 3600,
-            "worker.recluster_min_new": 1_000_000,
+            "worker.recluster_threads": 0,
         }
         arguments = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
         log = self._directory / f"{group}.log"

@@ -1,37 +1,50 @@
-"""Freshness: how long it takes from sending an event until interests that cover it can be read.
+"""Two freshnesses: from an event sent to rankings that count it, from a segment sealed to clusters.
 
 Measured from outside: the probe knows how many events of a user have been sent, and looks into
-the store, as a scorer would, until the user's interests cover that many.
+the store, as a scorer would. An event counts in rankings as soon as it is in the sequence, by
+itself; it is in the clusters once the segment that holds it was sealed and extracted.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from infra.store import Store
+from infra.records import SEGMENT
+from infra.store import Profile, Store
 
 POLL_S: Final = 0.02
 """Pause between two looks; the figures are exact to that."""
 
 
-@dataclass(frozen=True, slots=True)
+class Freshness(NamedTuple):
+    """What was measured, in seconds. What did not come in time counts with the time waited: it may
+    not flatter.
+    """
+
+    rankings: list[float]
+    """Per event: from its sending to a sequence that has it."""
+    clusters: list[float]
+    """Per event that filled a segment: from there to interests that cover it."""
+
+
+@dataclass(slots=True)
 class _Waiting:
     user: str
     count: int
-    sent: float
+    since: float
 
 
 class FreshnessProbe:
-    """Follows a sample of events from their sending to interests that cover them."""
+    """Follows a sample of events on their way into rankings and clusters."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: list[_Waiting] = []
-        self._seconds: list[float] = []
+        self._sent: list[_Waiting] = []
+        self._sealed: list[_Waiting] = []
+        self._measured = Freshness([], [])
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._failure: Exception | None = None
@@ -41,22 +54,26 @@ class FreshnessProbe:
     def sent(self, user: str, count: int) -> None:
         """Note that an event was handed to Kafka, ``user``'s event number ``count``."""
         with self._lock:
-            self._waiting.append(_Waiting(user, count, time.perf_counter()))
+            self._sent.append(_Waiting(user, count, time.perf_counter()))
 
-    def finish(self, timeout_s: float) -> list[float]:
-        """Wait for the events that are still on their way; seconds per covered event.
-
-        An event that is not covered in time counts with the time waited: it may not flatter.
-        """
+    def finish(self, timeout_s: float) -> Freshness:
+        """Wait for the events that are still on their way, but not longer than that."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and self._waiting and self._thread.is_alive():
+        while time.monotonic() < deadline and self._left and self._thread.is_alive():
             time.sleep(POLL_S)
         self._ending.set()
         self._thread.join()
         if self._failure is not None:
             raise self._failure
         now = time.perf_counter()
-        return self._seconds + [now - waiting.sent for waiting in self._waiting]
+        return Freshness(
+            self._measured.rankings + [now - one.since for one in self._sent],
+            self._measured.clusters + [now - one.since for one in self._sealed],
+        )
+
+    @property
+    def _left(self) -> bool:
+        return bool(self._sent or self._sealed)
 
     def _run(self) -> None:
         try:
@@ -67,19 +84,29 @@ class FreshnessProbe:
 
     def _look(self) -> None:
         with self._lock:
-            waiting = list(self._waiting)
-        covered = self._covered({entry.user for entry in waiting})
+            sent = list(self._sent)
+        users = list({one.user for one in (*sent, *self._sealed)})
+        profiles = dict(zip(users, self._store.profiles(users), strict=True))
         now = time.perf_counter()
-        done = [entry for entry in waiting if covered.get(entry.user, 0) >= entry.count]
-        self._seconds += [now - entry.sent for entry in done]
-        with self._lock:
-            finished = set(map(id, done))
-            self._waiting = [entry for entry in self._waiting if id(entry) not in finished]
+        for one in self._sealed:
+            if _covered(profiles[one.user]) >= one.count:
+                self._measured.clusters.append(now - one.since)
+        self._sealed = [one for one in self._sealed if _covered(profiles[one.user]) < one.count]
+        for one in sent:
+            if _applied(profiles[one.user]) < one.count:
+                continue
+            self._measured.rankings.append(now - one.since)
+            if one.count % SEGMENT == 0:
+                self._sealed.append(_Waiting(one.user, one.count, now))
+            with self._lock:
+                self._sent.remove(one)
 
-    def _covered(self, users: set[str]) -> Mapping[str, int]:
-        names = list(users)
-        return {
-            user: profile.interests_version.count
-            for user, profile in zip(names, self._store.profiles(names), strict=True)
-            if profile is not None and profile.interests_version is not None
-        }
+
+def _applied(profile: Profile | None) -> int:
+    return 0 if profile is None else profile.version.count
+
+
+def _covered(profile: Profile | None) -> int:
+    if profile is None or profile.interests_version is None:
+        return 0
+    return profile.interests_version.count

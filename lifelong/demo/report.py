@@ -52,8 +52,10 @@ def _figures(report: dict[str, Any]) -> Table:
         "events": f"{report['events']:,} into {report['sequences']:,} sequences",
         "lost / doubled": f"{report['lost']} / {report['doubled']}",
         "events a second": f"{report['events_per_second']:,.0f}",
-        "freshness": f"p50 {report['freshness_p50_s']:.2f} s, p99 {report['freshness_p99_s']:.2f} s"
-        " from an event sent to interests that cover it",
+        "in rankings": f"p50 {report['freshness_p50_s']:.2f} s,"
+        f" p99 {report['freshness_p99_s']:.2f} s from an event sent to rankings that count it",
+        "in the clusters": f"p50 {report['clustered_p50_s']:.2f} s,"
+        f" p99 {report['clustered_p99_s']:.2f} s from a segment sealed to interests that cover it",
         "requests": f"{report['requests']:,}, {report['requests_per_second']:,.0f} a second",
         "latency, 100 candidates": _latency(report, 100),
         "latency, 3,000 candidates": _latency(report, 3000),

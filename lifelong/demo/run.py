@@ -43,6 +43,7 @@ from lifelong.demo.stream import LARGE, Client, LiveResult, LiveStream, in_order
 from lifelong.portrait import Portrait, name_interests
 from lifelong.shipped import BUNDLE, MAPPING, Purchases, write_purchases
 from models.bundle import Bundle
+from models.features import EMPTY_HISTORY
 from models.measures.quality import Quality, ranking_quality
 from models.reference.serving import StoredUser, extract_plainly, score_stored
 from scorer.client import RankClient
@@ -183,9 +184,9 @@ class Demo:
             self._backfill(at)
         with self._steps.step("start the worker"):
             self._worker = self._start_worker()
-        history_users = len(np.unique(self._purchases.user[: self._first]))
-        with self._steps.step("cluster the history's users", history_users) as at:
-            self._wait_until_clean(lambda due: at(history_users - due))
+        due = self._due_users()
+        with self._steps.step("cluster the history's users", due) as at:
+            self._wait_until_none_due(lambda left: at(due - left))
         with self._steps.step("start the scorer"):
             self._scorer = self._start_scorer()
 
@@ -220,7 +221,7 @@ class Demo:
             self._stream_seconds = time.perf_counter() - begin
         with self._steps.step("wait until all is clustered"):
             self._freshness = probe.finish(DRAIN_S)
-            self._wait_until_clean(lambda _: None)
+            self._wait_until_none_due(lambda _: None)
 
     def _event(self, row: int) -> BehaviorEvent:
         purchases = self._purchases
@@ -258,8 +259,10 @@ class Demo:
             "lost": lost,
             "doubled": doubled,
             "events_per_second": round(events / self._stream_seconds, 1),
-            "freshness_p50_s": _percentile(self._freshness, 50),
-            "freshness_p99_s": _percentile(self._freshness, 99),
+            "freshness_p50_s": _percentile(self._freshness.rankings, 50),
+            "freshness_p99_s": _percentile(self._freshness.rankings, 99),
+            "clustered_p50_s": _percentile(self._freshness.clusters, 50),
+            "clustered_p99_s": _percentile(self._freshness.clusters, 99),
             "requests": sum(map(len, live.seconds.values())),
             "requests_per_second": round(
                 sum(map(len, live.seconds.values())) / live.ask_seconds, 1
@@ -391,22 +394,20 @@ class Demo:
         for service in self._services:
             service.check()
 
-    def _wait_until_clean(self, at: Callable[[int], None]) -> None:
+    def _due_users(self) -> int:
+        broker = self.settings.broker
+        owners = (partition_owner(broker.topic, number) for number in range(broker.partitions))
+        return sum(len(self._store.due(owner, 10_000)) for owner in owners)
+
+    def _wait_until_none_due(self, at: Callable[[int], None]) -> None:
         """Until the worker has clustered every due user."""
-        owners = [
-            partition_owner(self.settings.broker.topic, partition)
-            for partition in range(self.settings.broker.partitions)
-        ]
 
-        def waiting() -> int:
-            return sum(len(self._store.due(owner, 10_000)) for owner in owners)
-
-        def clean() -> bool:
-            left = waiting()
+        def none_due() -> bool:
+            left = self._due_users()
             at(left)
             return left == 0
 
-        self._wait(clean, "cluster all users")
+        self._wait(none_due, "cluster all users")
 
     def _wait_until_applied(self) -> None:
         """Wait until the store has as many events as were sent; a shortfall is reported, not
@@ -516,8 +517,18 @@ def _compare(expected: npt.NDArray[np.void], stored: StoredSequence | None) -> t
 
 def _stored_user(system: System, profile: Profile | None) -> StoredUser | None:
     """What the store holds of a user, for the plain evaluation; None: nothing."""
-    if profile is None or profile.interests is None:
+    if profile is None:
         return None
+    if profile.interests is None:
+        return StoredUser(
+            tensors={},
+            recent=np.empty(0, np.uint64),
+            history=EMPTY_HISTORY,
+            newer=profile.recent["item"].copy(),
+            newer_times=profile.recent["time"].copy(),
+            count=profile.version.count,
+            last_time_ms=int(profile.recent["time"].max()),
+        )
     state = system.layout.decode(profile.interests)
     newer = profile.recent[len(profile.recent) - (profile.version.count - state.count) :]
     return StoredUser(

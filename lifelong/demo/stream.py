@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from infra.arrays import F32
+from infra.records import SEGMENT
 from lifelong.demo.freshness import FreshnessProbe
 from lifelong.demo.plan import LiveRequest
 from lifelong.shipped import Purchases
@@ -36,7 +37,7 @@ LARGE_EVERY: Final = 10
 """One large request follows so many small ones."""
 
 FRESHNESS_EVERY: Final = 200
-"""One event in so many is followed until interests cover it."""
+"""One event in so many is followed into rankings, and every one that fills a segment."""
 
 CLIENTS: Final = 2
 """Threads that ask for rankings; enough that no purchase waits long for its turn."""
@@ -228,5 +229,5 @@ class LiveStream:
         self._send_row(row)
         self._sent += 1
         self._counts[user] += 1
-        if self._sent % FRESHNESS_EVERY == 0:
+        if self._sent % FRESHNESS_EVERY == 0 or self._counts[user] % SEGMENT == 0:
             self._probe.sent(self._purchases.users[user], self._counts[user])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 
 from infra.behaviors import pack_behavior
-from infra.records import RECENT_EVENTS, SEGMENT
+from infra.records import RECENT_EVENTS, SEGMENT, sealed
 from infra.store import Append, Version
 
 TTL_MS = 1_000_000
@@ -100,7 +100,7 @@ class Record:
     covered: int = 0
     owner: int = 0
     since: int = 0
-    """0: clean."""
+    """0: not due."""
 
     @property
     def version(self) -> Version:
@@ -160,7 +160,8 @@ class Model:
                 record.event_keys.append(key)
         if applied:
             record.owner = self.owner_keys[send.owner]
-            record.since = record.since or self.now_ms
+            if sealed(len(record.behaviors)) > sealed(len(record.behaviors) - applied):
+                record.since = record.since or self.now_ms
         if applied or duplicates:
             record.updated = self.now_ms
             self.record = record
@@ -178,13 +179,13 @@ class Model:
         covered = max(0, count - put.behind)
         if covered >= self.record.covered:
             self.record.covered = covered
-            behind = self.record.since and count > covered
+            behind = self.record.since and sealed(count) > covered
             self.record.since = self.now_ms if behind else 0
         return Version(self.record.epoch, covered)
 
     def mark_due(self, mark: MarkDue) -> None:
         self._pass()
-        if self.record is not None:
+        if self.record is not None and len(self.record.behaviors) >= SEGMENT:
             self.record.owner = self.owner_keys[mark.owner]
             self.record.since = self.record.since or self.now_ms
 

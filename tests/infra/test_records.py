@@ -69,15 +69,18 @@ class Written:
         events = self.model.events(send)
         self._expire()
         source, owner = self.model.source_keys[send.source], self.model.owner_keys[send.owner]
-        was_due = None
-        if self.model.record and self.model.record.since:
-            was_due = (self.model.record.owner, self.model.record.since)
+        was_due = self._due()
         grown = records.grow(self.head, source, owner, events, self.model.now_ms)
         done = self.model.append(send, events)
         assert (grown.applied, grown.replayed, grown.duplicates) == done
         assert grown.was_due == was_due
+        assert grown.is_due == self._due()
         if grown.head is not None:
             self._keep(grown.head, seal=send.sealed)
+
+    def _due(self) -> tuple[int, int] | None:
+        record = self.model.record
+        return (record.owner, record.since) if record and record.since else None
 
     def _keep(self, head: bytes, *, seal: bool) -> None:
         segments: list[tuple[int, bytes]] = []
@@ -105,8 +108,9 @@ class Written:
         self.model.mark_due(mark)
         self._expire()
         if self.head is not None:
-            since = records.read_counters(self.head, USER).since or self.model.now_ms
-            self.head = records.set_due(self.head, self.model.owner_keys[mark.owner], since)
+            counters = records.read_counters(self.head, USER)
+            owner = self.model.owner_keys[mark.owner]
+            self.head = records.set_due(self.head, counters, owner, self.model.now_ms) or self.head
 
     def _expire(self) -> None:
         if self.head and records.expired(self.head, USER, TTL_MS, self.model.now_ms):
@@ -125,7 +129,8 @@ class Written:
         assert (head.covered, head.since) == (record.covered, record.since)
         assert head.owner == record.owner or not head.since
         counters = records.read_counters(self.head, USER)
-        assert counters.pending == len(record.behaviors) - record.covered
+        waiting = records.sealed(len(record.behaviors)) - record.covered
+        assert counters.waiting == max(0, waiting)
         for length in {0, 1, min(len(head.tail) + 1, self._length), self._length}:
             assert self.newest(self.head, length) == record.newest(length)
 

@@ -14,6 +14,7 @@ from extractor.systems import open_system
 from infra.behaviors import Source, pack_behavior
 from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
 from infra.metrics import WorkerMetrics
+from infra.records import SEGMENT
 from infra.settings import WorkerSettings
 from infra.store import Append, InterestWrite, Store, StoredSequence, Version
 from infra.stores.lmdb import LmdbStore
@@ -100,14 +101,14 @@ class House:
         self.reclusterer = Reclusterer(
             cast("Store", self.store),
             self.system,
-            WorkerSettings(**{"recluster_min_new": 3, "recluster_max_age_s": 1.0} | settings),
+            WorkerSettings(**settings),
             WorkerMetrics(self.registry),
             self.clock,
         )
         self.reclusterer.set_owners([A.owner, B.owner])
         self._offset = 0
 
-    def act(self, user: str, behaviors: int = 1, source: Source = A) -> None:
+    def act(self, user: str, behaviors: int = SEGMENT, source: Source = A) -> None:
         offsets = list(range(self._offset, self._offset + behaviors))
         self._offset += behaviors
         first = int(user.lstrip("u"))
@@ -133,66 +134,88 @@ def house(request: pytest.FixtureRequest, tmp_path: Path) -> House:
     return House(store)
 
 
-def test_a_user_is_due_after_enough_behaviors(house: House) -> None:
-    house.act("u1", 2)
-    house.act("u2", 3)
+def test_a_user_is_due_when_a_segment_is_sealed(house: House) -> None:
+    house.act("u1", SEGMENT - 1)
+    house.act("u2", SEGMENT)
     assert house.reclusterer.run_once() == 1
-    assert (house.covered("u1"), house.covered("u2")) == (None, 3)
+    assert (house.covered("u1"), house.covered("u2")) == (None, SEGMENT)
 
 
-def test_a_user_is_due_when_a_behavior_is_old_enough(house: House) -> None:
-    house.act("u1")
-    house.clock.now += 999
+def test_no_behavior_is_ever_too_old(house: House) -> None:
+    house.act("u1", SEGMENT - 1)
+    house.clock.now += 86_400_000
     assert house.reclusterer.run_once() == 0
-    house.clock.now += 1
-    assert house.reclusterer.run_once() == 1
-    assert house.covered("u1") == 1
-
-
-def test_a_reclustered_user_is_clean_until_the_next_behavior(house: House) -> None:
-    house.act("u1", 3)
-    house.reclusterer.run_once()
     assert house.due() == []
-    house.clock.now += 5000
-    assert house.reclusterer.run_once() == 0
+
+
+def test_interests_cover_the_sealed_segments_alone(house: House) -> None:
+    house.act("u1", 2 * SEGMENT + 5)
+    assert house.reclusterer.run_once() == 1
+    assert house.covered("u1") == 2 * SEGMENT
+
+
+def test_a_reclustered_user_is_not_due_until_the_next_segment(house: House) -> None:
     house.act("u1")
+    house.reclusterer.run_once()
+    house.act("u1", SEGMENT - 1)
+    assert house.due() == []
+    house.act("u1", 1)
+    assert house.due() == ["u1"]
+
+
+def test_a_system_without_states_has_nobody_reclustered(house: House) -> None:
+    whole = CountingSystem()
+    whole.keeps_state = False
+    reclusterer = Reclusterer(
+        cast("Store", house.store), whole, WorkerSettings(), WorkerMetrics(CollectorRegistry())
+    )
+    reclusterer.set_owners([A.owner])
+    house.act("u1")
+    assert reclusterer.run_once() == 0
+    assert whole.previous == []
+
+
+def test_a_worker_may_leave_reclustering_to_others() -> None:
+    house = House(MemoryStore(), recluster_threads=0)
+    house.act("u1")
+    assert house.reclusterer.run_once() == 0
     assert house.due() == ["u1"]
 
 
 def test_the_previous_interests_warm_the_next_start(house: House) -> None:
     for _ in range(2):
-        house.act("u1", 3)
+        house.act("u1")
         house.reclusterer.run_once()
     cold, warm = house.system.previous
     assert cold is None
     assert warm is not None
-    assert warm.version == Version(START, 3)
+    assert warm.version == Version(START, SEGMENT)
 
 
 def test_corrupt_interests_are_replaced(house: House) -> None:
-    house.act("u1", 4)
-    house.store.put_interests([InterestWrite("u1", Version(START, 1), b"junk")], START)
+    house.act("u1", 2 * SEGMENT)
+    house.store.put_interests([InterestWrite("u1", Version(START, SEGMENT), b"junk")], START)
     assert house.reclusterer.run_once() == 1
     assert house.system.previous == [None]
-    assert house.covered("u1") == 4
+    assert house.covered("u1") == 2 * SEGMENT
 
 
 def test_only_the_own_partitions_users_are_reclustered(house: House) -> None:
-    house.act("u1", 3, A)
-    house.act("u2", 3, B)
+    house.act("u1", SEGMENT, A)
+    house.act("u2", SEGMENT, B)
     house.reclusterer.set_owners([B.owner])
     assert house.reclusterer.run_once() == 1
-    assert (house.covered("u1"), house.covered("u2")) == (None, 3)
+    assert (house.covered("u1"), house.covered("u2")) == (None, SEGMENT)
     house.reclusterer.set_owners([A.owner])
     assert house.reclusterer.run_once() == 1
 
 
 def test_a_partition_lost_while_extracting_is_not_written(house: House) -> None:
-    house.act("u1", 3, A)
-    house.act("u2", 3, B)
+    house.act("u1", SEGMENT, A)
+    house.act("u2", SEGMENT, B)
     house.system.before = lambda: house.reclusterer.set_owners([B.owner])
     assert house.reclusterer.run_once() == 1
-    assert (house.covered("u1"), house.covered("u2")) == (None, 3)
+    assert (house.covered("u1"), house.covered("u2")) == (None, SEGMENT)
 
 
 def test_the_longest_due_come_first(house: House) -> None:
@@ -209,17 +232,17 @@ def test_the_longest_due_come_first(house: House) -> None:
 def test_a_backlog_of_one_owner_does_not_delay_the_others(tmp_path: Path) -> None:
     house = House(MemoryStore(), recluster_batch=4)
     for number in range(100, 200):
-        house.act(f"u{number}", 3, A)
+        house.act(f"u{number}", SEGMENT, A)
     house.clock.now += 10
-    house.act("u1", 3, B)
+    house.act("u1", SEGMENT, B)
     house.reclusterer.run_once()
-    assert house.covered("u1") == 3
+    assert house.covered("u1") == SEGMENT
     assert len(house.due(A)) == 100 - 8
 
 
 def test_a_batch_is_one_read_and_one_write(house: House) -> None:
     for number in range(1, 50):
-        house.act(f"u{number}", 3, A if number % 2 else B)
+        house.act(f"u{number}", SEGMENT, A if number % 2 else B)
     house.store.calls.clear()
     assert house.reclusterer.run_once() == 49
     assert [call for call in house.store.calls if call[0] != "due"] == [
@@ -229,15 +252,15 @@ def test_a_batch_is_one_read_and_one_write(house: House) -> None:
 
 
 def test_a_user_that_moved_between_owners_is_reclustered_once(house: House) -> None:
-    house.act("u1", 3, A)
+    house.act("u1", SEGMENT, A)
     house.store.mark_due(B.owner, ["u1"], START)
     assert house.reclusterer.run_once() == 1
     assert house.due(A) == house.due(B) == []
 
 
 def test_a_failing_user_is_counted_and_put_off_and_the_others_go_on(house: House) -> None:
-    house.act("u1", 3)
-    house.act("u2", 3)
+    house.act("u1")
+    house.act("u2")
     house.system.users_failing = {1}
     assert house.reclusterer.run_once() == 1
     assert house.metric("reclusters_total", outcome="failed") == 1
@@ -257,7 +280,7 @@ def test_a_failing_user_is_counted_and_put_off_and_the_others_go_on(house: House
 def test_a_failing_user_is_named_in_one_line(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house.act("u1", 3)
+    house.act("u1")
     house.system.users_failing = {1}
     house.reclusterer.run_once()
     (record,) = caplog.records
@@ -270,7 +293,7 @@ def test_a_failing_user_is_named_in_one_line(
 @pytest.mark.parametrize("operation", ["sequences", "put_interests"])
 def test_a_corrupt_record_spoils_only_its_user(house: House, operation: str) -> None:
     for number in range(1, 6):
-        house.act(f"u{number}", 3)
+        house.act(f"u{number}")
 
     def corrupt(what: Sequence[Any]) -> None:
         if any(getattr(entry, "user", entry) == "u3" for entry in what):
@@ -285,18 +308,18 @@ def test_a_corrupt_record_spoils_only_its_user(house: House, operation: str) -> 
 def test_many_failing_users_leave_room_for_the_others() -> None:
     house = House(MemoryStore(), recluster_batch=2)
     for number in range(1, 20):
-        house.act(f"u{number}", 3)
+        house.act(f"u{number}")
     house.system.users_failing = set(range(1, 19))
     house.clock.now += 10
     for _ in range(10):
         house.reclusterer.run_once()
-    assert house.covered("u19") == 3
+    assert house.covered("u19") == SEGMENT
 
 
 def test_an_expired_user_is_counted_as_gone() -> None:
     clock = Clock()
     house = House(MemoryStore(ttl_s=10, clock=clock))
-    house.act("u1", 3)
+    house.act("u1")
     clock.now += 20_000
     assert house.reclusterer.run_once() == 0
     assert house.metric("reclusters_total", outcome="gone") == 1
@@ -305,33 +328,23 @@ def test_an_expired_user_is_counted_as_gone() -> None:
 
 
 def test_stale_interests_are_refused_and_counted(house: House) -> None:
-    house.act("u1", 3)
-    newer = InterestWrite("u1", Version(START, 9), b"newer")
+    house.act("u1")
+    newer = InterestWrite("u1", Version(START, 99), b"newer")
     house.system.before = lambda: house.store.put_interests([newer], START)
     assert house.reclusterer.run_once() == 0
     assert house.metric("reclusters_total", outcome="stale") == 1
-    assert house.covered("u1") == 9
-
-
-def test_users_beyond_the_page_become_due_by_their_number() -> None:
-    house = House(MemoryStore(), recluster_batch=2, recluster_max_age_s=3600)
-    for number in range(1, 100):
-        house.act(f"u{number}")
-        house.clock.now += 1
-    house.act("u200", 3)
-    assert house.reclusterer.run_once() == 1
-    assert house.covered("u200") == 3
+    assert house.covered("u1") == 99
 
 
 def test_metrics_tell_outcomes_freshness_and_what_waits(house: House) -> None:
-    house.act("u1", 3)
+    house.act("u1")
     house.clock.now += 500
-    house.act("u2", 1, B)
+    house.act("u2", SEGMENT, B)
     house.clock.now += 200
     house.reclusterer.run_once()
-    assert house.metric("reclusters_total", outcome="stored") == 1
-    assert house.metric("freshness_seconds_sum") == pytest.approx(0.7)
-    assert house.metric("recluster_seconds_count") == 1
+    assert house.metric("reclusters_total", outcome="stored") == 2
+    assert house.metric("freshness_seconds_sum") == pytest.approx(0.9)
+    assert house.metric("recluster_seconds_count") == 2
     assert house.metric("due_users") == 2
     assert house.metric("due_oldest_seconds") == pytest.approx(0.7)
 
@@ -415,9 +428,9 @@ def test_the_thread_removes_expired_users(mortal_house: House) -> None:
 
 @pytest.mark.parametrize("operation", ["due", "sequences", "profiles", "put_interests"])
 def test_a_failing_store_is_told_and_loses_nothing(house: House, operation: str) -> None:
-    house.act("u1", 3)
+    house.act("u1")
     house.reclusterer.run_once()
-    house.act("u1", 3)
+    house.act("u1")
 
     def away(_: Any) -> None:
         raise StoreUnavailable("the store is away")
@@ -428,12 +441,12 @@ def test_a_failing_store_is_told_and_loses_nothing(house: House, operation: str)
     assert house.metric("store_errors_total", error="StoreUnavailable") == 1
     house.store.faults = {}
     assert house.reclusterer.run_once() == 1
-    assert house.covered("u1") == 6
+    assert house.covered("u1") == 2 * SEGMENT
 
 
 def test_one_owners_unreadable_list_does_not_block_the_others(house: House) -> None:
-    house.act("u1", 3, A)
-    house.act("u2", 3, B)
+    house.act("u1", SEGMENT, A)
+    house.act("u2", SEGMENT, B)
 
     def corrupt(owner: int) -> None:
         if owner == A.owner:
@@ -450,22 +463,22 @@ def test_a_real_system_works_in_its_threads(tmp_path: Path) -> None:
     reclusterer = Reclusterer(
         cast("Store", house.store),
         system,
-        WorkerSettings(recluster_min_new=3, recluster_threads=2, recluster_batch=4),
+        WorkerSettings(recluster_threads=2, recluster_batch=4),
         WorkerMetrics(CollectorRegistry()),
         house.clock,
     )
     reclusterer.set_owners([A.owner])
-    for behaviors in (3, 5):  # a cold start and a warm one
+    for _ in ("cold", "warm"):
         for number in range(1, 21):
-            house.act(f"u{number}", behaviors)
+            house.act(f"u{number}")
         while reclusterer.run_once():
             pass
     reclusterer.stop()
     assert house.due() == []
     (profile,) = house.store.profiles(["u7"])
     state = system.layout.decode(profile.interests)
-    assert state.version == Version(START, 8)
-    assert state.history.counts.tolist() == [8]
+    assert state.version == Version(START, 2 * SEGMENT)
+    assert state.history.counts.tolist() == [64]
     assert state.recent.tolist() == [7] * 8
 
 
@@ -480,12 +493,12 @@ def test_the_thread_reclusters_until_stopped(house: House, threads: int) -> None
     done = threading.Event()
     house.system.before = lambda: done.set() if len(house.system.previous) >= 9 else None
     for number in range(1, 11):
-        house.act(f"u{number}", 3)
+        house.act(f"u{number}")
     house.reclusterer.start()
     assert done.wait(10)
     house.reclusterer.stop()
     assert not house.reclusterer.alive
-    assert all(house.covered(f"u{number}") == 3 for number in range(1, 11))
+    assert all(house.covered(f"u{number}") == SEGMENT for number in range(1, 11))
 
 
 def test_stopping_finishes_the_batch_in_hand() -> None:
@@ -498,7 +511,7 @@ def test_stopping_finishes_the_batch_in_hand() -> None:
 
     house.system.before = wait
     for number in range(1, 5):
-        house.act(f"u{number}", 3)
+        house.act(f"u{number}")
     house.reclusterer.start()
     assert entered.wait(10)
     stopper = threading.Thread(target=house.reclusterer.stop)
@@ -523,9 +536,9 @@ def test_the_thread_survives_every_error(caplog: pytest.LogCaptureFixture) -> No
 
     house.store.faults = {"due": fail}
     house.system.before = done.set
-    house.act("u1", 3)
+    house.act("u1")
     house.reclusterer.start()
     assert done.wait(10)
     assert house.reclusterer.alive
     house.reclusterer.stop()
-    assert house.covered("u1") == 3
+    assert house.covered("u1") == SEGMENT

@@ -35,7 +35,7 @@ USER: Final = "user"  # the server keeps a hash of the key, not the key
 DUE: Final = "due"  # indexed; absent when clean
 OWNER: Final = "owner"
 SINCE: Final = "since"
-PENDING: Final = "pending"
+WAITING: Final = "waiting"
 RENEWED: Final = "renewed"
 EPOCH: Final = "epoch"
 COUNT: Final = "count"
@@ -44,7 +44,7 @@ DATA: Final = "data"
 HEAD_BINS: Final = [HEAD, RENEWED]
 PROFILE_BINS: Final = [HEAD, EPOCH, COUNT, DATA]
 SEGMENT_BINS: Final = [EPOCH, COUNT, DATA]
-DUE_BINS: Final = [USER, OWNER, SINCE, PENDING]
+DUE_BINS: Final = [USER, OWNER, SINCE, WAITING]
 
 KEEP_TTL: Final[int] = aerospike.TTL_DONT_UPDATE
 """The TTL of a write that leaves the record the time it has."""
@@ -75,13 +75,13 @@ def head_write(
         bins[DUE] = _due_key(counters.owner, counters.since // 1000)
         bins[OWNER] = _signed(counters.owner)
         bins[SINCE] = counters.since
-        bins[PENDING] = counters.pending
+        bins[WAITING] = counters.waiting
     policy: dict[str, object] = {"ttl": ttl}
     meta: dict[str, int] | None = None
     if old is None:
         policy["exists"] = aerospike.POLICY_EXISTS_CREATE
     else:
-        # Replaced as a whole, so that the bins of a due user go with the dirt.
+        # Replaced as a whole, so that the bins of who was due go, too.
         policy["exists"] = aerospike.POLICY_EXISTS_REPLACE
         policy["gen"] = aerospike.POLICY_GEN_EQ
         meta = {"gen": old.generation}
@@ -129,7 +129,7 @@ def due_users(rows: Sequence[dict[str, Any]], owner: int) -> list[DueUser]:
     """The users in an answer of the index who are the owner's, and still due."""
     mine = _signed(owner)
     return [
-        DueUser(bins[USER].decode(), bins[SINCE], bins[PENDING])
+        DueUser(bins[USER].decode(), bins[SINCE], bins[WAITING])
         for bins in rows
         # The index knows 31 bits of the owner; and a record may have become clean meanwhile.
         if bins.get(OWNER) == mine and USER in bins and SINCE in bins

@@ -291,8 +291,8 @@ class AerospikeStore:
         def mark(place: int, head: bytes | None) -> bytes | None:
             if head is None:
                 return None
-            since = records.read_counters(head, users[place]).since
-            return records.set_due(head, owner, since or now_ms)
+            counters = records.read_counters(head, users[place])
+            return records.set_due(head, counters, owner, now_ms)
 
         self._rewrite(users, mark)
 

@@ -18,6 +18,7 @@ from infra.behaviors import (
     partition_source,
 )
 from infra.errors import RecordTooLarge
+from infra.records import SEGMENT
 from infra.store import (
     Append,
     InterestWrite,
@@ -234,62 +235,74 @@ def test_interests_of_another_epoch_are_stale(store: Store) -> None:
     assert store.put_interests([write], 60) == [Written.STALE]
 
 
-def test_an_append_makes_its_user_due_since_then(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, 3)], now_ms=10)
-    store.append(SOURCE, [append("ann", 3, 2)], now_ms=20)
-    assert store.due(SOURCE.owner, 10) == [("ann", 10, 5)]
+def test_a_sealed_segment_makes_its_user_due_since_then(store: Store) -> None:
+    store.append(SOURCE, [append("ann", 0, SEGMENT - 1)], now_ms=5)
+    assert store.due(SOURCE.owner, 10) == []
+    store.append(SOURCE, [append("ann", SEGMENT - 1, 3)], now_ms=10)
+    store.append(SOURCE, [append("ann", SEGMENT + 2, SEGMENT)], now_ms=20)
+    assert store.due(SOURCE.owner, 10) == [("ann", 10, 2 * SEGMENT)]
 
 
 def test_due_users_are_kept_by_owner(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=10)
+    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
+    assert len(store.due(SOURCE.owner, 10)) == 1
     assert store.due(OTHER.owner, 10) == []
 
 
 def test_a_replayed_append_makes_nobody_due(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=10)
+    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
     store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"")], 11)
-    store.append(SOURCE, [append("ann", 0)], now_ms=12)
+    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=12)
     assert store.due(SOURCE.owner, 10) == []
 
 
 def test_the_longest_due_come_first_up_to_the_limit(store: Store) -> None:
     for now, user in [(30, "c"), (10, "b"), (20, "a")]:
-        store.append(SOURCE, [append(user, 0)], now_ms=now)
+        store.append(SOURCE, [append(user, 0, SEGMENT)], now_ms=now)
     assert [due.user for due in store.due(SOURCE.owner, 2)] == ["b", "a"]
 
 
-def test_interests_that_cover_everything_clean_the_user(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=10)
-    store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"")], 11)
+def test_interests_of_all_sealed_segments_end_being_due(store: Store) -> None:
+    store.append(SOURCE, [append("ann", 0, SEGMENT + 5)], now_ms=10)
+    version = Version(version_of(store, "ann").epoch, SEGMENT)
+    store.put_interests([InterestWrite("ann", version, b"")], 11)
     assert store.due(SOURCE.owner, 10) == []
 
 
-def test_behaviors_that_came_during_clustering_keep_the_user_due(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=10)
+def test_a_segment_sealed_during_clustering_keeps_the_user_due(store: Store) -> None:
+    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
     version = version_of(store, "ann")
-    store.append(SOURCE, [append("ann", 1)], now_ms=12)
+    store.append(SOURCE, [append("ann", SEGMENT, SEGMENT)], now_ms=12)
     store.put_interests([InterestWrite("ann", version, b"")], 15)
-    assert store.due(SOURCE.owner, 10) == [("ann", 15, 1)]
+    assert store.due(SOURCE.owner, 10) == [("ann", 15, SEGMENT)]
+
+
+def test_behaviors_that_came_during_clustering_wait_for_their_segment(store: Store) -> None:
+    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
+    version = version_of(store, "ann")
+    store.append(SOURCE, [append("ann", SEGMENT, 3)], now_ms=12)
+    store.put_interests([InterestWrite("ann", version, b"")], 15)
+    assert store.due(SOURCE.owner, 10) == []
 
 
 def test_a_user_due_again_counts_only_what_waits(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, 4)], now_ms=10)
+    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
     store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"")], 11)
-    store.append(SOURCE, [append("ann", 4, 2)], now_ms=20)
-    assert store.due(SOURCE.owner, 10) == [("ann", 20, 2)]
+    store.append(SOURCE, [append("ann", SEGMENT, SEGMENT + 2)], now_ms=20)
+    assert store.due(SOURCE.owner, 10) == [("ann", 20, SEGMENT)]
 
 
 def test_a_due_user_moves_to_the_owner_of_the_newest_append(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=10)
+    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
     store.append(OTHER, [append("ann", 0, event_ids=False)], now_ms=20)
     assert store.due(SOURCE.owner, 10) == []
-    assert store.due(OTHER.owner, 10) == [("ann", 10, 2)]
+    assert store.due(OTHER.owner, 10) == [("ann", 10, SEGMENT)]
 
 
 def test_users_can_be_made_due_without_an_append(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=10)
+    store.append(SOURCE, [append("ann", 0, SEGMENT), append("bob", 0)], now_ms=10)
     store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"")], 11)
-    store.mark_due(OTHER.owner, ["ann", "nobody"], now_ms=30)
+    store.mark_due(OTHER.owner, ["ann", "bob", "nobody"], now_ms=30)
     assert store.due(OTHER.owner, 10) == [("ann", 30, 0)]
 
 

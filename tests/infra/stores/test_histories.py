@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from infra.behaviors import Source, partition_source
-from infra.records import SEGMENT
+from infra.records import SEGMENT, sealed
 from infra.store import Behaviors, InterestWrite, Store, Version, Written
 from tests.aerospike_double import aerospike_server
 from tests.infra.histories import (
@@ -117,7 +117,7 @@ class Kept:
             assert profile.interests == interests.payload
             assert profile.interests_version == interests.version
         for owner in self._model.owner_keys:
-            due = [(user, record.since, count - record.covered)]
+            due = [(user, record.since, max(0, sealed(count) - record.covered))]
             mine = bool(record.since) and record.owner == owner
             assert self._store.due(owner, 10) == (due if mine else [])
 

@@ -99,7 +99,7 @@ def test_an_event_renews_the_ttl(mortal: LmdbStore, clock: Clock) -> None:
 def test_sweep_removes_expired_users_up_to_its_limit(mortal: LmdbStore, clock: Clock) -> None:
     mortal.append(SOURCE, [append(f"user-{i}", 0, 70) for i in range(5)], clock.now_ms)
     clock.now_ms += 10_001
-    mortal.append(SOURCE, [append("fresh", 0)], clock.now_ms)
+    mortal.append(SOURCE, [append("fresh", 0, 70)], clock.now_ms)
     assert mortal.sweep(clock.now_ms, 3) == 3
     assert mortal.sweep(clock.now_ms, 3) == 2
     assert mortal.users("", 10) == ["fresh"]

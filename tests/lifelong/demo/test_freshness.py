@@ -7,6 +7,7 @@ import pytest
 
 from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
+from infra.records import SEGMENT
 from infra.store import Append, InterestWrite, Profile, Version
 from infra.stores.memory import MemoryStore
 from lifelong.demo.freshness import FreshnessProbe
@@ -17,10 +18,12 @@ ENOUGH_S = 10.0
 
 @pytest.fixture
 def store() -> MemoryStore:
-    """A store that holds three behaviors of "ann" and no interests yet."""
+    """A store that holds a segment of "ann" and three behaviors more, and no interests yet."""
     store = MemoryStore()
     behavior = pack_behavior(item_key("a"), NOW_MS, 0, 0, ACTIONS["click"])
-    store.append(Source(1, 1), [Append("ann", [behavior] * 3, [0] * 3, [0, 1, 2])], NOW_MS)
+    number = SEGMENT + 3
+    append = Append("ann", [behavior] * number, [0] * number, list(range(number)))
+    store.append(Source(1, 1), [append], NOW_MS)
     return store
 
 
@@ -32,46 +35,58 @@ def cover(store: MemoryStore, count: int) -> None:
     store.put_interests([InterestWrite("ann", version, b"interests")], NOW_MS)
 
 
-def test_an_event_that_interests_cover_is_measured(store: MemoryStore) -> None:
+def test_an_event_counts_once_it_is_in_the_sequence(store: MemoryStore) -> None:
     probe = FreshnessProbe(store)
-    probe.sent("ann", 3)
-    cover(store, 3)
+    probe.sent("ann", SEGMENT + 3)
+    probe.sent("ann", 1)
 
-    [seconds] = probe.finish(ENOUGH_S)
+    measured = probe.finish(ENOUGH_S)
+
+    assert len(measured.rankings) == 2
+    assert max(measured.rankings) < ENOUGH_S
+    assert measured.clusters == []
+
+
+def test_an_event_that_is_not_there_counts_with_the_time_waited(store: MemoryStore) -> None:
+    probe = FreshnessProbe(store)
+    probe.sent("ann", SEGMENT + 4)
+
+    [seconds] = probe.finish(0.2).rankings
+
+    assert seconds >= 0.2
+
+
+def test_an_event_that_fills_a_segment_is_followed_into_the_interests(store: MemoryStore) -> None:
+    probe = FreshnessProbe(store)
+    probe.sent("ann", SEGMENT)
+    cover(store, SEGMENT)
+
+    [seconds] = probe.finish(ENOUGH_S).clusters
 
     assert 0 <= seconds < ENOUGH_S
 
 
-def test_interests_that_cover_more_do_as_well(store: MemoryStore) -> None:
+def test_a_segment_that_no_interests_cover_counts_with_the_time_waited(store: MemoryStore) -> None:
     probe = FreshnessProbe(store)
-    probe.sent("ann", 1)
-    probe.sent("ann", 2)
-    cover(store, 3)
+    probe.sent("ann", SEGMENT)
+    cover(store, SEGMENT - 1)
 
-    assert max(probe.finish(ENOUGH_S)) < ENOUGH_S
+    [seconds] = probe.finish(0.3).clusters
 
-
-def test_an_event_that_is_not_covered_counts_with_the_time_waited(store: MemoryStore) -> None:
-    probe = FreshnessProbe(store)
-    probe.sent("ann", 3)
-    cover(store, 2)
-
-    [seconds] = probe.finish(0.2)
-
-    assert seconds >= 0.2
+    assert seconds > 0.1
 
 
 def test_an_event_of_an_unknown_user_is_waited_for(store: MemoryStore) -> None:
     probe = FreshnessProbe(store)
     probe.sent("nobody", 1)
 
-    [seconds] = probe.finish(0.1)
+    [seconds] = probe.finish(0.1).rankings
 
     assert seconds >= 0.1
 
 
 def test_without_events_there_is_nothing_to_wait_for(store: MemoryStore) -> None:
-    assert FreshnessProbe(store).finish(ENOUGH_S) == []
+    assert FreshnessProbe(store).finish(ENOUGH_S) == ([], [])
 
 
 def test_a_store_that_goes_away_is_told_and_not_measured(store: MemoryStore) -> None:

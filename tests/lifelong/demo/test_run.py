@@ -29,6 +29,8 @@ KEYS = {
     "events_per_second",
     "freshness_p50_s",
     "freshness_p99_s",
+    "clustered_p50_s",
+    "clustered_p99_s",
     "requests",
     "rank_p50_ms_100",
     "rank_p99_ms_100",

@@ -13,6 +13,7 @@ from aiokafka.partitioner import murmur2 as aiokafka_murmur2
 
 from infra.behaviors import Source, category_key, item_key, partition_owner
 from infra.errors import SourceError, StoreFull, StoreUnavailable
+from infra.records import SEGMENT
 from infra.store import Append, Appended, Store
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
@@ -139,8 +140,8 @@ def test_a_store_that_is_away_for_a_moment_is_waited_for(path: Path) -> None:
     assert backfill(path, cast("Store", store), "behaviors", 4).applied == 300
 
 
-def test_users_are_due_under_the_partition_of_their_events(store: Store, path: Path) -> None:
-    backfill(path, store, "behaviors", 4)
+def test_users_are_due_under_the_partition_of_their_events(store: Store, tmp_path: Path) -> None:
+    backfill(write(tmp_path / "e.jsonl", 13 * SEGMENT, users=13), store, "behaviors", 4)
     for number in range(4):
         due = {d.user for d in store.due(partition_owner("behaviors", number), 100)}
         assert due == {

@@ -145,8 +145,8 @@ def test_two_prefixes_share_a_namespace() -> None:
 def test_opening_makes_the_index_of_due_users() -> None:
     with AerospikeDouble() as server:
         store = AerospikeStore.open(f"aerospike://127.0.0.1:{server.port}/test")
-        store.append(SOURCE, [append("ann", 0)], now_ms=5)
-        assert store.due(SOURCE.owner, 9) == [("ann", 5, 1)]
+        store.append(SOURCE, [append("ann", 0, 64)], now_ms=5)
+        assert store.due(SOURCE.owner, 9) == [("ann", 5, 64)]
         store.close()
 
 
@@ -344,13 +344,13 @@ def test_a_crash_before_the_head_is_trimmed_loses_nothing(
 def test_a_crash_before_a_user_is_clean_leaves_them_due(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=7)
+    store.append(SOURCE, [append("ann", 0, 64)], now_ms=7)
     double.fault = refuse_writes(8, "sequence")
     with pytest.raises(StoreFull):
         store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 8)
     double.fault = None
     assert interests_of(store, "ann") == b"state"
-    assert store.due(SOURCE.owner, 9) == [("ann", 7, 1)]
+    assert store.due(SOURCE.owner, 9) == [("ann", 7, 64)]
 
 
 # Others at work
@@ -412,9 +412,9 @@ def test_a_stale_worker_cannot_put_a_segment_back(
 def test_newer_interests_that_came_in_between_stay(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    store.append(SOURCE, [append("ann", 0, 64)], now_ms=1)
     old = version_of(store, "ann")
-    store.append(SOURCE, [append("ann", 1)], now_ms=2)
+    store.append(SOURCE, [append("ann", 64, 64)], now_ms=2)
     new = version_of(store, "ann")
     double.fault = before(
         lambda: rival.put_interests([InterestWrite("ann", new, b"new")], 3), "interest"
@@ -427,10 +427,11 @@ def test_newer_interests_that_came_in_between_stay(
 def test_an_append_while_a_user_is_cleaned_keeps_them_due(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=1)
-    double.fault = before(lambda: rival.append(SOURCE, [append("ann", 1)], now_ms=2), "sequence")
+    store.append(SOURCE, [append("ann", 0, 64)], now_ms=1)
+    more = append("ann", 64, 64)
+    double.fault = before(lambda: rival.append(SOURCE, [more], now_ms=2), "sequence")
     store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 3)
-    assert store.due(SOURCE.owner, 9) == [("ann", 3, 1)]
+    assert store.due(SOURCE.owner, 9) == [("ann", 3, 64)]
 
 
 def test_a_read_while_segments_move_on_is_made_again(
@@ -462,14 +463,14 @@ def test_a_user_written_by_others_all_the_time_is_unavailable(
 
 def test_the_longest_due_of_many_come_first(store: AerospikeStore) -> None:
     for second in range(60, 0, -1):
-        users = [append(f"{second}-{i}", 0) for i in range(50)]
+        users = [append(f"{second}-{i}", 0, 64) for i in range(50)]
         store.append(SOURCE, users, now_ms=second * 1000 + 7)
     found = store.due(SOURCE.owner, 120)
     assert [user.since for user in found] == [1007] * 50 + [2007] * 50 + [3007] * 20
 
 
 def test_all_due_users_are_found_where_that_many_are_asked_for(store: AerospikeStore) -> None:
-    store.append(SOURCE, [append(str(i), 0) for i in range(3000)], now_ms=1)
+    store.append(SOURCE, [append(str(i), 0, 64) for i in range(3000)], now_ms=1)
     assert len(store.due(SOURCE.owner, 5000)) == 3000
 
 
@@ -481,8 +482,8 @@ def test_one_user_s_backfill_fits_though_no_record_holds_it(store: AerospikeStor
 
 
 def test_ids_that_differ_after_a_nul_are_two_users(store: AerospikeStore) -> None:
-    store.append(SOURCE, [append("a\0b", 0), append("a\0c", 1)], now_ms=1)
-    assert (times(store, "a\0b"), times(store, "a\0c")) == ([0], [1])
+    store.append(SOURCE, [append("a\0b", 0, 64), append("a\0c", 1, 64)], now_ms=1)
+    assert (times(store, "a\0b")[0], times(store, "a\0c")[0]) == (0, 1)
     assert store.users("", 9) == ["a\0b", "a\0c"]
     assert [user.user for user in store.due(SOURCE.owner, 9)] == ["a\0b", "a\0c"]
 
@@ -519,7 +520,7 @@ def test_the_server_forgets_a_user_without_events(
 def test_clustering_does_not_prolong_a_user_s_life(
     mortal: AerospikeStore, double: AerospikeDouble, clock: Clock
 ) -> None:
-    mortal.append(SOURCE, [append("ann", 0)], now_ms=clock())
+    mortal.append(SOURCE, [append("ann", 0, 64)], now_ms=clock())
     clock.advance(60)
     mortal.put_interests([InterestWrite("ann", version_of(mortal, "ann"), b"state")], clock())
     mortal.mark_due(OTHER.owner, ["ann"], clock())
