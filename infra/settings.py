@@ -177,6 +177,9 @@ class BundleSettings(Section):
 
     path: Path | None = None
     """Directory of the bundle; none: the one that comes with Lifelong."""
+    version: Annotated[str, Field(pattern=r"^[0-9a-f]{8,32}$")] | None = None
+    """Version that the bundle must be, or at least 8 digits from its beginning, as `lifelong check`
+    shows it; none: any."""
 
 
 class WorkerSettings(Section):

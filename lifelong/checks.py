@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
+from extractor.systems import load_system
 from infra.errors import BrokerError, LifelongError
 from infra.kafka.admin import ping, topic_partitions
 from infra.settings import Settings
 from infra.stores import open_store
-from models.bundle import Bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,7 @@ def _check_store(settings: Settings) -> str:
 
 
 def _check_bundle(settings: Settings) -> str:
-    assert settings.bundle.path is not None
-    bundle = Bundle.load(settings.bundle.path)
+    bundle, _ = load_system(settings)
     return (
         f"{bundle.manifest.name} {bundle.version[:8]}: {bundle.manifest.n_items} items,"
         f" checksums and {len(bundle.golden)} golden requests agree"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from extractor.state import digest_of
 from extractor.system import System
-from extractor.systems import open_system
+from extractor.systems import load_system
 from infra.behaviors import ACTIONS
 from infra.errors import SettingsError
 from infra.settings import Settings
@@ -31,14 +31,13 @@ def run_inspect(settings: Settings, user: str | None, last: int, *, quiet: bool)
         SettingsError: the store has no such user.
         BundleError, StoreError: the bundle or the store cannot be read.
     """
-    assert settings.bundle.path is not None
-    bundle = Bundle.load(settings.bundle.path)
+    bundle, system = load_system(settings)
     store = open_store(settings.store)
     try:
         if user is None:
             report = _describe_all(bundle, store)
         else:
-            report = _describe_user(bundle, open_system(bundle), store, settings, user, last)
+            report = _describe_user(bundle, system, store, settings, user, last)
     finally:
         store.close()
     if not quiet:

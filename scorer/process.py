@@ -19,15 +19,14 @@ from typing import Final
 
 import uvicorn
 
-from extractor.systems import open_system
-from infra.errors import BundleMissing, StoreUnavailable
+from extractor.systems import load_system
+from infra.errors import StoreUnavailable
 from infra.metrics import ScorerMetrics, new_registry
 from infra.processes import orphaned
 from infra.settings import Settings
 from infra.store import Store
 from infra.stores import open_store
 from infra.telemetry import get_logger
-from models.bundle import Bundle
 from scorer.http.app import create_app
 from scorer.listener import BACKLOG
 from scorer.ranking import Ranker
@@ -86,11 +85,9 @@ class ScorerProcess:
         Raises:
             LifelongError: see `run_scorer`.
         """
-        if self._settings.bundle.path is None:
-            raise BundleMissing("bundle.path is not set; name the directory of a model bundle")
-        bundle = Bundle.load(self._settings.bundle.path)
+        bundle, system = load_system(self._settings)
         store = self._store = self._opened_store()
-        ranker = Ranker(store, bundle, open_system(bundle), self._metrics)
+        ranker = Ranker(store, bundle, system, self._metrics)
         self._metrics.use_bundle(bundle.version)
         self._service.serve(ranker, lambda: store.get_position("scorer"))
         log.info(

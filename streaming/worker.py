@@ -19,7 +19,6 @@ import mode.loop
 from infra.behaviors import partition_owner
 from infra.errors import (
     BrokerError,
-    BundleMissing,
     StoreFull,
     StoreUnavailable,
     typed_line,
@@ -237,14 +236,10 @@ async def _serve(settings: Settings) -> None:
 
 def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
     # Numerical libraries are slow to import; health answers meanwhile.
-    from extractor.systems import open_system
-    from models.bundle import Bundle
+    from extractor.systems import load_system
 
-    if settings.bundle.path is None:
-        raise BundleMissing("bundle.path is not set: name a bundle's directory")
-    bundle = Bundle.load(settings.bundle.path)
+    bundle, system = load_system(settings)
     metrics.use_bundle(bundle.version)
-    system = open_system(bundle)
     system.warm()
     return system
 

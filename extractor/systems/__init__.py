@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from infra.errors import BundleIncompatible, hint
+from infra.errors import BundleIncompatible, BundleMissing, SettingsError, hint
 
 if TYPE_CHECKING:
     from extractor.system import System
+    from infra.settings import Settings
     from models.bundle import Bundle
 
 SYSTEMS = ("encode",)
 """Names of systems as manifests have them."""
+
+
+def load_system(settings: Settings) -> tuple[Bundle, System]:
+    """The bundle that the settings name, and its system; neither is warm yet.
+
+    Raises:
+        BundleError: there is none, or it cannot be used.
+        SettingsError: the store keeps fewer behaviors than the bundle's states are made of.
+    """
+    from models.bundle import Bundle
+
+    if settings.bundle.path is None:
+        raise BundleMissing("bundle.path is not set; name the directory of a model bundle")
+    bundle = Bundle.load(settings.bundle.path, pinned=settings.bundle.version)
+    if settings.store.length < bundle.manifest.L:
+        raise SettingsError(
+            f"store.length = {settings.store.length} is less than the {bundle.manifest.L} behaviors"
+            f" (L) that the bundle {bundle.manifest.name} was trained on; raise it, or take another"
+            " bundle"
+        )
+    return bundle, open_system(bundle)
 
 
 def open_system(bundle: Bundle) -> System:

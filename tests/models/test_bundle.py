@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,9 +25,11 @@ from models.bundle import (
     SCORER,
     SCORER_INPUTS,
     Bundle,
+    Manifest,
     check_golden,
     verify,
 )
+from models.bundle.manifest import sealed
 from tests.bundles import tiny_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,9 +45,15 @@ def path(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "bundle"))
 
 
-def edit_manifest(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+def edit_manifest(
+    path: Path, change: Callable[[dict[str, object]], object], *, seal: bool = True
+) -> None:
+    """Change a manifest, its checksum too, where that is not what is tried."""
     manifest = json.loads((path / MANIFEST).read_text())
     change(manifest)
+    if seal:
+        with contextlib.suppress(msgspec.ValidationError):
+            manifest["checksum"] = sealed(msgspec.convert(manifest, Manifest)).checksum
     (path / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -141,7 +150,7 @@ def test_a_manifest_that_is_none_is_refused_by_name(path: Path, content: bytes) 
     refused(path, BundleError, MANIFEST)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_is_incompatible(path: Path, version: object) -> None:
     edit_manifest(path, lambda manifest: manifest.update(format=version))
     refused(path, BundleIncompatible, MANIFEST, "format")
@@ -267,6 +276,27 @@ def test_a_failed_write_leaves_the_old_directory(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("scale", 3.0), ("K", 3), ("L", 65), ("T", 1), ("metrics", {"auc": 0.99})]
+)
+def test_a_manifest_that_somebody_changed_is_noticed(path: Path, name: str, value: object) -> None:
+    edit_manifest(path, lambda manifest: manifest.update({name: value}), seal=False)
+    refused(path, BundleCorrupt, MANIFEST, "checksum")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "two words", "line\nbreak", "a" * 101])
+def test_a_name_that_no_path_bears_is_refused(path: Path, name: str) -> None:
+    edit_manifest(path, lambda manifest: manifest.update({"name": name}))
+    refused(path, BundleIncompatible, "letters, digits")
+
+
+def test_a_bundle_may_be_pinned_by_the_beginning_of_its_version(path: Path) -> None:
+    version = Bundle.load(path).version
+    assert Bundle.load(path, pinned=version[:8]).version == version
+    with pytest.raises(BundleIncompatible, match=f"is version {version}, bundle.version asks"):
+        Bundle.load(path, pinned="0123456789abcdef")
+
+
 def test_the_shipped_bundle_is_whole() -> None:
     bundle = Bundle.load(REPOSITORY / "lifelong" / "data" / "bundle")
     metrics = bundle.manifest.metrics
@@ -277,7 +307,7 @@ def test_the_shipped_bundle_is_whole() -> None:
 
 def test_the_documented_files_are_the_written_ones(path: Path) -> None:
     assert {entry.name for entry in path.iterdir()} == {MANIFEST, *FILES}
-    assert bundles.FORMAT == 1
+    assert int(bundles.FORMAT) == 2
 
 
 def test_the_runtime_leaves_nothing_behind(path: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -12,7 +11,6 @@ from extractor.systems import open_system
 from extractor.systems.encode import Extractor, interests_of
 from infra.arrays import F32
 from infra.behaviors import item_key
-from infra.errors import BundleIncompatible
 from infra.store import Version
 from models.bundle import Bundle, StateTensor
 from tests.bundles import tiny_bundle
@@ -214,9 +212,3 @@ def test_an_interest_is_described_by_the_items_nearest_to_its_center(bundle: Bun
     first, second = system.describe(system.extract(sequence), sequence, most=5)
     assert (first.share, second.share) == (0.9, 0.1)
     assert [bundle.item_ids[row] for row in (*first.rows, *second.rows)] == ["item-3", "item-8"]
-
-
-def test_a_bundle_of_another_system_is_refused_by_name(bundle: Bundle) -> None:
-    manifest = msgspec.structs.replace(bundle.manifest, system="encod")
-    with pytest.raises(BundleIncompatible, match="'encod', which is not served; did you mean enc"):
-        open_system(replace(bundle, manifest=manifest))

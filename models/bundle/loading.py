@@ -1,56 +1,51 @@
-"""The model bundle: one directory that holds all that serving needs of a trained model.
-
-    manifest.json        what it is: system, dimensions, training, metrics, sha256 of every file
-    vocabulary.msgpack   item ids, titles and popularity, in the order of the embeddings' rows
-    embeddings.npy       f32[n + 1, d], row 0 for items unknown to the bundle
-    projection.onnx      embeddings[n, d] -> what the method computes of each item by itself:
-                         ENCODE's projected[n, m] (Eq. 4), SDIM's hash signatures; if any
-    scorer.onnx          one user's state and B candidates -> ctr[B]
-    tables.npz           embeddings of user attributes and behavior features, if any
-    golden.msgpack       requests with the CTRs that the trained network gave them
-
-Bundles of all methods look alike, and `verify` checks any; `Bundle` reads those that the services
-serve, ENCODE's. This module needs no torch: it is the one that the services import.
-"""
+"""A bundle read, checked and ready to look items up; and how one is written."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from infra.arrays import F32, F64, I32, U64, Array
+from infra.arrays import F32, I32, U64
 from infra.behaviors import item_key
-from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
+from infra.errors import BundleCorrupt, BundleIncompatible, one_line
 from infra.files import write_directory
 from models.features import CROSS_FEATURES, USER_FEATURES
 
 if TYPE_CHECKING:
     import onnxruntime
 
-FORMAT: Final = 1
-"""Version of the directory's format. Raised when an older reader would misread it."""
-
-MANIFEST: Final = "manifest.json"
-VOCABULARY: Final = "vocabulary.msgpack"
-EMBEDDINGS: Final = "embeddings.npy"
-PROJECTION: Final = "projection.onnx"
-SCORER: Final = "scorer.onnx"
-GOLDEN: Final = "golden.msgpack"
-TABLES: Final = "tables.npz"
-SERVED: Final = "encode"
-"""The system that the services serve."""
-
-FILES: Final = (VOCABULARY, EMBEDDINGS, PROJECTION, SCORER, GOLDEN)
-"""Files of a bundle that is served; one of another method may have no projection."""
+from models.bundle.golden import (
+    GoldenChecks,
+    GoldenRequest,
+    cannot_be_run,
+    check_golden,
+    make_session,
+)
+from models.bundle.manifest import (
+    EMBEDDINGS,
+    FILES,
+    GOLDEN,
+    MANIFEST,
+    PROJECTION,
+    SCORER,
+    SERVED,
+    TABLES,
+    VOCABULARY,
+    FileEntry,
+    Manifest,
+    check_name,
+    decode_manifest,
+    read_manifest,
+    sealed,
+)
 
 SCORER_INPUTS: Final = (
     "interests",
@@ -67,79 +62,6 @@ and M' are at least 1; rows of mask 0 are ignored, and their content with them a
 finite.
 """
 
-GOLDEN_TOLERANCE: Final = 1e-4
-"""Largest difference from a golden CTR: wide enough for another processor's arithmetic, far too
-narrow for a wrong model."""
-
-
-class FileEntry(msgspec.Struct, frozen=True):
-    """What a file of the bundle must be."""
-
-    sha256: str
-    size: int
-    """Size in bytes."""
-
-
-class StateTensor(msgspec.Struct, frozen=True):
-    """A tensor of a user's long-term state."""
-
-    dtype: str
-    """Element type, as numpy names it: float32, float16, uint32, int64."""
-    shape: tuple[int | str, ...]
-    """-1, or the axis's name, where it depends on the user's behaviors."""
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """manifest.json. Letters are the papers': L behaviors, K clusters, M recent behaviors."""
-
-    format: int = FORMAT
-    system: str = SERVED
-    """The method: the tag of its configuration."""
-    name: str
-    n_items: int
-    """Items of the vocabulary, the unknown one (row 0) not counted."""
-    d: int
-    """Width of an embedding."""
-    m: int = 0
-    """ENCODE: width of a projected embedding."""
-    K: int = 0
-    """ENCODE: clusters, hence interests, of a user."""
-    L: int
-    """Behaviors that the offline stage sees, at most."""
-    M: int
-    """Recent behaviors that are attended to one by one, at most."""
-    u: int
-    """User features (`models.features.USER_FEATURES`)."""
-    c: int
-    """Cross features (`models.features.CROSS_FEATURES`)."""
-    T: int = 0
-    """ENCODE: iterations of k-means, at most."""
-    beta: float = 0.0
-    """ENCODE: scaling factor of Eq. 9."""
-    beta_mode: str = ""
-    """ENCODE: whether beta divides the cosine (the paper), multiplies it or is learned."""
-    scale: float = 0.0
-    """ENCODE: what the cosine is multiplied with in Eqs. 8 and 10, whichever way it came about."""
-    long_term: dict[str, Any] = {}
-    """Settings of the method."""
-    state: dict[str, StateTensor] = {}
-    """What scorer.onnx is fed of a user's long-term state."""
-    stored: dict[str, StateTensor] = {}
-    """What a service stores of a user besides what all systems store; axes that depend on the
-    user have names (`extractor.state.Layout`)."""
-    schema: dict[str, Any] = {}
-    """What the network sees (`models.data.schema.Schema`)."""
-    user_features: tuple[str, ...] = USER_FEATURES
-    cross_features: tuple[str, ...] = CROSS_FEATURES
-    seed: int = 0
-    training: dict[str, Any] = {}
-    """The settings it was trained with."""
-    data: dict[str, Any] = {}
-    """What it was trained on."""
-    metrics: dict[str, float] = {}
-    """What the evaluation on held-out training data gave."""
-    files: dict[str, FileEntry] = {}
-
 
 class Vocabulary(msgspec.Struct, frozen=True):
     """vocabulary.msgpack: one entry an item, row 0 ("") for unknown ones."""
@@ -147,66 +69,6 @@ class Vocabulary(msgspec.Struct, frozen=True):
     item_ids: list[str]
     titles: list[str]
     popularity: list[float]
-
-
-class Tensor(msgspec.Struct, frozen=True, array_like=True):
-    """An array in a msgpack file."""
-
-    shape: tuple[int, ...]
-    data: bytes
-    """Little-endian, row by row."""
-    dtype: Literal["<f4", "<i8"] = "<f4"
-
-    @classmethod
-    def of(cls, array: Array) -> Tensor:
-        dtype: Literal["<f4", "<i8"] = "<i8" if array.dtype.kind == "i" else "<f4"
-        return cls(array.shape, np.ascontiguousarray(array, dtype).tobytes(), dtype)
-
-    def array(self) -> Array:
-        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
-
-
-class GoldenRequest(msgspec.Struct, frozen=True):
-    """A request, as the scorer's inputs, and the CTRs that the trained network gave."""
-
-    name: str
-    inputs: dict[str, Tensor]
-    ctr: Tensor
-
-    def feed(self) -> dict[str, Array]:
-        """The request as inputs of scorer.onnx."""
-        return {name: tensor.array() for name, tensor in self.inputs.items()}
-
-
-def make_session(model: bytes) -> onnxruntime.InferenceSession:
-    """A session of onnxruntime on one core, which does not spin while it waits.
-
-    A service runs a process per core; spinning threads would steal the neighbor's.
-    """
-    # Once loaded, onnxruntime tells its maker of each session, and leaves a file in the temporary
-    # directory. Its own function to disable that comes too late: the first message is under way
-    # by then. So this is the one place that loads it.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-@dataclass(frozen=True)
-class GoldenChecks:
-    """How a scorer.onnx does on the golden requests of its bundle."""
-
-    requests: int
-    """Golden requests repeated."""
-    max_difference: float
-    """Largest difference from their CTRs."""
 
 
 class Verified(NamedTuple):
@@ -228,57 +90,15 @@ def verify(path: Path | str) -> Verified:
             others.
     """
     path = Path(path)
-    manifest = _decode_manifest(path, _read_manifest(path))
+    manifest = decode_manifest(path, read_manifest(path))
     names = {VOCABULARY, EMBEDDINGS, SCORER, GOLDEN} | manifest.files.keys()
     content = {name: _read_file(path, name, manifest, verify=True) for name in sorted(names)}
     golden = _decode(path, GOLDEN, content[GOLDEN], list[GoldenRequest])
     try:
         session = make_session(content[SCORER])
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
-        raise _cannot_be_run(path / SCORER, error) from error
+        raise cannot_be_run(path / SCORER, error) from error
     return Verified(manifest, check_golden(path / SCORER, session, golden))
-
-
-def check_golden(
-    file: Path, session: onnxruntime.InferenceSession, golden: Sequence[GoldenRequest]
-) -> GoldenChecks:
-    """Repeat golden requests on a session of the scorer.onnx at ``file``.
-
-    Raises:
-        BundleIncompatible: a request cannot be run, or a CTR differs by more than GOLDEN_TOLERANCE.
-    """
-    try:
-        differences = golden_differences(session, golden)
-    except Exception as error:  # onnxruntime raises its own and plain exceptions alike
-        raise _cannot_be_run(file, error) from error
-    for request, difference in zip(golden, differences, strict=True):
-        if not difference <= GOLDEN_TOLERANCE:  # not a number is no agreement
-            raise BundleIncompatible(
-                f"{file} differs by {difference:.2g} from {GOLDEN} ({request.name}); "
-                "export the bundle again"
-            )
-    return GoldenChecks(len(golden), float(differences.max(initial=0.0)))
-
-
-def golden_differences(
-    session: onnxruntime.InferenceSession, golden: Sequence[GoldenRequest]
-) -> F64:
-    """Differences of a scorer.onnx from the CTRs of golden requests.
-
-    Returns:
-        f64[G]: the largest difference from each request's CTRs; infinite where their number is
-        another one, and not a number where a CTR is none.
-    """
-    # A method that reads nothing of an input leaves it out of its graph.
-    inputs = {node.name for node in session.get_inputs()}
-    differences = np.full(len(golden), np.inf)
-    for at, request in enumerate(golden):
-        feed = {name: values for name, values in request.feed().items() if name in inputs}
-        (ctrs,) = session.run(None, feed)
-        expected = request.ctr.array()
-        if ctrs.shape == expected.shape:
-            differences[at] = np.abs(ctrs - expected).max(initial=0.0)
-    return differences
 
 
 @dataclass(frozen=True)
@@ -304,13 +124,14 @@ class Bundle:
     golden: list[GoldenRequest]
 
     @classmethod
-    def load(cls, path: Path | str, verify: bool = True) -> Bundle:
+    def load(cls, path: Path | str, verify: bool = True, *, pinned: str | None = None) -> Bundle:
         """Read a bundle, check it, and project its item table.
 
         Args:
             path: the bundle's directory.
             verify: also hash every file and repeat the golden requests, as `verify` does. Only to
                 be turned off for a directory that this machine has just verified.
+            pinned: the version (`Bundle.version`) that it must be, or the beginning of it.
 
         Raises:
             BundleMissing: there is no bundle at ``path``.
@@ -318,8 +139,14 @@ class Bundle:
             BundleIncompatible: format, features or shapes are not those of this version.
         """
         path = Path(path)
-        raw = _read_manifest(path)
-        manifest = _decode_manifest(path, raw)
+        raw = read_manifest(path)
+        manifest = decode_manifest(path, raw)
+        digest = hashlib.sha256(raw).digest()[:16]
+        if pinned is not None and not digest.hex().startswith(pinned):
+            raise BundleIncompatible(
+                f"{path} is version {digest.hex()}, bundle.version asks for {pinned}; correct one"
+                " of the two"
+            )
         _check_served(path / MANIFEST, manifest)
         content = {name: _read_file(path, name, manifest, verify) for name in FILES}
         vocabulary = _decode(path, VOCABULARY, content[VOCABULARY], Vocabulary)
@@ -328,7 +155,7 @@ class Bundle:
         bundle = cls(
             path=path,
             manifest=manifest,
-            digest=hashlib.sha256(raw).digest()[:16],
+            digest=digest,
             item_ids=vocabulary.item_ids,
             titles=vocabulary.titles,
             popularity=_frozen(np.array(vocabulary.popularity, np.float32)),
@@ -382,7 +209,7 @@ class Bundle:
             for request in self.golden:
                 session.run(None, request.feed())
         except Exception as error:  # onnxruntime raises its own and plain exceptions alike
-            raise _cannot_be_run(self.path / SCORER, error) from error
+            raise cannot_be_run(self.path / SCORER, error) from error
         return session
 
 
@@ -425,43 +252,11 @@ def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
     entries = {
         name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()
     }
-    manifest = msgspec.structs.replace(contents.manifest, files=entries)
+    manifest = sealed(msgspec.structs.replace(contents.manifest, files=entries))
+    check_name(path / MANIFEST, manifest.name)
     encoded = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2)
     write_directory(path, {**files, MANIFEST: encoded + b"\n"})
     return manifest
-
-
-def _read_manifest(path: Path) -> bytes:
-    try:
-        return (path / MANIFEST).read_bytes()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise BundleMissing(f"{path / MANIFEST} cannot be read: {one_line(error)}") from error
-    if path.is_dir() and any(path.iterdir()):
-        raise BundleCorrupt(f"{path / MANIFEST} is absent; export the bundle again")
-    raise BundleMissing(
-        f"there is no bundle at {path}; make one with `lifelong train` and `lifelong export`, "
-        "or correct bundle.path"
-    )
-
-
-def _decode_manifest(path: Path, raw: bytes) -> Manifest:
-    """The manifest, its format looked at first: one of another need not look like ours."""
-    file = path / MANIFEST
-    try:
-        head = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
-        raise BundleCorrupt(f"{file} is not JSON: {one_line(error)}; export again") from error
-    found = head.get("format") if isinstance(head, dict) else None
-    if found != FORMAT:
-        raise BundleIncompatible(
-            f"{file} has format {found!r}, this version reads {FORMAT}; export the bundle again"
-        )
-    try:
-        return msgspec.convert(head, Manifest)
-    except msgspec.ValidationError as error:
-        raise BundleCorrupt(f"{file} is not a manifest: {one_line(error)}; export again") from error
 
 
 def _check_served(file: Path, manifest: Manifest) -> None:
@@ -567,17 +362,13 @@ def _project(path: Path, model: bytes, embeddings: F32, m: int) -> F32:
     try:
         (projected,) = make_session(model).run(None, {"embeddings": embeddings})
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
-        raise _cannot_be_run(path / PROJECTION, error) from error
+        raise cannot_be_run(path / PROJECTION, error) from error
     if projected.shape != (len(embeddings), m):
         raise BundleIncompatible(
             f"{path / PROJECTION} gives shape {projected.shape}, "
             f"{MANIFEST} says {(len(embeddings), m)}; export the bundle again"
         )
     return np.ascontiguousarray(projected, np.float32)
-
-
-def _cannot_be_run(file: Path, error: Exception) -> BundleIncompatible:
-    return BundleIncompatible(f"{file} cannot be run: {one_line(error)}; export the bundle again")
 
 
 def _frozen(array: F32) -> F32:

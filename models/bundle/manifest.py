@@ -1,0 +1,180 @@
+"""manifest.json: what a bundle is, with the checksums of every file and of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
+from models.features import CROSS_FEATURES, USER_FEATURES
+
+if TYPE_CHECKING:
+    pass
+
+FORMAT: Final = 2
+"""Version of the directory's format. Raised when an older reader would misread it."""
+
+MANIFEST: Final = "manifest.json"
+
+VOCABULARY: Final = "vocabulary.msgpack"
+
+EMBEDDINGS: Final = "embeddings.npy"
+
+PROJECTION: Final = "projection.onnx"
+
+SCORER: Final = "scorer.onnx"
+
+GOLDEN: Final = "golden.msgpack"
+
+TABLES: Final = "tables.npz"
+
+SERVED: Final = "encode"
+"""The system that the services serve."""
+
+FILES: Final = (VOCABULARY, EMBEDDINGS, PROJECTION, SCORER, GOLDEN)
+"""Files of a bundle that is served; one of another method may have no projection."""
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a bundle may be called: it becomes part of paths, of URLs and of log lines."""
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """What a file of the bundle must be."""
+
+    sha256: str
+    size: int
+    """Size in bytes."""
+
+
+class StateTensor(msgspec.Struct, frozen=True):
+    """A tensor of a user's long-term state."""
+
+    dtype: str
+    """Element type, as numpy names it: float32, float16, uint32, int64."""
+    shape: tuple[int | str, ...]
+    """-1, or the axis's name, where it depends on the user's behaviors."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """manifest.json. Letters are the papers': L behaviors, K clusters, M recent behaviors."""
+
+    format: int = FORMAT
+    system: str = SERVED
+    """The method: the tag of its configuration."""
+    name: str
+    n_items: int
+    """Items of the vocabulary, the unknown one (row 0) not counted."""
+    d: int
+    """Width of an embedding."""
+    m: int = 0
+    """ENCODE: width of a projected embedding."""
+    K: int = 0
+    """ENCODE: clusters, hence interests, of a user."""
+    L: int
+    """Behaviors that the offline stage sees, at most."""
+    M: int
+    """Recent behaviors that are attended to one by one, at most."""
+    u: int
+    """User features (`models.features.USER_FEATURES`)."""
+    c: int
+    """Cross features (`models.features.CROSS_FEATURES`)."""
+    T: int = 0
+    """ENCODE: iterations of k-means, at most."""
+    beta: float = 0.0
+    """ENCODE: scaling factor of Eq. 9."""
+    beta_mode: str = ""
+    """ENCODE: whether beta divides the cosine (the paper), multiplies it or is learned."""
+    scale: float = 0.0
+    """ENCODE: what the cosine is multiplied with in Eqs. 8 and 10, whichever way it came about."""
+    long_term: dict[str, Any] = {}
+    """Settings of the method."""
+    state: dict[str, StateTensor] = {}
+    """What scorer.onnx is fed of a user's long-term state."""
+    stored: dict[str, StateTensor] = {}
+    """What a service stores of a user besides what all systems store; axes that depend on the
+    user have names (`extractor.state.Layout`)."""
+    schema: dict[str, Any] = {}
+    """What the network sees (`models.data.schema.Schema`)."""
+    user_features: tuple[str, ...] = USER_FEATURES
+    cross_features: tuple[str, ...] = CROSS_FEATURES
+    seed: int = 0
+    training: dict[str, Any] = {}
+    """The settings it was trained with."""
+    data: dict[str, Any] = {}
+    """What it was trained on."""
+    metrics: dict[str, float] = {}
+    """What the evaluation on held-out training data gave."""
+    files: dict[str, FileEntry] = {}
+    checksum: str = ""
+    """sha256 of all the rest: a scale or an L that somebody changed is noticed."""
+
+
+def read_manifest(path: Path) -> bytes:
+    """The bytes of a bundle's manifest.
+
+    Raises:
+        BundleMissing: there is no bundle at ``path``, or it cannot be read.
+        BundleCorrupt: there are other files, but no manifest.
+    """
+    try:
+        return (path / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise BundleMissing(f"{path / MANIFEST} cannot be read: {one_line(error)}") from error
+    if path.is_dir() and any(path.iterdir()):
+        raise BundleCorrupt(f"{path / MANIFEST} is absent; export the bundle again")
+    raise BundleMissing(
+        f"there is no bundle at {path}; make one with `lifelong train` and `lifelong export`, "
+        "or correct bundle.path"
+    )
+
+
+def decode_manifest(path: Path, raw: bytes) -> Manifest:
+    """The manifest, its format looked at first: one of another need not look like ours.
+
+    Raises:
+        BundleCorrupt: it is no manifest, or does not match its own checksum.
+        BundleIncompatible: its format or its name is none of this version.
+    """
+    file = path / MANIFEST
+    try:
+        head = msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise BundleCorrupt(f"{file} is not JSON: {one_line(error)}; export again") from error
+    found = head.get("format") if isinstance(head, dict) else None
+    if found != FORMAT:
+        raise BundleIncompatible(
+            f"{file} has format {found!r}, this version reads {FORMAT}; export the bundle again"
+        )
+    try:
+        manifest = msgspec.convert(head, Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleCorrupt(f"{file} is not a manifest: {one_line(error)}; export again") from error
+    if manifest != sealed(manifest):
+        raise BundleCorrupt(
+            f"{file} does not match its own checksum: somebody changed it; export or copy the "
+            "bundle again"
+        )
+    check_name(file, manifest.name)
+    return manifest
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """The manifest with its checksum."""
+    bare = msgspec.structs.replace(manifest, checksum="")
+    encoded = msgspec.json.encode(bare, order="deterministic")
+    return msgspec.structs.replace(bare, checksum=hashlib.sha256(encoded).hexdigest())
+
+
+def check_name(file: Path, name: str) -> None:
+    """Refuse a bundle's name that a path, a URL or a log line does not bear (`NAME`)."""
+    if not NAME.fullmatch(name):
+        raise BundleIncompatible(
+            f"{file}: the name {name[:64]!r} may have letters, digits, dots, dashes and "
+            "underscores, 100 at most; give the training run another and export it"
+        )

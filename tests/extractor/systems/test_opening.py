@@ -1,0 +1,56 @@
+"""Settings to a bundle and its system."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from extractor.systems import load_system, open_system
+from extractor.systems.encode import EncodeSystem
+from infra.errors import BundleIncompatible, BundleMissing, SettingsError
+from infra.settings import Settings, load_settings
+from models.bundle import Bundle
+from tests.bundles import tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+def settings(path: Path, **changes: Any) -> Settings:
+    return load_settings({"bundle": {"path": str(path)}, **changes}, environ={})
+
+
+def test_the_manifest_says_which_system(path: Path) -> None:
+    bundle, system = load_system(settings(path))
+    assert isinstance(system, EncodeSystem)
+    assert system.digest == bundle.digest
+
+
+def test_a_bundle_of_another_system_is_refused_by_name(path: Path) -> None:
+    bundle = Bundle.load(path)
+    manifest = msgspec.structs.replace(bundle.manifest, system="encod")
+    with pytest.raises(BundleIncompatible, match="'encod', which is not served; did you mean enc"):
+        open_system(replace(bundle, manifest=manifest))
+
+
+def test_a_store_that_keeps_too_little_is_an_error_at_the_start(path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^store.length = 63 is less than the 64 .* tiny "):
+        load_system(settings(path, store={"length": 63}))
+    assert load_system(settings(path, store={"length": 64}))
+
+
+def test_another_version_than_the_pinned_one_is_refused(path: Path) -> None:
+    pinned = {"path": str(path), "version": "00000000"}
+    with pytest.raises(BundleIncompatible, match=r"bundle\.version asks for 00000000"):
+        load_system(load_settings({"bundle": pinned}, environ={}))
+
+
+def test_without_a_bundle_there_is_nothing_to_load() -> None:
+    with pytest.raises(BundleMissing, match=r"bundle\.path is not set"):
+        load_system(load_settings({}, environ={}))
