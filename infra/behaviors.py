@@ -49,9 +49,9 @@ def item_key(item_id: str) -> int:
     return xxhash.xxh3_64_intdigest(item_id.encode())
 
 
-def event_key(event_id: str) -> int:
-    """The 64-bit key by which a repeated event is recognised."""
-    return xxhash.xxh3_64_intdigest(event_id.encode())
+def event_key(event_id: str | None) -> int:
+    """The 64-bit key by which a repeated event is recognised; 0 means that it carried no id."""
+    return xxhash.xxh3_64_intdigest(event_id.encode()) or 1 if event_id else 0
 
 
 def category_key(category_id: str | None) -> int:

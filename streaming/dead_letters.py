@@ -1,7 +1,7 @@
 """The dead-letter topic: every event that was refused, with the reason, as it came.
 
 A message there has the original key and the original payload, byte for byte, and these headers:
-``reason`` (`streaming.events.decoder.Reason`), ``detail`` (one line for people), ``topic``,
+``reason`` (`streaming.events.rejects.Reason`), ``detail`` (one line for people), ``topic``,
 ``partition``, ``offset`` and ``timestamp`` (ms since epoch) of the original record. A payload or
 key that exceeds what the topic takes is cut; then ``original_size`` (or ``original_key_size``)
 holds its bytes.

@@ -21,7 +21,8 @@ from infra.settings import Settings
 from infra.store import Append, Appended, Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.dead_letters import DeadLetter, DeadLetters
-from streaming.events.decoder import Decoded, EventDecoder, Reason, Reject
+from streaming.events.decoder import Decoded, EventDecoder
+from streaming.events.rejects import Reason, Reject
 from streaming.transport import FetchedBatch
 
 log: Final = get_logger(__name__)
