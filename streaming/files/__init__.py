@@ -1,1 +1,5 @@
-"""Files of behavior events: read, sent to Kafka, or written straight into the store."""
+"""Files of events, to Kafka (`replay`) or to the store (`backfill`).
+
+`reader` opens a file, `formats` read its rows, and `columns` makes events of them by the rules of
+`streaming.events`.
+"""

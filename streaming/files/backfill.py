@@ -20,14 +20,14 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 
 from infra.behaviors import BEHAVIOR, Source, category_key, event_key, item_key, partition_owner
 from infra.errors import StoreUnavailable
 from infra.settings import EventSettings
 from infra.store import Append, Store, wall_clock_ms
 from infra.telemetry import get_logger
-from streaming.files.reader import Array, EventBatch, EventFile, OnBad
+from streaming.files.batches import Column, EventBatch, pc
+from streaming.files.reader import EventFile, OnBad
 
 CHUNK_ROWS: Final = 131_072
 """Rows applied together. Of a user with many events in a chunk the head is written once, so larger
@@ -43,7 +43,6 @@ resumed then."""
 RETRY_S: Final = 0.1
 RETRY_MAX_S: Final = 5.0
 
-pc: Final[Any] = pyarrow.compute
 T = TypeVar("T")
 log = get_logger(__name__)
 
@@ -186,12 +185,12 @@ def pack(batch: EventBatch) -> npt.NDArray[np.void]:
     return packed
 
 
-def partition_numbers(keys: Array, partitions: int) -> npt.NDArray[np.int32]:
+def partition_numbers(keys: Column, partitions: int) -> npt.NDArray[np.int32]:
     """i32[n]: the partition into which Kafka's default partitioner puts each key (string[n])."""
     return ((murmur2(keys) & 0x7FFFFFFF) % partitions).astype(np.int32)
 
 
-def murmur2(keys: Array) -> npt.NDArray[np.uint32]:
+def murmur2(keys: Column) -> npt.NDArray[np.uint32]:
     """u32[n]: Kafka's 32-bit murmur2 of each key (string[n], no nulls) in UTF-8.
 
     Same as ``org.apache.kafka.common.utils.Utils.murmur2``, four bytes of all keys at a time.
@@ -231,7 +230,7 @@ def murmur2(keys: Array) -> npt.NDArray[np.uint32]:
     return hashes
 
 
-def _hashed(column: Array, key: Callable[[Any], int], kind: Any) -> npt.NDArray[Any]:
+def _hashed(column: Column, key: Callable[[Any], int], kind: Any) -> npt.NDArray[Any]:
     encoded = pc.fill_null(column, "").dictionary_encode()
     keys = np.array([key(text) for text in encoded.dictionary.to_pylist()], kind)
     hashed: npt.NDArray[Any] = keys[encoded.indices.to_numpy()]
@@ -242,7 +241,7 @@ def _event_keys(batch: EventBatch, order: npt.NDArray[np.intp]) -> list[int]:
     if batch.event_ids is None:
         return [0] * len(batch)
     ids = batch.event_ids.take(pa.array(order)).to_pylist()
-    return [event_key(text) if text else 0 for text in ids]
+    return [event_key(text) for text in ids]
 
 
 def _patiently(stop: threading.Event, operation: Callable[[], T]) -> T:

@@ -24,7 +24,8 @@ from infra.behaviors import ACTIONS
 from infra.errors import BrokerError, SourceError, one_line
 from infra.files import replacing
 from infra.settings import EventSettings
-from streaming.files.reader import Array, EventBatch, EventFile, OnBad
+from streaming.files.batches import Column, EventBatch
+from streaming.files.reader import EventFile, OnBad
 
 READ_ROWS: Final = 8192
 READ_TEXT: Final = 1 << 20
@@ -385,7 +386,7 @@ def encode_batch(batch: EventBatch, identity: int) -> list[Message]:
     ]
 
 
-def _optional(column: Array | None, count: int) -> Sequence[str | None]:
+def _optional(column: Column | None, count: int) -> Sequence[str | None]:
     values: Sequence[str | None] = [None] * count if column is None else column.to_pylist()
     return values
 

@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 import json
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 from infra.behaviors import ACTIONS
 from infra.errors import SourceError
 from infra.settings import EventSettings
-from streaming.files.reader import EventBatch, EventFile, read_events
+from streaming.files.batches import EventBatch
+from streaming.files.reader import EventFile, read_events
 
 T0 = 1_600_000_000_000
 FORMATS = ["events.parquet", "events.csv", "events.jsonl", "events.csv.gz", "events.jsonl.gz"]
@@ -112,22 +114,18 @@ def test_batches_are_bounded_and_progress_reaches_the_end(
 
 
 def test_bad_rows_stop_reading_and_are_named(make: Callable[[Sequence[Row]], Path]) -> None:
-    path = make([row(0), row(1), row(2, user_id=None)])
-    with pytest.raises(SourceError, match=r"row 3: user_id is missing; correct the row"):
+    path = make([row(0), row(1), row(2, user_id="")])
+    with pytest.raises(SourceError, match=r"row 3: user_id is empty; correct the row"):
         list(read_events(path))
 
 
 def test_skipped_rows_are_counted_and_keep_their_numbers(
     make: Callable[[Sequence[Row]], Path],
 ) -> None:
-    path = make([row(0), row(1, user_id=None), row(2, event_time=5), row(3), row(4, item_id="")])
+    path = make([row(0), row(1, user_id=""), row(2, event_time=5), row(3), row(4, item_id="")])
     file = EventFile(path, on_bad="skip")
     assert [e[0] for e in events(list(file.batches()))] == [0, 3]
-    assert file.skipped == {
-        "user_id missing": 1,
-        "event_time out of range": 1,
-        "item_id missing": 1,
-    }
+    assert file.skipped == {"empty": 2, "too_old": 1}
 
 
 def test_columns_are_mapped_and_constants_fill_in(make: Callable[[Sequence[Row]], Path]) -> None:
@@ -159,10 +157,12 @@ def test_optional_fields_may_be_there_or_not(make: Callable[[Sequence[Row]], Pat
     assert batch.sources is None
 
 
-@pytest.mark.parametrize("dwell", [-1, 2**32])
-def test_impossible_dwell_times_are_bad(make: Callable[[Sequence[Row]], Path], dwell: int) -> None:
+@pytest.mark.parametrize(("dwell", "wrong"), [(-1, "negative"), (2**32, "more than 4294967295")])
+def test_impossible_dwell_times_are_bad(
+    make: Callable[[Sequence[Row]], Path], dwell: int, wrong: str
+) -> None:
     path = make([row(0, dwell_ms=dwell)])
-    with pytest.raises(SourceError, match=f"row 1: dwell_ms is '{dwell}', not a number of ms"):
+    with pytest.raises(SourceError, match=f"row 1: dwell_ms '?{dwell}'? is {wrong}"):
         list(read_events(path))
 
 
@@ -170,7 +170,7 @@ def test_unknown_actions_are_bad_and_the_nearest_is_named(
     make: Callable[[Sequence[Row]], Path],
 ) -> None:
     path = make([row(0, action="clik")])
-    with pytest.raises(SourceError, match=r"row 1: the action 'clik' is not known.*click"):
+    with pytest.raises(SourceError, match=r"row 1: action 'clik' is not known.*click"):
         list(read_events(path))
 
 
@@ -178,14 +178,14 @@ def test_overlong_ids_and_nul_are_bad(tmp_path: Path) -> None:
     path = write(tmp_path / "e.jsonl", [row(0, user_id="ü" * 129), row(1, user_id="a\0b")])
     file = EventFile(path, on_bad="skip")
     assert events(list(file.batches())) == []
-    assert file.skipped == {"user_id too long": 1, "user_id unreadable": 1}
+    assert file.skipped == {"too_long": 1, "bad_text": 1}
 
 
 def test_future_and_ancient_times_are_bad(tmp_path: Path) -> None:
     path = write(tmp_path / "e.jsonl", [row(0, event_time=T0 + 86_400_001), row(1, event_time=1)])
     file = EventFile(path, on_bad="skip", now_ms=T0)
     assert events(list(file.batches())) == []
-    assert file.skipped == {"event_time out of range": 2}
+    assert file.skipped == {"in_future": 1, "too_old": 1}
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_unreadable_times_are_bad_by_row(tmp_path: Path) -> None:
         path = write(tmp_path / name, [row(0, event_time="never"), row(1, event_time="x" * 99)])
         file = EventFile(path, EventSettings(time_unit=unit), on_bad="skip")
         assert events(list(file.batches())) == []
-        assert file.skipped == {"event_time unreadable": 2}
+        assert file.skipped == {"bad_time": 2}
 
 
 def test_parquet_timestamps_need_no_unit(tmp_path: Path) -> None:
@@ -227,6 +227,95 @@ def test_parquet_timestamps_need_no_unit(tmp_path: Path) -> None:
         (batch,) = read_events(tmp_path / "e.parquet")
         assert batch.times.tolist() == [T0, T0]
         assert plain(batch.users) == ["12", "13"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([T0 * 1_000_000 + 999_999], pa.timestamp("ns")),
+        pa.array([T0 * 1000 + 999], pa.timestamp("us", "Europe/Berlin")),
+        pa.array([T0], pa.timestamp("ms")),
+        pa.array([T0 // 1000], pa.timestamp("s", "UTC")),
+        pa.array([T0], pa.date64()),
+        pa.array([T0 // 86_400_000], pa.date32()),
+        pa.array([T0 * 1000 + 999], pa.timestamp("us")).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_typed_times_are_cut_to_the_millisecond(tmp_path: Path, column: Any) -> None:
+    table = pa.table({"user_id": ["u"], "item_id": ["i"], "action": ["view"], "event_time": column})
+    pq.write_table(table, tmp_path / "e.parquet")
+    (batch,) = read_events(tmp_path / "e.parquet", EventSettings(time_unit="iso"))
+    whole_day = T0 - T0 % 86_400_000
+    assert batch.times.tolist() == [whole_day if "date" in str(column.type) else T0]
+
+
+def test_a_typed_time_out_of_range_is_told_as_a_moment(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "e.parquet", [row(0, event_time=dt.datetime(1999, 1, 2, tzinfo=dt.UTC))]
+    )
+    with pytest.raises(SourceError, match=r"row 1: event_time 1999-01-02T00:00:00.*before 2000"):
+        list(read_events(path))
+
+
+def test_a_column_of_a_type_that_no_rule_takes_is_bad_by_row(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "user_id": pa.array([True, None]),
+            "item_id": ["a", "b"],
+            "action": ["click", "view"],
+            "event_time": pa.array([T0, T0], pa.duration("ms")),
+        }
+    )
+    pq.write_table(table, tmp_path / "e.parquet")
+    file = EventFile(tmp_path / "e.parquet", EventSettings(constants={"user_id": 5}), on_bad="skip")
+    assert events(list(file.batches())) == []
+    assert file.skipped == {"wrong_type": 2}
+
+
+def test_bytes_that_are_no_utf8_are_bad_by_row(tmp_path: Path) -> None:
+    raw = pa.array([b"u0", b"\xff", b"u2"])
+    for users in (raw, pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])):
+        table = pa.table(
+            {
+                "user_id": users,
+                "item_id": ["a", "b", "c"],
+                "action": ["view"] * 3,
+                "event_time": [T0] * 3,
+            }
+        )
+        pq.write_table(table, tmp_path / "e.parquet")
+        file = EventFile(tmp_path / "e.parquet", on_bad="skip")
+        assert [e[:2] for e in events(list(file.batches()))] == [(0, "u0"), (2, "u2")]
+        assert file.skipped == {"bad_text": 1}
+
+
+def test_decimals_are_numbers(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "user_id": pa.array([Decimal(12), Decimal(13)], pa.decimal128(20, 2)),
+            "item_id": ["a", "b"],
+            "action": ["click", "view"],
+            "event_time": pa.array([Decimal("1600000000.0019")] * 2, pa.decimal128(20, 4)),
+        }
+    )
+    pq.write_table(table, tmp_path / "e.parquet")
+    (batch,) = read_events(tmp_path / "e.parquet", EventSettings(time_unit="s"))
+    assert plain(batch.users) == ["12", "13"]
+    assert batch.times.tolist() == [T0 + 1, T0 + 1]
+
+
+def test_a_source_that_is_no_id_is_left_out(make: Callable[[Sequence[Row]], Path]) -> None:
+    path = make([row(0, source="web"), row(1, source="x" * 300)])
+    (batch,) = read_events(path)
+    assert plain(batch.sources) == ["web", None]
+
+
+def test_floating_point_cells_of_a_csv_file_are_numbers(tmp_path: Path) -> None:
+    rows = [row(0, user_id="7.0", item_id="12e5"), row(1, user_id="7.5"), row(2, user_id="-7")]
+    file = EventFile(write(tmp_path / "e.csv", rows), on_bad="skip")
+    assert [e[:3] for e in events(list(file.batches()))] == [(0, "7", "12e5"), (2, "-7", "i2")]
+    assert file.skipped == {"wrong_type": 1}
 
 
 def test_nested_fields_are_reached_by_a_dotted_path(tmp_path: Path) -> None:
@@ -253,20 +342,25 @@ def test_json_values_of_wrong_types_are_bad_by_row(tmp_path: Path) -> None:
         (4, "u4", T0),
         (6, "u6", T0),
     ]
-    assert file.skipped == {
-        "user_id unreadable": 2,
-        "item_id unreadable": 1,
-        "event_time unreadable": 1,
-    }
+    assert file.skipped == {"wrong_type": 4}
 
 
 def test_lines_that_are_no_json_objects_are_bad_and_blank_ones_are_not(tmp_path: Path) -> None:
     good = json.dumps(row(0))
-    data = "\n".join(["\ufeff" + good, "", "[1]", "{", '{"a": "\ud800"}', " ", good])
+    data = "\n".join(["\ufeff" + good, "", "[1]", "{", '{"user_id": "\ud800"}', " ", good])
     path = write_text(tmp_path / "e.jsonl", data.encode("utf-8", "surrogatepass"))
     file = EventFile(path, on_bad="skip")
     assert [e[0] for e in events(list(file.batches()))] == [0, 6]
-    assert file.skipped == {"unreadable": 2, "user_id missing": 1}
+    assert file.skipped == {"not_json": 2, "wrong_shape": 1}
+
+
+def test_a_line_that_ends_inside_an_object_leaves_its_neighbors_alone(tmp_path: Path) -> None:
+    good = json.dumps(row(0))
+    half = good.index(", ") + 1
+    path = write_text(tmp_path / "e.jsonl", f"{good[:half]}\n{good[half:]} {good}\n{good}\n")
+    file = EventFile(path, on_bad="skip")
+    assert [e[0] for e in events(list(file.batches()))] == [2]
+    assert file.skipped == {"not_json": 2}
 
 
 def test_an_endless_line_is_one_bad_row_in_bounded_memory(tmp_path: Path) -> None:
@@ -275,8 +369,8 @@ def test_an_endless_line_is_one_bad_row_in_bounded_memory(tmp_path: Path) -> Non
     mapping = EventSettings(max_event_bytes=1000)
     file = EventFile(path, mapping, on_bad="skip", text_block=4096)
     assert [e[0] for e in events(list(file.batches()))] == [0, 2]
-    assert file.skipped == {"unreadable": 1}
-    with pytest.raises(SourceError, match="row 2: is longer than 1000 bytes"):
+    assert file.skipped == {"too_large": 1}
+    with pytest.raises(SourceError, match="row 2: 500000 bytes exceed max_event_bytes = 1000"):
         list(read_events(path, mapping))
 
 
@@ -291,7 +385,7 @@ def test_csv_rows_of_wrong_width_or_encoding_are_bad_by_row(tmp_path: Path) -> N
     for block in (256, 1 << 20):
         file = EventFile(path, on_bad="skip", text_block=block)
         assert [e[0] for e in events(list(file.batches()))] == expected
-        assert file.skipped == {"unreadable": 4, "user_id unreadable": 1}
+        assert file.skipped == {"wrong_shape": 4, "bad_text": 1}
         rest = EventFile(path, on_bad="skip", text_block=block).batches(start_row=51)
         assert [e[0] for e in events(list(rest))] == [n for n in expected if n > 51]
 
