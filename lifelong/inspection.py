@@ -14,6 +14,7 @@ from extractor.system import System
 from extractor.systems import load_system
 from infra.behaviors import ACTIONS
 from infra.errors import SettingsError
+from infra.records import sealed
 from infra.settings import Settings
 from infra.store import Store, StoredSequence
 from infra.stores import open_store
@@ -74,6 +75,7 @@ def _describe_user(
         "user": user,
         "events": sequence.version.count,
         "kept": len(sequence.behaviors),
+        "unsealed": sequence.version.count - sealed(sequence.version.count),
         "since": _time(sequence.version.epoch),
         "newest": [_describe_behavior(bundle, row) for row in sequence.behaviors[::-1][:last]],
         "interests": None,
