@@ -27,11 +27,8 @@ import numpy as np
 
 from infra.behaviors import BEHAVIOR
 from infra.errors import RecordTooLarge, StoreCorrupt
+from infra.segments import SEGMENT, decode_segments, encode_segment
 from infra.store import Append, Behaviors, StoredSequence, Version
-
-SEGMENT: Final = 64
-"""Behaviors in a sealed segment: 1.6 KB, so that a head stays under 2 KB, and a sequence of 1,000
-is 16 reads."""
 
 RECENT_EVENTS: Final = 32
 """Event keys remembered per user to recognise an event that its producer sent twice. Producers
@@ -46,7 +43,7 @@ _MARK: Final = struct.Struct("<Qq")
 _KEY: Final = struct.Struct("<Q")
 _HEADER_SIZE: Final = _HEADER.size
 _BEHAVIOR_SIZE: Final = BEHAVIOR.itemsize
-_SEGMENT_SIZE: Final = SEGMENT * _BEHAVIOR_SIZE
+_SEALED_SIZE: Final = SEGMENT * _BEHAVIOR_SIZE
 _OLDER_KEYS: Final = (RECENT_EVENTS - 1) * _KEY.size
 
 
@@ -90,11 +87,16 @@ class Head:
         sealed = self.count - len(self.tail)
         return range(max(0, self.count - length) // SEGMENT, sealed // SEGMENT)
 
-    def newest(self, segments: Sequence[Behaviors], length: int) -> Behaviors:
-        """The newest ``length`` behaviors (fewer where there are no more), oldest first, given
-        those of the segments that `segments` numbers.
+    def newest(self, segments: Sequence[bytes], length: int, user: str) -> Behaviors:
+        """The newest ``length`` behaviors (fewer where there are no more), oldest first, given the
+        segments that `segments` numbers.
+
+        Raises:
+            StoreCorrupt: a segment is not what was written.
         """
-        behaviors = np.concatenate([*segments, self.tail]) if segments else self.tail
+        behaviors = self.tail
+        if segments:
+            behaviors = np.concatenate((decode_segments(segments, user), self.tail))
         return behaviors[max(0, len(behaviors) - length) :]
 
 
@@ -234,6 +236,11 @@ def sealed_part(sequence: StoredSequence) -> StoredSequence:
     )
 
 
+def holds_segment(head: bytes) -> bool:
+    """Whether the tail of a head that was read fills a segment, so that it is to be sealed."""
+    return tail_length(head) >= SEGMENT
+
+
 def tail_length(head: bytes) -> int:
     """Behaviors in the unsealed tail of a head that was read."""
     return int.from_bytes(head[4:6], "little")
@@ -252,7 +259,7 @@ def seal(head: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
     start = len(head) - n_tail * _BEHAVIOR_SIZE
     first = (count - n_tail) // SEGMENT
     segments = [
-        (first + i, head[start + i * _SEGMENT_SIZE : start + (i + 1) * _SEGMENT_SIZE])
+        (first + i, encode_segment(head[start + i * _SEALED_SIZE : start + (i + 1) * _SEALED_SIZE]))
         for i in range(full)
     ]
     header = _HEADER.pack(
@@ -268,7 +275,7 @@ def seal(head: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
         owner,
         since,
     )
-    return header + head[_HEADER_SIZE:start] + head[start + full * _SEGMENT_SIZE :], segments
+    return header + head[_HEADER_SIZE:start] + head[start + full * _SEALED_SIZE :], segments
 
 
 def read_counters(head: bytes, user: str) -> Counters:
@@ -327,17 +334,6 @@ def decode_head(head: bytes, user: str) -> Head:
         event_keys=struct.unpack_from(f"<{n_keys}Q", head, marks_end),
         tail=np.frombuffer(head, BEHAVIOR, n_tail, keys_end),
     )
-
-
-def decode_segment(segment: bytes, user: str) -> Behaviors:
-    """The 64 behaviors of a sealed segment, oldest first.
-
-    Raises:
-        StoreCorrupt: it does not hold so many.
-    """
-    if len(segment) != _SEGMENT_SIZE:
-        raise StoreCorrupt(_corrupt(user, f"a segment of it has {len(segment)} bytes"))
-    return np.frombuffer(segment, BEHAVIOR)
 
 
 def ring_size(length: int) -> int:

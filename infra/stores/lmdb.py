@@ -140,7 +140,7 @@ class LmdbStore:
                 applied += grown.applied
                 duplicates += grown.duplicates
                 head = grown.head
-                if records.tail_length(head) >= records.SEGMENT:
+                if records.holds_segment(head):
                     head, full = records.seal(head)
                     for number, segment in full[-self._ring :]:
                         put(self._segment_key(key, number), segment, db=segments)
@@ -329,7 +329,7 @@ class LmdbStore:
     def _newest(
         self, txn: lmdb.Transaction, key: bytes, user: str, head: records.Head, length: int
     ) -> Behaviors:
-        segments: list[Behaviors] = []
+        segments: list[bytes] = []
         for number in head.segments(length):
             segment = _get(txn, self._segment_key(key, number), self._segments)
             if segment is None:
@@ -337,8 +337,8 @@ class LmdbStore:
                     f"segment {number} of user {user!r} is missing in the LMDB store at"
                     f" {self._path}; restore the store or remove the user's record"
                 )
-            segments.append(records.decode_segment(segment, user))
-        return head.newest(segments, length)
+            segments.append(segment)
+        return head.newest(segments, length, user)
 
     def _put_interest(self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int) -> Written:
         key = write.user.encode()

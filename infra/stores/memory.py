@@ -140,11 +140,8 @@ class MemoryStore:
 
     def _newest(self, user: str, head: records.Head, length: int) -> Behaviors:
         ring = self._segments.get(user, {})
-        segments = [
-            records.decode_segment(ring[number % self._ring], user)
-            for number in head.segments(length)
-        ]
-        return head.newest(segments, length)
+        segments = [ring[number % self._ring] for number in head.segments(length)]
+        return head.newest(segments, length, user)
 
     def _put_interest(self, write: InterestWrite, now_ms: int) -> Written:
         head = self._live_head(write.user)

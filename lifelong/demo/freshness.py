@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from infra.records import SEGMENT
+from infra.segments import SEGMENT
 from infra.store import Profile, Store
 
 POLL_S: Final = 0.02

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from infra.arrays import F32
-from infra.records import SEGMENT
+from infra.segments import SEGMENT
 from lifelong.demo.freshness import FreshnessProbe
 from lifelong.demo.plan import LiveRequest
 from lifelong.shipped import Purchases

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 
 from infra.behaviors import pack_behavior
-from infra.records import RECENT_EVENTS, SEGMENT, sealed
+from infra.records import RECENT_EVENTS, sealed
+from infra.segments import SEGMENT
 from infra.store import Append, Version
 
 TTL_MS = 1_000_000

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from infra import records
 from infra.behaviors import pack_behavior
 from infra.errors import RecordTooLarge, StoreCorrupt
-from infra.records import MAX_MARKS, RECENT_EVENTS, SEGMENT
+from infra.records import MAX_MARKS, RECENT_EVENTS
+from infra.segments import SEGMENT
 from infra.store import Append
 from tests.infra.histories import (
     OWNERS,
@@ -59,11 +60,9 @@ class Written:
 
     def newest(self, head: bytes, length: int) -> list[bytes]:
         decoded = records.decode_head(head, USER)
-        segments = [
-            records.decode_segment(self._ring[number % records.ring_size(self._length)], USER)
-            for number in decoded.segments(length)
-        ]
-        return [behavior.tobytes() for behavior in decoded.newest(segments, length)]
+        ring = records.ring_size(self._length)
+        segments = [self._ring[number % ring] for number in decoded.segments(length)]
+        return [behavior.tobytes() for behavior in decoded.newest(segments, length, USER)]
 
     def _append(self, send: Send) -> None:
         events = self.model.events(send)
@@ -248,9 +247,3 @@ def test_a_byte_gone_wrong_is_read_or_corrupt_and_nothing_else(
 def test_foreign_bytes_are_no_head(foreign: bytes) -> None:
     with pytest.raises(StoreCorrupt):
         records.decode_head(b"\0" + foreign, USER)
-
-
-@given(st.integers(0, 4 * SEGMENT * 25).filter(lambda size: size != SEGMENT * 25))
-def test_a_segment_of_another_size_is_corrupt(size: int) -> None:
-    with pytest.raises(StoreCorrupt, match=f"{size} bytes"):
-        records.decode_segment(bytes(size), USER)

@@ -14,7 +14,7 @@ from extractor.systems import open_system
 from infra.behaviors import Source, pack_behavior
 from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
 from infra.metrics import WorkerMetrics
-from infra.records import SEGMENT
+from infra.segments import SEGMENT
 from infra.settings import WorkerSettings
 from infra.store import Append, InterestWrite, Store, StoredSequence, Version
 from infra.stores.lmdb import LmdbStore

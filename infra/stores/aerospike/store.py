@@ -362,7 +362,7 @@ class AerospikeStore:
             [
                 (user, rewritten)
                 for user, rewritten in zip(users, written, strict=True)
-                if rewritten and records.tail_length(rewritten.head) >= records.SEGMENT
+                if rewritten and records.holds_segment(rewritten.head)
             ]
         )
 
@@ -493,17 +493,17 @@ class AerospikeStore:
         stored = iter(self._client.get(keys, SEGMENT_BINS))
         newest: list[Behaviors | None] = []
         for (user, head, length), span in zip(wanted, spans, strict=True):
-            parts: list[Behaviors] = []
+            parts: list[bytes] = []
             for number in span:
                 record = next(stored)
                 if record is None:
                     continue
                 if (record.bins.get(EPOCH), record.bins.get(COUNT)) == (head.epoch, number):
-                    parts.append(records.decode_segment(record.bins[DATA], user))
+                    parts.append(record.bins[DATA])
             if len(parts) < len(span):
                 newest.append(None)
                 continue
-            newest.append(head.newest(parts, length))
+            newest.append(head.newest(parts, length, user))
         return newest
 
     def _incomplete(self, user: str) -> StoreCorrupt:

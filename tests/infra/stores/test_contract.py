@@ -18,7 +18,7 @@ from infra.behaviors import (
     partition_source,
 )
 from infra.errors import RecordTooLarge
-from infra.records import SEGMENT
+from infra.segments import SEGMENT
 from infra.store import (
     Append,
     InterestWrite,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from infra.behaviors import Source, partition_source
-from infra.records import SEGMENT, sealed
+from infra.records import sealed
+from infra.segments import SEGMENT
 from infra.store import Behaviors, InterestWrite, Store, Version, Written
 from tests.aerospike_double import aerospike_server
 from tests.infra.histories import (

@@ -7,7 +7,7 @@ import pytest
 
 from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
-from infra.records import SEGMENT
+from infra.segments import SEGMENT
 from infra.store import Append, InterestWrite, Profile, Version
 from infra.stores.memory import MemoryStore
 from lifelong.demo.freshness import FreshnessProbe

@@ -13,7 +13,7 @@ from aiokafka.partitioner import murmur2 as aiokafka_murmur2
 
 from infra.behaviors import Source, category_key, item_key, partition_owner
 from infra.errors import SourceError, StoreFull, StoreUnavailable
-from infra.records import SEGMENT
+from infra.segments import SEGMENT
 from infra.store import Append, Appended, Store
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore

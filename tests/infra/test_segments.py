@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from infra.behaviors import BEHAVIOR
+from infra.errors import StoreCorrupt
+from infra.segments import SEGMENT, decode_segments, encode_segment
+from infra.store import Behaviors
+
+EPOCH_MS = 1_700_000_000_000
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Behaviors:
+    """64 behaviors, of which some columns say nothing."""
+    behaviors = np.zeros(SEGMENT, BEHAVIOR)
+    for name in ("item", "category", "dwell", "action"):
+        if draw(st.booleans()):
+            behaviors[name] = draw(hnp.arrays(BEHAVIOR[name], SEGMENT))
+    span = draw(st.sampled_from([0, 1, 2**32 - 1, 2**32, 2**62]))
+    times = draw(hnp.arrays(np.int64, SEGMENT, elements=st.integers(0, span)))
+    behaviors["time"] = times + draw(st.sampled_from([0, EPOCH_MS, -EPOCH_MS]))
+    return behaviors
+
+
+def purchases() -> Behaviors:
+    """What most segments are: no category, no dwell, one action."""
+    behaviors = np.zeros(SEGMENT, BEHAVIOR)
+    behaviors["item"] = np.random.default_rng(0).integers(0, 2**63, SEGMENT)
+    behaviors["time"] = EPOCH_MS + 60_000 * np.arange(SEGMENT)
+    behaviors["action"] = 4
+    return behaviors
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(rows(), min_size=1, max_size=6), st.integers(0, 63))
+def test_behaviors_come_back_as_they_were(parts: list[Behaviors], plain: int) -> None:
+    segments = [
+        part.tobytes() if plain >> i & 1 else encode_segment(part.tobytes())
+        for i, part in enumerate(parts)
+    ]
+    np.testing.assert_array_equal(decode_segments(segments, "ann"), np.concatenate(parts))
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    assert len(encode_segment(purchases().tobytes())) == 16 + SEGMENT * (8 + 4)
+
+
+def test_a_purchase_takes_half_of_what_it_takes_in_a_head() -> None:
+    assert len(encode_segment(purchases().tobytes())) < SEGMENT * BEHAVIOR.itemsize / 2
+
+
+def test_no_segments_are_no_behaviors() -> None:
+    assert len(decode_segments([], "ann")) == 0
+
+
+def test_any_altered_bit_is_noticed() -> None:
+    segment = bytearray(encode_segment(purchases().tobytes()))
+    for at in range(len(segment)):
+        segment[at] ^= 1 << at % 8
+        with pytest.raises(StoreCorrupt, match="'ann'"):
+            decode_segments([bytes(segment)], "ann")
+        segment[at] ^= 1 << at % 8
+
+
+@given(st.integers(0, 4 * SEGMENT * 25).filter(lambda size: size != SEGMENT * BEHAVIOR.itemsize))
+def test_a_segment_of_another_size_is_corrupt(size: int) -> None:
+    with pytest.raises(StoreCorrupt):
+        decode_segments([bytes(size)], "ann")
+
+
+def test_the_layout_is_as_documented() -> None:
+    segment = encode_segment(purchases().tobytes())
+    assert segment[4:8] == bytes([0, 4, 0, 0])
+    assert int.from_bytes(segment[8:16], "little") == EPOCH_MS
+    assert segment[16:24] == purchases()["item"][0].tobytes()
