@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from extractor.systems import open_system
 from infra.kafka.admin import topic_partitions
 from infra.kafka.local import LocalKafka
+from infra.segments import SEGMENT
 from infra.settings import Settings
 from infra.store import Store
 from infra.stores import open_store
 from lifelong.shipped import BUNDLE
-from models.bundle import Bundle
 from tests.streaming.running import WorkerProcess, event, new_settings, produce, until
 
 
@@ -37,10 +36,10 @@ async def test_a_worker_makes_topics_sequences_and_interests_and_ends_when_asked
     settings = worker_settings(kafka.bootstrap, tmp_path)
     with WorkerProcess(settings, tmp_path / "log") as worker:
         await until(worker.ready, "the worker is ready")
-        await asyncio.to_thread(produce, settings, [("a", event("a", n)) for n in range(3)])
+        await asyncio.to_thread(produce, settings, [("a", event("a", n)) for n in range(SEGMENT)])
         store = await asyncio.to_thread(open_store, settings.store)
         try:
-            await until(lambda: _covered(store, "a") == 3, "interests cover the events")
+            await until(lambda: _covered(store, "a") == SEGMENT, "interests cover the events")
         finally:
             store.close()
         assert "lifelong_worker_ready 1.0" in worker.get("/metrics")[1]
@@ -53,9 +52,9 @@ async def test_a_worker_makes_topics_sequences_and_interests_and_ends_when_asked
 
 def _covered(store: Store, user: str) -> int:
     (profile,) = store.profiles([user])
-    if profile is None or profile.interests is None:
+    if profile is None or profile.interests_version is None:
         return 0
-    return open_system(Bundle.load(BUNDLE)).layout.decode(profile.interests).count
+    return profile.interests_version.count
 
 
 @pytest.mark.slow
