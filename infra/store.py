@@ -12,12 +12,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from infra.behaviors import Source
+
+OPEN_WAIT_S: Final = 10.0
+"""How long opening a store waits for a server: one that listens may not serve yet."""
 
 MAX_USER_BYTES = 256
 """Longest user id in UTF-8 bytes; LMDB keys end at 511 bytes and carry a prefix."""

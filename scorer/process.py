@@ -125,7 +125,7 @@ class ScorerProcess:
     def _opened_store(self) -> Store:
         while True:
             try:
-                return open_store(self._settings.store)
+                return open_store(self._settings.store, wait_s=0)
             except StoreUnavailable as error:
                 self._service.readiness.waits_for(f"the store does not answer: {error}")
                 log.warning("store is away, trying again", error=str(error))

@@ -247,7 +247,7 @@ def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
 def _open_store(settings: Settings) -> Store:
     from infra.stores import open_store
 
-    return open_store(settings.store)
+    return open_store(settings.store, wait_s=0)
 
 
 def _ensure_topic(broker: BrokerSettings, topic: str) -> None:

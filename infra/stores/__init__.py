@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from infra.errors import SettingsError
-from infra.store import Store
+from infra.store import OPEN_WAIT_S, Store
 
 if TYPE_CHECKING:
     from infra.settings import StoreSettings
 
 
-def open_store(settings: StoreSettings) -> Store:
+def open_store(settings: StoreSettings, *, wait_s: float = OPEN_WAIT_S) -> Store:
     """Open the store that ``settings.url`` names; its adapter is imported only then.
+
+    Args:
+        settings: the store's.
+        wait_s: how long to wait for a server that is away or starting; 0 for those who ask again
+            themselves, and meanwhile tell what they are waiting for.
 
     Raises:
         SettingsError: the URL names no store.
@@ -31,7 +36,7 @@ def open_store(settings: StoreSettings) -> Store:
     if scheme == "aerospike":
         from infra.stores.aerospike.store import AerospikeStore
 
-        return AerospikeStore.open(url, length=settings.length, ttl_s=settings.ttl_s)
+        return AerospikeStore.open(url, length=settings.length, ttl_s=settings.ttl_s, wait_s=wait_s)
     raise SettingsError(
         f"store.url: {settings.masked_url!r} names no store; use lmdb://PATH,"
         " aerospike://HOST:PORT/NAMESPACE or memory://"

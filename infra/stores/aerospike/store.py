@@ -20,6 +20,7 @@ from infra import records
 from infra.behaviors import Source
 from infra.errors import SettingsError, StoreCorrupt, StoreError, StoreUnavailable
 from infra.store import (
+    OPEN_WAIT_S,
     Append,
     Appended,
     Behaviors,
@@ -69,9 +70,6 @@ from infra.stores.aerospike.layout import (
     touch,
     ttl_of,
 )
-
-OPEN_WAIT_S: Final = 10.0
-"""How long `AerospikeStore.open` waits for a server: one that listens may not serve yet."""
 
 SLICE: Final = 8192
 """Behaviors of one user applied in one write: 200 KB, far under the server's record limit of 1 MiB.
