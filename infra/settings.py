@@ -201,6 +201,9 @@ class WorkerSettings(Section):
     """Address for /metrics and /health."""
     metrics_port: Port = 9101
     """Port for /metrics and /health; 0: any free one."""
+    check_s: Seconds = 3.0
+    """How often the broker and the store are asked whether they are there. A broker may take twice
+    as long to answer."""
     stall_s: Seconds = 60.0
     """Time without progress, while there are records to read, after which the worker reports
     itself as not live."""

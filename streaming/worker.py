@@ -42,9 +42,6 @@ log: Final = get_logger(__name__)
 LOOK_S: Final = 0.5
 """How often health is judged."""
 
-CHECK_S: Final = 3.0
-"""How often the broker is asked for the topic's id, and the store whether it takes writes."""
-
 AGAIN_S: Final = 1.0
 """Pause before a part that is away is tried again, at the start and after a crash."""
 
@@ -114,7 +111,9 @@ class Worker:
             self._store,
             self._dead_letters,
             self._metrics,
-            topic_id=lambda: topic_id(broker, broker.topic),
+            topic_id=lambda: topic_id(
+                broker, broker.topic, timeout_s=2 * self._settings.worker.check_s
+            ),
             on_assigned=self._take_partitions,
         )
         checks = asyncio.create_task(self._check_broker(app))
@@ -162,7 +161,7 @@ class Worker:
     async def _check_broker(self, app: LifelongApp) -> None:
         """Keep asking whether the broker answers; start over with a topic that was created anew."""
         while True:
-            await asyncio.sleep(CHECK_S)
+            await asyncio.sleep(self._settings.worker.check_s)
             try:
                 await app.batch_agent.check_topic()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
@@ -179,7 +178,7 @@ class Worker:
                 self._health.blocked("store", typed_line(error))
             else:
                 self._health.cleared("store")
-            await asyncio.sleep(CHECK_S)
+            await asyncio.sleep(self._settings.worker.check_s)
 
     def _take_partitions(self, partitions: set[int]) -> None:
         topic = self._settings.broker.topic
