@@ -63,6 +63,12 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
+# A broker that was killed and started again must wait until its own old session has ended; by
+# default nine seconds.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+# By default no member of a group may be missed within six seconds; on one machine it can be.
+group.min.session.timeout.ms=1000
 
 # A misspelt topic is an error, not a new topic; and a deleted one stays deleted.
 auto.create.topics.enable=false
