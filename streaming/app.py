@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 import faust
+from faust.tables import TableManager
 from faust.types import TP
 
 from infra.metrics import WorkerMetrics
@@ -52,6 +53,15 @@ class LifelongApp(faust.App):
 
     def _create_directories(self) -> None:
         """Create none: Faust's are for tables, and state lives in the store."""
+
+
+class NoTables(TableManager):
+    """Faust's tables, of which there are none."""
+
+    async def on_start(self) -> None:
+        """Start at once; the parent waits a second for whoever may yet declare a table."""
+        await self._update_channels()
+        await self.recovery.start()
 
 
 def create_app(
@@ -142,6 +152,7 @@ def _faust_settings(settings: Settings) -> dict[str, Any]:
         "topic_disable_leader": True,
         "web_enabled": False,
         "autodiscover": False,
+        "TableManager": NoTables,
         "store": "memory://",
     }
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
@@ -72,7 +73,9 @@ def serve_health(settings: Settings, registry: CollectorRegistry, health: Health
             " choose another port, 0 for any free one"
         ) from None
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
+    # The pause after which it looks whether to end: a worker's end need not wait half a second.
+    serve = partial(server.serve_forever, poll_interval=0.1)
+    thread = threading.Thread(target=serve, name="health", daemon=True)
     thread.start()
     log.info("worker listens", url=f"http://{host}:{server.server_port}")
     try:
