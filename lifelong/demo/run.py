@@ -180,15 +180,17 @@ class Demo:
                 at(i + 1)
         self._store = open_store(self.settings.store)
         self._stack.callback(self._store.close)
+        self._scorer = self._start_scorer()  # it gets ready while the others are at work
         with self._steps.step("backfill the history", self._first) as at:
             self._backfill(at)
         with self._steps.step("start the worker"):
             self._worker = self._start_worker()
+            self._worker.wait_ready(READY_S)
         due = self._due_users()
         with self._steps.step("cluster the history's users", due) as at:
             self._wait_until_none_due(lambda left: at(due - left))
         with self._steps.step("start the scorer"):
-            self._scorer = self._start_scorer()
+            self._scorer.wait_ready(READY_S)
 
     def stream(self) -> None:
         """Replay the live purchases while asking for rankings, until all is clustered."""
@@ -375,7 +377,6 @@ class Demo:
         service = ServiceProcess(name, arguments, self._directory / f"{name}.log", ready_url)
         self._stack.enter_context(service)
         self._services.append(service)
-        service.wait_ready(READY_S)
         return service
 
     def _common_arguments(self) -> list[str]:
