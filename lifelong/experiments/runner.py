@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -28,7 +29,6 @@ from infra.processes import end_with_parent
 from lifelong.experiments import (
     attention,
     clustering,
-    plots,
     quality,
     report,
     serving,
@@ -98,24 +98,36 @@ def list_experiments(*, quiet: bool = False) -> dict[str, Any]:
     return found
 
 
-def run_experiment(name: str, options: Options, *, quiet: bool = False) -> dict[str, Any]:
+def run_experiment(
+    name: str, options: Options, *, quiet: bool = False, context: BaseContext | None = None
+) -> dict[str, Any]:
     """Measure what is missing of a table (or of "all"), and write it; the tables' plain values.
+
+    Args:
+        name: the table's, or "all".
+        options: what the command takes.
+        quiet: print nothing.
+        context: starts the processes that measure; by default each is a fresh one.
 
     Raises:
         LifelongError: a name is unknown, or a cell cannot be measured.
     """
+    # Here: the pool's processes import this module, and matplotlib would cost each a second.
+    from lifelong.experiments.plots import draw
+
     if options.seeds < 1:
         raise SettingsError(f"--seeds {options.seeds}: take 1 or more")
     tables = find_tables(name)
     setup = find_setup(options.data, options.protocol, options.scale)
     directory = options.out / f"{setup.name}{'' if options.scale == 'small' else '-full'}"
     console = Console(stderr=True, quiet=quiet)
+    context = context or multiprocessing.get_context("spawn")
     written = {}
-    with _CellPool(setup, directory, options, console) as cells:
+    with _CellPool(setup, directory, options, console, context) as cells:
         for key, table in tables.items():
             found = cells.table(key, table)
             found["files"] = report.write(found, directory)
-            found["files"] += plots.draw(found, directory)
+            found["files"] += draw(found, directory)
             written[key] = found
     for found in written.values():
         if not quiet:
@@ -126,14 +138,21 @@ def run_experiment(name: str, options: Options, *, quiet: bool = False) -> dict[
 class _CellPool:
     """Processes that measure cells (context manager)."""
 
-    def __init__(self, setup: Setup, directory: Path, options: Options, console: Console) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        directory: Path,
+        options: Options,
+        console: Console,
+        context: BaseContext,
+    ) -> None:
         self.setup, self.seeds = setup, options.seeds
         self.store = CellStore(setup, directory)
         self.console = console
         self.processes = options.processes or torch.cuda.device_count() or os.cpu_count() or 1
         self.pool = ProcessPoolExecutor(
             self.processes,
-            multiprocessing.get_context("spawn"),
+            context,
             initializer=_start,
             initargs=(setup, directory),
         )
