@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-pytest_plugins = ["tests.skips", "tests.kafka_fixture"]
+pytest_plugins = ["tests.skips", "tests.kafka_fixture", "tests.warm_processes"]
 
 
 def require(condition: object, what: str) -> None:

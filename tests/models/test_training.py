@@ -1,22 +1,21 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
-import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from infra.behaviors import item_key
 from infra.errors import TrainingError
 from models.bundle import Bundle
-from models.config import RunConfig, TrainingConfig
+from models.config import RunConfig, TrainingConfig, read_config
 from models.data.divisions import LastOfUser
 from models.data.interactions import Interactions
 from models.data.live import Live, LiveSplit, evaluation_requests, split_live
@@ -339,58 +338,37 @@ def test_weights_that_the_last_step_broke_end_the_run(few: Interactions, tmp_pat
         train(config, live(few), tmp_path / "run")
 
 
+def train_its_part(config: bytes, few: Interactions, out: Path) -> None:
+    """What each of several processes does; the launcher has told it which one it is."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    train(read_config(msgspec.json.decode(config)), live(few), out)
+
+
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(few: Interactions, tmp_path: Path) -> None:
-    """Slow: three processes import torch, and two of them find each other."""
+def test_two_processes_learn_what_one_does(
+    few: Interactions, warm: ForkServerContext, tmp_path: Path
+) -> None:
+    """Slow: two processes find each other. `elastic_launch` is what ``torchrun`` itself calls."""
     config = msgspec.structs.replace(
         changed(QUICK, epochs=1, batch=33), long_term=DINLConfig(L=64), seed=3
     )
     alone = train(config, live(few), tmp_path / "alone")
-    job = tmp_path / "job.py"
-    job.write_text(
-        textwrap.dedent(
-            f"""
-            from pathlib import Path
-            import msgspec
-            from models.config import read_config
-            from models.data.live import split_live
-            from models.training import train
-            from tests.models.generated import planted_interactions
-
-            config = read_config(msgspec.json.decode({msgspec.json.encode(config)!r}))
-            protocol = msgspec.structs.replace(config.protocol, refit=False)
-            data = planted_interactions(users=40, items=120, baskets=14).head(800)
-            train(config, split_live(data, protocol, {TINY.seed}), Path({str(tmp_path / "both")!r}))
-            """
-        )
+    launched = elastic_launch(
+        LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=2,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            start_method=warm.get_start_method(),
+        ),
+        train_its_part,
     )
-    port = free_port()
-    command = (
-        f"-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port {port}"
-    )
-    done = subprocess.run(
-        [sys.executable, *command.split(), str(job)],
-        cwd=Path(__file__).parents[2],
-        env={
-            **os.environ,
-            "PYTHONPATH": ".",
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    # In a thread, where it leaves the signal handlers of the tests alone.
+    with ThreadPoolExecutor(1) as launcher:
+        launcher.submit(launched, msgspec.json.encode(config), few, tmp_path / "both").result()
     both = load_run(tmp_path / "both")
     for name, value in weights_of(alone).items():
         torch.testing.assert_close(both.network.state_dict()[name], value, atol=1e-5, rtol=0)
     assert both.curve[0].loss == pytest.approx(alone.curve[0].loss, abs=1e-6)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port

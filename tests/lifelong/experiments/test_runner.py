@@ -1,25 +1,29 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.errors import LifelongError
-from lifelong.experiments.runner import Options, list_experiments, run_experiment
+from lifelong.experiments.runner import Options, _start, list_experiments, run_experiment
+from lifelong.experiments.setups import Setup
 from lifelong.experiments.tables import TABLES
 
 NAME = "encode-figure-m"
 
 
-def run(file: Path, out: Path) -> dict[str, Any]:
+def run(file: Path, out: Path, warm: ForkServerContext) -> dict[str, Any]:
     options = Options(str(file), seeds=1, out=out, processes=1)
-    found: dict[str, Any] = run_experiment(NAME, options, quiet=True)["tables"][NAME]
+    written = run_experiment(NAME, options, quiet=True, context=warm)
+    found: dict[str, Any] = written["tables"][NAME]
     return found
 
 
@@ -28,13 +32,15 @@ def cells(out: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def table(
+    warm: ForkServerContext, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     from tests.lifelong.experiments.conftest import TINY
 
     directory = tmp_path_factory.mktemp("experiment")
     file = directory / "tiny.toml"
     file.write_text(TINY)
-    return file, run(file, directory / "out")
+    return file, run(file, directory / "out", warm)
 
 
 def test_every_row_is_measured_and_compared(table: tuple[Path, dict[str, Any]]) -> None:
@@ -66,36 +72,35 @@ def test_tables_and_cells_are_written(table: tuple[Path, dict[str, Any]]) -> Non
     assert len(cells(file.parent / "out")) == 2 + 3 + 3
 
 
-def test_only_what_is_missing_is_measured(table: tuple[Path, dict[str, Any]]) -> None:
+def test_only_what_is_missing_is_measured(
+    table: tuple[Path, dict[str, Any]], warm: ForkServerContext
+) -> None:
     file, found = table
     before = cells(file.parent / "out")
     gone = next(name for name in before if name.startswith("quality-m-8"))
     (file.parent / "out" / "tiny" / "cells" / gone).unlink()
-    again = run(file, file.parent / "out")
+    again = run(file, file.parent / "out", warm)
     after = cells(file.parent / "out")
     assert {name for name in after if after[name] != before[name]} == {gone}
     for key in ("converged", "difference", "curves"):
         assert [row[key] for row in again["rows"]] == [row[key] for row in found["rows"]]
 
 
-def test_what_a_cell_cannot_do_is_told(tiny_file: Path, tmp_path: Path) -> None:
+def test_what_a_cell_cannot_do_is_told(
+    tiny_file: Path, tmp_path: Path, warm: ForkServerContext
+) -> None:
     tiny_file.write_text(tiny_file.read_text().replace("users = 40", "users = 1"))
     with pytest.raises(LifelongError) as raised:
-        run(tiny_file, tmp_path)
+        run(tiny_file, tmp_path, warm)
     assert "\n" not in str(raised.value)
 
 
-PARENT = """
-import multiprocessing, os, pathlib, sys, time
-from concurrent.futures import ProcessPoolExecutor
-from lifelong.experiments.runner import _start
-
-if __name__ == "__main__":
+def command(setup: Setup, worker: Connection) -> None:
+    """A command with a process in its pool, which it tells and then waits for."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, _start, (None, pathlib.Path())) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
+    with ProcessPoolExecutor(1, spawn, _start, (setup, Path())) as pool:
+        worker.send(pool.submit(os.getpid).result())
         pool.submit(time.sleep, 60).result()
-"""
 
 
 def runs(process: int) -> bool:
@@ -106,17 +111,17 @@ def runs(process: int) -> bool:
     return state != "Z"
 
 
-def test_a_process_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    command = [sys.executable, str(script)]
-    root = Path(__file__).parents[3]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
-    ) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        parent.kill()
+def test_a_process_ends_with_the_command_that_started_it(
+    tiny: Setup, warm: ForkServerContext
+) -> None:
+    told, telling = warm.Pipe(duplex=False)
+    with told:
+        parent = warm.Process(target=command, args=(tiny, telling))
+        parent.start()
+        telling.close()
+        worker = told.recv()
+    parent.kill()
+    parent.join()
     deadline = time.monotonic() + 20
     while runs(worker) and time.monotonic() < deadline:
         time.sleep(0.1)

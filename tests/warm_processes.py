@@ -1,0 +1,34 @@
+"""Processes that start with everything imported, as a pytest plugin.
+
+Importing what a worker needs takes a second, and with torch five; a test with processes would pay
+that for each of them. `warm` starts them as forks of a server that has imported it all, once for
+the session. In everything else they are like freshly started ones: their functions and arguments
+are pickled, and they share no memory with the test.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.context import ForkServerContext
+from typing import Final
+
+import pytest
+
+IMPORTED: Final = (
+    "extractor.extract",
+    "lifelong.experiments.runner",
+    "models.bundle",
+    "models.training",
+    "onnxruntime",
+    "streaming.worker",
+    "tests.streaming.running",
+    "torch._dynamo",  # imported by the first optimizer of a process
+)
+
+
+@pytest.fixture(scope="session")
+def warm() -> ForkServerContext:
+    """The context of `multiprocessing` that starts them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    return context
