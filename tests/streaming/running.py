@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import urllib.error
@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from infra.behaviors import Source
+from infra.errors import LifelongError
 from infra.kafka.admin import create_topic, topic_id
 from infra.kafka.clients import producer_config
 from infra.metrics import WorkerMetrics
@@ -30,6 +32,7 @@ from infra.store import Append, Appended
 from infra.stores.memory import MemoryStore
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetter, DeadLetters, KafkaDeadLetters
+from streaming.worker import run_worker
 
 PATIENCE_S = 40.0
 NOW = 1_700_000_000_000
@@ -125,11 +128,17 @@ def headers_of(message: Message) -> dict[str, str]:
 
 
 async def until(done: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
-    """Wait for a condition, but not for ever."""
-    deadline = time.monotonic() + timeout_s
+    """Wait for a condition, but not for ever.
+
+    Between two looks it pauses for as long as the last one took: who waits for others on a busy
+    machine leaves it to them.
+    """
+    began = looked = time.monotonic()
     while not done():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s until {what}"
-        await asyncio.sleep(0.02)
+        now = time.monotonic()
+        assert now < began + timeout_s, f"waited {timeout_s} s until {what}"
+        await asyncio.sleep(max(0.02, now - looked))
+        looked = time.monotonic()
 
 
 class WatchedStore(MemoryStore):
@@ -219,40 +228,32 @@ async def running(
         await asyncio.to_thread(letters.close)
 
 
-_RUN_WORKER = """
-import json, sys
-from infra.errors import LifelongError
-from infra.settings import Settings
-from streaming.worker import run_worker
-try:
-    run_worker(Settings.model_validate(json.loads(sys.argv[1])))
-except LifelongError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
+def run_and_log(settings: Settings, log: Path) -> None:
+    """Be a worker that says into a file what it has to say."""
+    with log.open("ab") as output:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output.fileno(), stream.fileno())
+    try:
+        run_worker(settings)
+    except LifelongError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 class WorkerProcess:
-    """`streaming.worker.run_worker` in a process of its own."""
+    """`streaming.worker.run_worker` in a process of its own, which ``context`` starts."""
 
-    def __init__(self, settings: Settings, log: Path) -> None:
-        content = json.dumps(settings.model_dump(mode="json", exclude_defaults=True))
+    def __init__(self, settings: Settings, log: Path, context: ForkServerContext) -> None:
         self._log = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _RUN_WORKER, content],
-                cwd=Path(__file__).parents[2],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        log.touch()
+        self._process = context.Process(target=run_and_log, args=(settings, log))
+        self._process.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
+        self._process.kill()
+        self._process.join()
 
     @property
     def said(self) -> str:
@@ -260,15 +261,18 @@ class WorkerProcess:
 
     @property
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self._process.is_alive()
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal; the exit status."""
-        self._process.send_signal(number)
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
         return self.wait()
 
     def wait(self) -> int:
-        return self._process.wait(PATIENCE_S)
+        self._process.join(PATIENCE_S)
+        assert self._process.exitcode is not None, "it has not ended"
+        return self._process.exitcode
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of an answer of its endpoint; status 0 where nobody answers."""

@@ -6,10 +6,13 @@ import asyncio
 import itertools
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +52,13 @@ def rounds(count: int) -> Iterator[tuple[str, bytes]]:
         yield f"u{user}", event(f"u{user}", number, event_id=None)
 
 
+def rounds_until(ended: threading.Event) -> Iterator[tuple[str, bytes]]:
+    """As many whole rounds as begin before the end."""
+    for number in itertools.takewhile(lambda _: not ended.is_set(), itertools.count()):
+        for user in range(USERS):
+            yield f"u{user}", event(f"u{user}", number, event_id=None)
+
+
 def counts(store: Store) -> dict[str, int]:
     users = store.users("", 10_000)
     found = store.sequences(users)
@@ -58,47 +68,53 @@ def counts(store: Store) -> dict[str, int]:
 @pytest.mark.kafka
 @pytest.mark.slow
 async def test_workers_killed_in_mid_stream_lose_and_double_nothing(
-    kafka: LocalKafka, tmp_path: Path
+    kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
 ) -> None:
     """Slow: five workers start, and a killed one's partitions wait for its session to end."""
-    settings = worker_settings(kafka.bootstrap, tmp_path)
+    settings = with_worker(worker_settings(kafka.bootstrap, tmp_path), session_timeout_s=3.0)
     create_topics(settings)
+    killed = threading.Event()
     chance = random.Random(5)
     with ExitStack() as stack:
         logs = (tmp_path / f"log{n}" for n in itertools.count())
-        workers = [stack.enter_context(WorkerProcess(settings, next(logs))) for _ in range(2)]
+        workers = [stack.enter_context(WorkerProcess(settings, next(logs), warm)) for _ in range(2)]
         await until(lambda: all(worker.ready() for worker in workers), "both are ready")
-        stream = paced(rounds(250), a_second=2_500)
+        stream = paced(rounds_until(killed), a_second=2_500)
         sending = asyncio.create_task(asyncio.to_thread(produce, settings, stream))
-        for kill in range(3):
-            await asyncio.sleep(1 + chance.random())
-            workers[kill % 2].end(signal.SIGKILL)
-            workers[kill % 2] = stack.enter_context(WorkerProcess(settings, next(logs)))
-            await until(workers[kill % 2].ready, "the new worker is ready")
-        sent = await sending
+        try:
+            for kill in range(3):
+                await asyncio.sleep(0.5 + chance.random())
+                workers[kill % 2].end(signal.SIGKILL)
+                workers[kill % 2] = stack.enter_context(WorkerProcess(settings, next(logs), warm))
+                await until(workers[kill % 2].ready, "the new worker is ready")
+        finally:
+            killed.set()
+            sent = await sending
         await until(lambda: sum(committed(settings).values()) == sent, "all are committed")
         for worker in workers:
             assert worker.end() == 0
 
     store = open_store(settings.store)
-    assert counts(store) == {f"u{n}": 250 for n in range(USERS)}
+    assert counts(store) == {f"u{n}": sent // USERS for n in range(USERS)}
     store.close()
 
 
 @pytest.mark.kafka
 @pytest.mark.slow
-async def test_a_broker_that_goes_away_is_waited_for(kafka: LocalKafka, tmp_path: Path) -> None:
+async def test_a_broker_that_goes_away_is_waited_for(
+    kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
+) -> None:
     """Slow: a broker stops and starts again."""
-    settings = worker_settings(kafka.bootstrap, tmp_path)
+    settings = with_worker(worker_settings(kafka.bootstrap, tmp_path), check_s=1.0)
     create_topics(settings)
-    with WorkerProcess(settings, tmp_path / "log") as worker:
+    with WorkerProcess(settings, tmp_path / "log", warm) as worker:
         await until(worker.ready, "the worker is ready")
         await asyncio.to_thread(produce, settings, rounds(5))
         try:
             await asyncio.to_thread(kafka.stop)
             await until(lambda: not worker.ready(), "the worker notices")
             assert worker.get("/health/live")[0] == 200
-            await asyncio.sleep(3)
+            await asyncio.sleep(3)  # for as long as a check takes, with the pause before it
         finally:
             await asyncio.to_thread(kafka.start)
         await asyncio.to_thread(produce, settings, rounds(10))
@@ -116,14 +132,16 @@ async def test_a_broker_that_goes_away_is_waited_for(kafka: LocalKafka, tmp_path
 
 @pytest.mark.kafka
 @pytest.mark.slow
-async def test_a_full_store_takes_no_acknowledgement(kafka: LocalKafka, tmp_path: Path) -> None:
+async def test_a_full_store_takes_no_acknowledgement(
+    kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
+) -> None:
     """Slow: two workers start, one after the other."""
     settings = worker_settings(kafka.bootstrap, tmp_path)
     create_topics(settings)
     produce(settings, rounds(50))
     small = _with_store(settings, f"{settings.store.url}?max_size={1 << 18}")
 
-    with WorkerProcess(small, tmp_path / "log") as worker:
+    with WorkerProcess(small, tmp_path / "log", warm) as worker:
         await until(lambda: "cannot write" in worker.said, "the store is full")
         await until(lambda: worker.get("/health/ready")[0] == 503, "the worker says so")
         assert "StoreFull" in worker.get("/health/ready")[1]
@@ -131,11 +149,15 @@ async def test_a_full_store_takes_no_acknowledgement(kafka: LocalKafka, tmp_path
         assert worker.end() == 0
     assert sum(committed(settings).values()) < 50 * USERS
 
-    with WorkerProcess(settings, tmp_path / "log2") as worker:
+    with WorkerProcess(settings, tmp_path / "log2", warm) as worker:
         await until(lambda: sum(committed(settings).values()) == 50 * USERS, "all are committed")
     store = open_store(settings.store)
     assert counts(store) == {f"u{n}": 50 for n in range(USERS)}
     store.close()
+
+
+def with_worker(settings: Settings, **changes: Any) -> Settings:
+    return settings.model_copy(update={"worker": settings.worker.model_copy(update=changes)})
 
 
 def _with_store(settings: Settings, url: str) -> Settings:
@@ -149,7 +171,7 @@ async def test_a_store_away_for_longer_than_the_session_costs_no_partition(
     kafka: LocalKafka,
 ) -> None:
     """Slow: the store is away for longer than the session."""
-    settings = new_settings(kafka.bootstrap)
+    settings = new_settings(kafka.bootstrap, worker={"session_timeout_s": 3.0})
     create_topics(settings)
     store = WatchedStore()
     store.failure = lambda _s, _a: OSError("the disk is gone")
@@ -157,7 +179,7 @@ async def test_a_store_away_for_longer_than_the_session_costs_no_partition(
 
     async with running(settings, store) as worker:
         await until(lambda: store.failures > 0, "the store is asked")
-        await asyncio.sleep(7)  # the session is 6 s long
+        await asyncio.sleep(4)  # the session is 3 s long
         assert worker.rebalances == 1
         store.failure = lambda _s, _a: None
         await until(lambda: worker.events("applied") == 2 * USERS, "all events are applied")

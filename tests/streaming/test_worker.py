@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,11 @@ def worker_settings(bootstrap: str, directory: Path) -> Settings:
 @pytest.mark.kafka
 @pytest.mark.slow
 async def test_a_worker_makes_topics_sequences_and_interests_and_ends_when_asked(
-    kafka: LocalKafka, tmp_path: Path
+    kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
 ) -> None:
     """Slow: a process starts, loads the bundle and joins the group."""
     settings = worker_settings(kafka.bootstrap, tmp_path)
-    with WorkerProcess(settings, tmp_path / "log") as worker:
+    with WorkerProcess(settings, tmp_path / "log", warm) as worker:
         await until(worker.ready, "the worker is ready")
         await asyncio.to_thread(produce, settings, [("a", event("a", n)) for n in range(SEGMENT)])
         store = await asyncio.to_thread(open_store, settings.store)
@@ -58,12 +59,16 @@ def _covered(store: Store, user: str) -> int:
 
 
 @pytest.mark.slow
-async def test_a_bundle_that_is_not_there_ends_the_worker_with_one_line(tmp_path: Path) -> None:
+async def test_a_bundle_that_is_not_there_ends_the_worker_with_one_line(
+    warm: ForkServerContext, tmp_path: Path
+) -> None:
     """Slow: a process starts."""
     settings = worker_settings("127.0.0.1:1", tmp_path)
     bundle = settings.bundle.model_copy(update={"path": tmp_path / "nowhere"})
 
-    with WorkerProcess(settings.model_copy(update={"bundle": bundle}), tmp_path / "log") as worker:
+    with WorkerProcess(
+        settings.model_copy(update={"bundle": bundle}), tmp_path / "log", warm
+    ) as worker:
         assert worker.wait() == 1
 
     assert "Traceback" not in worker.said
@@ -71,11 +76,13 @@ async def test_a_bundle_that_is_not_there_ends_the_worker_with_one_line(tmp_path
 
 
 @pytest.mark.slow
-async def test_a_worker_waits_for_a_broker_and_ends_when_asked_meanwhile(tmp_path: Path) -> None:
+async def test_a_worker_waits_for_a_broker_and_ends_when_asked_meanwhile(
+    warm: ForkServerContext, tmp_path: Path
+) -> None:
     """Slow: a process starts and loads the bundle."""
     settings = worker_settings("127.0.0.1:1", tmp_path)
 
-    with WorkerProcess(settings, tmp_path / "log") as worker:
+    with WorkerProcess(settings, tmp_path / "log", warm) as worker:
         await until(lambda: '"part": "broker"' in worker.said, "it says what it waits for")
         assert worker.get("/health/live")[0] == 200
         assert worker.get("/health/ready")[0] == 503
