@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 IMPORTED: Final = (
-    "extractor.extract",
+    "extractor.systems.encode",
     "lifelong.experiments.runner",
     "models.bundle",
     "models.training",
