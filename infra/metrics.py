@@ -167,6 +167,19 @@ class WorkerMetrics(_BundleInfo):
             "freshness objective is being missed now: add workers or recluster threads.",
             registry=registry,
         )
+        self.renewal_users = Counter(
+            "lifelong_worker_renewal_users",
+            "Users looked at after a bundle was exchanged (seen), and those of them made due since "
+            "their interests were of another bundle or not there (due).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.renewal_partitions = Gauge(
+            "lifelong_worker_renewal_partitions",
+            "Partitions of this worker whose users have not all been looked at since the bundle "
+            "was exchanged; 0 once they have.",
+            registry=registry,
+        )
         self.expired_users = Counter(
             "lifelong_worker_expired_users",
             "Users removed from the store, silent for longer than store.ttl_s. Always "

@@ -31,6 +31,7 @@ from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetters, KafkaDeadLetters
 from streaming.health import Health, serve_health
+from streaming.renewal import Renewal
 from streaming.schedule import Reclusterer
 from streaming.transport import BatchConsumer
 
@@ -87,12 +88,21 @@ class Worker:
         self._metrics = metrics
         self._health = health
         self._lively = True
+        self._partitions = 0
         self._reclusterer = Reclusterer(store, system, settings.worker, metrics)
+        self._renewal = Renewal(
+            store,
+            system,
+            settings.broker.topic,
+            metrics,
+            per_second=settings.worker.renew_per_s,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, whatever goes away and comes back meanwhile."""
         checks = asyncio.create_task(self._check_store())
         self._reclusterer.start()
+        self._renewal.start()
         try:
             while not stop.is_set():
                 if await _retried(self._prepare_topics, "broker", self._health, stop) is None:
@@ -101,6 +111,7 @@ class Worker:
         finally:
             checks.cancel()
             self._metrics.ready.set(0)
+            await asyncio.to_thread(self._renewal.stop)
             await asyncio.to_thread(self._reclusterer.stop)
 
     async def _run_app(self, stop: asyncio.Event) -> None:
@@ -183,11 +194,13 @@ class Worker:
     def _take_partitions(self, partitions: set[int]) -> None:
         topic = self._settings.broker.topic
         self._reclusterer.set_owners({partition_owner(topic, number) for number in partitions})
+        self._renewal.set_partitions(partitions, self._partitions)
 
     def _prepare_topics(self) -> bool:
         broker = self._settings.broker
         for topic in (broker.topic, broker.dead_letter_topic):
             _ensure_topic(broker, topic)
+        self._partitions = topic_partitions(broker, broker.topic)
         return True
 
 
