@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from infra.arrays import I32, I64, U16, U32, U64, Array
+from infra.arrays import I32, I64, U16, U32, U64
 from infra.store import Behaviors
 from models.features import History
 from models.kernels.compiling import kernel
@@ -121,29 +121,40 @@ def add_behaviors(history: History, behaviors: Behaviors) -> History:
     if not len(behaviors):
         return history
     keys = np.ascontiguousarray(behaviors["item"])
-    times: I64 = np.ascontiguousarray(behaviors["time"])
-    return History(*_merge(history.item_keys, history.counts, history.last, keys, times))
-
-
-def _merge(
-    item_keys: U64, item_counts: Array, item_last: U32, keys: U64, times: I64
-) -> tuple[U64, U16, U32]:
-    fresh, inverse, times_met = np.unique(keys, return_inverse=True, return_counts=True)
-    last = np.zeros(len(fresh), np.int64)
-    np.maximum.at(last, inverse, times // 1000)
-    at = np.searchsorted(item_keys, fresh)
-    known = np.zeros(len(fresh), np.bool_)
-    inside = at < len(item_keys)
-    known[inside] = item_keys[at[inside]] == fresh[inside]
-    counts = times_met.astype(np.int64)
-    counts[known] += item_counts[at[known]]
-    last[known] = np.maximum(last[known], item_last[at[known]])
-    kept = np.ones(len(item_keys), np.bool_)
-    kept[at[known]] = False
-    merged_keys = np.concatenate((item_keys[kept], fresh))
-    order = np.argsort(merged_keys, kind="stable")
-    merged_counts = np.concatenate(
-        (item_counts[kept], np.minimum(counts, COUNT_MAX).astype(np.uint16))
+    order = np.argsort(keys, kind="stable")
+    merged_keys, counts, last = _merge_kernel(
+        # Copies, since arrays that are read-only would be compiled for anew.
+        history.item_keys.astype(np.uint64),
+        history.counts.astype(np.int64),
+        history.last.astype(np.int64),
+        keys[order],
+        np.ascontiguousarray(behaviors["time"])[order],
     )
-    merged_last = np.concatenate((item_last[kept], np.clip(last, 0, SECONDS_MAX).astype(np.uint32)))
-    return merged_keys[order], merged_counts[order], merged_last[order]
+    return History(merged_keys, counts, last)
+
+
+@kernel
+def _merge_kernel(
+    item_keys: U64, item_counts: I64, item_last: I64, keys: U64, times: I64
+) -> tuple[U64, U16, U32]:
+    """A history, and behaviors in the order of their keys, merged into one."""
+    n, m = len(item_keys), len(keys)
+    merged = np.empty(n + m, np.uint64)
+    counts = np.empty(n + m, np.uint16)
+    last = np.empty(n + m, np.uint32)
+    i = j = at = 0
+    while i < n or j < m:
+        count, latest = 0, 0
+        key = item_keys[i] if j == m or (i < n and item_keys[i] <= keys[j]) else keys[j]
+        if i < n and item_keys[i] == key:
+            count, latest = int(item_counts[i]), int(item_last[i])
+            i += 1
+        while j < m and keys[j] == key:
+            count += 1
+            latest = max(latest, int(times[j]) // 1000)
+            j += 1
+        merged[at] = key
+        counts[at] = min(count, COUNT_MAX)
+        last[at] = min(max(latest, 0), SECONDS_MAX)
+        at += 1
+    return merged[:at], counts[:at], last[:at]
