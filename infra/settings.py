@@ -191,7 +191,7 @@ class WorkerSettings(Section):
     """Silence after which the broker gives a worker's partitions to others."""
     recluster_threads: Annotated[int, Field(ge=0)] = 1
     """Threads that recluster users; 0: this worker reclusters nobody."""
-    renew_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2000.0
+    renew_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0
     """Most users a second looked at after the bundle was exchanged, to make those due whose
     interests are of another one."""
     recluster_poll_s: Seconds = 0.1

@@ -14,7 +14,7 @@ from infra.segments import SEGMENT
 from infra.store import Append, InterestWrite, Store, Version
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
-from streaming.renewal import PAGE, Renewal
+from streaming.renewal import KEEP_MS, PAGE, Renewal
 from tests.streaming.test_schedule import START, CountingSystem
 
 TOPIC, PARTITIONS = "behaviors", 3
@@ -26,14 +26,14 @@ class House:
     def __init__(self, store: Store, system: CountingSystem | None = None) -> None:
         self.store = store
         self.system = system or CountingSystem()
-        self.registry = CollectorRegistry()
+        self.now = START
         self.renewal = self.again()
 
     def again(self, partitions: Sequence[int] = range(PARTITIONS)) -> Renewal:
         """A renewal that begins now, as after a restart."""
         metrics = WorkerMetrics(CollectorRegistry())
         renewal = Renewal(
-            self.store, self.system, TOPIC, metrics, per_second=1e9, clock=lambda: START
+            self.store, self.system, TOPIC, metrics, per_second=1e9, clock=lambda: self.now
         )
         renewal.set_partitions(partitions, PARTITIONS)
         self.metrics = metrics
@@ -115,12 +115,24 @@ def test_a_restart_goes_on_from_where_it_was() -> None:
     house = House(MemoryStore())
     for number in range(2 * PAGE):
         house.add(f"u{number:05}")
+    house.now += KEEP_MS
     assert house.renewal.step()
     for user in house.due():  # what the first page made due is done meanwhile
         house.cluster(user)
+        house.cluster(user, b"looked at again, this would be noticed")
     house.renewal = house.again()
     house.finish()
     assert house.due() == [f"u{number:05}" for number in range(PAGE, 2 * PAGE)]
+
+
+def test_where_it_came_is_not_kept_with_each_page() -> None:
+    house = House(MemoryStore())
+    for number in range(3 * PAGE):
+        house.add(f"u{number:05}")
+    assert house.renewal.step()
+    house.renewal = house.again()
+    house.finish()
+    assert len(house.due()) == 3 * PAGE
 
 
 def test_a_pass_that_is_done_is_not_begun_again(house: House) -> None:
