@@ -113,7 +113,6 @@ class EncodeSystem:
         self.layout = Layout(bundle.manifest.stored)
 
     def warm(self) -> None:
-        self._extractor.warm()
         behaviors = np.zeros(self._bundle.manifest.K + 1, BEHAVIOR)
         behaviors["item"] = np.arange(len(behaviors))
         state = self.extract(StoredSequence(Version(1, len(behaviors)), behaviors, {}))
@@ -189,12 +188,6 @@ class Extractor:
         self._bundle = bundle
         self._projected = _table(bundle.projected)
         self._embeddings = _table(bundle.embeddings)
-        self.warm()
-
-    def warm(self) -> None:
-        """Have every kernel compiled (or read from the cache) before the first user waits."""
-        behaviors = np.zeros(1, BEHAVIOR)
-        self.extract(StoredSequence(Version(0, 1), behaviors, {}))
 
     def extract(
         self, sequence: StoredSequence, previous: InterestState | None = None

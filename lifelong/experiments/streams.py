@@ -110,6 +110,8 @@ class Stream:
         self._directed = norms[:, 0] > 0
         self._length = max(items.manifest.L, StoreSettings().length)
         self._turn = 0
+        # Its time is told, and compiling is none of it.
+        self._extractor.extract(StoredSequence(Version(1, 1), np.zeros(1, BEHAVIOR), {}))
 
     def run(self, behaviors: Behaviors, step: int) -> Iterator[tuple[int, States, tuple[Any, ...]]]:
         """Both clusterings after each ``step`` behaviors: how many behaviors had come, the states,
