@@ -36,7 +36,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from infra.behaviors import ACTIONS
-from infra.errors import SettingsError, nearest
+from infra.errors import SettingsError, nearest, one_line
 
 ENV_PREFIX: Final = "LIFELONG_"
 ENV_CONFIG: Final = "LIFELONG_CONFIG"
@@ -496,7 +496,7 @@ def _file_source(config: Path | None, environ: Mapping[str, str]) -> _Source:
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: is not TOML: {' '.join(str(error).split())}") from None
+        raise SettingsError(f"{path}: is not TOML: {one_line(error)}") from None
     source = _Source(values, lambda key: f"{path}: {'.'.join(key)}")
     _check_names(source)
     return source

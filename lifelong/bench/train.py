@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -42,9 +42,6 @@ from models.data.schema import Inputs, Schema
 from models.network import Network, NetworkConfig
 from models.networks import AnyConfig
 from models.training import batch_loss
-
-if TYPE_CHECKING:
-    pass
 
 USERS: Final = 1000
 ITEMS: Final = 3706

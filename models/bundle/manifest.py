@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
 from models.features import CROSS_FEATURES, USER_FEATURES
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT: Final = 2
 """Version of the directory's format. Raised when an older reader would misread it."""

@@ -20,6 +20,9 @@ from streaming.events.rejects import Reason, Rejected, kind, show
 
 REQUIRED: Final = ("user_id", "item_id", "action", "event_time")
 OPTIONAL: Final = ("event_id", "category_id", "dwell_ms")
+NUMERIC: Final = ("event_time", "dwell_ms")
+"""Fields whose texts are read as numbers; the others are ids, whose texts are never interpreted."""
+
 ABSENT: Final = msgspec.UNSET
 """What a finder gives for a field that the event does not have at all."""
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from infra.arrays import I64, Bools
+from streaming.events.fields import NUMERIC
 from streaming.events.rejects import Reason
 from streaming.files.batches import Column, RawBatch, RowReject, pc
 from streaming.files.cells import cell
@@ -27,8 +28,6 @@ from streaming.files.formats.text import TextFile
 _FLOAT: Final = r"^-?[0-9]+(\.[0-9]+([eE][-+]?[0-9]+)?|[eE][-+][0-9]+)$"
 _MARKS: Final = (b".", b"+", b"-")
 """One of these is in every such cell, and they are found in all cells at once."""
-_NUMBERS: Final = ("event_time", "dwell_ms")
-"""Fields whose texts are read as numbers anyway."""
 
 
 class CsvRows:
@@ -116,7 +115,7 @@ class CsvRows:
 
 def _cell(columns: dict[str, Column], index: int, name: str) -> object:
     value = cell(columns, index, name)
-    if isinstance(value, str) and name not in _NUMBERS and re.fullmatch(_FLOAT, value):
+    if isinstance(value, str) and name not in NUMERIC and re.fullmatch(_FLOAT, value):
         return float(value)
     return value
 
@@ -126,7 +125,7 @@ def _floats(columns: dict[str, Column], count: int) -> Bools | None:
     found = np.zeros(count, np.bool_)
     for name, column in columns.items():
         _, _, data = column.buffers()
-        if name in _NUMBERS or data is None or not any(map(data.to_pybytes().__contains__, _MARKS)):
+        if name in NUMERIC or data is None or not any(map(data.to_pybytes().__contains__, _MARKS)):
             continue
         found |= pc.match_substring_regex(column, _FLOAT).to_numpy(zero_copy_only=False)
     return found if found.any() else None

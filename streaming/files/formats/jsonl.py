@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from infra.arrays import Bools
-from streaming.events.fields import ABSENT, Fields, too_large
+from streaming.events.fields import ABSENT, NUMERIC, Fields, too_large
 from streaming.events.rejects import Rejected
 from streaming.files.batches import Column, RawBatch, RowReject
 from streaming.files.formats.text import TextFile
-
-_NUMBERS: Final = ("event_time", "dwell_ms")
 
 
 class JsonRows:
@@ -151,7 +149,7 @@ def _column(values: list[object], name: str) -> tuple[Column, Bools]:
     values = [None if value is ABSENT else value for value in values]
     if (column := _typed(values)) is not None:
         return column, sure
-    number = name in _NUMBERS
+    number = name in NUMERIC
     plain = [
         value
         if (type(value) is int and abs(value) < 2**63 if number else type(value) is str)
