@@ -10,6 +10,7 @@ matter where events came from, and each user is looked at by one worker.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:  # numba is slow to import; health answers meanwhile
 
 PAGE: Final = 100
 """Users looked at together: some 10 ms of a store's time, after which it rests."""
+
+LISTED: Final = 20_000
+"""Names asked for at once. A store without an order walks over all its users for each such list,
+however short, so a list for each page would be a walk several times a second."""
 
 KEEP_MS: Final = 10_000
 """How often it is kept how far it came. Each time costs a synced write for every partition, for
@@ -77,6 +82,7 @@ class Renewal:
         self._total = 0
         self._ours: frozenset[int] = frozenset()
         self._reached: dict[int, bytes] = {}
+        self._listed: list[str] = []
         self._kept_at = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
@@ -109,7 +115,7 @@ class Renewal:
         if not waiting:
             return False
         after = min(waiting.values())
-        users = self._store.users(after.decode(), PAGE)
+        users = self._page(after.decode())
         shares: dict[int, list[str]] = {number: [] for number in waiting}
         for user in users:
             number = _share(user, total)
@@ -130,6 +136,14 @@ class Renewal:
         if not users:
             log.info("interests of all users are of this bundle, or due", partitions=len(waiting))
         return True
+
+    def _page(self, after: str) -> list[str]:
+        """The users that follow ``after``: of the last list, as long as it reaches."""
+        start = bisect_right(self._listed, after)
+        # With a start of 0 nobody knows whether the list began right behind ``after``.
+        if not 0 < start < len(self._listed):
+            self._listed, start = self._store.users(after, LISTED), 0
+        return self._listed[start : start + PAGE]
 
     def _renew(self, number: int, users: list[str]) -> None:
         """Make those users due whose sealed segments no state of this bundle covers."""

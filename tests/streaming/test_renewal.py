@@ -111,6 +111,35 @@ def test_more_users_than_a_page_are_all_reached() -> None:
     assert len(house.due()) == 2 * PAGE + 1
 
 
+def test_the_store_is_not_asked_for_names_with_each_page() -> None:
+    class Asked(MemoryStore):
+        lists = 0
+
+        def users(self, after: str, limit: int) -> list[str]:
+            self.lists += 1
+            return super().users(after, limit)
+
+    store = Asked()
+    house = House(store)
+    for number in range(5 * PAGE):
+        house.add(f"u{number}")
+    house.finish()
+    assert len(house.due()) == 5 * PAGE
+    assert store.lists == 2  # all of them, and that there are no more
+
+
+def test_a_partition_that_comes_amid_a_list_is_looked_at_from_its_own_beginning() -> None:
+    house = House(MemoryStore())
+    for number in range(4 * PAGE):
+        house.add(f"u{number:05}")
+    house.renewal = house.again([0])
+    assert house.renewal.step()
+    assert house.renewal.step()
+    house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
+    house.finish()
+    assert len(house.due()) == 4 * PAGE
+
+
 def test_a_restart_goes_on_from_where_it_was() -> None:
     house = House(MemoryStore())
     for number in range(2 * PAGE):
