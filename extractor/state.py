@@ -217,16 +217,6 @@ class Layout:
         return lengths
 
 
-def digest_of(record: bytes | memoryview) -> bytes | None:
-    """The digest of the bundle that made a record's state, read without checking the rest; None
-    where it is no interest state of this format.
-    """
-    if len(record) < _HEADER.size:
-        return None
-    magic, written_format, _, bundle, *_ = _HEADER.unpack_from(record)
-    return bundle if (magic, written_format) == (MAGIC, FORMAT) else None
-
-
 def _corrupt(user: str | None, what: str) -> StoreCorrupt:
     whose = "interest state" if user is None else f"interest state of user {user!r}"
     return StoreCorrupt(f"{whose}: {what}; recluster the user to replace it")

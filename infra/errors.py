@@ -14,6 +14,8 @@ Each message is one line: what was wrong, where, and what to do about it.
     │   ├── StoreUnavailable     the store cannot be reached now; retry
     │   ├── StoreFull            the store has no room; retry once there is some
     │   ├── StoreCorrupt         a record cannot be understood
+    │   │   └── RecordDamaged    it is not what was written
+    │   ├── StoreMismatch        the store is another one than the settings say
     │   └── RecordTooLarge       one user's record exceeds what the store can hold
     ├── TrainingError            a training run cannot start or go on
     │   └── DataError            a data set is missing, or cannot be read as interactions
@@ -113,6 +115,14 @@ class StoreFull(StoreError):
 
 class StoreCorrupt(StoreError):
     """A stored record cannot be understood; the message names the user."""
+
+
+class RecordDamaged(StoreCorrupt):
+    """A stored record is not what was written. Stores tell of it and go on with what is left."""
+
+
+class StoreMismatch(StoreError):
+    """A store is not the one that was asked for, or not as the settings say."""
 
 
 class RecordTooLarge(StoreError):

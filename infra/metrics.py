@@ -130,6 +130,13 @@ class WorkerMetrics(_BundleInfo):
             ["error"],
             registry=registry,
         )
+        self.store_damage = Counter(
+            "lifelong_worker_store_damage",
+            "Stored records that were found damaged, by kind: a head costs the user's unsealed "
+            "behaviors, a segment the 64 it held, a state nothing. Any is a disk to look at.",
+            ["kind"],
+            registry=registry,
+        )
         self.store_retries = Counter(
             "lifelong_worker_store_retries",
             "Store writes tried again after a failure.",
@@ -259,6 +266,12 @@ class ScorerMetrics(_BundleInfo):
             "lifelong_scorer_history",
             "Rankings by what was known of the user: interests (stored), sequence (clustered on "
             "the fly: a new bundle, or workers that lag) or none (an unknown user).",
+            ["kind"],
+            registry=registry,
+        )
+        self.store_damage = Counter(
+            "lifelong_scorer_store_damage",
+            "Stored records that were found damaged, by kind, see lifelong_worker_store_damage.",
             ["kind"],
             registry=registry,
         )

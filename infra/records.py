@@ -1,19 +1,25 @@
 """The sequence record: a head that every append rewrites, and sealed segments that none does.
 
-A head holds the counters, one mark per source, the keys of the newest events, and the unsealed
-tail of the sequence. A full tail becomes a segment, so that an event costs at most about 1.5 KB of
-writing however long the sequence is. Segment n holds the behaviors [64 n, 64 n + 64) of the user,
-counted from the first event ever; a store keeps the newest of them in a ring.
+A head holds the counters, one mark per source, the keys of the newest events, how far the interest
+states of bundles cover the sequence, and its unsealed tail. A full tail becomes a segment, so that
+an event costs at most about 1.5 KB of writing however long the sequence is. Segment n holds the
+behaviors [64 n, 64 n + 64) of the user, counted from the first event ever; a store keeps the newest
+of them in a ring.
 
 Everything here is a pure function on bytes, shared by all stores.
 
-Layout, little-endian::
+Layout, format 2, little-endian::
 
-    format u8 | marks u8 | event keys u8 | flags u8 | tail u16 | 2 unused bytes
-    count u64 | epoch u64 | updated u64 | covered u64 | owner u64 | since u64
+    format u8 | marks u8 | event keys u8 | coverages u8 | tail u16 | 2 unused bytes
+    count u64 | epoch u64 | updated u64 | owner u64 | deleted u64
+    coverages  x (bundle u64, covered u64, since u64), the one longest not written first
     marks      x (source key u64, offset i64)
     event keys x u64, oldest first
     tail       x BEHAVIOR, oldest first
+    checksum u64 (xxh3 of all before it; so it is in every later format)
+
+Format 1 had no coverages and no checksum; its heads are read, as of users of whom no state is
+known, and written anew with the next change.
 """
 
 from __future__ import annotations
@@ -21,14 +27,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+import xxhash
 
 from infra.behaviors import BEHAVIOR
-from infra.errors import RecordTooLarge, StoreCorrupt
+from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
 from infra.segments import SEGMENT, decode_segments, encode_segment
-from infra.store import Append, Behaviors, StoredSequence, Version
+from infra.store import STATES, Append, Behaviors, DueUser, StoredSequence, Version
 
 RECENT_EVENTS: Final = 32
 """Event keys remembered per user to recognise an event that its producer sent twice. Producers
@@ -37,43 +44,98 @@ repeat within seconds; a user does not act 32 times in between."""
 MAX_MARKS: Final = 255
 """Sources remembered per user: their number is one byte."""
 
-_FORMAT: Final = 1
-_HEADER: Final = struct.Struct("<BBBBHxxQQQQQQ")
+_FORMAT: Final = 2
+_HEADER: Final = struct.Struct("<BBBBHxxQQQQQ")
+_HEADER_1: Final = struct.Struct("<BBBBHxxQQQQQQ")
+_COVERAGE: Final = struct.Struct("<QQQ")
 _MARK: Final = struct.Struct("<Qq")
 _KEY: Final = struct.Struct("<Q")
-_HEADER_SIZE: Final = _HEADER.size
+_UPDATED: Final = struct.Struct("<Q")
+_UPDATED_AT: Final = 24
+_CHECKSUM: Final = struct.Struct("<Q")
+_TIME: Final = struct.Struct("<8xq")
 _BEHAVIOR_SIZE: Final = BEHAVIOR.itemsize
 _SEALED_SIZE: Final = SEGMENT * _BEHAVIOR_SIZE
 _OLDER_KEYS: Final = (RECENT_EVENTS - 1) * _KEY.size
 
 
+class DueKey(NamedTuple):
+    """Under what a user is listed as due."""
+
+    bundle: int
+    owner: int
+    since: int
+
+
+class Coverage(NamedTuple):
+    """How far one bundle's interest state covers a sequence."""
+
+    bundle: int
+    """`bundle_key` of its digest."""
+    covered: int
+    """The count that the stored state covers; 0: there is none."""
+    since: int
+    """Since when the user is due for the bundle, ms since epoch; 0: they are not."""
+
+
 @dataclass(slots=True)
-class Head:
-    """A user's head, decoded."""
+class Counters:
+    """A head's numbers, without its marks, event keys and tail."""
 
     count: int
-    """Behaviors ever applied."""
+    """Behaviors ever applied; 0: the user was deleted, and this is what remembers it."""
     epoch: int
     """When this head was created, ms since epoch."""
     updated: int
     """When something was last applied, ms since epoch."""
-    covered: int
-    """The count that the stored interest state covers; 0: there is none."""
     owner: int
-    """Under which owner the user is due; meaningful where ``since`` is not 0."""
-    since: int
-    """Since when the user is due, ms since epoch; 0: they are not."""
+    """Under which owner the user is due, where they are."""
+    deleted: int
+    """When the user was last deleted, ms since epoch; 0: never. What happened up to then stays
+    out."""
+    coverages: list[Coverage]
+    """One per bundle of which a state is kept or wanted, the one longest not written first."""
+
+    @property
+    def version(self) -> Version:
+        """The sequence's version."""
+        return Version(self.epoch, self.count)
+
+    @property
+    def due(self) -> set[DueKey]:
+        """Where the user is listed as due."""
+        return {DueKey(c.bundle, self.owner, c.since) for c in self.coverages if c.since}
+
+    def coverage(self, bundle: int) -> Coverage:
+        """A bundle's coverage; of nothing where it has none."""
+        return next((c for c in self.coverages if c.bundle == bundle), Coverage(bundle, 0, 0))
+
+    def due_user(self, user: str, bundle: int) -> DueUser:
+        """The user as due for a bundle."""
+        _, covered, since = self.coverage(bundle)
+        return DueUser(user, since, max(0, sealed(self.count) - covered))
+
+
+class Newest(NamedTuple):
+    """The newest behaviors of a user, as far as their records are whole."""
+
+    behaviors: Behaviors
+    lost: int
+    """Behaviors missing among them."""
+    damaged: dict[int, str]
+    """Numbers of segments that were found damaged, and what is wrong."""
+
+
+@dataclass(slots=True)
+class Head(Counters):
+    """A user's head, decoded."""
+
     marks: dict[int, int]
     """Per source key: offset of the last event applied or recognised."""
     event_keys: tuple[int, ...]
     """Of the newest events that carry one, oldest first; at most `RECENT_EVENTS`."""
     tail: Behaviors
     """The newest behaviors, those not sealed yet, oldest first."""
-
-    @property
-    def version(self) -> Version:
-        """The sequence's version."""
-        return Version(self.epoch, self.count)
 
     def uncovered(self, interests: Version | None, length: int) -> int:
         """How many of the newest behaviors a profile shows beside an interest state of that
@@ -84,20 +146,42 @@ class Head:
 
     def segments(self, length: int) -> range:
         """Numbers of the segments that the newest ``length`` behaviors lie in, beside the tail."""
-        sealed = self.count - len(self.tail)
-        return range(max(0, self.count - length) // SEGMENT, sealed // SEGMENT)
+        full = self.count - len(self.tail)
+        return range(max(0, self.count - length) // SEGMENT, full // SEGMENT)
 
-    def newest(self, segments: Sequence[bytes], length: int, user: str) -> Behaviors:
-        """The newest ``length`` behaviors (fewer where there are no more), oldest first, given the
-        segments that `segments` numbers.
+    def newest(self, segments: Sequence[bytes | None], length: int) -> Newest:
+        """The newest ``length`` behaviors (fewer where there are no more), oldest first.
 
-        Raises:
-            StoreCorrupt: a segment is not what was written.
+        Args:
+            segments: those that `segments` numbers; None: missing.
+            length: how many.
         """
-        behaviors = self.tail
-        if segments:
-            behaviors = np.concatenate((decode_segments(segments, user), self.tail))
-        return behaviors[max(0, len(behaviors) - length) :]
+        if not segments:
+            return Newest(self.tail[max(0, len(self.tail) - length) :], 0, {})
+        decoded = decode_segments(segments)
+        first = self.segments(length).start
+        # Behaviors of the first segment that are older than the newest ``length``.
+        older = max(0, self.count - length - first * SEGMENT)
+        lost = len(decoded.lost) * SEGMENT
+        if 0 in decoded.lost:
+            lost, older = lost - older, 0
+        behaviors = np.concatenate((decoded.behaviors[older:], self.tail))
+        damaged = {first + place: what for place, what in decoded.damaged.items()}
+        return Newest(behaviors, lost, damaged)
+
+
+@dataclass(slots=True)
+class Changed:
+    """A head that was rewritten."""
+
+    head: bytes | None
+    """None: nothing changed."""
+    undue: set[DueKey]
+    """Where the user is not listed as due any more."""
+    due: set[DueKey]
+    """Where they are now."""
+    dropped: list[int]
+    """Bundles whose states are to be removed."""
 
 
 @dataclass(slots=True)
@@ -109,117 +193,120 @@ class Grown:
     applied: int
     replayed: int
     duplicates: int
-    count: int
-    """Behaviors ever applied."""
-    was_due: tuple[int, int] | None
-    """The owner and time under which the user was due before, if they were."""
-    is_due: tuple[int, int] | None
-    """The same of the user now."""
+    deleted: int
+    undue: set[DueKey]
+    """Where the user is not listed as due any more."""
+    due: set[DueKey]
+    """Where they are now."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """A head's counters, read without touching the rest; see `Head` for each."""
-
-    count: int
-    epoch: int
-    updated: int
-    covered: int
-    owner: int
-    since: int
-
-    @property
-    def waiting(self) -> int:
-        """Behaviors in sealed segments that the stored interest state does not cover."""
-        return max(0, sealed(self.count) - self.covered)
+NOWHERE: Final[set[DueKey]] = set()
 
 
-def grow(  # noqa: PLR0912  # the hottest loop of the worker; a call per branch would show
-    head: bytes | None, source: int, owner: int, new: Append, now_ms: int
+def bundle_key(digest: bytes) -> int:
+    """The u64 by which heads and keys name a bundle: the first half of its digest."""
+    return int.from_bytes(digest[:8], "little")
+
+
+def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a call per branch would show
+    head: bytes | None,
+    source: int,
+    owner: int,
+    new: Append,
+    now_ms: int,
+    bundle: int = 0,
+    states: int = STATES,
 ) -> Grown:
     """Apply ``new`` to a head; the tail is left unsealed.
 
-    A user becomes due, under ``owner``, when that fills a segment, and at no other time: what is in
-    the tail is read with the head anyway, and counts in a ranking behavior by behavior.
+    When that fills a segment the user becomes due, under ``owner``, for every bundle that has a
+    coverage. A user with a full segment gets one for ``bundle``, and is due for it. What is in the
+    tail is read with the head anyway, and counts in a ranking behavior by behavior.
 
     Behaviors at or below the mark of ``source`` and event keys in the recent window are skipped, so
     that the sequence is the same however its events were cut into appends, and repeated.
 
     Raises:
-        StoreCorrupt: the head cannot be understood.
+        RecordDamaged: the head is not what was written.
+        StoreCorrupt: it is of a later format.
         RecordTooLarge: the user was fed from more than 255 sources.
     """
     if head is None:
-        marks = keys = tail = b""
-        count = covered = since = old_owner = 0
+        coverages = marks = keys = tail = b""
+        count = updated = deleted = old_owner = 0
         epoch = now_ms
-        mark = -1
-        at = -1
+        mark = at = -1
     else:
-        n_marks, n_keys, _, count, epoch, _, covered, old_owner, since = _read_header(
-            head, new.user
-        )
-        marks_end = _HEADER_SIZE + n_marks * 16
-        keys_end = marks_end + n_keys * 8
-        marks = head[_HEADER_SIZE:marks_end]
-        keys = head[marks_end:keys_end]
-        tail = head[keys_end:]
+        (
+            (count, epoch, updated, old_owner, deleted),
+            coverages_at,
+            marks_at,
+            keys_at,
+            tail_at,
+            end,
+        ) = _parse(head, new.user)
+        coverages = head[coverages_at:marks_at]
+        marks = head[marks_at:keys_at]
+        keys = head[keys_at:tail_at]
+        tail = head[tail_at:end]
         at = _find(marks, source, 16)
         mark = _MARK.unpack_from(marks, at)[1] if at >= 0 else -1
 
     applied: list[bytes] = []
-    replayed = duplicates = 0
+    replayed = duplicates = late = 0
     for behavior, event, offset in zip(new.behaviors, new.event_keys, new.offsets, strict=True):
         if offset <= mark:
             replayed += 1
             continue
         mark = offset
+        if deleted and _TIME.unpack_from(behavior)[0] <= deleted:
+            late += 1
+            continue
         if event:
             if _find(keys, event, 8) >= 0:
                 duplicates += 1
                 continue
             keys = keys[-_OLDER_KEYS:] + _KEY.pack(event)
         applied.append(behavior)
-    was_due = (old_owner, since) if since else None
-    if not applied and not duplicates:
-        return Grown(None, 0, replayed, 0, count, was_due, was_due)
 
-    if at >= 0:
-        marks = marks[:at] + _MARK.pack(source, mark) + marks[at + 16 :]
-    elif len(marks) < MAX_MARKS * 16:
-        marks += _MARK.pack(source, mark)
-    else:
-        raise RecordTooLarge(
-            f"user {new.user!r} has events from {MAX_MARKS} sources, no more can be remembered:"
-            " merge the files before backfilling them"
-        )
+    old_coverages = coverages
+    full = sealed(count + len(applied))
+    if full:
+        wanted = bundle and _find(coverages, bundle, 24) < 0
+        if wanted or (coverages and full > sealed(count)):
+            of = _coverages(coverages)
+            if wanted:
+                of = _with_coverage(of, Coverage(bundle, 0, now_ms), states)
+            if full > sealed(count):
+                of = _all_due(of, now_ms)
+            coverages = _packed(of)
+    moved = bool(applied or duplicates or late)
+    if not moved and coverages == old_coverages:
+        return Grown(None, 0, replayed, 0, 0, NOWHERE, NOWHERE)
+
+    if moved:
+        updated = now_ms
+        if at >= 0:
+            marks = marks[:at] + _MARK.pack(source, mark) + marks[at + 16 :]
+        elif len(marks) < MAX_MARKS * 16:
+            marks += _MARK.pack(source, mark)
+        else:
+            raise RecordTooLarge(
+                f"user {new.user!r} has events from {MAX_MARKS} sources, no more can be remembered:"
+                " merge the files before backfilling them"
+            )
     if applied:
         tail += b"".join(applied)
-        if not since and sealed(count + len(applied)) > sealed(count):
-            since = now_ms
         count += len(applied)
     else:
         owner = old_owner
-    grown = (
-        _HEADER.pack(
-            _FORMAT,
-            len(marks) // 16,
-            len(keys) // 8,
-            0,
-            len(tail) // _BEHAVIOR_SIZE,
-            count,
-            epoch,
-            now_ms,
-            covered,
-            owner,
-            since,
-        )
-        + marks
-        + keys
-        + tail
-    )
-    is_due = (owner, since) if since else None
-    return Grown(grown, len(applied), replayed, duplicates, count, was_due, is_due)
+    undue = due = NOWHERE
+    if coverages and (coverages != old_coverages or owner != old_owner):
+        before, after = _due_keys(old_coverages, old_owner), _due_keys(coverages, owner)
+        undue, due = before - after, after - before
+    numbers = count, epoch, updated, owner, deleted
+    grown = _pack(numbers, coverages, marks, keys, tail)
+    return Grown(grown, len(applied), replayed, duplicates, late, undue, due)
 
 
 def sealed(count: int) -> int:
@@ -232,7 +319,10 @@ def sealed_part(sequence: StoredSequence) -> StoredSequence:
     count = sealed(sequence.version.count)
     kept = len(sequence.behaviors) - (sequence.version.count - count)
     return StoredSequence(
-        Version(sequence.version.epoch, count), sequence.behaviors[: max(0, kept)], sequence.marks
+        Version(sequence.version.epoch, count),
+        sequence.behaviors[: max(0, kept)],
+        sequence.marks,
+        sequence.lost,
     )
 
 
@@ -250,89 +340,118 @@ def seal(head: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
     """Move every full segment out of the tail of a head that was read: the trimmed head, and
     (number, bytes) per segment.
     """
-    _, n_marks, n_keys, _, n_tail, count, epoch, updated, covered, owner, since = (
-        _HEADER.unpack_from(head)
-    )
-    full = n_tail // SEGMENT
+    numbers, coverages_at, marks_at, keys_at, tail_at, end = _parse(head, "")
+    tail = head[tail_at:end]
+    full = len(tail) // _SEALED_SIZE
     if not full:
         return head, []
-    start = len(head) - n_tail * _BEHAVIOR_SIZE
-    first = (count - n_tail) // SEGMENT
+    first = (numbers[0] - len(tail) // _BEHAVIOR_SIZE) // SEGMENT
     segments = [
-        (first + i, encode_segment(head[start + i * _SEALED_SIZE : start + (i + 1) * _SEALED_SIZE]))
+        (first + i, encode_segment(tail[i * _SEALED_SIZE : (i + 1) * _SEALED_SIZE]))
         for i in range(full)
     ]
-    header = _HEADER.pack(
-        _FORMAT,
-        n_marks,
-        n_keys,
-        0,
-        n_tail - full * SEGMENT,
-        count,
-        epoch,
-        updated,
-        covered,
-        owner,
-        since,
+    trimmed = _pack(
+        numbers,
+        head[coverages_at:marks_at],
+        head[marks_at:keys_at],
+        head[keys_at:tail_at],
+        tail[full * _SEALED_SIZE :],
     )
-    return header + head[_HEADER_SIZE:start] + head[start + full * _SEALED_SIZE :], segments
+    return trimmed, segments
 
 
 def read_counters(head: bytes, user: str) -> Counters:
-    """A head's counters; ``user`` only names it in errors.
+    """A head's numbers; ``user`` only names it in errors.
 
     Raises:
-        StoreCorrupt: the head cannot be understood.
+        RecordDamaged: the head is not what was written.
+        StoreCorrupt: it is of a later format.
     """
-    return Counters(*_read_header(head, user)[3:])
+    numbers, coverages_at, marks_at, *_ = _parse(head, user)
+    return Counters(*numbers, _coverages(head[coverages_at:marks_at]))
 
 
 def expired(head: bytes, user: str, ttl_ms: int, now_ms: int) -> bool:
     """Whether the last event of the head's user is longer ago than ``ttl_ms``; 0: no such limit.
 
     Raises:
-        StoreCorrupt: the head cannot be understood.
+        RecordDamaged: the head seems expired, but is not what was written.
     """
-    return ttl_ms > 0 and read_counters(head, user).updated + ttl_ms < now_ms
+    if not ttl_ms or len(head) < _UPDATED_AT + _UPDATED.size:
+        return False
+    if _UPDATED.unpack_from(head, _UPDATED_AT)[0] + ttl_ms >= now_ms:
+        return False
+    _parse(head, user)
+    return True
 
 
-def cover(head: bytes, counters: Counters, covered: int, now_ms: int) -> bytes:
-    """The head, whose counters are given, after interests that cover ``covered`` behaviors were
-    stored: of a user who is not due, or due since now where a segment was sealed after those.
+def is_deleted(head: bytes) -> bool:
+    """Whether a head only remembers that its user was deleted."""
+    if head[:1] != bytes([_FORMAT]) or any(head[8:16]):
+        return False
+    try:
+        return _parse(head, "")[0][0] == 0
+    except RecordDamaged:
+        return False
+
+
+def cover(
+    head: bytes, counters: Counters, bundle: int, covered: int, now_ms: int, *, states: int = STATES
+) -> Changed:
+    """The head, whose numbers are given, after a bundle's state that covers ``covered`` behaviors
+    was stored: of a user who is not due for it, or due since now where a segment was sealed after
+    those. Of the others ``states - 1`` stay, those last written.
     """
-    if counters.since and sealed(counters.count) > covered:
-        return _replace(head, covered, counters.owner, now_ms)
-    return _replace(head, covered, 0, 0)
+    since = now_ms if sealed(counters.count) > covered else 0
+    others = [c for c in counters.coverages if c.bundle != bundle]
+    stored = [c.bundle for c in others if c.covered]
+    dropped = stored[: max(0, len(stored) - states + 1)]
+    kept = [c for c in others if c.bundle not in dropped]
+    return _covered(head, counters, [*kept, Coverage(bundle, covered, since)], dropped)
 
 
-def set_due(head: bytes, counters: Counters, owner: int, now_ms: int) -> bytes | None:
-    """The head, whose counters are given, of a user who is due under ``owner``, since now if they
-    were not; None where there is no full segment to make interests of.
+def set_due(
+    head: bytes, counters: Counters, owner: int, bundle: int, now_ms: int, *, states: int = STATES
+) -> Changed:
+    """The head, whose numbers are given, of a user who is due for a bundle under ``owner`` since
+    now; unchanged where they are due for it already, or no sealed segment is uncovered.
     """
-    if counters.count < SEGMENT:
-        return None
-    return _replace(head, counters.covered, owner, counters.since or now_ms)
+    _, covered, since = counters.coverage(bundle)
+    if since or sealed(counters.count) <= covered:
+        return Changed(None, NOWHERE, NOWHERE, [])
+    new = Coverage(bundle, covered, now_ms)
+    if covered:
+        coverages = [new if c.bundle == bundle else c for c in counters.coverages]
+    else:
+        coverages = _with_coverage(counters.coverages, new, states)
+    return _covered(head, counters, coverages, [], owner)
+
+
+def delete(head: bytes | None, user: str, now_ms: int) -> bytes:
+    """What is left of a user's head when they are deleted: the time, and the marks, so that neither
+    what happened before nor what was applied before comes in again.
+    """
+    marks, epoch = b"", 0
+    if head is not None:
+        (_, epoch, *_), _, marks_at, keys_at, *_ = _parse(head, user)
+        marks = head[marks_at:keys_at]
+    return _pack((0, max(now_ms, epoch + 1), now_ms, 0, now_ms), b"", marks, b"", b"")
 
 
 def decode_head(head: bytes, user: str) -> Head:
     """A head in full; ``user`` only names it in errors.
 
     Raises:
-        StoreCorrupt: the head cannot be understood.
+        RecordDamaged: the head is not what was written.
+        StoreCorrupt: it is of a later format.
     """
-    n_marks, n_keys, n_tail, count, epoch, updated, covered, owner, since = _read_header(head, user)
-    marks_end = _HEADER_SIZE + n_marks * 16
-    keys_end = marks_end + n_keys * 8
+    numbers, coverages_at, marks_at, keys_at, tail_at, end = _parse(head, user)
     return Head(
-        count=count,
-        epoch=epoch,
-        updated=updated,
-        covered=covered,
-        owner=owner,
-        since=since,
-        marks=dict(_MARK.iter_unpack(head[_HEADER_SIZE:marks_end])),
-        event_keys=struct.unpack_from(f"<{n_keys}Q", head, marks_end),
-        tail=np.frombuffer(head, BEHAVIOR, n_tail, keys_end),
+        *numbers,
+        _coverages(head[coverages_at:marks_at]),
+        marks=dict(_MARK.iter_unpack(head[marks_at:keys_at])),
+        event_keys=struct.unpack_from(f"<{(tail_at - keys_at) // 8}Q", head, keys_at),
+        tail=np.frombuffer(head, BEHAVIOR, (end - tail_at) // _BEHAVIOR_SIZE, tail_at),
     )
 
 
@@ -343,26 +462,122 @@ def ring_size(length: int) -> int:
     return -(-length // SEGMENT) + 1
 
 
-def _read_header(head: bytes, user: str) -> tuple[int, int, int, int, int, int, int, int, int]:
-    """Marks, event keys and behaviors in the tail of a whole head, then its counters."""
-    if len(head) < _HEADER_SIZE:
-        raise StoreCorrupt(_corrupt(user, f"it has {len(head)} bytes"))
-    form, n_marks, n_keys, _, n_tail, count, epoch, updated, covered, owner, since = (
-        _HEADER.unpack_from(head)
-    )
+_Numbers = tuple[int, int, int, int, int]
+"""count, epoch, updated, owner, deleted."""
+
+_Parsed = tuple[_Numbers, int, int, int, int, int]
+"""A whole head: its numbers, where its coverages, marks, event keys and tail begin, and where the
+tail ends. A plain tuple, since naming its fields takes as long as finding them."""
+
+
+def _parse(head: bytes, user: str) -> _Parsed:
+    form = head[0] if head else 0
+    if form == 1:
+        return _parse_1(head, user)
+    end = len(head) - _CHECKSUM.size
+    if end < _HEADER.size:
+        raise _damaged(user, f"it has {len(head)} bytes")
+    if xxhash.xxh3_64_intdigest(memoryview(head)[:end]) != _CHECKSUM.unpack_from(head, end)[0]:
+        raise _damaged(user, "it fails its checksum")
     if form != _FORMAT:
         raise StoreCorrupt(
-            _corrupt(user, f"it has format {form}, this version reads format {_FORMAT}")
+            f"the sequence record of user {user!r} has format {form}, this version reads up to"
+            f" {_FORMAT}: use the version that wrote it, or a later one"
         )
-    if len(head) != _HEADER_SIZE + n_marks * 16 + n_keys * 8 + n_tail * _BEHAVIOR_SIZE:
-        raise StoreCorrupt(_corrupt(user, "its length does not fit its header"))
-    return n_marks, n_keys, n_tail, count, epoch, updated, covered, owner, since
+    _, n_marks, n_keys, n_coverages, n_tail, count, epoch, updated, owner, deleted = (
+        _HEADER.unpack_from(head)
+    )
+    marks = _HEADER.size + n_coverages * _COVERAGE.size
+    keys = marks + n_marks * 16
+    tail = keys + n_keys * 8
+    if end != tail + n_tail * _BEHAVIOR_SIZE:
+        raise _damaged(user, "its length does not fit its header")
+    return (count, epoch, updated, owner, deleted), _HEADER.size, marks, keys, tail, end
 
 
-def _replace(head: bytes, covered: int, owner: int, since: int) -> bytes:
-    fields = list(_HEADER.unpack_from(head))
-    fields[8:11] = covered, owner, since
-    return _HEADER.pack(*fields) + head[_HEADER_SIZE:]
+def _parse_1(head: bytes, user: str) -> _Parsed:
+    if len(head) < _HEADER_1.size:
+        raise _damaged(user, f"it has {len(head)} bytes")
+    _, n_marks, n_keys, _, n_tail, count, epoch, updated, _, owner, _ = _HEADER_1.unpack_from(head)
+    marks = _HEADER_1.size
+    keys = marks + n_marks * 16
+    tail = keys + n_keys * 8
+    if len(head) != tail + n_tail * _BEHAVIOR_SIZE:
+        raise _damaged(user, "its length does not fit its header")
+    return (count, epoch, updated, owner, 0), marks, marks, keys, tail, len(head)
+
+
+def _pack(
+    numbers: _Numbers,
+    coverages: bytes,
+    marks: bytes,
+    keys: bytes,
+    tail: bytes,
+) -> bytes:
+    header = _HEADER.pack(
+        _FORMAT,
+        len(marks) // 16,
+        len(keys) // 8,
+        len(coverages) // 24,
+        len(tail) // _BEHAVIOR_SIZE,
+        *numbers,
+    )
+    body = header + coverages + marks + keys + tail
+    return body + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(body))
+
+
+def _covered(
+    head: bytes,
+    counters: Counters,
+    coverages: list[Coverage],
+    dropped: list[int],
+    owner: int | None = None,
+) -> Changed:
+    """The head with other coverages, and perhaps another owner."""
+    packed = _packed(coverages)
+    owner = counters.owner if owner is None else owner
+    (count, epoch, updated, _, deleted), _, marks, keys, tail, end = _parse(head, "")
+    written = _pack(
+        (count, epoch, updated, owner, deleted),
+        packed,
+        head[marks:keys],
+        head[keys:tail],
+        head[tail:end],
+    )
+    before, after = counters.due, _due_keys(packed, owner)
+    return Changed(written, before - after, after - before, dropped)
+
+
+def _coverages(packed: bytes) -> list[Coverage]:
+    return [Coverage(*fields) for fields in _COVERAGE.iter_unpack(packed)]
+
+
+def _packed(coverages: list[Coverage]) -> bytes:
+    return b"".join(_COVERAGE.pack(*coverage) for coverage in coverages)
+
+
+def _due_keys(coverages: bytes, owner: int) -> set[DueKey]:
+    return {
+        DueKey(bundle, owner, since)
+        for bundle, _, since in _COVERAGE.iter_unpack(coverages)
+        if since
+    }
+
+
+def _with_coverage(coverages: list[Coverage], new: Coverage, states: int) -> list[Coverage]:
+    """Coverages with a new one, in whose place another goes that only waits for its state, too,
+    where there are many: bundles that nobody extracts any more must not pile up.
+    """
+    kept = list(coverages)
+    if len(kept) > states:
+        waiting = next((coverage for coverage in kept if not coverage.covered), None)
+        if waiting is not None:
+            kept.remove(waiting)
+    return [*kept, new]
+
+
+def _all_due(coverages: list[Coverage], now_ms: int) -> list[Coverage]:
+    return [Coverage(bundle, covered, since or now_ms) for bundle, covered, since in coverages]
 
 
 def _find(packed: bytes, key: int, stride: int) -> int:
@@ -377,8 +592,5 @@ def _find(packed: bytes, key: int, stride: int) -> int:
     return at
 
 
-def _corrupt(user: str, why: str) -> str:
-    return (
-        f"the sequence record of user {user!r} cannot be read: {why};"
-        " remove the user's record or restore the store"
-    )
+def _damaged(user: str, why: str) -> RecordDamaged:
+    return RecordDamaged(f"the sequence record of user {user!r} is damaged: {why}")

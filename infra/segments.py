@@ -14,6 +14,7 @@ Layout, little-endian::
     action    u8[64], with flag 8; else all have the header's
 
 Segments of 1,600 bytes, as they were written before, are 64 BEHAVIOR records; they are read alike.
+A segment that was found damaged is replaced by the one byte `LOST`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ import struct
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xxhash
 
 from infra.behaviors import BEHAVIOR
-from infra.errors import StoreCorrupt
 from infra.store import Behaviors
 
 SEGMENT: Final = 64
 """Behaviors in a sealed segment: few enough that a head, which holds up to 63, stays under 2 KB,
 and so many that a sequence of 1,000 is 16 reads."""
+
+LOST: Final = b"\0"
+"""In the place of a segment that could not be read: it is known to be lost."""
 
 _PLAIN: Final = SEGMENT * BEHAVIOR.itemsize
 _CHECKSUM: Final = struct.Struct("<I")
@@ -64,45 +67,70 @@ def encode_segment(behaviors: bytes) -> bytes:
     return _CHECKSUM.pack(xxhash.xxh32_intdigest(body)) + body
 
 
-def decode_segments(segments: Sequence[bytes], user: str) -> Behaviors:
-    """The behaviors of segments, one after the other; ``user`` only names them in errors.
+class Decoded(NamedTuple):
+    """What is left of segments."""
 
-    Raises:
-        StoreCorrupt: a segment is not what was written.
-    """
+    behaviors: Behaviors
+    """Of those that are whole, one after the other."""
+    lost: list[int]
+    """Places of the others among those given."""
+    damaged: dict[int, str]
+    """Those of them of which nobody knew, and what is wrong."""
+
+
+def decode_segments(segments: Sequence[bytes | None]) -> Decoded:
+    """The behaviors of segments; None stands for one that is missing."""
     behaviors = np.zeros(len(segments) * SEGMENT, BEHAVIOR)
-    at = 0
+    lost: list[int] = []
+    damaged: dict[int, str] = {}
+    at = place = 0
     # Those of one user are mostly alike, and are read together then.
-    for kind, alike in groupby(segments, lambda segment: _kind(segment, user)):
+    for kind, alike in groupby(segments, _kind):
         run = list(alike)
-        part = behaviors[at : at + len(run) * SEGMENT]
-        at += len(part)
-        if kind is None:
-            part[:] = np.frombuffer(b"".join(run), BEHAVIOR)
-            continue
-        rows = np.frombuffer(b"".join(run), _layout(kind))
-        part["item"] = rows["item"].reshape(-1)
-        part["time"] = (rows["base"][:, None] + rows["time"]).reshape(-1)
-        if kind & _CATEGORY:
-            part["category"] = rows["category"].reshape(-1)
-        if kind & _DWELL:
-            part["dwell"] = rows["dwell"].reshape(-1)
-        if kind & _ACTION:
-            part["action"] = rows["action"].reshape(-1)
+        if isinstance(kind, str):
+            lost += range(place, place + len(run))
+            if kind:
+                damaged |= dict.fromkeys(range(place, place + len(run)), kind)
         else:
-            part["action"] = np.repeat(rows["only"], SEGMENT)
-    return behaviors
+            _decode(kind, b"".join(run), behaviors[at : at + len(run) * SEGMENT])  # type: ignore[arg-type]
+            at += len(run) * SEGMENT
+        place += len(run)
+    return Decoded(behaviors[:at], lost, damaged)
 
 
-def _kind(segment: bytes, user: str) -> int | None:
-    """The flags of a segment that is whole; None: it is of 64 BEHAVIOR records."""
+def _decode(kind: int | None, run: bytes, part: Behaviors) -> None:
+    """Write whole segments of one kind, joined, as behaviors."""
+    if kind is None:
+        part[:] = np.frombuffer(run, BEHAVIOR)
+        return
+    rows = np.frombuffer(run, _layout(kind))
+    part["item"] = rows["item"].reshape(-1)
+    part["time"] = (rows["base"][:, None] + rows["time"]).reshape(-1)
+    if kind & _CATEGORY:
+        part["category"] = rows["category"].reshape(-1)
+    if kind & _DWELL:
+        part["dwell"] = rows["dwell"].reshape(-1)
+    if kind & _ACTION:
+        part["action"] = rows["action"].reshape(-1)
+    else:
+        part["action"] = np.repeat(rows["only"], SEGMENT)
+
+
+def _kind(segment: bytes | None) -> int | str | None:
+    """The flags of a whole segment; None: it is of 64 BEHAVIOR records. A str: it cannot be read,
+    and why; empty: that is known.
+    """
+    if segment is None:
+        return "is missing"
     if len(segment) == _PLAIN:
         return None
+    if segment == LOST:
+        return ""
     flags = segment[4] if len(segment) > _CHECKSUM.size else 0
     if flags > 15 or len(segment) != _layout(flags).itemsize:
-        raise _damaged(user, f"has {len(segment)} bytes")
+        return f"has {len(segment)} bytes"
     if xxhash.xxh32_intdigest(memoryview(segment)[4:]) != _CHECKSUM.unpack_from(segment)[0]:
-        raise _damaged(user, "fails its checksum")
+        return "fails its checksum"
     return flags
 
 
@@ -125,9 +153,3 @@ def _layout(flags: int) -> np.dtype[Any]:
         if flags & flag:
             fields.append((name, kind, SEGMENT))
     return np.dtype(fields)
-
-
-def _damaged(user: str, what: str) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"a segment of user {user!r} {what}; remove the user's record or restore the store"
-    )

@@ -149,6 +149,14 @@ class StoreSettings(Section):
     """Behaviors kept per user; older ones go."""
     ttl_s: Annotated[int, Field(ge=0)] = 0
     """Seconds after a user's last behavior at which their records may go; 0: never."""
+    states: Annotated[int, Field(ge=1, le=32)] = 3
+    """Bundles whose interest states are kept of a user. While one is exchanged for another, or two
+    serve side by side, each finds its own; the one longest not written goes."""
+    name: Annotated[str, Field(min_length=1, max_length=100)] = "lifelong"
+    """Name that a store is given when it is made, for people."""
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    """Id that the store must have, as `lifelong check` shows it, so that a mistyped URL does not
+    open another; none: any."""
 
     @field_validator("url")
     @classmethod

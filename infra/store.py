@@ -1,19 +1,24 @@
 """The store protocol: what every store promises, whichever database is behind it.
 
 Two kinds of record per user. The *sequence* (a head plus sealed segments, `infra.records`) is
-written by appends only. The *interest state* is opaque bytes here, ordered by `Version`; it covers
-what lies in sealed segments. All stores pass one contract suite,
-`tests/infra/stores/test_contract.py`.
+written by appends only. *Interest states* are opaque bytes here, one for each of the newest few
+bundles that made one, named by the bundle's digest and ordered by `Version`; they cover what lies
+in sealed segments. All stores pass one contract suite, `tests/infra/stores/test_contract.py`.
+
+A record that is damaged or lost costs what it held, not the user: reads give what is left, the next
+write mends it (an append begins anew where a head is damaged), and `Damage` is told. A record of a
+format that only a newer version knows is no damage: it is refused (`StoreCorrupt`) and left alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +29,12 @@ OPEN_WAIT_S: Final = 10.0
 
 MAX_USER_BYTES = 256
 """Longest user id in UTF-8 bytes; LMDB keys end at 511 bytes and carry a prefix."""
+
+LAYOUT: Final = 2
+"""Version of the layout of a store's records. Raised when an older reader would misread it."""
+
+STATES: Final = 3
+"""Bundles whose interest states are kept of a user, where nobody says otherwise."""
 
 
 def wall_clock_ms() -> int:
@@ -69,31 +80,53 @@ class Append:
 
 
 @dataclass(slots=True)
-class Appended:
-    """What one append call did, over all its users."""
+class Group:
+    """What is applied of one source at once."""
 
-    applied: int
+    source: Source
+    appends: Sequence[Append]
+    """At most one a user."""
+    reached: int | None = None
+    """Offset up to which the source is dealt with once these are applied, events that became no
+    behaviors included; None: nothing is remembered of the source as a whole."""
+
+
+@dataclass(slots=True)
+class Appended:
+    """What became of the behaviors of one append call, over all its groups and users."""
+
+    applied: int = 0
     """Behaviors that entered a sequence."""
-    replayed: int
+    replayed: int = 0
     """Behaviors skipped because their offset was at or below the user's mark."""
-    duplicates: int
+    duplicates: int = 0
     """Behaviors skipped because their event id is in the user's recent window."""
-    counts: list[int]
-    """Behaviors ever applied, per user in the order given."""
+    deleted: int = 0
+    """Behaviors skipped because their user was deleted after they happened."""
+
+    def __add__(self, other: Appended) -> Appended:
+        return Appended(
+            self.applied + other.applied,
+            self.replayed + other.replayed,
+            self.duplicates + other.duplicates,
+            self.deleted + other.deleted,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A user as the scorer and the reclusterer read them, from one consistent snapshot."""
+    """A user as the scorer reads them, from one consistent snapshot."""
 
     version: Version
     """The sequence's version: its epoch and the behaviors ever applied."""
     recent: Behaviors
     """The newest behaviors, at least all those of the head (<= 64) and, where they are still
-    kept, every one newer than the interest state."""
+    kept, every one newer than the interest state; less those ``lost``."""
     interests: bytes | None
-    """The interest state's payload; None: never clustered."""
+    """The payload of the bundle's interest state; None: it made none."""
     interests_version: Version | None
+    lost: int = 0
+    """Behaviors that would be among ``recent``, but their record is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +135,12 @@ class StoredSequence:
 
     version: Version
     behaviors: Behaviors
-    """The newest behaviors, at most the store's configured length, oldest first."""
+    """The newest behaviors, at most the store's configured length, oldest first; less those
+    ``lost``."""
     marks: dict[int, int]
     """Offset of the last event applied, by source key."""
+    lost: int = 0
+    """Behaviors that would be among them, but their record is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +148,42 @@ class InterestWrite:
     """One user's new interest state."""
 
     user: str
+    digest: bytes
+    """Of the bundle that made it."""
     version: Version
     payload: bytes
 
 
+class UserPage(NamedTuple):
+    """A part of a store's users."""
+
+    users: list[str]
+    after: bytes | None
+    """Where the next page begins; None: there is none. Cursors compare, as bytes, in the order of
+    the listing."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store says of itself, written when it was made."""
+
+    name: str
+    """For people."""
+    id: str
+    """128 random bits in hexadecimal, which tell this store from every other."""
+    layout: int
+    """Version of the layout of its records (`LAYOUT`)."""
+    length: int
+    """Behaviors that it keeps per user, at least; fixed, since segments lie in a ring of it."""
+    ttl_s: float
+    """The TTL that it was last opened with, for writing."""
+    actions: tuple[str, ...] = ()
+    """The platform's names of actions, in the order of their codes."""
+    created_ms: int
+    """When it was made, ms since epoch."""
+
+
 class DueUser(NamedTuple):
-    """A user of whom a segment was sealed that their interest state does not cover."""
+    """A user of whom a segment was sealed that a bundle's interest state does not cover."""
 
     user: str
     since: int
@@ -126,66 +192,139 @@ class DueUser(NamedTuple):
     """Behaviors in such segments."""
 
 
+class Damage(Protocol):
+    """Told of each record that cannot be read; whoever opens a store decides who hears of it."""
+
+    def __call__(self, kind: str, line: str) -> None:
+        """Take notice: ``kind`` is head or segment, ``line`` says whose and what is wrong."""
+
+
+def unheard(kind: str, line: str) -> None:
+    """A `Damage` that nobody hears of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """How a store is opened, whichever database is behind it."""
+
+    read_only: bool = False
+    """Whether it is only read, and so never made, written or locked."""
+    length: int = 1000
+    """Behaviors kept per user; in an existing store at most what it was made with."""
+    ttl_s: float = 0
+    """A user without events for so many seconds is forgotten; 0: never."""
+    states: int = STATES
+    """Bundles whose interest states are kept of a user."""
+    name: str = "lifelong"
+    """For people; given to a store when it is made."""
+    id: str | None = None
+    """The `Identity.id` that it must have; None: any."""
+    actions: tuple[str, ...] = ()
+    """The platform's names of actions, which must go on where those of the store end."""
+    damage: Damage = unheard
+    """Told of damaged records."""
+    clock: Callable[[], int] = wall_clock_ms
+    """The time in ms since epoch, by which records expire."""
+
+
+AS_IT_COMES: Final = StoreOptions()
+"""The options of whoever asks for nothing."""
+
+
 class Store(Protocol):
     """Where sequences, interest states and due users live.
 
     Every method raises `StoreUnavailable` when the store cannot be reached, `StoreFull` when it
-    has no room, `StoreCorrupt` when a record cannot be understood. Missing is not an error: it
-    comes back as None or a code. A store is made in the process that uses it, after any fork, and
-    may be used from several threads of it.
+    has no room, `StoreCorrupt` when a record is of a format that this version does not know.
+    Missing is not an error: it comes back as None or a code. A store is made in the process that
+    uses it, after any fork, and may be used from several threads of it. One that was opened for
+    reading alone writes nothing, also on opening, and raises StoreUnavailable where it is told to.
     """
 
-    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
-        """Apply new behaviors to sequences; who fills a segment is due, under ``source.owner``.
+    @property
+    def identity(self) -> Identity | None:
+        """What the store says of itself; None: it was opened for reading, and is of a version that
+        wrote no identity.
+        """
 
-        Per user the effect is atomic and idempotent: behaviors at or below the user's mark for
-        ``source.key`` are skipped, as are event keys in the user's recent window. Behaviors that
-        no full segment holds yet make nobody due: they are in the head, and whoever reads the user
-        reads them. A failure leaves each user either untouched or fully applied; the caller repeats
-        the whole call. ``appends`` names a user at most once.
+    def append(
+        self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
+    ) -> Appended:
+        """Apply new behaviors of several sources; who fills a segment is due.
+
+        They are due under the owner of the source, for every bundle that has made states of them,
+        and for the one named by ``digest``; also where a segment was full before and that bundle
+        has none. Per user the effect is atomic and idempotent: behaviors at or below the user's
+        mark for the source are skipped, as are event keys in the user's recent window, and what
+        happened before the user was deleted. Behaviors that no full segment holds yet make nobody
+        due: they are in the head, and whoever reads the user reads them.
+
+        A failure leaves each user either untouched or fully applied (stores with transactions: all
+        untouched), and `positions` never ahead; the caller repeats the whole call.
+        """
+        ...
+
+    def positions(self, sources: Sequence[int]) -> list[int | None]:
+        """How far the store itself was fed: per source key the highest offset reached by an
+        append; None: nothing of it. Where the database cannot write it with the behaviors, it may
+        lag behind them.
         """
         ...
 
     def sequences(self, users: Sequence[str]) -> list[StoredSequence | None]:
-        """The users' sequences, in order; None: unknown or expired."""
+        """The users' sequences, in order; None: unknown, expired or deleted."""
         ...
 
-    def profiles(self, users: Sequence[str]) -> list[Profile | None]:
-        """The users' newest behaviors and interest states, in order; None: unknown or expired."""
+    def profiles(self, users: Sequence[str], digest: bytes) -> list[Profile | None]:
+        """The users' newest behaviors and a bundle's interest states, in order; None: unknown,
+        expired or deleted.
+        """
+        ...
+
+    def interests(self, users: Sequence[str], digest: bytes) -> list[bytes | None]:
+        """The payloads of a bundle's interest states, in order, without the rest; None: none."""
         ...
 
     def put_interests(self, writes: Sequence[InterestWrite], now_ms: int) -> list[Written]:
-        """Store interest states, each unless a newer version is there (equal is replaced).
+        """Store interest states, each unless that bundle's newer one is there (equal is replaced).
 
-        A user whose sealed segments the state covers stops being due in the same atomic operation;
-        otherwise they stay due since ``now_ms``. A failure leaves each state either old or new.
+        A user keeps the states of so many bundles as the store was opened for; the one longest not
+        written goes when another bundle's is stored. A user whose sealed segments the state covers
+        stops being due for the bundle in the same atomic operation; otherwise they stay due since
+        ``now_ms``. A failure leaves each state either old or new.
         """
         ...
 
-    def due(self, owner: int, limit: int) -> list[DueUser]:
-        """Up to ``limit`` due users of an owner, the longest due first."""
+    def due(self, owner: int, digest: bytes, limit: int) -> list[DueUser]:
+        """Up to ``limit`` users of an owner who are due for a bundle, the longest due first."""
         ...
 
-    def mark_due(self, owner: int, users: Sequence[str], now_ms: int) -> None:
-        """Make users due under ``owner`` without an append (a new bundle, an owner that moved).
-
-        Who is due already stays so since the same time; an unknown user is left out, and so is one
-        without a full segment, of whom there is nothing to make interests of.
+    def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
+        """Make those of the users due under ``owner`` whose sealed segments no state of the bundle
+        covers, and who are not due yet; returns how many that were.
         """
         ...
 
-    def users(self, after: str, limit: int) -> list[str]:
-        """Up to ``limit`` users with a sequence, in a stable order, following ``after`` ("" from
-        the start). For tools; a store without an order may return them in one page.
+    def users(self, after: bytes, limit: int) -> UserPage:
+        """About ``limit`` users with a sequence, in an order of the store's own that does not
+        change, from a cursor on (b"": the first).
         """
         ...
 
-    def get_position(self, name: str) -> bytes | None:
-        """The bookmark of a resumable job, or None."""
+    def forget(self, users: Sequence[str], now_ms: int) -> int:
+        """Delete users; returns how many had a sequence.
+
+        All of them is gone but a mark of when, so that events up to ``now_ms`` (by their own time)
+        that arrive later stay out. The mark lasts as long as a sequence would.
+        """
         ...
 
-    def put_position(self, name: str, position: bytes | None) -> None:
-        """Keep (or, with None, remove) the bookmark of a resumable job."""
+    def get_bookmark(self, name: str) -> bytes | None:
+        """How far a resumable job came, or None."""
+        ...
+
+    def put_bookmark(self, name: str, bookmark: bytes | None) -> None:
+        """Keep (or, with None, remove) how far a resumable job came."""
         ...
 
     def sweep(self, now_ms: int, limit: int) -> int:
@@ -195,7 +334,9 @@ class Store(Protocol):
         ...
 
     def ping(self) -> None:
-        """Prove that a read is answered and a write would be; raises `StoreError` otherwise."""
+        """Prove that a read is answered and, unless the store was opened for reading, that a write
+        would be; raises `StoreError` otherwise.
+        """
         ...
 
     def close(self) -> None:

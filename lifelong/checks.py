@@ -97,13 +97,26 @@ def _describe_topic(settings: Settings, topic: str) -> str:
 
 
 def _check_store(settings: Settings) -> str:
-    store = open_store(settings.store)
+    store = open_store(settings.store, read_only=True)
     try:
         store.ping()
-        some = len(store.users("", 1))
+        some = len(store.users(b"", 1).users)
+        identity = store.identity
     finally:
         store.close()
-    return f"{settings.store.masked_url} answers, {'has users' if some else 'is empty'}"
+    if identity is not None:  # otherwise opening it would bring it up to date
+        open_to_write = open_store(settings.store)
+        try:
+            open_to_write.ping()
+        finally:
+            open_to_write.close()
+    said = f"{settings.store.masked_url} answers, {'has users' if some else 'is empty'}"
+    if identity is None:
+        return f"{said}; made by an earlier version, a worker will bring it up to date"
+    return (
+        f"{said}; {identity.name}, id {identity.id}, layout {identity.layout}, keeps"
+        f" {identity.length} behaviors per user, last opened with ttl_s {identity.ttl_s:g}"
+    )
 
 
 def _check_bundle(settings: Settings) -> str:

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from extractor.state import digest_of
 from extractor.system import System
 from extractor.systems import load_system
 from infra.behaviors import ACTIONS
@@ -33,7 +32,7 @@ def run_inspect(settings: Settings, user: str | None, last: int, *, quiet: bool)
         BundleError, StoreError: the bundle or the store cannot be read.
     """
     bundle, system = load_system(settings)
-    store = open_store(settings.store)
+    store = open_store(settings.store, read_only=True)
     try:
         if user is None:
             report = _describe_all(bundle, store)
@@ -57,7 +56,7 @@ def _describe_all(bundle: Bundle, store: Store) -> dict[str, Any]:
             **{letter: getattr(manifest, letter) for letter in ("d", "m", "K", "L", "M", "T")},
             **{name: round(value, 4) for name, value in manifest.metrics.items()},
         },
-        "users": store.users("", 20),
+        "users": store.users(b"", 20).users[:20],
     }
 
 
@@ -65,7 +64,7 @@ def _describe_user(
     bundle: Bundle, system: System, store: Store, settings: Settings, user: str, last: int
 ) -> dict[str, Any]:
     sequence = store.sequences([user])[0]
-    profile = store.profiles([user])[0]
+    profile = store.profiles([user], bundle.digest)[0]
     if sequence is None or profile is None:
         raise SettingsError(
             f"user {user!r} is not in the store {settings.store.masked_url}: check the id and the"
@@ -81,22 +80,17 @@ def _describe_user(
         "interests": None,
     }
     if profile.interests is not None:
-        report["interests"] = _describe_state(bundle, system, sequence, profile.interests)
+        report["interests"] = _describe_state(bundle, system, sequence, user, profile.interests)
     return report
 
 
 def _describe_state(
-    bundle: Bundle, system: System, sequence: StoredSequence, record: bytes
+    bundle: Bundle, system: System, sequence: StoredSequence, user: str, record: bytes
 ) -> dict[str, Any]:
-    digest = digest_of(record)
-    if digest != bundle.digest:
-        # Only its own bundle knows what else is in it.
-        return {"bundle": None if digest is None else digest.hex(), "of_this_bundle": False}
-    state = system.layout.decode(record)
+    state = system.layout.decode(record, user)
     named = name_interests(bundle, system, sequence, state, MOST_INTERESTS)
     return {
         "bundle": state.bundle.hex(),
-        "of_this_bundle": True,
         "covers": state.count,
         "waiting": sequence.version.count - state.count,
         **system.summarize(state),

@@ -18,6 +18,7 @@ from infra.kafka.admin import topic_partitions
 from infra.kafka.clients import producer_config
 from infra.settings import Settings
 from infra.stores import open_store
+from models.bundle import states_of
 from streaming.files.backfill import backfill
 from streaming.files.reader import OnBad
 from streaming.files.replay import replay
@@ -60,6 +61,7 @@ def run_backfill(
             f"topic {settings.broker.topic!r} does not exist at {settings.broker.bootstrap}, so"
             " nobody knows which worker is to recluster whom: create it, or give --partitions"
         )
+    digest = None if settings.bundle.path is None else states_of(settings.bundle.path)
     store = open_store(settings.store)
     begin = time.perf_counter()
     try:
@@ -70,6 +72,7 @@ def run_backfill(
                 settings.broker.topic,
                 count,
                 settings.events,
+                digest=digest,
                 on_bad=_on_bad(on_bad),
                 on_progress=lambda progress: at(progress.fraction),
                 stop=stop,

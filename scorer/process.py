@@ -26,6 +26,7 @@ from infra.processes import orphaned
 from infra.settings import Settings
 from infra.store import Store
 from infra.stores import open_store
+from infra.stores.mending import counted
 from infra.telemetry import get_logger
 from scorer.http.app import create_app
 from scorer.listener import BACKLOG
@@ -89,7 +90,7 @@ class ScorerProcess:
         store = self._store = self._opened_store()
         ranker = Ranker(store, bundle, system, self._metrics)
         self._metrics.use_bundle(bundle.version)
-        self._service.serve(ranker, lambda: store.get_position("scorer"))
+        self._service.serve(ranker, store.ping)
         log.info(
             "scorer ready", model=bundle.manifest.name, version=bundle.version, pid=os.getpid()
         )
@@ -125,7 +126,12 @@ class ScorerProcess:
     def _opened_store(self) -> Store:
         while True:
             try:
-                return open_store(self._settings.store, wait_s=0)
+                return open_store(
+                    self._settings.store,
+                    read_only=True,
+                    wait_s=0,
+                    damage=counted(self._metrics.store_damage),
+                )
             except StoreUnavailable as error:
                 self._service.readiness.waits_for(f"the store does not answer: {error}")
                 log.warning("store is away, trying again", error=str(error))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import xxhash
 
-from extractor.state import InterestState, digest_of
+from extractor.state import InterestState
 from extractor.system import Candidates, System, UserHistory
 from infra.arrays import F32, U64, Array, Bools
 from infra.behaviors import BEHAVIOR
@@ -152,19 +152,19 @@ class Ranker:
                 return STRANGER
             history = UserHistory(sequence.version, None, sequence.behaviors)
             return _Found("sequence", history)
-        (profile,) = self._store.profiles([user])
+        (profile,) = self._store.profiles([user], self._system.digest)
         if profile is None:
             return STRANGER
         state = self._usable_state(user, profile)
         covered = state.count if state is not None else 0
-        pending = max(0, profile.version.count - covered)
+        pending = max(0, profile.version.count - covered - profile.lost)
         if pending <= min(self._system.newest, len(profile.recent)):
             newer = profile.recent[len(profile.recent) - pending :]
             kind: HistoryKind = "interests" if state is not None else "sequence"
             return _Found(kind, UserHistory(profile.version, state, newer))
         # Without a state every kept behavior is "newer" and so already in the profile.
-        if profile.interests is None or len(profile.recent) >= profile.version.count:
-            whole = StoredSequence(profile.version, profile.recent, {})
+        if profile.interests is None or len(profile.recent) + profile.lost >= profile.version.count:
+            whole = StoredSequence(profile.version, profile.recent, {}, profile.lost)
             return _Found("sequence", None, whole)
         (sequence,) = self._store.sequences([user])
         return STRANGER if sequence is None else _Found("sequence", None, sequence)
@@ -174,15 +174,17 @@ class Ranker:
 
     def _usable_state(self, user: str, profile: Profile) -> InterestState | None:
         """The stored state, if of this bundle and of this life of the user's record."""
-        if profile.interests is None or digest_of(profile.interests) != self.bundle.digest:
+        if profile.interests is None:
             return None
         try:
             state = self._system.layout.decode(profile.interests, user)
         except StoreCorrupt as error:
             # The sequence is intact and gives the same interests; the next clustering repairs it.
+            self._metrics.store_damage.labels("state").inc()
             log.warning("interests corrupt", error=str(error))
             return None
-        return state if state.epoch == profile.version.epoch else None
+        mine = (self._system.digest, profile.version.epoch)
+        return state if (state.bundle, state.epoch) == mine else None
 
     def _count(self, kind: HistoryKind, newer: int, unknown: Bools) -> None:
         self._metrics.candidates.observe(len(unknown))

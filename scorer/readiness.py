@@ -48,8 +48,8 @@ class Readiness:
     def loaded(self, ask: Callable[[], object]) -> None:
         """Note that the bundle is loaded and warm; ``ask`` reads something of the store, or raises.
 
-        Not `Store.ping`, which also proves writes: a full store has rankings in it all the same,
-        and a scorer has no business in the way of the workers' writes.
+        It must not write: a full store has rankings in it all the same, and a scorer has no
+        business in the way of the workers' writes. So `Store.ping` of one opened for reading alone.
         """
         self._ask = ask
         self._found_at = float("-inf")

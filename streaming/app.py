@@ -71,6 +71,7 @@ def create_app(
     metrics: WorkerMetrics,
     *,
     topic_id: Callable[[], str],
+    digest: bytes | None = None,
     on_assigned: Callable[[set[int]], None] = lambda _: None,
     clock: Callable[[], int] = wall_clock_ms,
 ) -> LifelongApp:
@@ -82,6 +83,7 @@ def create_app(
         dead_letters: takes what cannot be read.
         metrics: where all of it is counted.
         topic_id: asks the broker for the topic's id, see `TopicIdentity`.
+        digest: of the bundle that users are due for; None: for no other than they were.
         on_assigned: told the partitions that are ours, after each rebalance.
         clock: ms since epoch.
     """
@@ -89,7 +91,7 @@ def create_app(
     app.transport = BatchTransport(app.conf.broker, app)
     # Nothing is produced through Faust: dead letters have an idempotent producer of their own.
     app.boot_strategy.enable_kafka_producer = False
-    app.writer = BatchWriter(settings, store, dead_letters, metrics, clock=clock)
+    app.writer = BatchWriter(settings, store, dead_letters, metrics, digest=digest, clock=clock)
     identity = TopicIdentity(settings.broker.topic, topic_id)
     app.batch_agent = agent = BatchAgent(app, app.writer, identity, metrics)
     topic = app.topic(

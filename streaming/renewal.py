@@ -10,17 +10,14 @@ matter where events came from, and each user is looked at by one worker.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import xxhash
 
-from extractor.state import digest_of
 from infra.behaviors import partition_owner
 from infra.errors import StoreError, typed_line
 from infra.metrics import WorkerMetrics
-from infra.segments import SEGMENT
 from infra.store import Store, wall_clock_ms
 from infra.telemetry import get_logger
 
@@ -29,10 +26,6 @@ if TYPE_CHECKING:  # numba is slow to import; health answers meanwhile
 
 PAGE: Final = 100
 """Users looked at together: some 10 ms of a store's time, after which it rests."""
-
-LISTED: Final = 20_000
-"""Names asked for at once. A store without an order walks over all its users for each such list,
-however short, so a list for each page would be a walk several times a second."""
 
 KEEP_MS: Final = 10_000
 """How often it is kept how far it came. Each time costs a synced write for every partition, for
@@ -82,7 +75,6 @@ class Renewal:
         self._total = 0
         self._ours: frozenset[int] = frozenset()
         self._reached: dict[int, bytes] = {}
-        self._listed: list[str] = []
         self._kept_at = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
@@ -114,59 +106,46 @@ class Renewal:
         self._metrics.renewal_partitions.set(len(waiting))
         if not waiting:
             return False
-        after = min(waiting.values())
-        users = self._page(after.decode())
-        shares: dict[int, list[str]] = {number: [] for number in waiting}
-        for user in users:
+        page = self._store.users(min(waiting.values()), PAGE)
+        reached = _DONE if page.after is None else page.after
+        # Whoever is further than this page has looked at it; a page seen twice does no harm.
+        behind = [
+            number for number, mark in waiting.items() if page.after is None or mark < page.after
+        ]
+        shares: dict[int, list[str]] = {number: [] for number in behind}
+        for user in page.users:
             number = _share(user, total)
-            if number in waiting and user.encode() > waiting[number]:
+            if number in shares:
                 shares[number].append(user)
         for number, share in shares.items():
             self._renew(number, share)
-        reached = users[-1].encode() if users else _DONE
-        keep = not users or self._clock() - self._kept_at >= KEEP_MS
-        for number, mark in waiting.items():
-            if not users or reached > mark:
-                self._reached[number] = reached
-                if keep:
-                    self._store.put_position(self._name(number), reached)
+        keep = page.after is None or self._clock() - self._kept_at >= KEEP_MS
+        for number in behind:
+            self._reached[number] = reached
+            if keep:
+                self._store.put_bookmark(self._name(number), reached)
         if keep:
             self._kept_at = self._clock()
-        self._metrics.renewal_users.labels("seen").inc(len(users))
-        if not users:
+        self._metrics.renewal_users.labels("seen").inc(len(page.users))
+        if page.after is None:
             log.info("interests of all users are of this bundle, or due", partitions=len(waiting))
         return True
 
-    def _page(self, after: str) -> list[str]:
-        """The users that follow ``after``: of the last list, as long as it reaches."""
-        start = bisect_right(self._listed, after)
-        # With a start of 0 nobody knows whether the list began right behind ``after``.
-        if not 0 < start < len(self._listed):
-            self._listed, start = self._store.users(after, LISTED), 0
-        return self._listed[start : start + PAGE]
-
     def _renew(self, number: int, users: list[str]) -> None:
         """Make those users due whose sealed segments no state of this bundle covers."""
-        profiles = self._store.profiles(users) if users else []
-        lacking = [
-            user
-            for user, profile in zip(users, profiles, strict=True)
-            if profile is not None
-            and profile.version.count >= SEGMENT
-            and (profile.interests is None or digest_of(profile.interests) != self._system.digest)
-        ]
-        if lacking:
-            owner = partition_owner(self._topic, number)
-            self._store.mark_due(owner, lacking, self._clock())
-            self._metrics.renewal_users.labels("due").inc(len(lacking))
+        if not users:
+            return
+        owner = partition_owner(self._topic, number)
+        due = self._store.mark_due(owner, self._system.digest, users, self._clock())
+        self._metrics.renewal_users.labels("due").inc(due)
 
     def _bookmark(self, number: int) -> bytes:
         if number not in self._reached:
-            self._reached[number] = self._store.get_position(self._name(number)) or b""
+            self._reached[number] = self._store.get_bookmark(self._name(number)) or b""
         return self._reached[number]
 
     def _name(self, number: int) -> str:
-        return f"renewal/{self._system.digest.hex()}/{self._topic}/{self._total}/{number}"
+        return f"states/{self._system.digest.hex()}/{self._topic}/{self._total}/{number}"
 
     def _run(self) -> None:
         failures = 0

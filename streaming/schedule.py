@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from extractor.state import InterestState, digest_of
+from extractor.state import InterestState
 from infra.errors import (
     LifelongError,
     StoreCorrupt,
@@ -248,7 +248,7 @@ class Reclusterer:
 
     def _list(self, owner: int, limit: int) -> list[DueUser]:
         try:
-            return self._store.due(owner, limit)
+            return self._store.due(owner, self._system.digest, limit)
         except (StoreUnavailable, StoreFull) as error:
             self._count_store_error(error)
             raise
@@ -297,7 +297,8 @@ class Reclusterer:
             started = time.perf_counter()
             try:
                 new = self._system.extract(sequence, self._previous(due, state))
-                write = InterestWrite(due.user, sequence.version, self._system.layout.encode(new))
+                record = self._system.layout.encode(new)
+                write = InterestWrite(due.user, self._system.digest, sequence.version, record)
             except Exception as error:  # noqa: BLE001  # whatever one user's record does to it
                 self._fail(due.user, error)
                 continue
@@ -318,7 +319,7 @@ class Reclusterer:
                 for due, sequence in zip(batch, sequences, strict=True)
                 if sequence is not None and sequence.version.count > due.waiting
             ]
-            profiles = self._store.profiles(clustered) if clustered else []
+            found = self._store.interests(clustered, self._system.digest) if clustered else []
         except (StoreUnavailable, StoreFull):
             raise
         except Exception as error:  # noqa: BLE001  # one record spoils the batch: find whose
@@ -328,20 +329,17 @@ class Reclusterer:
             for due in batch:
                 yield from self._read([due])
             return
-        states = {
-            user: profile.interests
-            for user, profile in zip(clustered, profiles, strict=True)
-            if profile is not None
-        }
+        states = dict(zip(clustered, found, strict=True))
         for due, sequence in zip(batch, sequences, strict=True):
             yield due, sequence, states.get(due.user)
 
     def _previous(self, due: _Due, record: bytes | None) -> InterestState | None:
-        if record is None or digest_of(record) != self._system.digest:
+        if record is None:
             return None
         try:
             return self._system.layout.decode(record, due.user)
         except StoreCorrupt as error:  # about to be replaced anyway
+            self._metrics.store_damage.labels("state").inc()
             log.warning("interest state unreadable, made anew", error=typed_line(error))
             return None
 

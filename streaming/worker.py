@@ -27,6 +27,7 @@ from infra.kafka.admin import create_topic, topic_id, topic_partitions
 from infra.metrics import WorkerMetrics, new_registry
 from infra.settings import BrokerSettings, Settings
 from infra.store import Store
+from infra.stores.mending import counted
 from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetters, KafkaDeadLetters
@@ -85,6 +86,7 @@ class Worker:
         self._settings = settings
         self._store = store
         self._dead_letters = dead_letters
+        self._digest = system.digest if system.keeps_state else None
         self._metrics = metrics
         self._health = health
         self._lively = True
@@ -125,6 +127,7 @@ class Worker:
             topic_id=lambda: topic_id(
                 broker, broker.topic, timeout_s=2 * self._settings.worker.check_s
             ),
+            digest=self._digest,
             on_assigned=self._take_partitions,
         )
         checks = asyncio.create_task(self._check_broker(app))
@@ -233,7 +236,7 @@ async def _serve(settings: Settings) -> None:
     health = Health(settings.worker.stall_s)
     with serve_health(settings, registry, health):
         system = await asyncio.to_thread(_load_system, settings, metrics)
-        store = await _retried(lambda: _open_store(settings), "store", health, stop)
+        store = await _retried(lambda: _open_store(settings, metrics), "store", health, stop)
         if store is None:
             return
         dead_letters = KafkaDeadLetters(settings.broker)
@@ -256,10 +259,10 @@ def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
     return system
 
 
-def _open_store(settings: Settings) -> Store:
+def _open_store(settings: Settings, metrics: WorkerMetrics) -> Store:
     from infra.stores import open_store
 
-    return open_store(settings.store, wait_s=0)
+    return open_store(settings.store, wait_s=0, damage=counted(metrics.store_damage))
 
 
 def _ensure_topic(broker: BrokerSettings, topic: str) -> None:

@@ -18,7 +18,7 @@ from infra.behaviors import Source
 from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
-from infra.store import Append, Appended, Store, wall_clock_ms
+from infra.store import Append, Appended, Group, Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.dead_letters import DeadLetter, DeadLetters
 from streaming.events.decoder import Decoded, EventDecoder
@@ -72,6 +72,7 @@ class BatchWriter:
         dead_letters: DeadLetters,
         metrics: WorkerMetrics,
         *,
+        digest: bytes | None = None,
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -79,6 +80,7 @@ class BatchWriter:
         self._decoder = EventDecoder(settings.events)
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
+        self._digest = digest
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._clock = clock
@@ -108,7 +110,9 @@ class BatchWriter:
         """
         started = time.monotonic()
         self.progress.moved()
-        appended, refused = await self._until_done(lambda: self._append(source, decoded), wanted)
+        appended, refused = await self._until_done(
+            lambda: self._append(source, decoded, batch.last), wanted
+        )
         rejects = decoded.rejects + _refusals(batch, refused)
         if rejects:
             letters = _letters(batch, rejects)
@@ -158,33 +162,33 @@ class BatchWriter:
         records = [(record.offset, record.key, record.value) for record in batch.records]
         return self._decoder.decode_batch(records, self._clock())
 
-    def _append(self, source: Source, decoded: Decoded) -> tuple[Appended, list[_Refused]]:
+    def _append(
+        self, source: Source, decoded: Decoded, last: int
+    ) -> tuple[Appended, list[_Refused]]:
         """Append all users at once; if one of them cannot be stored, one by one."""
-        if not decoded.appends:
-            return Appended(0, 0, 0, []), []
         with self._metrics.append_seconds.time():
             try:
-                return self._store.append(source, decoded.appends, self._clock()), []
+                return self._apply(Group(source, decoded.appends, last)), []
             except (RecordTooLarge, StoreCorrupt):
-                return self._append_singly(source, decoded.appends)
+                return self._append_singly(source, decoded.appends, last)
 
     def _append_singly(
-        self, source: Source, appends: Sequence[Append]
+        self, source: Source, appends: Sequence[Append], last: int
     ) -> tuple[Appended, list[_Refused]]:
-        total = Appended(0, 0, 0, [])
+        total = Appended()
         refused: list[_Refused] = []
         for append in appends:
             try:
-                one = self._store.append(source, [append], self._clock())
+                total += self._apply(Group(source, [append]))
             except (RecordTooLarge, StoreCorrupt) as error:
                 refused.append((append, error))
                 if len(refused) == len(appends) >= SUSPICIOUS_CORRUPTIONS:
                     raise
-            else:
-                total.applied += one.applied
-                total.replayed += one.replayed
-                total.duplicates += one.duplicates
+        self._apply(Group(source, [], last))
         return total, refused
+
+    def _apply(self, group: Group) -> Appended:
+        return self._store.append([group], self._clock(), digest=self._digest)
 
     def _measure(
         self, batch: FetchedBatch, appended: Appended, rejects: Sequence[Reject], seconds: float
@@ -193,6 +197,7 @@ class BatchWriter:
         metrics.events.labels("applied").inc(appended.applied)
         metrics.events.labels("replayed").inc(appended.replayed)
         metrics.events.labels("duplicate").inc(appended.duplicates)
+        metrics.events.labels("deleted").inc(appended.deleted)
         metrics.events.labels("rejected").inc(len(rejects))
         for reject in rejects:
             metrics.rejects.labels(reject.reason.value).inc()

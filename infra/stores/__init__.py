@@ -7,46 +7,79 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from infra.errors import SettingsError
-from infra.store import OPEN_WAIT_S, Store
+from infra.store import OPEN_WAIT_S, Damage, Store, StoreOptions, unheard
 
 if TYPE_CHECKING:
     from infra.settings import StoreSettings
 
 
-def open_store(settings: StoreSettings, *, wait_s: float = OPEN_WAIT_S) -> Store:
+def open_store(
+    settings: StoreSettings,
+    *,
+    read_only: bool = False,
+    wait_s: float = OPEN_WAIT_S,
+    actions: tuple[str, ...] = (),
+    damage: Damage = unheard,
+) -> Store:
     """Open the store that ``settings.url`` names; its adapter is imported only then.
 
     Args:
         settings: the store's.
+        read_only: for reading alone: nothing is made or written, and the store must be there.
         wait_s: how long to wait for a server that is away or starting; 0 for those who ask again
             themselves, and meanwhile tell what they are waiting for.
+        actions: the platform's names of actions, in the order of their codes.
+        damage: told of damaged records.
 
     Raises:
         SettingsError: the URL names no store.
-        StoreUnavailable: the store does not answer.
+        StoreUnavailable: the store does not answer, or is not there.
+        StoreMismatch: it is not the one that the settings mean.
     """
     url = settings.url
+    options = StoreOptions(
+        read_only=read_only,
+        length=settings.length,
+        ttl_s=settings.ttl_s,
+        states=settings.states,
+        name=settings.name,
+        id=settings.id,
+        actions=actions,
+        damage=damage,
+    )
     scheme = urlsplit(url).scheme
     if scheme == "memory":
         from infra.stores.memory import MemoryStore
 
-        return MemoryStore(length=settings.length, ttl_s=settings.ttl_s)
+        return MemoryStore(options)
     if scheme == "lmdb":
-        return _open_lmdb(url, settings)
+        return _open_lmdb(settings, options)
     if scheme == "aerospike":
         from infra.stores.aerospike.store import AerospikeStore
 
-        return AerospikeStore.open(url, length=settings.length, ttl_s=settings.ttl_s, wait_s=wait_s)
+        return AerospikeStore.open(url, options, wait_s=wait_s)
     raise SettingsError(
         f"store.url: {settings.masked_url!r} names no store; use lmdb://PATH,"
         " aerospike://HOST:PORT/NAMESPACE or memory://"
     )
 
 
-def _open_lmdb(url: str, settings: StoreSettings) -> Store:
-    from infra.stores.lmdb import DEFAULT_MAX_SIZE, LmdbStore
+def _open_lmdb(settings: StoreSettings, options: StoreOptions) -> Store:
+    from infra.stores.lmdb import LmdbStore
 
-    place, _, query = url.removeprefix("lmdb://").partition("?")
+    path, max_size, sync = lmdb_place(settings)
+    return LmdbStore(path, options, max_size=max_size, sync=sync)
+
+
+def lmdb_place(settings: StoreSettings) -> tuple[Path, int, bool]:
+    """Directory, largest size in bytes and whether to sync, of an LMDB store's URL.
+
+    Raises:
+        SettingsError: the URL is not of that form.
+    """
+    from infra.stores.lmdb import DEFAULT_MAX_SIZE
+
+    place, _, query = settings.url.removeprefix("lmdb://").partition("?")
     options = {name: values[-1] for name, values in parse_qs(query).items()}
     unknown = sorted(options.keys() - {"max_size", "sync"})
     if unknown or not place:
@@ -60,10 +93,4 @@ def _open_lmdb(url: str, settings: StoreSettings) -> Store:
         raise SettingsError(
             f"store.url: max_size in {settings.masked_url!r} is not a number of bytes"
         ) from error
-    return LmdbStore(
-        Path(place),
-        length=settings.length,
-        ttl_s=settings.ttl_s,
-        max_size=max_size,
-        sync=options.get("sync", "1") != "0",
-    )
+    return Path(place), max_size, options.get("sync", "1") != "0"

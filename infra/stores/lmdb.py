@@ -12,25 +12,37 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import lmdb
+import msgspec
 
 from infra import records
-from infra.behaviors import Source
-from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable, one_line
+from infra.errors import (
+    RecordDamaged,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    one_line,
+)
+from infra.segments import LOST, decode_segments
 from infra.store import (
+    AS_IT_COMES,
     Append,
     Appended,
-    Behaviors,
     DueUser,
+    Group,
+    Identity,
     InterestWrite,
     Profile,
     StoredSequence,
+    StoreOptions,
+    UserPage,
     Version,
     Written,
-    wall_clock_ms,
 )
+from infra.stores.identity import agree, decode_identity, encode_identity, new_identity
+from infra.stores.mending import Mending
 
 DEFAULT_MAX_SIZE: Final = 256 << 30
 """Bytes of the memory map, and so of the data. It is address space, not disk: the file grows with
@@ -46,123 +58,158 @@ else, and the pages that appends free meanwhile cannot be used again."""
 SWEEP_BATCH: Final = 100
 """Expired users removed in one transaction: some 10 ms, for which appends wait."""
 
+DATA: Final = "data.mdb"
+"""The file of an environment that holds the data."""
+
 _SEGMENT_KEY: Final = struct.Struct(">I")
-_DUE_KEY: Final = struct.Struct(">QQ")
-_VERSION: Final = struct.Struct("<QQ")
+_STATE_KEY: Final = struct.Struct(">Q")
+_DUE_KEY: Final = struct.Struct(">QQQ")
+_SOURCE_KEY: Final = struct.Struct(">Q")
+_OFFSET: Final = struct.Struct("<q")
+_IDENTITY: Final = b"identity"
+_OF_LAYOUT_1: Final = (b"interests", b"due")
+"""Databases of layout 1. Interests were kept by user alone: those of a bundle that does not name
+them are made anew, as after any change of the bundle, and so are the lists of who is due."""
 
 T = TypeVar("T")
 
 
-def _get(txn: lmdb.Transaction, key: bytes, db: lmdb._Database) -> bytes | None:
-    """The value at a key, copied out of the map: transactions here are opened without buffers."""
-    return txn.get(key, db=db)  # type: ignore[return-value]
+class _Databases(NamedTuple):
+    """The databases of an environment, each by its name."""
+
+    heads: lmdb._Database
+    """user -> head"""
+    segments: lmdb._Database
+    """user, NUL, place in the ring -> segment"""
+    states: lmdb._Database
+    """user, NUL, bundle -> payload"""
+    queue: lmdb._Database
+    """bundle, owner, since, user -> nothing: the longest due first"""
+    sources: lmdb._Database
+    """source -> offset reached"""
+    positions: lmdb._Database
+    """name of a job -> its bookmark"""
+    identity: lmdb._Database
+    """one record"""
 
 
 class LmdbStore:
-    """`infra.store.Store` on LMDB.
-
-    Databases: ``heads`` (user), ``segments`` (user, NUL, place in the ring), ``interests`` (user:
-    version, payload), ``due`` (owner, since, user: the longest due first), ``positions``.
-    """
+    """`infra.store.Store` on LMDB."""
 
     def __init__(
         self,
         path: Path,
+        options: StoreOptions = AS_IT_COMES,
         *,
-        length: int = 1000,
-        ttl_s: float = 0,
         max_size: int = DEFAULT_MAX_SIZE,
         sync: bool = True,
-        clock: Callable[[], int] = wall_clock_ms,
     ) -> None:
-        """Open or create the environment at ``path`` (a directory).
+        """Open the environment at ``path``, a directory; for writing, it is made where need be.
 
         Args:
-            length: behaviors kept per user.
-            ttl_s: a user without events for so many seconds is forgotten; 0: never.
+            path: the directory.
+            options: as of every store.
             max_size: bytes at which the store reports `StoreFull`.
             sync: whether a write is on disk before it is acknowledged.
-            clock: the time in ms since epoch, by which records expire.
+
+        Raises:
+            StoreUnavailable: it cannot be opened; or, for reading, there is none.
+            StoreMismatch: it is another store than asked for (`infra.stores.identity.agree`).
         """
         self._path = path
-        self._length = length
-        self._ring = records.ring_size(length)
-        self._ttl_ms = int(ttl_s * 1000)
+        self._where = f"the LMDB store at {path}"
+        self._length = options.length
+        self._ttl_ms = int(options.ttl_s * 1000)
+        self._states_kept = options.states
+        self._read_only = options.read_only
         self._max_size = max_size
-        self._clock = clock
+        self._clock = options.clock
+        self._mending = Mending(options.damage)
         self._sweep_from = b""
         """The user with whom the next `sweep` begins; empty: the first."""
+        self._env = self._open(path, sync)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._env = lmdb.open(
-                str(path),
-                map_size=max_size,
-                max_dbs=8,
-                max_readers=MAX_READERS,
-                sync=sync,
-                # Read-ahead only pays where the data fits in memory and is read in order.
-                readahead=False,
-                metasync=sync,
-            )
-            self._heads = self._env.open_db(b"heads")
-            self._segments = self._env.open_db(b"segments")
-            self._interests = self._env.open_db(b"interests")
-            self._due = self._env.open_db(b"due")
-            self._positions = self._env.open_db(b"positions")
-        except (lmdb.Error, OSError) as error:
-            raise StoreUnavailable(
-                f"the LMDB store at {path} cannot be opened: {one_line(error)};"
-                " check that the directory is writable and on a local disk"
-            ) from error
+            self._dbs, self.identity = self._prepare(options)
+        except BaseException:
+            self._env.close()
+            raise
+        kept = self.identity.length if self.identity else options.length
+        self._ring = records.ring_size(kept)
 
-    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
+    def append(
+        self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
+    ) -> Appended:
+        bundle = records.bundle_key(digest) if digest else 0
         # A B-tree: neighbours written together share their pages.
-        order = sorted(range(len(appends)), key=lambda i: appends[i].user)
-        keys = [appends[i].user.encode() for i in order]
+        appends = sorted(
+            (new.user.encode(), at, place)
+            for at, group in enumerate(groups)
+            for place, new in enumerate(group.appends)
+        )
 
         def write(txn: lmdb.Transaction) -> Appended:
-            counts = [0] * len(appends)
-            applied = replayed = duplicates = 0
+            total = Appended()
             put = txn.put
-            heads, segments, due = self._heads, self._segments, self._due
-            ttl_ms = self._ttl_ms
-            for place, key in zip(order, keys, strict=True):
-                new = appends[place]
-                head = _get(txn, key, heads)
-                if ttl_ms and head and records.expired(head, new.user, ttl_ms, now_ms):
-                    self._forget(txn, key, head, new.user)
-                    head = None
-                grown = records.grow(head, source.key, source.owner, new, now_ms)
-                replayed += grown.replayed
-                counts[place] = grown.count
+            heads, segments, queue = self._dbs.heads, self._dbs.segments, self._dbs.queue
+            for key, at, place in appends:
+                group = groups[at]
+                grown = self._grow(txn, key, group, group.appends[place], now_ms, bundle)
+                total.replayed += grown.replayed
                 if grown.head is None:
                     continue
-                applied += grown.applied
-                duplicates += grown.duplicates
+                total.applied += grown.applied
+                total.duplicates += grown.duplicates
+                total.deleted += grown.deleted
                 head = grown.head
                 if records.holds_segment(head):
                     head, full = records.seal(head)
                     for number, segment in full[-self._ring :]:
                         put(self._segment_key(key, number), segment, db=segments)
                 put(key, head, db=heads)
-                if grown.was_due != grown.is_due:
-                    if grown.was_due is not None:
-                        txn.delete(_DUE_KEY.pack(*grown.was_due) + key, db=due)
-                    if grown.is_due is not None:
-                        put(_DUE_KEY.pack(*grown.is_due) + key, b"", db=due)
-            return Appended(applied, replayed, duplicates, counts)
+                for gone in grown.undue:
+                    txn.delete(_DUE_KEY.pack(*gone) + key, db=queue)
+                for due in grown.due:
+                    put(_DUE_KEY.pack(*due) + key, b"", db=queue)
+                self._mend(txn, key, group.appends[place].user)
+            for group in groups:
+                if group.reached is not None:
+                    self._reach(txn, group.source.key, group.reached)
+            return total
 
         return self._write(write)
 
+    def positions(self, sources: Sequence[int]) -> list[int | None]:
+        def read(txn: lmdb.Transaction) -> list[int | None]:
+            found = [_get(txn, _SOURCE_KEY.pack(key), self._dbs.sources) for key in sources]
+            return [None if one is None else _OFFSET.unpack(one)[0] for one in found]
+
+        return self._read(read)
+
     def sequences(self, users: Sequence[str]) -> list[StoredSequence | None]:
+        if self.identity is None:
+            self._brought_up_to_date()
+
         def read(txn: lmdb.Transaction) -> list[StoredSequence | None]:
             return [self._sequence(txn, user) for user in users]
 
         return self._read(read)
 
-    def profiles(self, users: Sequence[str]) -> list[Profile | None]:
+    def profiles(self, users: Sequence[str], digest: bytes) -> list[Profile | None]:
+        if self.identity is None:
+            self._brought_up_to_date()
+        bundle = records.bundle_key(digest)
+
         def read(txn: lmdb.Transaction) -> list[Profile | None]:
-            return [self._profile(txn, user) for user in users]
+            return [self._profile(txn, user, bundle) for user in users]
+
+        return self._read(read)
+
+    def interests(self, users: Sequence[str], digest: bytes) -> list[bytes | None]:
+        bundle = records.bundle_key(digest)
+
+        def read(txn: lmdb.Transaction) -> list[bytes | None]:
+            keys = [_state_key(user.encode(), bundle) for user in users]
+            return [_get(txn, key, self._dbs.states) for key in keys]
 
         return self._read(read)
 
@@ -172,216 +219,407 @@ class LmdbStore:
 
         return self._write(write)
 
-    def due(self, owner: int, limit: int) -> list[DueUser]:
+    def due(self, owner: int, digest: bytes, limit: int) -> list[DueUser]:
+        bundle = records.bundle_key(digest)
+        orphans: list[bytes] = []
+
         def read(txn: lmdb.Transaction) -> list[DueUser]:
             found: list[DueUser] = []
-            with txn.cursor(self._due) as cursor:
-                more = cursor.set_range(_DUE_KEY.pack(owner, 0))
+            with txn.cursor(self._dbs.queue) as cursor:
+                more = cursor.set_range(_DUE_KEY.pack(bundle, owner, 0))
                 while more and len(found) < limit:
                     key = bytes(cursor.key())
-                    its_owner, since = _DUE_KEY.unpack_from(key)
-                    if its_owner != owner:
+                    due = records.DueKey(*_DUE_KEY.unpack_from(key))
+                    if due[:2] != (bundle, owner):
                         break
                     name = key[_DUE_KEY.size :]
-                    found.append(self._due_user(txn, name, since))
+                    counters = self._counters(txn, name)
+                    if counters is None or due not in counters.due:
+                        orphans.append(key)
+                    else:
+                        found.append(counters.due_user(name.decode(), bundle))
                     more = cursor.next()
             return found
 
-        return self._read(read)
+        found = self._read(read)
+        if orphans and not self._read_only:
+            self._write(partial(self._remove_orphans, orphans))
+        return found
 
-    def mark_due(self, owner: int, users: Sequence[str], now_ms: int) -> None:
-        def write(txn: lmdb.Transaction) -> None:
+    def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
+        bundle = records.bundle_key(digest)
+
+        def write(txn: lmdb.Transaction) -> int:
+            marked = 0
             for user in users:
                 key = user.encode()
-                head = _get(txn, key, self._heads)
-                if head is None:
+                head = self._live_head(txn, key, user)
+                counters = self._counters(txn, key)
+                if head is None or counters is None:
                     continue
-                counters = records.read_counters(head, user)
-                head = records.set_due(head, counters, owner, now_ms)
-                if head is None:
-                    continue
-                self._unlist(txn, key, counters)
-                txn.put(key, head, db=self._heads)
-                txn.put(_DUE_KEY.pack(owner, counters.since or now_ms) + key, b"", db=self._due)
+                changed = records.set_due(
+                    head, counters, owner, bundle, now_ms, states=self._states_kept
+                )
+                if changed.head is not None:
+                    self._put_changed(txn, key, changed)
+                    marked += 1
+            return marked
 
-        self._write(write)
+        # Mostly there is nobody to mark, and then no writer need wait.
+        return self._write(write) if self._lacking(users, bundle) else 0
 
-    def users(self, after: str, limit: int) -> list[str]:
-        def read(txn: lmdb.Transaction) -> list[str]:
-            start = after.encode()
-            found: list[str] = []
-            with txn.cursor(self._heads) as cursor:
-                more = cursor.set_range(start) if start else cursor.first()
-                while more and len(found) < limit:
+    def users(self, after: bytes, limit: int) -> UserPage:
+        def read(txn: lmdb.Transaction) -> UserPage:
+            found: list[bytes] = []
+            with txn.cursor(self._dbs.heads) as cursor:
+                more = cursor.set_range(after) if after else cursor.first()
+                while more and len(found) <= limit:
                     key = bytes(cursor.key())
-                    if key != start:
-                        found.append(key.decode())
+                    if key != after and not records.is_deleted(bytes(cursor.value())):
+                        found.append(key)
                     more = cursor.next()
-            return found
+            names = [key.decode() for key in found[:limit]]
+            return UserPage(names, found[limit - 1] if len(found) > limit else None)
 
         return self._read(read)
 
-    def get_position(self, name: str) -> bytes | None:
-        return self._read(lambda txn: _get(txn, name.encode(), self._positions))
+    def forget(self, users: Sequence[str], now_ms: int) -> int:
+        def write(txn: lmdb.Transaction) -> int:
+            known = 0
+            for user in users:
+                key = user.encode()
+                known += self._live_head(txn, key, user) is not None
+                old = _get(txn, key, self._dbs.heads)
+                try:
+                    if old and records.expired(old, user, self._ttl_ms, now_ms):
+                        old = None
+                    mark = records.delete(old, user, now_ms)
+                except RecordDamaged as error:
+                    self._mending.head(error)
+                    mark = records.delete(None, user, now_ms)
+                self._remove(txn, key)
+                txn.put(key, mark, db=self._dbs.heads)
+            return known
 
-    def put_position(self, name: str, position: bytes | None) -> None:
+        return self._write(write)
+
+    def get_bookmark(self, name: str) -> bytes | None:
+        return self._read(lambda txn: _get(txn, name.encode(), self._dbs.positions))
+
+    def put_bookmark(self, name: str, bookmark: bytes | None) -> None:
         def write(txn: lmdb.Transaction) -> None:
-            if position is None:
-                txn.delete(name.encode(), db=self._positions)
+            if bookmark is None:
+                txn.delete(name.encode(), db=self._dbs.positions)
             else:
-                txn.put(name.encode(), position, db=self._positions)
+                txn.put(name.encode(), bookmark, db=self._dbs.positions)
 
         self._write(write)
 
     def sweep(self, now_ms: int, limit: int) -> int:
         """Remove expired users: a scan beside the writers, from where the last call ended, finds
         them, and only the removing makes writers wait.
-
-        Raises:
-            StoreCorrupt: a record met cannot be read; the others were removed all the same.
         """
         if not self._ttl_ms:
             return 0
-        found, unreadable = self._read(lambda txn: self._find_expired(txn, now_ms, limit))
+        found = self._read(lambda txn: self._find_expired(txn, now_ms, limit))
         removed = 0
         for start in range(0, len(found), SWEEP_BATCH):
             keys = found[start : start + SWEEP_BATCH]
-            removed += self._write(partial(self._forget_expired, keys=keys, now_ms=now_ms))
-        if unreadable is not None:
-            raise unreadable
+            removed += self._write(partial(self._remove_expired, keys=keys, now_ms=now_ms))
         return removed
 
     def ping(self) -> None:
-        self._write(lambda txn: txn.put(b"ping", b"", db=self._positions))
+        if self._read_only:
+            self._read(lambda txn: txn.get(b"ping", db=self._dbs.positions))
+        else:
+            self._write(lambda txn: txn.put(b"ping", b"", db=self._dbs.positions))
 
     def close(self) -> None:
         self._env.close()
 
-    def _find_expired(
-        self, txn: lmdb.Transaction, now_ms: int, limit: int
-    ) -> tuple[list[bytes], StoreCorrupt | None]:
-        """Keys of up to ``limit`` expired users, and the error of the first unreadable one met."""
+    # Opening
+
+    def _open(self, path: Path, sync: bool) -> lmdb.Environment:
+        if self._read_only and not (path / DATA).exists():
+            raise StoreUnavailable(
+                f"there is no store at {path}; correct store.url, or start a worker, which makes it"
+            )
+        try:
+            if not self._read_only:
+                path.mkdir(parents=True, exist_ok=True)
+            return lmdb.open(
+                str(path),
+                map_size=self._max_size,
+                max_dbs=16,
+                max_readers=MAX_READERS,
+                readonly=self._read_only,
+                create=not self._read_only,
+                sync=sync,
+                # Read-ahead only pays where the data fits in memory and is read in order.
+                readahead=False,
+                metasync=sync,
+            )
+        except (lmdb.Error, OSError) as error:
+            need = "readable" if self._read_only else "writable"
+            raise StoreUnavailable(
+                f"{self._where} cannot be opened: {one_line(error)};"
+                f" check that the directory is {need} and on a local disk"
+            ) from error
+
+    def _prepare(self, options: StoreOptions) -> tuple[_Databases, Identity | None]:
+        """The databases and the identity, written only where they are not as they should be: a
+        store that is full, or written by another process just now, can still be opened.
+        """
+        try:
+            dbs, found = self._databases()
+        except lmdb.NotFoundError as error:
+            if not self._read_only:
+                return self._write(partial(self._lay_out, new_identity(options)))
+            return self._of_layout_1(error), None
+        wanted = agree(found, options, self._where)
+        if self._read_only or wanted == found:
+            return dbs, found
+        return self._write(partial(self._lay_out, wanted))
+
+    def _databases(self) -> tuple[_Databases, Identity]:
+        """The databases of a store that is there, and its identity."""
+        dbs = _Databases(*map(self._database, _Databases._fields))
+        record = self._read(lambda txn: _get(txn, _IDENTITY, dbs.identity))
+        return dbs, decode_identity(record or b"", self._where)
+
+    def _database(self, name: str) -> lmdb._Database:
+        """A database that is there. Not within a transaction of ours: py-lmdb keeps those that read
+        for the next, and a handle opened in one would end with it.
+        """
+        with self._reported():
+            return self._env.open_db(name.encode(), create=False)
+
+    def _of_layout_1(self, missing: lmdb.NotFoundError) -> _Databases:
+        """The databases that a reader needs of a store that no worker of this version has opened
+        yet. In the others there would be nothing to find, and one that is there stands for them.
+        """
+        try:
+            heads, segments, others = map(self._database, ("heads", "segments", "positions"))
+        except lmdb.NotFoundError:
+            raise StoreUnavailable(f"{self._where} is being made; ask again") from missing
+        return _Databases(heads, segments, others, others, others, others, others)
+
+    def _brought_up_to_date(self) -> None:
+        """Look whether a worker has brought the store to this layout since it was opened."""
+        with contextlib.suppress(lmdb.NotFoundError):
+            self._dbs, self.identity = self._databases()
+            self._ring = records.ring_size(self.identity.length)
+
+    def _lay_out(self, wanted: Identity, txn: lmdb.Transaction) -> tuple[_Databases, Identity]:
+        """Make what is missing, remove what layout 1 kept otherwise, write the identity."""
+        for name in _OF_LAYOUT_1:
+            with contextlib.suppress(lmdb.NotFoundError):
+                txn.drop(self._env.open_db(name, txn, create=False))
+        dbs = _Databases(*(self._env.open_db(name.encode(), txn) for name in _Databases._fields))
+        record = _get(txn, _IDENTITY, dbs.identity)
+        if record is not None:  # another process was faster
+            found = decode_identity(record, self._where)
+            wanted = msgspec.structs.replace(wanted, id=found.id, created_ms=found.created_ms)
+        txn.put(_IDENTITY, encode_identity(wanted), db=dbs.identity)
+        return dbs, wanted
+
+    # Writing
+
+    def _grow(
+        self,
+        txn: lmdb.Transaction,
+        key: bytes,
+        group: Group,
+        new: Append,
+        now_ms: int,
+        bundle: int,
+    ) -> records.Grown:
+        source, states = group.source, self._states_kept
+        head = _get(txn, key, self._dbs.heads)
+        try:
+            if self._ttl_ms and head and records.expired(head, new.user, self._ttl_ms, now_ms):
+                self._remove(txn, key)
+                head = None
+            return records.grow(head, source.key, source.owner, new, now_ms, bundle, states)
+        except RecordDamaged as error:
+            self._mending.head(error)
+            self._remove(txn, key)
+            return records.grow(None, source.key, source.owner, new, now_ms, bundle, states)
+
+    def _reach(self, txn: lmdb.Transaction, source: int, offset: int) -> None:
+        """Keep how far a source was fed, unless it was further already."""
+        key = _SOURCE_KEY.pack(source)
+        old = _get(txn, key, self._dbs.sources)
+        if old is None or _OFFSET.unpack(old)[0] < offset:
+            txn.put(key, _OFFSET.pack(offset), db=self._dbs.sources)
+
+    def _put_interest(self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int) -> Written:
+        key, bundle = write.user.encode(), records.bundle_key(write.digest)
+        head = self._live_head(txn, key, write.user)
+        counters = self._counters(txn, key)
+        if head is None or counters is None:
+            return Written.GONE
+        covered = write.version.count
+        if counters.epoch != write.version.epoch or counters.coverage(bundle).covered > covered:
+            return Written.STALE
+        txn.put(_state_key(key, bundle), write.payload, db=self._dbs.states)
+        changed = records.cover(head, counters, bundle, covered, now_ms, states=self._states_kept)
+        self._put_changed(txn, key, changed)
+        self._mend(txn, key, write.user)
+        return Written.STORED
+
+    def _put_changed(self, txn: lmdb.Transaction, key: bytes, changed: records.Changed) -> None:
+        assert changed.head is not None
+        txn.put(key, changed.head, db=self._dbs.heads)
+        for bundle in changed.dropped:
+            txn.delete(_state_key(key, bundle), db=self._dbs.states)
+        for gone in changed.undue:
+            txn.delete(_DUE_KEY.pack(*gone) + key, db=self._dbs.queue)
+        for due in changed.due:
+            txn.put(_DUE_KEY.pack(*due) + key, b"", db=self._dbs.queue)
+
+    def _mend(self, txn: lmdb.Transaction, key: bytes, user: str) -> None:
+        for number in self._mending.take(user):
+            place = self._segment_key(key, number)
+            # Since it was read the ring may have moved on to a whole one.
+            if decode_segments([_get(txn, place, self._dbs.segments)]).damaged:
+                txn.put(place, LOST, db=self._dbs.segments)
+
+    def _remove(self, txn: lmdb.Transaction, key: bytes) -> None:
+        """Remove all that is kept of a user."""
+        counters = self._counters(txn, key, live=False)
+        for due in counters.due if counters else ():
+            txn.delete(_DUE_KEY.pack(*due) + key, db=self._dbs.queue)
+        txn.delete(key, db=self._dbs.heads)
+        _delete_all(txn, self._dbs.segments, key + b"\0", _SEGMENT_KEY.size)
+        _delete_all(txn, self._dbs.states, key + b"\0", _STATE_KEY.size)
+
+    def _remove_expired(self, txn: lmdb.Transaction, *, keys: list[bytes], now_ms: int) -> int:
+        """Remove and count the users that are still expired: some may have come back since."""
+        removed = 0
+        for key in keys:
+            head = _get(txn, key, self._dbs.heads)
+            if head is not None and self._expired(head, key, now_ms):
+                self._remove(txn, key)
+                removed += 1
+        return removed
+
+    def _remove_orphans(self, keys: list[bytes], txn: lmdb.Transaction) -> None:
+        """Take those off the list of due users whose head says otherwise: a damaged head that was
+        made anew does not know where it was listed.
+        """
+        for key in keys:
+            counters = self._counters(txn, key[_DUE_KEY.size :])
+            due = records.DueKey(*_DUE_KEY.unpack_from(key))
+            if counters is None or due not in counters.due:
+                txn.delete(key, db=self._dbs.queue)
+
+    # Reading
+
+    def _find_expired(self, txn: lmdb.Transaction, now_ms: int, limit: int) -> list[bytes]:
+        """Keys of up to ``limit`` expired users."""
         found: list[bytes] = []
-        unreadable: StoreCorrupt | None = None
-        with txn.cursor(self._heads) as cursor:
+        with txn.cursor(self._dbs.heads) as cursor:
             start = self._sweep_from
             more = cursor.set_range(start) if start else cursor.first()
             looked = 0
             while more and looked < SWEEP_HEADS and len(found) < limit:
                 key = bytes(cursor.key())
-                try:
-                    head = bytes(cursor.value())
-                    if records.expired(head, key.decode(), self._ttl_ms, now_ms):
-                        found.append(key)
-                except StoreCorrupt as error:
-                    # It is reported, but the users beside it are removed all the same.
-                    unreadable = unreadable or error
+                if self._expired(bytes(cursor.value()), key, now_ms):
+                    found.append(key)
                 looked += 1
                 more = cursor.next()
             self._sweep_from = bytes(cursor.key()) if more else b""
-        return found, unreadable
+        return found
 
-    def _forget_expired(self, txn: lmdb.Transaction, *, keys: list[bytes], now_ms: int) -> int:
-        """Remove and count the users that are still expired: some may have come back since."""
-        removed = 0
-        for key in keys:
-            user = key.decode()
-            head = _get(txn, key, self._heads)
-            if head is not None and records.expired(head, user, self._ttl_ms, now_ms):
-                self._forget(txn, key, head, user)
-                removed += 1
-        return removed
-
-    def _due_user(self, txn: lmdb.Transaction, key: bytes, since: int) -> DueUser:
-        user = key.decode()
-        head = _get(txn, key, self._heads)
+    def _expired(self, head: bytes, key: bytes, now_ms: int) -> bool:
         try:
-            waiting = records.read_counters(head, user).waiting if head is not None else 0
-        except StoreCorrupt:
-            # Listed all the same: whoever reads this user finds out, and the others are served.
-            waiting = 0
-        return DueUser(user, since, waiting)
+            return records.expired(head, key.decode(), self._ttl_ms, now_ms)
+        except RecordDamaged as error:
+            self._mending.head(error)
+            return True
+
+    def _lacking(self, users: Sequence[str], bundle: int) -> bool:
+        """Whether one of the users is to be made due for a bundle."""
+
+        def read(txn: lmdb.Transaction) -> bool:
+            for user in users:
+                counters = self._counters(txn, user.encode())
+                if counters is None:
+                    continue
+                _, covered, since = counters.coverage(bundle)
+                if not since and records.sealed(counters.count) > covered:
+                    return True
+            return False
+
+        return self._read(read)
 
     def _sequence(self, txn: lmdb.Transaction, user: str) -> StoredSequence | None:
         key = user.encode()
-        raw = self._live_head(txn, key, user)
-        if raw is None:
+        head = self._decoded(txn, key, user)
+        if head is None:
             return None
-        head = records.decode_head(raw, user)
-        behaviors = self._newest(txn, key, user, head, self._length)
-        return StoredSequence(head.version, behaviors, head.marks)
+        newest = self._newest(txn, key, user, head, self._length)
+        return StoredSequence(head.version, newest.behaviors, head.marks, newest.lost)
 
-    def _profile(self, txn: lmdb.Transaction, user: str) -> Profile | None:
+    def _profile(self, txn: lmdb.Transaction, user: str, bundle: int) -> Profile | None:
         key = user.encode()
-        raw = self._live_head(txn, key, user)
-        if raw is None:
+        head = self._decoded(txn, key, user)
+        if head is None:
             return None
-        head = records.decode_head(raw, user)
-        stored = _get(txn, key, self._interests)
-        version = _version_of(stored, user) if stored is not None else None
-        return Profile(
-            version=head.version,
-            recent=self._newest(txn, key, user, head, head.uncovered(version, self._length)),
-            interests=stored[_VERSION.size :] if stored is not None else None,
-            interests_version=version,
-        )
+        state, version = None, None
+        covered = head.coverage(bundle).covered
+        if covered:
+            state = _get(txn, _state_key(key, bundle), self._dbs.states)
+            version = None if state is None else Version(head.epoch, covered)
+        newest = self._newest(txn, key, user, head, head.uncovered(version, self._length))
+        return Profile(head.version, newest.behaviors, state, version, newest.lost)
 
     def _newest(
         self, txn: lmdb.Transaction, key: bytes, user: str, head: records.Head, length: int
-    ) -> Behaviors:
-        segments: list[bytes] = []
-        for number in head.segments(length):
-            segment = _get(txn, self._segment_key(key, number), self._segments)
-            if segment is None:
-                raise StoreCorrupt(
-                    f"segment {number} of user {user!r} is missing in the LMDB store at"
-                    f" {self._path}; restore the store or remove the user's record"
-                )
-            segments.append(segment)
-        return head.newest(segments, length, user)
-
-    def _put_interest(self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int) -> Written:
-        key = write.user.encode()
-        head = self._live_head(txn, key, write.user)
-        if head is None:
-            return Written.GONE
-        stored = _get(txn, key, self._interests)
-        if stored is not None and _version_of(stored, write.user) > write.version:
-            return Written.STALE
-        counters = records.read_counters(head, write.user)
-        if counters.epoch != write.version.epoch:
-            return Written.STALE
-        txn.put(
-            key,
-            _VERSION.pack(write.version.epoch, write.version.count) + write.payload,
-            db=self._interests,
+    ) -> records.Newest:
+        newest = head.newest(
+            [
+                _get(txn, self._segment_key(key, number), self._dbs.segments)
+                for number in head.segments(length)
+            ],
+            length,
         )
-        self._unlist(txn, key, counters)
-        head = records.cover(head, counters, write.version.count, now_ms)
-        counters = records.read_counters(head, write.user)
-        if counters.since:
-            txn.put(_DUE_KEY.pack(counters.owner, counters.since) + key, b"", db=self._due)
-        txn.put(key, head, db=self._heads)
-        return Written.STORED
+        if newest.damaged:
+            self._mending.segments(user, newest.damaged)
+        return newest
+
+    def _counters(
+        self, txn: lmdb.Transaction, key: bytes, *, live: bool = True
+    ) -> records.Counters | None:
+        """The numbers of a user's head; None: there is none that can be read, or, with ``live``,
+        the user is expired or deleted.
+        """
+        user = key.decode()
+        head = self._live_head(txn, key, user) if live else _get(txn, key, self._dbs.heads)
+        try:
+            return None if head is None else records.read_counters(head, user)
+        except RecordDamaged as error:
+            self._mending.head(error)
+            return None
+
+    def _decoded(self, txn: lmdb.Transaction, key: bytes, user: str) -> records.Head | None:
+        head = self._live_head(txn, key, user)
+        try:
+            return None if head is None else records.decode_head(head, user)
+        except RecordDamaged as error:
+            self._mending.head(error)
+            return None
 
     def _live_head(self, txn: lmdb.Transaction, key: bytes, user: str) -> bytes | None:
-        head = _get(txn, key, self._heads)
-        if head is None or records.expired(head, user, self._ttl_ms, self._clock()):
+        """The head of a user who is there: not expired, and not deleted."""
+        head = _get(txn, key, self._dbs.heads)
+        if head is None or records.is_deleted(head):
             return None
+        with contextlib.suppress(RecordDamaged):  # whoever decodes it tells
+            if records.expired(head, user, self._ttl_ms, self._clock()):
+                return None
         return head
-
-    def _forget(self, txn: lmdb.Transaction, key: bytes, head: bytes, user: str) -> None:
-        counters = records.read_counters(head, user)
-        txn.delete(key, db=self._heads)
-        txn.delete(key, db=self._interests)
-        for place in range(self._ring):
-            txn.delete(key + b"\0" + _SEGMENT_KEY.pack(place), db=self._segments)
-        self._unlist(txn, key, counters)
-
-    def _unlist(self, txn: lmdb.Transaction, key: bytes, counters: records.Counters) -> None:
-        """Take a user whose head has those counters off the list of due users."""
-        if counters.since:
-            txn.delete(_DUE_KEY.pack(counters.owner, counters.since) + key, db=self._due)
 
     def _segment_key(self, key: bytes, number: int) -> bytes:
         return key + b"\0" + _SEGMENT_KEY.pack(number % self._ring)
@@ -398,29 +636,37 @@ class LmdbStore:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except StoreError:
+        except (StoreError, lmdb.NotFoundError):
             raise
         except lmdb.MapFullError as error:
             raise StoreFull(
-                f"the LMDB store at {self._path} has reached its limit of {self._max_size} bytes:"
+                f"{self._where} has reached its limit of {self._max_size} bytes:"
                 " raise max_size in the store's URL, or set a TTL"
             ) from error
         except (lmdb.Error, OSError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error):
-                raise StoreFull(
-                    f"the disk of the LMDB store at {self._path} is full: free some space"
-                ) from error
+                raise StoreFull(f"the disk of {self._where} is full: free some space") from error
             raise StoreUnavailable(
-                f"the LMDB store at {self._path} failed: {one_line(error)};"
+                f"{self._where} failed: {one_line(error)};"
                 " check the disk and the directory's permissions"
             ) from error
 
 
-def _version_of(stored: bytes, user: str) -> Version:
-    """The version in front of a stored interest state."""
-    if len(stored) < _VERSION.size:
-        raise StoreCorrupt(
-            f"the interest record of user {user!r} has {len(stored)} bytes; remove the user's"
-            " record or restore the store"
-        )
-    return Version(*_VERSION.unpack_from(stored))
+def _get(txn: lmdb.Transaction, key: bytes, db: lmdb._Database) -> bytes | None:
+    """The value at a key, copied out of the map: transactions here are opened without buffers."""
+    return txn.get(key, db=db)  # type: ignore[return-value]
+
+
+def _state_key(key: bytes, bundle: int) -> bytes:
+    return key + b"\0" + _STATE_KEY.pack(bundle)
+
+
+def _delete_all(txn: lmdb.Transaction, db: lmdb._Database, prefix: bytes, size: int) -> None:
+    """Delete every key of a prefix and ``size`` bytes; longer ones are of other users, whose ids
+    begin alike.
+    """
+    with txn.cursor(db) as cursor:
+        more = cursor.set_range(prefix)
+        while more and bytes(cursor.key()).startswith(prefix):
+            mine = len(cursor.key()) == len(prefix) + size
+            more = cursor.delete() if mine else cursor.next()

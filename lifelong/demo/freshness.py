@@ -40,8 +40,8 @@ class _Waiting:
 class FreshnessProbe:
     """Follows a sample of events on their way into rankings and clusters."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, digest: bytes) -> None:
+        self._store, self._digest = store, digest
         self._sent: list[_Waiting] = []
         self._sealed: list[_Waiting] = []
         self._measured = Freshness([], [])
@@ -86,7 +86,7 @@ class FreshnessProbe:
         with self._lock:
             sent = list(self._sent)
         users = list({one.user for one in (*sent, *self._sealed)})
-        profiles = dict(zip(users, self._store.profiles(users), strict=True))
+        profiles = dict(zip(users, self._store.profiles(users, self._digest), strict=True))
         now = time.perf_counter()
         for one in self._sealed:
             if _covered(profiles[one.user]) >= one.count:

@@ -198,7 +198,7 @@ class Demo:
         self._requests = plan_requests(purchases, self._first, self._last, REQUESTS)
         large = np.random.default_rng(0).permutation(len(purchases.items))[:LARGE]
         large_items = [purchases.items[code] for code in large]
-        probe = FreshnessProbe(self._store)
+        probe = FreshnessProbe(self._store, self._bundle.digest)
         producer = EventProducer(producer_config(self.settings.broker), self.settings.broker.topic)
         with self._steps.step("stream and rank", self._last - self._first) as at:
             live = LiveStream(
@@ -281,7 +281,7 @@ class Demo:
         purchases = self._purchases
         user = self._portrait_user()
         sequence = self._store.sequences([user])[0]
-        profile = self._store.profiles([user])[0]
+        profile = self._store.profiles([user], self._bundle.digest)[0]
         assert sequence is not None
         assert profile is not None
         assert profile.interests is not None
@@ -345,7 +345,7 @@ class Demo:
         return self.settings.broker.topic, self.settings.broker.dead_letter_topic
 
     def _backfill(self, at: Callable[[int], None]) -> None:
-        if self._store.users("", 1):
+        if self._store.users(b"", 1).users:
             raise LifelongError(
                 f"--store {self.settings.store.masked_url}: the demo counts every event and needs"
                 " an empty store; name another"
@@ -358,6 +358,7 @@ class Demo:
             topic=self.settings.broker.topic,
             partitions=self.settings.broker.partitions,
             mapping=MAPPING,
+            digest=self._bundle.digest,
             on_progress=lambda progress: at(progress.next_row),
         )
 
@@ -398,7 +399,7 @@ class Demo:
     def _due_users(self) -> int:
         broker = self.settings.broker
         owners = (partition_owner(broker.topic, number) for number in range(broker.partitions))
-        return sum(len(self._store.due(owner, 10_000)) for owner in owners)
+        return sum(len(self._store.due(owner, self._bundle.digest, 10_000)) for owner in owners)
 
     def _wait_until_none_due(self, at: Callable[[int], None]) -> None:
         """Until the worker has clustered every due user."""
@@ -419,7 +420,8 @@ class Demo:
 
         def applied() -> bool:
             users = list(open_users)
-            found = self._store.profiles([self._purchases.users[user] for user in users])
+            names = [self._purchases.users[user] for user in users]
+            found = self._store.profiles(names, self._bundle.digest)
             for user, profile in zip(users, found, strict=True):
                 if profile is not None and profile.version.count >= expected[user]:
                     open_users.discard(user)
@@ -487,7 +489,8 @@ class Demo:
                 items = [purchases.items[code] for code in request.candidates]
                 time_ms = int(purchases.time_ms[self._last - 1])
                 served = in_order(client.rank(user, items, time_ms=time_ms), items)
-                stored = _stored_user(self._system, self._store.profiles([user])[0])
+                (profile,) = self._store.profiles([user], self._bundle.digest)
+                stored = _stored_user(self._system, profile)
                 plain = score_stored(self._bundle, session, stored, item_keys(items), time_ms)
                 worst = max(worst, float(np.abs(served - plain).max()))
                 at(i + 1)

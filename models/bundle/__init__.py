@@ -48,6 +48,7 @@ from models.bundle.manifest import (
     FileEntry,
     Manifest,
     StateTensor,
+    states_of,
 )
 
 __all__ = [
@@ -78,5 +79,6 @@ __all__ = [
     "golden_differences",
     "make_session",
     "save_bundle",
+    "states_of",
     "verify",
 ]

@@ -175,3 +175,14 @@ def check_name(file: Path, name: str) -> None:
             f"{file}: the name {name[:64]!r} may have letters, digits, dots, dashes and "
             "underscores, 100 at most; give the training run another and export it"
         )
+
+
+def states_of(path: Path) -> bytes | None:
+    """The digest that names a bundle, by which the states that it makes of users are kept; None: it
+    makes none. Reads the manifest alone.
+
+    Raises:
+        BundleError: there is no bundle at ``path``, or its manifest cannot be used.
+    """
+    raw = read_manifest(path)
+    return hashlib.sha256(raw).digest()[:16] if decode_manifest(path, raw).stored else None

@@ -12,7 +12,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -24,7 +24,7 @@ import pyarrow as pa
 from infra.behaviors import BEHAVIOR, Source, category_key, event_key, item_key, partition_owner
 from infra.errors import StoreUnavailable
 from infra.settings import EventSettings
-from infra.store import Append, Store, wall_clock_ms
+from infra.store import Append, Appended, Group, Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.files.batches import Column, EventBatch, pc
 from streaming.files.reader import EventFile, OnBad
@@ -57,6 +57,8 @@ class BackfillProgress:
     """Behaviors that an earlier run had applied."""
     duplicates: int
     """Behaviors whose event id was met just before."""
+    deleted: int
+    """Behaviors that happened before their user was deleted."""
     skipped: int
     """Rows that are no events."""
     next_row: int
@@ -69,7 +71,7 @@ class BackfillProgress:
     @property
     def events(self) -> int:
         """Events read."""
-        return self.applied + self.replayed + self.duplicates
+        return self.applied + self.replayed + self.duplicates + self.deleted
 
 
 def backfill(
@@ -79,6 +81,7 @@ def backfill(
     partitions: int,
     mapping: EventSettings | None = None,
     *,
+    digest: bytes | None = None,
     on_bad: OnBad = "stop",
     resume: bool = True,
     on_progress: Callable[[BackfillProgress], None] | None = None,
@@ -94,6 +97,7 @@ def backfill(
         topic: the topic whose workers are to recluster the users.
         partitions: how many partitions it has.
         mapping: which column holds which of our fields.
+        digest: of the bundle that the users are to be due for; None: for no other than they were.
         on_bad: whether a row that is no event stops the backfill or is skipped and counted.
         resume: go on where an earlier run of the same file ended. False reads it all again, and
             rows applied before are recognised one by one.
@@ -112,29 +116,31 @@ def backfill(
     stop = stop or threading.Event()
     owners = [partition_owner(topic, number) for number in range(partitions)]
     bookmark = f"backfill/{file.identity:016x}"
-    position = store.get_position(bookmark) if resume else None
-    next_row = int(position) if position else 0
-    applied = replayed = duplicates = 0
-    progress = BackfillProgress(0, 0, 0, 0, next_row, 0.0, finished=False)
+    kept = store.get_bookmark(bookmark) if resume else None
+    next_row = int(kept) if kept else 0
+    total = Appended()
+    progress = BackfillProgress(0, 0, 0, 0, 0, next_row, 0.0, finished=False)
     for batch in file.batches(next_row):
         if stop.is_set():
             return progress
-        for partition, appends in group_appends(batch, partitions):
-            source = Source(file.identity, owners[partition])
-            done = _patiently(stop, functools.partial(store.append, source, appends, clock()))
-            applied += done.applied
-            replayed += done.replayed
-            duplicates += done.duplicates
+        groups = [
+            Group(Source(file.identity, owners[partition]), appends)
+            for partition, appends in group_appends(batch, partitions)
+        ]
+        append = functools.partial(store.append, groups, clock(), digest=digest)
+        total += _patiently(stop, append)
         next_row = batch.next_row
-        _patiently(stop, functools.partial(store.put_position, bookmark, b"%d" % next_row))
-        skipped = file.skipped.total()
+        _patiently(stop, functools.partial(store.put_bookmark, bookmark, b"%d" % next_row))
         progress = BackfillProgress(
-            applied, replayed, duplicates, skipped, next_row, batch.fraction, finished=False
+            **asdict(total),
+            skipped=file.skipped.total(),
+            next_row=next_row,
+            fraction=batch.fraction,
+            finished=False,
         )
         if on_progress is not None:
             on_progress(progress)
-    skipped = file.skipped.total()
-    return BackfillProgress(applied, replayed, duplicates, skipped, next_row, 1.0, finished=True)
+    return replace(progress, skipped=file.skipped.total(), fraction=1.0, finished=True)
 
 
 def group_appends(batch: EventBatch, partitions: int) -> Iterator[tuple[int, list[Append]]]:

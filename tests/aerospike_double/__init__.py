@@ -1,9 +1,10 @@
 """A double of an Aerospike server at the level of its socket, for the real client to talk to."""
 
-from .fixtures import AerospikeServer, aerospike_server, double, open_aerospike
+from .fixtures import INDEXES, AerospikeServer, aerospike_server, double, open_aerospike
 from .server import AerospikeDouble, refuse_writes
 
 __all__ = [
+    "INDEXES",
     "AerospikeDouble",
     "AerospikeServer",
     "aerospike_server",

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import aerospike
 import pytest
 from aerospike import exception
 
-from infra.store import wall_clock_ms
+from infra.store import AS_IT_COMES, STATES, StoreOptions
+from infra.stores.aerospike.layout import due_bins
 from infra.stores.aerospike.store import AerospikeStore
 
 from .server import AerospikeDouble
 
-SETS = ("sequence", "segment", "interest", "position")
+SETS = ("sequence", "segment", "state", "position")
+INDEXES = {f"sequence-{name}": ("sequence", name) for name in due_bins(STATES + 1)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def aerospike_server() -> Iterator[AerospikeServer]:
     host = os.environ.get("AEROSPIKE_HOST")
     if host is None:
         # As on a server that has been in use: making an index takes the client two seconds.
-        with AerospikeDouble(indexes={"sequence-due": ("sequence", "due")}) as double:
+        with AerospikeDouble(indexes=dict(INDEXES)) as double:
             yield AerospikeServer(double.host, double.port, double.namespace, double)
         return
     port = int(os.environ.get("AEROSPIKE_PORT", "3000"))
@@ -68,17 +70,15 @@ def double(aerospike_server: AerospikeServer) -> AerospikeDouble:
 
 def open_aerospike(
     server: AerospikeServer,
+    options: StoreOptions = AS_IT_COMES,
     *,
-    length: int = 1000,
-    ttl_s: float = 0,
     wait_s: float = 10,
     timeout_s: float = 5,
-    clock: Callable[[], int] = wall_clock_ms,
 ) -> AerospikeStore:
     """A store on that server."""
-    return AerospikeStore.open(
-        server.url, length=length, ttl_s=ttl_s, wait_s=wait_s, timeout_s=timeout_s, clock=clock
-    )
+    if options.read_only:
+        wait_s = 0
+    return AerospikeStore.open(server.url, options, wait_s=wait_s, timeout_s=timeout_s)
 
 
 def _truncate(host: str, port: int, namespace: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from extractor.state import FORMAT, InterestState, Layout, digest_of
+from extractor.state import FORMAT, InterestState, Layout
 from infra.errors import StoreCorrupt
 from infra.store import Version
 from models.bundle import StateTensor
@@ -124,12 +124,6 @@ def test_a_record_is_little_endian_as_documented() -> None:
 
 def test_an_axis_of_several_tensors_is_written_once() -> None:
     assert LAYOUT.axes == ("k", "g")
-
-
-def test_the_digest_is_read_without_the_layout(state: InterestState, record: bytes) -> None:
-    assert digest_of(record) == state.bundle
-    assert digest_of(b"LLIS") is None
-    assert digest_of(b"????" + record[4:]) is None
 
 
 def test_any_altered_bit_is_noticed(record: bytes) -> None:

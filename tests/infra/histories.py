@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from infra.behaviors import pack_behavior
 from infra.records import RECENT_EVENTS, sealed
 from infra.segments import SEGMENT
-from infra.store import Append, Version
+from infra.store import Append, Appended, Version
 
 TTL_MS = 1_000_000
 SOURCES = 3
 OWNERS = 2
+BUNDLES = 2
 EVENT_IDS = 3 * RECENT_EVENTS // 2
 """Few, so that ids come again just inside the window, and just outside."""
 
@@ -36,20 +37,31 @@ class Send:
     """From one offset to the next; compaction leaves gaps."""
     first_id: int | None
     """Their event ids count up from it, and from the last go on with the first; None: no ids."""
+    bundle: int | None = 0
+    """For which the users are to be due; None: for no other than they were."""
+    age: int = 0
+    """How many ms ago they happened."""
     sealed: bool = True
     """Whether the store gets to sealing the tail; one that crashes before leaves it long."""
 
 
 @dataclass(frozen=True)
 class PutInterests:
-    """Interests are stored that cover all behaviors but so many."""
+    """A bundle's interests are stored that cover all behaviors but so many, and at least one."""
 
     behind: int
+    bundle: int = 0
 
 
 @dataclass(frozen=True)
 class MarkDue:
     owner: int
+    bundle: int = 0
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The user is deleted."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Wait:
     ms: int
 
 
-Operation = Send | PutInterests | MarkDue | Wait
+Operation = Send | PutInterests | MarkDue | Forget | Wait
 
 sends = st.builds(
     Send,
@@ -67,14 +79,19 @@ sends = st.builds(
     number=st.integers(1, 4) | st.integers(1, 3 * SEGMENT) | st.sampled_from([63, 64, 65]),
     step=st.integers(1, 2),
     first_id=st.none() | st.integers(0, EVENT_IDS - 1),
+    bundle=st.none() | st.integers(0, BUNDLES - 1),
+    age=st.sampled_from([0, 0, 0, 3]),
     sealed=st.booleans(),
 )
 operations: st.SearchStrategy[Operation] = (
     sends
     | sends
     | sends
-    | st.builds(PutInterests, st.sampled_from([0, 1, 5, SEGMENT, 1000]))
-    | st.builds(MarkDue, st.integers(0, OWNERS - 1))
+    | st.builds(
+        PutInterests, st.sampled_from([0, 1, 5, SEGMENT, 1000]), st.integers(0, BUNDLES - 1)
+    )
+    | st.builds(MarkDue, st.integers(0, OWNERS - 1), st.integers(0, BUNDLES - 1))
+    | st.builds(Forget)
     | st.builds(Wait, st.sampled_from([1, TTL_MS, TTL_MS, TTL_MS + 1]))
 )
 histories = st.lists(operations, min_size=1, max_size=12)
@@ -98,10 +115,13 @@ class Record:
     marks: dict[int, int] = field(default_factory=dict)
     event_keys: list[int] = field(default_factory=list)
     """Every one ever applied."""
-    covered: int = 0
     owner: int = 0
-    since: int = 0
-    """0: not due."""
+    covered: dict[int, int] = field(default_factory=dict)
+    """By bundle."""
+    since: dict[int, int] = field(default_factory=dict)
+    """By bundle, where they are due."""
+    deleted: int = 0
+    """When; 0: never."""
 
     @property
     def version(self) -> Version:
@@ -109,6 +129,10 @@ class Record:
 
     def newest(self, length: int) -> list[bytes]:
         return self.behaviors[max(0, len(self.behaviors) - length) :]
+
+    def lacking(self, bundle: int) -> int:
+        """Behaviors in full segments that a bundle's state does not cover."""
+        return max(0, sealed(len(self.behaviors)) - self.covered.get(bundle, 0))
 
 
 class Model:
@@ -132,7 +156,8 @@ class Model:
         start = max(0, self._next_offsets[send.source] - send.back)
         offsets = list(range(start, start + send.number * send.step, send.step))
         ids = range(send.number)
-        behaviors = [pack_behavior(self._sent + i, self.now_ms, 0, 0, 1) for i in ids]
+        time_ms = self.now_ms - send.age
+        behaviors = [pack_behavior(self._sent + i, time_ms, 0, 0, 1) for i in ids]
         keys = [0] * send.number
         if send.first_id is not None:
             keys = [spread((send.first_id + i) % EVENT_IDS) for i in ids]
@@ -140,11 +165,11 @@ class Model:
         self._next_offsets[send.source] = max(self._next_offsets[send.source], offsets[-1] + 1)
         return Append(self.user, behaviors, keys, offsets)
 
-    def append(self, send: Send, events: Append) -> tuple[int, int, int]:
-        """Apply events: how many were applied, replayed, and duplicates."""
+    def append(self, send: Send, events: Append) -> Appended:
+        """Apply events: how many were applied, replayed, and so on."""
         record = self.record or Record(self.now_ms, self.now_ms)
         source = self.source_keys[send.source]
-        applied = replayed = duplicates = 0
+        applied = replayed = duplicates = deleted = 0
         for behavior, key, offset in zip(
             events.behaviors, events.event_keys, events.offsets, strict=True
         ):
@@ -152,6 +177,9 @@ class Model:
                 replayed += 1
                 continue
             record.marks[source] = offset
+            if record.deleted and self.now_ms - send.age <= record.deleted:
+                deleted += 1
+                continue
             if key and key in record.event_keys[-RECENT_EVENTS:]:
                 duplicates += 1
                 continue
@@ -161,12 +189,17 @@ class Model:
                 record.event_keys.append(key)
         if applied:
             record.owner = self.owner_keys[send.owner]
-            if sealed(len(record.behaviors)) > sealed(len(record.behaviors) - applied):
-                record.since = record.since or self.now_ms
-        if applied or duplicates:
+        full = sealed(len(record.behaviors))
+        if full and send.bundle is not None and send.bundle not in record.covered:
+            record.covered[send.bundle] = 0
+            record.since[send.bundle] = self.now_ms
+        if full > sealed(len(record.behaviors) - applied):
+            for bundle in record.covered:
+                record.since.setdefault(bundle, self.now_ms)
+        if applied or duplicates or deleted:
             record.updated = self.now_ms
             self.record = record
-        return applied, replayed, duplicates
+        return Appended(applied, replayed, duplicates, deleted)
 
     def put_interests(self, put: PutInterests) -> Version | None:
         """The version of the interests to be stored; None: there is nobody to store them for.
@@ -174,21 +207,42 @@ class Model:
         Where newer ones are there already, nothing is to change.
         """
         self._pass()
-        if self.record is None:
+        record = self.known
+        if record is None:
             return None
-        count = len(self.record.behaviors)
-        covered = max(0, count - put.behind)
-        if covered >= self.record.covered:
-            self.record.covered = covered
-            behind = self.record.since and sealed(count) > covered
-            self.record.since = self.now_ms if behind else 0
-        return Version(self.record.epoch, covered)
+        covered = max(1, len(record.behaviors) - put.behind)
+        if covered >= record.covered.get(put.bundle, 0):
+            record.covered[put.bundle] = covered
+            record.since.pop(put.bundle, None)
+            if record.lacking(put.bundle):
+                record.since[put.bundle] = self.now_ms
+        return Version(record.epoch, covered)
 
-    def mark_due(self, mark: MarkDue) -> None:
+    def mark_due(self, mark: MarkDue) -> int:
+        """Whether the user was marked: 0 or 1."""
         self._pass()
-        if self.record is not None and len(self.record.behaviors) >= SEGMENT:
-            self.record.owner = self.owner_keys[mark.owner]
-            self.record.since = self.record.since or self.now_ms
+        record = self.known
+        if record is None or mark.bundle in record.since or not record.lacking(mark.bundle):
+            return 0
+        record.owner = self.owner_keys[mark.owner]
+        record.covered.setdefault(mark.bundle, 0)
+        record.since[mark.bundle] = self.now_ms
+        return 1
+
+    def forget(self) -> int:
+        """Whether there was a sequence: 0 or 1."""
+        self._pass()
+        known = self.known is not None
+        old = self.record or Record(0, 0)
+        self.record = Record(
+            max(self.now_ms, old.epoch + 1), self.now_ms, marks=old.marks, deleted=self.now_ms
+        )
+        return known
+
+    @property
+    def known(self) -> Record | None:
+        """The user's record, unless it only remembers that they were deleted."""
+        return self.record if self.record and self.record.behaviors else None
 
     def wait(self, wait: Wait) -> None:
         self._pass(wait.ms)

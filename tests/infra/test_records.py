@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra import records
 from infra.behaviors import pack_behavior
-from infra.errors import RecordTooLarge, StoreCorrupt
-from infra.records import MAX_MARKS, RECENT_EVENTS
+from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
+from infra.records import MAX_MARKS, RECENT_EVENTS, Changed, Counters, Coverage, DueKey
 from infra.segments import SEGMENT
-from infra.store import Append
+from infra.store import STATES, Append, Appended
 from tests.infra.histories import (
+    BUNDLES,
     OWNERS,
     SOURCES,
     TTL_MS,
+    Forget,
     MarkDue,
     Model,
     Operation,
     PutInterests,
+    Record,
     Send,
     Wait,
     histories,
@@ -32,6 +35,7 @@ from tests.infra.histories import (
 )
 
 USER = "ann"
+BUNDLE_KEYS = [spread(2 * i + 1) for i in range(BUNDLES)]
 
 
 class Written:
@@ -53,6 +57,8 @@ class Written:
                 self._put_interests(operation)
             case MarkDue():
                 self._mark_due(operation)
+            case Forget():
+                self._forget()
             case Wait():
                 self.model.wait(operation)
                 self._expire()
@@ -62,24 +68,29 @@ class Written:
         decoded = records.decode_head(head, USER)
         ring = records.ring_size(self._length)
         segments = [self._ring[number % ring] for number in decoded.segments(length)]
-        return [behavior.tobytes() for behavior in decoded.newest(segments, length, USER)]
+        newest = decoded.newest(segments, length)
+        assert (newest.lost, newest.damaged) == (0, {})
+        return [behavior.tobytes() for behavior in newest.behaviors]
 
     def _append(self, send: Send) -> None:
         events = self.model.events(send)
         self._expire()
         source, owner = self.model.source_keys[send.source], self.model.owner_keys[send.owner]
-        was_due = self._due()
-        grown = records.grow(self.head, source, owner, events, self.model.now_ms)
-        done = self.model.append(send, events)
-        assert (grown.applied, grown.replayed, grown.duplicates) == done
-        assert grown.was_due == was_due
-        assert grown.is_due == self._due()
+        before = self._due()
+        bundle = 0 if send.bundle is None else BUNDLE_KEYS[send.bundle]
+        grown = records.grow(self.head, source, owner, events, self.model.now_ms, bundle)
+        done = Appended(grown.applied, grown.replayed, grown.duplicates, grown.deleted)
+        assert done == self.model.append(send, events)
+        assert grown.undue == before - self._due()
+        assert grown.due == self._due() - before
         if grown.head is not None:
             self._keep(grown.head, seal=send.sealed)
 
-    def _due(self) -> tuple[int, int] | None:
+    def _due(self) -> set[DueKey]:
         record = self.model.record
-        return (record.owner, record.since) if record and record.since else None
+        since = record.since if record else {}
+        owner = record.owner if record else 0
+        return {DueKey(BUNDLE_KEYS[bundle], owner, time) for bundle, time in since.items()}
 
     def _keep(self, head: bytes, *, seal: bool) -> None:
         segments: list[tuple[int, bytes]] = []
@@ -100,16 +111,33 @@ class Written:
         if self.head is None or version is None:
             return
         counters = records.read_counters(self.head, USER)
-        if counters.covered <= version.count:
-            self.head = records.cover(self.head, counters, version.count, self.model.now_ms)
+        bundle = BUNDLE_KEYS[put.bundle]
+        if counters.coverage(bundle).covered <= version.count:
+            now_ms = self.model.now_ms
+            changed = records.cover(self.head, counters, bundle, version.count, now_ms)
+            self._change(changed, counters)
+
+    def _change(self, changed: Changed, counters: Counters) -> None:
+        if changed.head is not None:
+            self.head = changed.head
+        assert changed.dropped == []
+        assert (counters.due - changed.undue) | changed.due == self._due()
 
     def _mark_due(self, mark: MarkDue) -> None:
-        self.model.mark_due(mark)
+        marked = self.model.mark_due(mark)
         self._expire()
         if self.head is not None:
             counters = records.read_counters(self.head, USER)
-            owner = self.model.owner_keys[mark.owner]
-            self.head = records.set_due(self.head, counters, owner, self.model.now_ms) or self.head
+            owner, bundle = self.model.owner_keys[mark.owner], BUNDLE_KEYS[mark.bundle]
+            changed = records.set_due(self.head, counters, owner, bundle, self.model.now_ms)
+            assert (changed.head is not None) == marked
+            self._change(changed, counters)
+
+    def _forget(self) -> None:
+        self.model.forget()
+        self._expire()
+        self.head = records.delete(self.head, USER, self.model.now_ms)
+        self._ring.clear()
 
     def _expire(self) -> None:
         if self.head and records.expired(self.head, USER, TTL_MS, self.model.now_ms):
@@ -125,13 +153,19 @@ class Written:
         assert (head.version, head.updated) == (record.version, record.updated)
         assert head.marks == record.marks
         assert list(head.event_keys) == record.event_keys[-RECENT_EVENTS:]
-        assert (head.covered, head.since) == (record.covered, record.since)
-        assert head.owner == record.owner or not head.since
-        counters = records.read_counters(self.head, USER)
-        waiting = records.sealed(len(record.behaviors)) - record.covered
-        assert counters.waiting == max(0, waiting)
+        assert head.deleted == record.deleted
+        assert records.is_deleted(self.head) == (not record.behaviors)
+        self._compare_coverages(record, records.read_counters(self.head, USER))
         for length in {0, 1, min(len(head.tail) + 1, self._length), self._length}:
             assert self.newest(self.head, length) == record.newest(length)
+
+    def _compare_coverages(self, record: Record, counters: Counters) -> None:
+        covered = {c.bundle: c.covered for c in counters.coverages}
+        assert covered == {BUNDLE_KEYS[b]: count for b, count in record.covered.items()}
+        assert counters.due == self._due()
+        for bundle, since in record.since.items():
+            due = counters.due_user(USER, BUNDLE_KEYS[bundle])
+            assert due == (USER, since, record.lacking(bundle))
 
 
 @settings(max_examples=300, deadline=None)
@@ -188,7 +222,7 @@ READS: dict[str, Callable[[bytes], object]] = {
     "grow": lambda head: records.grow(head, 1, 1, events(1, first_offset=9999, first_key=1), 2),
     "decode_head": lambda head: records.decode_head(head, USER),
     "read_counters": lambda head: records.read_counters(head, USER),
-    "expired": lambda head: records.expired(head, USER, TTL_MS, 0),
+    "delete": lambda head: records.delete(head, USER, 2),
 }
 """All that a store does to a head before anything else."""
 
@@ -206,44 +240,114 @@ def heads(draw: st.DrawFn) -> bytes:
 @pytest.mark.parametrize("read", READS)
 @settings(max_examples=50, deadline=None)
 @given(heads(), st.data())
-def test_a_head_cut_short_is_corrupt_and_names_the_user(
+def test_a_head_cut_short_is_damaged_and_names_the_user(
     read: str, head: bytes, data: st.DataObject
 ) -> None:
     size = data.draw(st.integers(0, len(head) - 1) | st.integers(len(head) - 30, len(head) - 1))
-    with pytest.raises(StoreCorrupt, match=USER):
+    with pytest.raises(RecordDamaged, match=USER):
         READS[read](head[:size])
 
 
 @pytest.mark.parametrize("read", READS)
 @settings(max_examples=20, deadline=None)
 @given(heads(), st.binary(min_size=1, max_size=40))
-def test_a_head_with_bytes_behind_it_is_corrupt(read: str, head: bytes, more: bytes) -> None:
-    with pytest.raises(StoreCorrupt):
+def test_a_head_with_bytes_behind_it_is_damaged(read: str, head: bytes, more: bytes) -> None:
+    with pytest.raises(RecordDamaged):
         READS[read](head + more)
 
 
 @pytest.mark.parametrize("read", READS)
-@given(st.integers(0, 255).filter(lambda form: form != 1))
-def test_a_head_of_another_format_is_refused_with_both_formats(read: str, form: int) -> None:
+@given(st.integers(3, 255))
+def test_a_head_of_a_later_format_is_refused_with_both_formats(read: str, form: int) -> None:
     head = records.grow(None, 1, 1, events(3), 1).head
     assert head is not None
-    with pytest.raises(StoreCorrupt, match=f"format {form}, this version reads format 1"):
-        READS[read](bytes([form]) + head[1:])
+    body = bytes([form]) + head[1:-8]
+    later = body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+    with pytest.raises(StoreCorrupt, match=f"format {form}, this version reads up to 2") as caught:
+        READS[read](later)
+    assert not isinstance(caught.value, RecordDamaged)
 
 
 @pytest.mark.parametrize("read", READS)
 @settings(max_examples=50, deadline=None)
 @given(heads(), st.data(), st.integers(1, 255))
-def test_a_byte_gone_wrong_is_read_or_corrupt_and_nothing_else(
+def test_a_byte_gone_wrong_is_damage(
     read: str, head: bytes, data: st.DataObject, change: int
 ) -> None:
-    place = data.draw(st.integers(0, len(head) - 1) | st.integers(0, 56))
+    place = data.draw(st.integers(1, len(head) - 1) | st.integers(1, 56))
     damaged = head[:place] + bytes([head[place] ^ change]) + head[place + 1 :]
-    with contextlib.suppress(StoreCorrupt):
+    with pytest.raises(RecordDamaged):
         READS[read](damaged)
+    assert not records.is_deleted(damaged)
 
 
 @given(st.binary(max_size=200))
 def test_foreign_bytes_are_no_head(foreign: bytes) -> None:
-    with pytest.raises(StoreCorrupt):
+    with pytest.raises(RecordDamaged):
         records.decode_head(b"\0" + foreign, USER)
+
+
+# Which bundles a head remembers
+
+
+def coverages(head: bytes) -> list[Coverage]:
+    return records.read_counters(head, USER).coverages
+
+
+def full_head() -> bytes:
+    head = records.grow(None, 1, 1, events(SEGMENT), 1).head
+    assert head is not None
+    return head
+
+
+def covered(head: bytes, bundle: int, *, states: int = STATES) -> Changed:
+    counters = records.read_counters(head, USER)
+    return records.cover(head, counters, bundle, SEGMENT, 9, states=states)
+
+
+def test_the_bundle_last_written_stands_last() -> None:
+    head = full_head()
+    for bundle in (1, 2, 1):
+        head = covered(head, bundle).head or head
+    assert [c.bundle for c in coverages(head)] == [2, 1]
+
+
+def test_one_bundle_too_many_drops_the_one_longest_not_written() -> None:
+    head = full_head()
+    for bundle in (1, 2):
+        head = covered(head, bundle, states=2).head or head
+    changed = covered(head, 3, states=2)
+    assert changed.dropped == [1]
+    assert changed.head is not None
+    assert [c.bundle for c in coverages(changed.head)] == [2, 3]
+
+
+def test_fewer_states_than_before_drop_all_that_are_too_many() -> None:
+    head = full_head()
+    for bundle in range(1, 6):
+        head = covered(head, bundle, states=5).head or head
+    changed = covered(head, 6, states=2)
+    assert changed.dropped == [1, 2, 3, 4]
+
+
+def test_a_bundle_that_waits_for_its_state_drops_none_that_has_one() -> None:
+    head = full_head()
+    for bundle in range(1, STATES + 1):
+        head = covered(head, bundle).head or head
+    for new in range(10, 20):
+        more = events(1, first_offset=1000 + new)
+        head = records.grow(head, 1, 1, more, 2, bundle=new).head or head
+    assert [c.bundle for c in coverages(head)] == [*range(1, STATES + 1), 19]
+    assert covered(head, 19).dropped == [1]
+
+
+def test_a_user_without_a_full_segment_is_due_for_nobody() -> None:
+    head = records.grow(None, 1, 1, events(SEGMENT - 1), 1, bundle=5).head
+    assert head is not None
+    assert coverages(head) == []
+
+
+def test_a_light_user_s_head_is_small() -> None:
+    head = records.grow(None, 1, 1, events(10, first_key=1), 1, bundle=5).head
+    assert head is not None
+    assert len(head) <= 450

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from infra.behaviors import BEHAVIOR
-from infra.errors import StoreCorrupt
-from infra.segments import SEGMENT, decode_segments, encode_segment
+from infra.segments import LOST, SEGMENT, decode_segments, encode_segment
 from infra.store import Behaviors
 
 EPOCH_MS = 1_700_000_000_000
@@ -43,7 +41,9 @@ def test_behaviors_come_back_as_they_were(parts: list[Behaviors], plain: int) ->
         part.tobytes() if plain >> i & 1 else encode_segment(part.tobytes())
         for i, part in enumerate(parts)
     ]
-    np.testing.assert_array_equal(decode_segments(segments, "ann"), np.concatenate(parts))
+    decoded = decode_segments(segments)
+    np.testing.assert_array_equal(decoded.behaviors, np.concatenate(parts))
+    assert (decoded.lost, decoded.damaged) == ([], {})
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:
@@ -55,22 +55,39 @@ def test_a_purchase_takes_half_of_what_it_takes_in_a_head() -> None:
 
 
 def test_no_segments_are_no_behaviors() -> None:
-    assert len(decode_segments([], "ann")) == 0
+    assert len(decode_segments([]).behaviors) == 0
 
 
 def test_any_altered_bit_is_noticed() -> None:
     segment = bytearray(encode_segment(purchases().tobytes()))
     for at in range(len(segment)):
         segment[at] ^= 1 << at % 8
-        with pytest.raises(StoreCorrupt, match="'ann'"):
-            decode_segments([bytes(segment)], "ann")
+        assert list(decode_segments([bytes(segment)]).damaged) == [0]
         segment[at] ^= 1 << at % 8
 
 
 @given(st.integers(0, 4 * SEGMENT * 25).filter(lambda size: size != SEGMENT * BEHAVIOR.itemsize))
-def test_a_segment_of_another_size_is_corrupt(size: int) -> None:
-    with pytest.raises(StoreCorrupt):
-        decode_segments([bytes(size)], "ann")
+def test_a_segment_of_another_size_is_lost(size: int) -> None:
+    decoded = decode_segments([bytes(size)])
+    assert (len(decoded.behaviors), decoded.lost) == (0, [0])
+    assert (0 in decoded.damaged) == (bytes(size) != LOST)
+
+
+def test_what_is_lost_in_between_leaves_the_others() -> None:
+    whole = purchases()
+    later = whole.copy()
+    later["time"] += 1
+    segments = [
+        encode_segment(whole.tobytes()),
+        None,
+        b"rubbish",
+        LOST,
+        later.tobytes(),
+    ]
+    decoded = decode_segments(segments)
+    np.testing.assert_array_equal(decoded.behaviors, np.concatenate((whole, later)))
+    assert decoded.lost == [1, 2, 3]
+    assert decoded.damaged == {1: "is missing", 2: "has 7 bytes"}
 
 
 def test_the_layout_is_as_documented() -> None:

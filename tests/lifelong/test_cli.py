@@ -10,6 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from infra.behaviors import partition_owner
+from infra.segments import SEGMENT
+from infra.settings import BrokerSettings
+from infra.store import StoreOptions
+from infra.stores.lmdb import LmdbStore
+from lifelong.shipped import BUNDLE
+from models.bundle import states_of
+
 
 class Checked(NamedTuple):
     """`check` where no broker is, in a directory of its own."""
@@ -68,6 +76,12 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
     assert line.startswith("lifelong: ")
     for word in words:
         assert word in line
+
+
+def make_store(directory: Path) -> str:
+    """The URL of a store without users."""
+    LmdbStore(directory / "store").close()
+    return f"lmdb://{directory / 'store'}"
 
 
 @pytest.fixture
@@ -163,18 +177,39 @@ def test_backfill_fills_the_store_that_inspect_reads(tmp_path: Path, events: Pat
     assert json.loads(shown.stdout)["events"] == 3
 
 
-def test_inspect_tells_a_user_that_it_does_not_know(tmp_path: Path) -> None:
-    done = lifelong("inspect", "nobody", "--store", f"lmdb://{tmp_path / 'store'}", cwd=tmp_path)
+def test_backfilled_users_are_due_for_the_shipped_bundle(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    rows = [{**EVENT, "event_id": f"e{i}"} for i in range(SEGMENT)]
+    events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    url = f"lmdb://{tmp_path / 'store'}"
 
-    assert_one_line(done, "'nobody'")
+    lifelong("backfill", events, "--partitions", "1", "--store", url, cwd=tmp_path)
+
+    digest = states_of(BUNDLE)
+    assert digest is not None
+    store = LmdbStore(tmp_path / "store", StoreOptions(read_only=True))
+    due = store.due(partition_owner(BrokerSettings().topic, 0), digest, 10)
+    store.close()
+    assert [one.user for one in due] == ["ann"]
+
+
+def test_inspect_tells_a_user_that_it_does_not_know(tmp_path: Path) -> None:
+    made = make_store(tmp_path)
+
+    assert_one_line(lifelong("inspect", "nobody", "--store", made, cwd=tmp_path), "'nobody'")
+
+
+def test_inspect_tells_a_store_that_is_not_there(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+
+    assert_one_line(lifelong("inspect", "--store", f"lmdb://{absent}", cwd=tmp_path), str(absent))
+    assert not absent.exists()
 
 
 def test_a_json_file_that_cannot_be_written_is_told(tmp_path: Path, events: Path) -> None:
     target = tmp_path / "absent" / "result.json"
 
-    done = lifelong(
-        "inspect", "--store", f"lmdb://{tmp_path / 'store'}", "--json", target, cwd=tmp_path
-    )
+    done = lifelong("inspect", "--store", make_store(tmp_path), "--json", target, cwd=tmp_path)
 
     assert done.returncode == 1
     [line] = done.stderr.splitlines()

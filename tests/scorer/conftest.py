@@ -16,7 +16,7 @@ from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
 from infra.metrics import ScorerMetrics
 from infra.settings import BundleSettings, ScorerSettings, Settings, StoreSettings
-from infra.store import Append, InterestWrite, Profile, StoredSequence
+from infra.store import Append, Group, InterestWrite, Profile, StoredSequence
 from infra.stores import open_store
 from infra.stores.memory import MemoryStore
 from models.bundle import Bundle
@@ -35,21 +35,20 @@ class FragileStore(MemoryStore):
     """A memory store that can go away and come back, and that counts its reads."""
 
     def __init__(self) -> None:
-        super().__init__(length=1000, ttl_s=0)
+        super().__init__()
         self.away = False
         self.reads = 0
 
-    def profiles(self, users: Sequence[str]) -> list[Profile | None]:
+    def profiles(self, users: Sequence[str], digest: bytes) -> list[Profile | None]:
         self._check()
-        return super().profiles(users)
+        return super().profiles(users, digest)
 
     def sequences(self, users: Sequence[str]) -> list[StoredSequence | None]:
         self._check()
         return super().sequences(users)
 
-    def get_position(self, name: str) -> bytes | None:
+    def ping(self) -> None:
         self._check()
-        return super().get_position(name)
 
     def _check(self) -> None:
         self.reads += 1
@@ -91,7 +90,7 @@ class World:
         ]
         offsets = [first + i for i in range(len(items))]
         append = Append(user, behaviors, [0] * len(items), offsets)
-        self.store.append(SOURCE, [append], at_ms)
+        self.store.append([Group(SOURCE, [append])], at_ms)
 
     def cluster(self, user: str) -> None:
         """Store the user's interests as of now, as a worker would."""
@@ -99,7 +98,8 @@ class World:
         assert sequence is not None
         state = self.system.extract(sequence)
         record = self.system.layout.encode(state)
-        self.store.put_interests([InterestWrite(user, state.version, record)], NOW_MS)
+        write = InterestWrite(user, self.bundle.digest, state.version, record)
+        self.store.put_interests([write], NOW_MS)
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +121,7 @@ def world(bundle: Bundle) -> Iterator[World]:
     clock = Clock()
     service = Service(Readiness(metrics, clock=clock))
     ranker = Ranker(store, bundle, system, metrics, clock_ms=lambda: NOW_MS)
-    service.serve(ranker, lambda: store.get_position("scorer"))
+    service.serve(ranker, store.ping)
     settings = ScorerSettings(max_candidates=200, max_body_bytes=20_000)
     world = World(bundle, store, system, ranker, service, metrics, registry, settings, clock)
     world.append("u", [f"item-{1 + i % 20}" for i in range(30)], NOW_MS - 10_000_000)
@@ -151,8 +151,13 @@ def settings(tmp_path: Path) -> Settings:
         bundle=BundleSettings(path=bundle_directory(tmp_path)),
         scorer=ScorerSettings(port=free_port()),
     )
+    add_behavior(settings, "u")
+    return settings
+
+
+def add_behavior(settings: Settings, user: str) -> None:
+    """Write a behavior of a user into the store that the settings name, as a worker would."""
     store = open_store(settings.store)
     behavior = pack_behavior(item_key("item-1"), NOW_MS, 0, 0, 2)
-    store.append(Source(1, 1), [Append("u", [behavior], [0], [0])], NOW_MS)
+    store.append([Group(SOURCE, [Append(user, [behavior], [0], [0])])], NOW_MS)
     store.close()
-    return settings

@@ -8,12 +8,15 @@ import threading
 import time
 from pathlib import Path
 
+import lmdb
 import pytest
 
-from infra.errors import BundleCorrupt, BundleMissing
+from infra.errors import BundleCorrupt, BundleMissing, StoreMismatch
 from infra.settings import BundleSettings, Settings, StoreSettings
+from infra.stores import lmdb_place
 from scorer.client import RankClient
 from scorer.server import run_scorer
+from tests.scorer.conftest import add_behavior
 from tests.scorer.running import free_port, get, running, until, until_ready, until_refused
 
 
@@ -50,6 +53,53 @@ def test_a_store_that_is_away_at_the_start_is_waited_for(settings: Settings) -> 
         _, said = process.communicate(timeout=20)
         assert process.returncode == 0
         assert "Traceback" not in said
+
+
+def test_a_store_that_nobody_has_made_yet_is_waited_for(settings: Settings, tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    settings = settings.model_copy(update={"store": StoreSettings(url=f"lmdb://{absent}")})
+    with running(settings) as process:
+        until(lambda: f"there is no store at {absent}" in get(settings, "/v2/health/ready")[1])
+        assert get(settings, "/v2/health/ready")[0] == 503
+        assert not absent.exists()
+
+        add_behavior(settings, "u")  # as a worker would, which makes it
+        until_ready(settings)
+        with RankClient(f"http://127.0.0.1:{settings.scorer.port}") as client:
+            assert client.rank("u", ["item-1", "item-2"]).history == "sequence"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "Traceback" not in said
+
+
+def test_a_store_that_is_another_one_ends_the_scorer(settings: Settings) -> None:
+    other = settings.store.model_copy(update={"id": "0" * 32})
+    with pytest.raises(StoreMismatch, match=r"store\.id"):
+        run_scorer(settings.model_copy(update={"store": other}))
+
+
+def test_a_damaged_record_is_counted_and_costs_nobody_else_anything(settings: Settings) -> None:
+    add_behavior(settings, "v")
+    damage_head(settings, "u")
+    with running(settings):
+        until_ready(settings)
+        with RankClient(f"http://127.0.0.1:{settings.scorer.port}") as client:
+            assert client.rank("u", ["item-1"]).history == "none"
+            assert client.rank("v", ["item-1"]).history == "sequence"
+        figure = 'lifelong_scorer_store_damage_total{kind="head"} 1.0'
+        until(lambda: figure in get(settings, "/metrics")[1])
+
+
+def damage_head(settings: Settings, user: str) -> None:
+    """Let a disk have forgotten some bytes of a user's head."""
+    path, _, _ = lmdb_place(settings.store)
+    with lmdb.open(str(path), max_dbs=16) as environment:
+        heads = environment.open_db(b"heads")
+        with environment.begin(heads, write=True) as transaction:
+            head = transaction.get(user.encode())
+            assert head is not None
+            transaction.put(user.encode(), head[:20] + bytes(4) + head[24:-1])
 
 
 def test_a_missing_bundle_ends_the_scorer(settings: Settings) -> None:

@@ -14,7 +14,9 @@ from extractor.systems.encode import NEWEST, interests_of
 from infra.behaviors import item_key
 from infra.errors import StoreUnavailable
 from infra.metrics import ScorerMetrics
-from infra.store import InterestWrite, Profile, Version
+from infra.records import bundle_key
+from infra.segments import SEGMENT
+from infra.store import Behaviors, InterestWrite, Profile, Version
 from models.bundle import Bundle
 from models.features import cross_features, user_features
 from models.reference.serving import StoredUser, score_stored
@@ -27,7 +29,7 @@ CANDIDATES = [f"item-{i}" for i in range(1, 51)]
 
 def stored(world: World, user: str) -> tuple[Profile, InterestState]:
     """What the store has of a clustered user."""
-    (profile,) = world.store.profiles([user])
+    (profile,) = world.store.profiles([user], world.bundle.digest)
     assert profile is not None
     assert profile.interests is not None
     return profile, world.system.layout.decode(profile.interests)
@@ -38,6 +40,18 @@ def plain(world: World, user: str, candidates: list[str], now_ms: int = NOW_MS) 
     profile, state = stored(world, user)
     pending = profile.version.count - state.count
     newer = profile.recent[len(profile.recent) - pending :]
+    return plain_of(world, profile, state, newer, candidates, now_ms)
+
+
+def plain_of(
+    world: World,
+    profile: Profile,
+    state: InterestState,
+    newer: Behaviors,
+    candidates: list[str],
+    now_ms: int,
+) -> np.ndarray:
+    """The same of a state and the behaviors newer than it."""
     known = StoredUser(
         tensors=state.tensors,
         recent=state.recent,
@@ -49,6 +63,24 @@ def plain(world: World, user: str, candidates: list[str], now_ms: int = NOW_MS) 
     )
     session = world.bundle.scorer_session()
     return score_stored(world.bundle, session, known, item_keys(candidates), now_ms)
+
+
+def spoil(world: World, user: str, record: bytes) -> None:
+    """Store something else in the place of a user's interest state."""
+    (sequence,) = world.store.sequences([user])
+    assert sequence is not None
+    write = InterestWrite(user, world.bundle.digest, sequence.version, record)
+    world.store.put_interests([write], NOW_MS)
+
+
+def lose_segment(world: World, user: str, number: int) -> None:
+    """Damage what a store holds of a user."""
+    world.store._segments[user][number] = b"what a disk made of it"
+
+
+def damage(world: World, kind: str) -> float:
+    found = world.registry.get_sample_value("lifelong_scorer_store_damage_total", {"kind": kind})
+    return found or 0.0
 
 
 def test_a_clustered_user_is_scored_from_stored_interests(world: World) -> None:
@@ -198,14 +230,123 @@ def test_interests_of_an_earlier_life_of_the_user_are_not_used(world: World) -> 
     _, state = stored(world, "u")
     stray = replace(state, version=Version(state.epoch + 1, 30))
     # No store lets it in by the front door; one whose records expire apart may still hold it.
-    world.store._interests["u"] = stray.version, world.system.layout.encode(stray)
+    world.store._states["u"] = {bundle_key(world.bundle.digest): world.system.layout.encode(stray)}
     assert world.ranker.rank("u", CANDIDATES).history == "sequence"
 
 
 def test_corrupt_interests_are_replaced_by_the_sequence(world: World) -> None:
-    version = world.store.profiles(["u"])[0].version  # type: ignore[union-attr]
-    world.store.put_interests([InterestWrite("u", version, b"rubbish")], NOW_MS)
+    spoil(world, "u", b"rubbish")
     assert world.ranker.rank("u", CANDIDATES).history == "sequence"
+
+
+def test_corrupt_interests_are_counted_as_damage(world: World) -> None:
+    spoil(world, "u", b"rubbish")
+    world.ranker.rank("u", CANDIDATES)
+    assert damage(world, "state") == 1
+
+
+def test_interests_of_a_bundle_whose_digest_begins_alike_are_not_used(world: World) -> None:
+    """A store may tell bundles apart by half of their digests."""
+    _, state = stored(world, "u")
+    alike = replace(state, bundle=state.bundle[:8] + bytes(8))
+    spoil(world, "u", world.system.layout.encode(alike))
+    assert world.ranker.rank("u", CANDIDATES).history == "sequence"
+
+
+def test_states_of_another_bundle_do_not_disturb(world: World) -> None:
+    before = world.ranker.rank("u", CANDIDATES)
+    (sequence,) = world.store.sequences(["u"])
+    assert sequence is not None
+    theirs = InterestWrite("u", b"another bundle's", sequence.version, b"of another layout")
+    world.store.put_interests([theirs], NOW_MS)
+    after = world.ranker.rank("u", CANDIDATES)
+    assert (after.history, after.as_of) == ("interests", before.as_of)
+    np.testing.assert_array_equal(after.ctrs, before.ctrs)
+    assert damage(world, "state") == 0
+
+
+def test_a_bundle_without_a_state_beside_another_with_one_reads_once(world: World) -> None:
+    world.append("new", ["item-1", "item-2"])
+    (sequence,) = world.store.sequences(["new"])
+    assert sequence is not None
+    theirs = InterestWrite("new", b"another bundle's", sequence.version, b"of another layout")
+    world.store.put_interests([theirs], NOW_MS)
+    world.store.reads = 0
+    ranking = world.ranker.rank("new", CANDIDATES)
+    assert (ranking.history, ranking.newer) == ("sequence", 2)
+    assert world.store.reads == 1
+
+
+def test_lost_behaviors_newer_than_the_interests_leave_the_others(world: World) -> None:
+    world.append("u", [f"item-{1 + i % 50}" for i in range(2 * SEGMENT - 30 + 5)])
+    lose_segment(world, "u", 1)
+    ranking = world.ranker.rank("u", CANDIDATES)
+    assert ranking.history == "interests"
+    assert ranking.as_of is not None
+    assert ranking.as_of.count == 30
+    assert ranking.newer == SEGMENT - 30 + 5
+
+
+def test_what_is_left_of_newer_behaviors_scores_as_a_plain_evaluation(world: World) -> None:
+    world.append("u", [f"item-{1 + i % 50}" for i in range(2 * SEGMENT - 30 + 5)])
+    lose_segment(world, "u", 1)
+    profile, state = stored(world, "u")
+    left = np.concatenate([profile.recent[: SEGMENT - 30], profile.recent[-5:]])
+    served = world.ranker.rank("u", CANDIDATES).ctrs
+    expected = plain_of(world, profile, state, left, CANDIDATES, NOW_MS)
+    np.testing.assert_allclose(served, expected, rtol=0, atol=1e-5)
+
+
+def test_lost_behaviors_that_the_interests_cover_are_not_missed(world: World) -> None:
+    world.append("new", [f"item-{1 + i % 9}" for i in range(SEGMENT)])
+    world.cluster("new")
+    world.append("new", ["item-1", "item-2"])
+    before = world.ranker.rank("new", CANDIDATES)
+    lose_segment(world, "new", 0)
+    after = world.ranker.rank("new", CANDIDATES)
+    assert (after.history, after.newer) == ("interests", 2)
+    np.testing.assert_array_equal(after.ctrs, before.ctrs)
+
+
+def test_lost_behaviors_of_a_user_never_clustered_leave_the_others(world: World) -> None:
+    world.append("new", [f"item-{1 + i % 9}" for i in range(2 * SEGMENT + 3)])
+    lose_segment(world, "new", 0)
+    world.store.reads = 0
+    ranking = world.ranker.rank("new", CANDIDATES)
+    assert (ranking.history, ranking.newer) == ("sequence", SEGMENT + 3)
+    assert world.store.reads == 1
+
+
+def test_a_long_sequence_with_lost_behaviors_is_clustered_from_the_others(world: World) -> None:
+    world.append("new", [f"item-{1 + i % 50}" for i in range(NEWEST + 3 * SEGMENT)])
+    lose_segment(world, "new", 2)
+    world.store.reads = 0
+    ranking = world.ranker.rank("new", CANDIDATES)
+    assert (ranking.history, ranking.newer) == ("sequence", 0)
+    assert ranking.as_of is not None
+    assert ranking.as_of.count == NEWEST + 3 * SEGMENT
+    assert world.store.reads == 1
+
+
+def test_a_user_of_whom_all_is_lost_is_scored_without_history(world: World) -> None:
+    world.append("new", [f"item-{1 + i % 9}" for i in range(SEGMENT)])
+    lose_segment(world, "new", 0)
+    ranking = world.ranker.rank("new", CANDIDATES)
+    assert ranking.newer == 0
+    assert np.isfinite(ranking.ctrs).all()
+
+
+def test_corrupt_interests_beside_lost_behaviors_are_replaced_by_what_is_left(
+    world: World,
+) -> None:
+    world.append("u", [f"item-{1 + i % 50}" for i in range(2 * SEGMENT - 30 + 5)])
+    lose_segment(world, "u", 1)
+    spoil(world, "u", b"rubbish")
+    ranking = world.ranker.rank("u", CANDIDATES)
+    assert ranking.history == "sequence"
+    assert ranking.as_of is not None
+    assert ranking.as_of.count == 2 * SEGMENT + 5
+    assert np.isfinite(ranking.ctrs).all()
 
 
 def test_far_more_newer_behaviors_than_interests_are_clustered_instead(world: World) -> None:

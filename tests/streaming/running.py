@@ -28,7 +28,7 @@ from infra.kafka.admin import create_topic, topic_id
 from infra.kafka.clients import producer_config
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
-from infra.store import Append, Appended
+from infra.store import Append, Appended, Group, StoreOptions
 from infra.stores.memory import MemoryStore
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetter, DeadLetters, KafkaDeadLetters
@@ -145,25 +145,30 @@ class WatchedStore(MemoryStore):
     """A memory store that remembers what was appended, and fails when told to."""
 
     def __init__(self) -> None:
-        super().__init__(length=100_000)
+        super().__init__(StoreOptions(length=100_000))
         self.appends: list[tuple[Source, int, int]] = []
         """Source, first and last offset of each append that succeeded."""
         self.failure: Callable[[Source, Sequence[Append]], Exception | None] = lambda _s, _a: None
         self.failures = 0
 
-    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
-        failure = self.failure(source, appends)
-        if failure is not None:
-            self.failures += 1
-            raise failure
-        appended = super().append(source, appends, now_ms)
-        offsets = [offset for append in appends for offset in append.offsets]
-        self.appends.append((source, min(offsets), max(offsets)))
+    def append(
+        self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
+    ) -> Appended:
+        for group in groups:
+            failure = self.failure(group.source, group.appends)
+            if failure is not None:
+                self.failures += 1
+                raise failure
+        appended = super().append(groups, now_ms, digest=digest)
+        for group in groups:
+            offsets = [offset for append in group.appends for offset in append.offsets]
+            if offsets:
+                self.appends.append((group.source, min(offsets), max(offsets)))
         return appended
 
     def counts(self) -> dict[str, int]:
         """Behaviors ever applied, by user."""
-        users = self.users("", 1_000_000)
+        users = self.users(b"", 1_000_000).users
         found = self.sequences(users)
         return {u: s.version.count for u, s in zip(users, found, strict=True) if s is not None}
 
@@ -205,7 +210,10 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, store: MemoryStore, dead_letters: DeadLetters | None = None
+    settings: Settings,
+    store: MemoryStore,
+    dead_letters: DeadLetters | None = None,
+    digest: bytes | None = None,
 ) -> AsyncIterator[Running]:
     """An app that consumes, until the block ends."""
     metrics = WorkerMetrics(CollectorRegistry())
@@ -216,6 +224,7 @@ async def running(
         letters,
         metrics,
         topic_id=lambda: topic_id(settings.broker, settings.broker.topic),
+        digest=digest,
         on_assigned=lambda partitions: worker.assigned(partitions),  # noqa: PLW0108 - made below
     )
     worker = Running(app, metrics)

@@ -65,6 +65,20 @@ async def test_offsets_are_committed_only_after_the_letters_are_delivered(
 
 
 @pytest.mark.kafka
+async def test_the_store_knows_how_far_each_partition_was_taken(kafka: LocalKafka) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings)
+    store, letters = WatchedStore(), KeptLetters()
+    produce(settings, [("a", event("a", n)) for n in range(5)] + [("a", b"oops")])
+
+    async with running(settings, store, letters):
+        await until(lambda: committed(settings) == {0: 6}, "all are committed")
+
+    ((source, _, _),) = store.appends[:1]
+    assert store.positions([source.key]) == [5]
+
+
+@pytest.mark.kafka
 async def test_a_topic_deleted_and_created_again_is_read_from_its_beginning(
     kafka: LocalKafka,
 ) -> None:

@@ -7,8 +7,10 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
+from infra.behaviors import partition_owner
 from infra.kafka.local import LocalKafka
 from infra.metrics import WorkerMetrics
+from infra.segments import SEGMENT
 from streaming.app import create_app
 from tests.streaming.events.test_decoder import BAD
 from tests.streaming.running import (
@@ -72,3 +74,17 @@ async def test_every_kind_of_bad_event_becomes_a_letter_and_its_neighbors_are_ap
             assert value.startswith(letter.value() or b"-")
         else:
             assert letter.value() == value
+
+
+@pytest.mark.kafka
+async def test_users_are_due_for_the_bundle_of_the_app(kafka: LocalKafka) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings)
+    sent = produce(settings, [("u1", event("u1", n)) for n in range(SEGMENT)])
+    store, digest = WatchedStore(), b"b" * 16
+
+    async with running(settings, store, digest=digest) as worker:
+        await until(lambda: worker.events("applied") == sent, "all events are applied")
+
+    owner = partition_owner(settings.broker.topic, 0)
+    assert [due.user for due in store.due(owner, digest, 10)] == ["u1"]

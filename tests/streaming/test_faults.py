@@ -60,7 +60,7 @@ def rounds_until(ended: threading.Event) -> Iterator[tuple[str, bytes]]:
 
 
 def counts(store: Store) -> dict[str, int]:
-    users = store.users("", 10_000)
+    users = store.users(b"", 10_000).users
     found = store.sequences(users)
     return {u: s.version.count for u, s in zip(users, found, strict=True) if s is not None}
 

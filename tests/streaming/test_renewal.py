@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -11,11 +12,11 @@ from infra.behaviors import Source, pack_behavior, partition_owner
 from infra.errors import StoreUnavailable
 from infra.metrics import WorkerMetrics
 from infra.segments import SEGMENT
-from infra.store import Append, InterestWrite, Store, Version
+from infra.store import Append, Group, InterestWrite, Store, UserPage
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from streaming.renewal import KEEP_MS, PAGE, Renewal
-from tests.streaming.test_schedule import START, CountingSystem
+from tests.streaming.test_schedule import OTHER, START, CountingSystem
 
 TOPIC, PARTITIONS = "behaviors", 3
 
@@ -39,21 +40,20 @@ class House:
         self.metrics = metrics
         return renewal
 
-    def add(self, user: str, behaviors: int = SEGMENT) -> None:
-        """A user who is not due, with no interests."""
+    def add(self, user: str, behaviors: int = SEGMENT, *, of: bytes = OTHER) -> None:
+        """A user who is due for no bundle, with interests of another or of the one named."""
         packed = [pack_behavior(1, START, 0, 0, 2)] * behaviors
         append = Append(user, packed, [0] * behaviors, list(range(behaviors)))
-        self.store.append(Source(1, 1), [append], START)
-        self.cluster(user, b"of no bundle")
+        self.store.append([Group(Source(1, 1), [append])], START)
+        if of:
+            self.cluster(user, of)
 
-    def cluster(self, user: str, record: bytes | None = None) -> None:
-        """Store interests: a record, or what the bundle in use makes."""
+    def cluster(self, user: str, digest: bytes) -> None:
+        """Store interests of a bundle."""
         (sequence,) = self.store.sequences([user])
         assert sequence is not None
-        if record is None:
-            record = self.system.layout.encode(self.system.extract(sequence))
-        version = Version(sequence.version.epoch, sequence.version.count)
-        self.store.put_interests([InterestWrite(user, version, record)], START)
+        write = InterestWrite(user, digest, sequence.version, b"whatever it makes")
+        self.store.put_interests([write], START)
 
     def finish(self) -> None:
         while self.renewal.step():
@@ -61,7 +61,32 @@ class House:
 
     def due(self, partitions: Sequence[int] = range(PARTITIONS)) -> list[str]:
         owners = [partition_owner(TOPIC, number) for number in partitions]
-        return sorted(due.user for owner in owners for due in self.store.due(owner, 10_000))
+        digest = self.system.digest
+        return sorted(due.user for owner in owners for due in self.store.due(owner, digest, 10_000))
+
+
+class Asked(MemoryStore):
+    """Remembers which pages were asked for, whom it was to mark, and what was kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages: list[bytes] = []
+        self.marked: list[tuple[int, str]] = []
+        """Owner and user."""
+        self.kept: list[str] = []
+        """Names of bookmarks."""
+
+    def users(self, after: bytes, limit: int) -> UserPage:
+        self.pages.append(after)
+        return super().users(after, limit)
+
+    def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
+        self.marked += [(owner, user) for user in users]
+        return super().mark_due(owner, digest, users, now_ms)
+
+    def put_bookmark(self, name: str, bookmark: bytes | None) -> None:
+        self.kept.append(name)
+        super().put_bookmark(name, bookmark)
 
 
 @pytest.fixture(params=["memory", "lmdb"])
@@ -77,12 +102,45 @@ def test_quiet_users_with_interests_of_another_bundle_become_due(house: House) -
     assert house.due() == sorted(f"u{number}" for number in range(20))
 
 
+def test_quiet_users_without_any_interests_become_due(house: House) -> None:
+    house.add("u1", of=b"")
+    house.finish()
+    assert house.due() == ["u1"]
+
+
 def test_interests_of_this_bundle_stay(house: House) -> None:
     house.add("old")
-    house.add("new")
-    house.cluster("new")
+    house.add("new", of=house.system.digest)
     house.finish()
     assert house.due() == ["old"]
+
+
+def test_users_with_interests_of_several_bundles_stay(house: House) -> None:
+    house.add("both", of=house.system.digest)
+    house.cluster("both", OTHER)
+    house.finish()
+    assert house.due() == []
+
+
+def test_nobody_becomes_due_for_another_bundle(house: House) -> None:
+    house.add("u1", of=b"")
+    house.finish()
+    for number in range(PARTITIONS):
+        assert house.store.due(partition_owner(TOPIC, number), OTHER, 10) == []
+
+
+def test_no_state_is_read() -> None:
+    class Unread(MemoryStore):
+        def profiles(self, users: Sequence[str], digest: bytes) -> NoReturn:
+            pytest.fail("it read profiles")
+
+        def interests(self, users: Sequence[str], digest: bytes) -> NoReturn:
+            pytest.fail("it read interests")
+
+    house = House(Unread())
+    house.add("u1")
+    house.finish()
+    assert house.due() == ["u1"]
 
 
 def test_users_without_a_full_segment_are_left_alone(house: House) -> None:
@@ -111,24 +169,34 @@ def test_more_users_than_a_page_are_all_reached() -> None:
     assert len(house.due()) == 2 * PAGE + 1
 
 
-def test_the_store_is_not_asked_for_names_with_each_page() -> None:
-    class Asked(MemoryStore):
-        lists = 0
+def test_a_store_with_pages_of_its_own_size_is_looked_at_in_full() -> None:
+    """A database that gives whole partitions of its own, and some of them empty."""
 
-        def users(self, after: str, limit: int) -> list[str]:
-            self.lists += 1
-            return super().users(after, limit)
+    class Uneven(MemoryStore):
+        def users(self, after: bytes, limit: int) -> UserPage:
+            begin = int.from_bytes(after, "big")
+            everybody = super().users(b"", 1000).users
+            cursor = (begin + 1).to_bytes(2, "big") if begin < 6 else None
+            return UserPage([] if begin % 2 else everybody[begin // 2 :: 4], cursor)
 
+    house = House(Uneven())
+    for number in range(50):
+        house.add(f"u{number}")
+    house.finish()
+    assert len(house.due()) == 50
+
+
+def test_partitions_that_go_together_look_at_each_page_once() -> None:
     store = Asked()
     house = House(store)
     for number in range(5 * PAGE):
-        house.add(f"u{number}")
+        house.add(f"u{number:05}")
     house.finish()
     assert len(house.due()) == 5 * PAGE
-    assert store.lists == 2  # all of them, and that there are no more
+    assert store.pages == [b"", *(b"u%05d" % (n * PAGE - 1) for n in range(1, 5))]
 
 
-def test_a_partition_that_comes_amid_a_list_is_looked_at_from_its_own_beginning() -> None:
+def test_a_partition_that_comes_later_is_looked_at_from_its_own_beginning() -> None:
     house = House(MemoryStore())
     for number in range(4 * PAGE):
         house.add(f"u{number:05}")
@@ -140,21 +208,88 @@ def test_a_partition_that_comes_amid_a_list_is_looked_at_from_its_own_beginning(
     assert len(house.due()) == 4 * PAGE
 
 
+def test_what_a_partition_has_passed_is_not_marked_again_for_one_that_comes_later() -> None:
+    store = Asked()
+    house = House(store)
+    for number in range(4 * PAGE):
+        house.add(f"u{number:05}")
+    house.renewal = house.again([0])
+    assert house.renewal.step()
+    assert house.renewal.step()
+    house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
+    house.finish()
+    assert len(store.marked) == len(set(store.marked)) == 4 * PAGE
+
+
+def test_pages_are_listed_again_only_up_to_where_the_others_are() -> None:
+    store = Asked()
+    house = House(store)
+    for number in range(4 * PAGE):
+        house.add(f"u{number:05}")
+    house.renewal = house.again([0])
+    assert house.renewal.step()
+    assert house.renewal.step()
+    house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
+    house.finish()
+    first, second, third = (b"u%05d" % (n * PAGE - 1) for n in range(1, 4))
+    assert store.pages == [b"", first, b"", first, second, third]
+
+
+def test_a_partition_that_is_done_stays_so_while_others_are_looked_at() -> None:
+    store = Asked()
+    house = House(store)
+    for number in range(60):
+        house.add(f"u{number}")
+    house.renewal = house.again([0])
+    house.finish()
+    share = len(store.marked)
+    assert 0 < share < 60
+    house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
+    house.finish()
+    assert len(store.marked) == len(set(store.marked)) == 60
+
+
 def test_a_restart_goes_on_from_where_it_was() -> None:
-    house = House(MemoryStore())
+    store = Asked()
+    house = House(store)
     for number in range(2 * PAGE):
         house.add(f"u{number:05}")
     house.now += KEEP_MS
     assert house.renewal.step()
-    for user in house.due():  # what the first page made due is done meanwhile
-        house.cluster(user)
-        house.cluster(user, b"looked at again, this would be noticed")
+    store.pages.clear()
     house.renewal = house.again()
     house.finish()
-    assert house.due() == [f"u{number:05}" for number in range(PAGE, 2 * PAGE)]
+    assert store.pages == [b"u%05d" % (PAGE - 1)]
+    assert len(house.due()) == 2 * PAGE
+
+
+def test_another_worker_goes_on_with_a_partition_from_where_it_was() -> None:
+    store = Asked()
+    house = House(store)
+    for number in range(3 * PAGE):
+        house.add(f"u{number:05}")
+    house.renewal = house.again([0, 1])
+    house.now += KEEP_MS
+    assert house.renewal.step()
+    store.pages.clear()
+    house.renewal = house.again([1])
+    house.finish()
+    assert store.pages == [b"u%05d" % (n * PAGE - 1) for n in (1, 2)]
 
 
 def test_where_it_came_is_not_kept_with_each_page() -> None:
+    store = Asked()
+    house = House(store)
+    for number in range(3 * PAGE):
+        house.add(f"u{number:05}")
+    assert house.renewal.step()
+    assert store.kept == []
+    house.now += KEEP_MS
+    assert house.renewal.step()
+    assert len(store.kept) == PARTITIONS
+
+
+def test_a_killed_worker_looks_again_at_what_it_had_not_kept() -> None:
     house = House(MemoryStore())
     for number in range(3 * PAGE):
         house.add(f"u{number:05}")
@@ -167,7 +302,7 @@ def test_where_it_came_is_not_kept_with_each_page() -> None:
 def test_a_pass_that_is_done_is_not_begun_again(house: House) -> None:
     house.add("u1")
     house.finish()
-    house.cluster("u1")
+    house.cluster("u1", house.system.digest)
     house.add("u2")
     house.renewal = house.again()
     assert not house.renewal.step()
@@ -177,11 +312,19 @@ def test_a_pass_that_is_done_is_not_begun_again(house: House) -> None:
 def test_another_bundle_begins_anew(house: House) -> None:
     house.add("u1")
     house.finish()
-    house.cluster("u1")
-    house.system.digest = b"c" * 16
+    house.cluster("u1", house.system.digest)
+    house.system.digest = b"d" * 16
     house.renewal = house.again()
     house.finish()
     assert house.due() == ["u1"]
+
+
+def test_two_bundles_over_one_store_come_along_apart(house: House) -> None:
+    house.add("u1", of=b"")
+    house.finish()
+    other = House(house.store, CountingSystem(OTHER))
+    other.finish()
+    assert house.due() == other.due() == ["u1"]
 
 
 def test_a_partition_that_is_given_to_this_worker_later_is_looked_at_too(house: House) -> None:
@@ -205,11 +348,20 @@ def test_progress_is_counted(house: House) -> None:
     assert metrics.renewal_partitions._value.get() == 0
 
 
+def test_who_is_due_already_is_not_counted_again(house: House) -> None:
+    house.add("u1")
+    house.add("u2")
+    house.store.mark_due(partition_owner(TOPIC, 0), house.system.digest, ["u1"], START)
+    house.finish()
+    assert house.due() == ["u1", "u2"]
+    assert house.metrics.renewal_users.labels("due")._value.get() == 1
+
+
 def test_the_thread_waits_for_a_store_that_is_away(caplog: pytest.LogCaptureFixture) -> None:
     asked = threading.Event()
 
     class Away(MemoryStore):
-        def get_position(self, name: str) -> bytes | None:
+        def get_bookmark(self, name: str) -> bytes | None:
             asked.set()
             raise StoreUnavailable("the store is away")
 

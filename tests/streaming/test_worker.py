@@ -7,16 +7,19 @@ import signal
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import lmdb
 import pytest
 
+from infra.behaviors import Source, pack_behavior
 from infra.kafka.admin import topic_partitions
 from infra.kafka.local import LocalKafka
 from infra.segments import SEGMENT
 from infra.settings import Settings
-from infra.store import Store
+from infra.store import Append, Group, Store
 from infra.stores import open_store
 from lifelong.shipped import BUNDLE
-from tests.streaming.running import WorkerProcess, event, new_settings, produce, until
+from models.bundle import states_of
+from tests.streaming.running import NOW, WorkerProcess, event, new_settings, produce, until
 
 
 def worker_settings(bootstrap: str, directory: Path) -> Settings:
@@ -51,8 +54,48 @@ async def test_a_worker_makes_topics_sequences_and_interests_and_ends_when_asked
     assert topic_partitions(settings.broker, settings.broker.dead_letter_topic) == 4
 
 
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_a_damaged_record_is_counted_and_its_user_begins_anew(
+    kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
+) -> None:
+    """Slow: a process starts, loads the bundle and joins the group."""
+    settings = worker_settings(kafka.bootstrap, tmp_path)
+    store = open_store(settings.store)
+    behaviors = [pack_behavior(1, NOW, 0, 0, 2)] * 3
+    store.append([Group(Source(1, 1), [Append("a", behaviors, [0] * 3, [0, 1, 2])])], NOW)
+    store.close()
+    _damage_head(tmp_path / "store", "a")
+
+    with WorkerProcess(settings, tmp_path / "log", warm) as worker:
+        await until(worker.ready, "the worker is ready")
+        await asyncio.to_thread(produce, settings, [("a", event("a"))])
+        figure = 'lifelong_worker_store_damage_total{kind="head"} 1.0'
+        await until(lambda: figure in worker.get("/metrics")[1], "the damage is counted")
+        applied = 'lifelong_worker_events_total{outcome="applied"} 1.0'
+        await until(lambda: applied in worker.get("/metrics")[1], "the event is applied")
+        assert worker.end(signal.SIGTERM) == 0
+
+    store = open_store(settings.store)
+    (sequence,) = store.sequences(["a"])
+    store.close()
+    assert sequence is not None
+    assert sequence.version.count == 1
+
+
+def _damage_head(directory: Path, user: str) -> None:
+    with lmdb.open(str(directory), max_dbs=16) as environment:
+        heads = environment.open_db(b"heads")
+        with environment.begin(heads, write=True) as transaction:
+            head = transaction.get(user.encode())
+            assert head is not None
+            transaction.put(user.encode(), head[:20] + bytes(4) + head[24:-1])
+
+
 def _covered(store: Store, user: str) -> int:
-    (profile,) = store.profiles([user])
+    digest = states_of(BUNDLE)
+    assert digest is not None
+    (profile,) = store.profiles([user], digest)
     if profile is None or profile.interests_version is None:
         return 0
     return profile.interests_version.count

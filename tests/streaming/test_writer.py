@@ -14,11 +14,14 @@ from infra.behaviors import Source
 from infra.errors import BrokerError, RecordTooLarge, StoreCorrupt, StoreFull, StoreUnavailable
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
-from infra.store import Append, Appended
+from infra.segments import SEGMENT
+from infra.store import Append, Appended, Group
 from streaming.writer import BatchWriter, GivenUp
 from tests.streaming.running import NOW, KeptLetters, WatchedStore, event
 
 SOURCE = Source(key=1, owner=2)
+DIGEST = b"b" * 16
+OUTCOMES = ("applied", "duplicate", "replayed", "deleted", "rejected")
 
 
 def batch_of(*records: tuple[str, bytes | None]) -> Any:
@@ -34,7 +37,7 @@ def batch_of(*records: tuple[str, bytes | None]) -> Any:
 class WatchedWriter:
     """A writer with its store and its letters; pauses take no time."""
 
-    def __init__(self, store: WatchedStore | None = None) -> None:
+    def __init__(self, store: WatchedStore | None = None, digest: bytes | None = None) -> None:
         self.store = store or WatchedStore()
         self.letters = KeptLetters()
         self.metrics = WorkerMetrics(CollectorRegistry())
@@ -44,6 +47,7 @@ class WatchedWriter:
             self.store,
             self.letters,
             self.metrics,
+            digest=digest,
             clock=lambda: NOW + 10_000,
             sleep=self._sleep,
         )
@@ -151,11 +155,13 @@ class PickyStore(WatchedStore):
         super().__init__()
         self.refused = refused
 
-    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
-        for append in appends:
+    def append(
+        self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
+    ) -> Appended:
+        for append in (append for group in groups for append in group.appends):
             if append.user in self.refused:
                 raise self.refused[append.user]
-        return super().append(source, appends, now_ms)
+        return super().append(groups, now_ms, digest=digest)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +200,126 @@ async def test_a_store_whose_every_record_is_damaged_keeps_its_events_waiting() 
 
     assert watched.letters.letters == []
     assert watched.store.counts() == dict.fromkeys(users, 1)
+
+
+async def test_the_store_knows_the_last_offset_of_a_batch() -> None:
+    watched = WatchedWriter()
+
+    await watched.write(batch_of(("a", event("a", 1)), ("b", event("b", 1)), ("a", event("a", 2))))
+
+    assert watched.store.positions([SOURCE.key]) == [12]
+
+
+async def test_events_that_became_no_behaviors_are_dealt_with_too() -> None:
+    watched = WatchedWriter()
+
+    await watched.write(batch_of(("a", event("a")), ("a", b"oops")))
+
+    assert watched.store.positions([SOURCE.key]) == [11]
+
+
+async def test_a_batch_of_rejects_alone_moves_the_position() -> None:
+    watched = WatchedWriter()
+
+    await watched.write(batch_of(("a", b"oops"), ("a", b"again")))
+
+    assert watched.store.positions([SOURCE.key]) == [11]
+    assert watched.store.counts() == {}
+    assert len(watched.letters.letters) == 2
+
+
+async def test_users_appended_one_by_one_move_the_position_to_the_end() -> None:
+    watched = WatchedWriter(PickyStore({"b": RecordTooLarge("the record of 'b' is too large")}))
+
+    await watched.write(batch_of(("a", event("a")), ("c", event("c")), ("b", event("b"))))
+
+    assert watched.store.positions([SOURCE.key]) == [12]
+
+
+async def test_the_position_does_not_move_before_every_user_is_dealt_with() -> None:
+    seen: list[int | None] = []
+
+    class Looking(PickyStore):
+        def append(
+            self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
+        ) -> Appended:
+            seen.extend(self.positions([SOURCE.key]))
+            return super().append(groups, now_ms, digest=digest)
+
+    watched = WatchedWriter(Looking({"b": RecordTooLarge("the record of 'b' is too large")}))
+
+    await watched.write(batch_of(("a", event("a")), ("b", event("b")), ("c", event("c"))))
+
+    assert seen == [None] * 5  # together, three times one by one, and what is left: the position
+
+
+async def test_a_position_that_cannot_be_written_holds_the_batch() -> None:
+    watched = WatchedWriter(PickyStore({"b": RecordTooLarge("the record of 'b' is too large")}))
+    watched.store.failure = lambda _s, appends: (
+        None if appends or watched.pauses else StoreFull("no room")
+    )
+
+    await watched.write(batch_of(("a", event("a")), ("b", event("b"))))
+
+    assert len(watched.pauses) == 1
+    assert watched.store.counts() == {"a": 1}
+    assert watched.store.positions([SOURCE.key]) == [11]
+
+
+async def test_users_are_due_for_the_bundle_of_the_writer() -> None:
+    watched = WatchedWriter(digest=DIGEST)
+
+    await watched.write(batch_of(*(("a", event("a", n)) for n in range(SEGMENT))))
+
+    assert [due.user for due in watched.store.due(SOURCE.owner, DIGEST, 10)] == ["a"]
+
+
+async def test_users_appended_one_by_one_are_due_too() -> None:
+    picky = PickyStore({"b": RecordTooLarge("the record of 'b' is too large")})
+    watched = WatchedWriter(picky, digest=DIGEST)
+
+    await watched.write(
+        batch_of(*(("a", event("a", n)) for n in range(SEGMENT)), ("b", event("b")))
+    )
+
+    assert [due.user for due in watched.store.due(SOURCE.owner, DIGEST, 10)] == ["a"]
+
+
+async def test_without_a_bundle_nobody_new_is_due() -> None:
+    watched = WatchedWriter()
+
+    await watched.write(batch_of(*(("a", event("a", n)) for n in range(SEGMENT))))
+
+    assert watched.store.due(SOURCE.owner, DIGEST, 10) == []
+
+
+async def test_what_happened_before_a_user_was_deleted_is_counted() -> None:
+    watched = WatchedWriter()
+    watched.store.forget(["a"], NOW + 1)
+
+    await watched.write(batch_of(*(("a", event("a", n)) for n in range(4))))
+
+    assert watched.count("deleted") == 2  # at NOW and NOW + 1
+    assert watched.count("applied") == 2
+    assert watched.letters.letters == []
+
+
+async def test_what_is_counted_of_users_appended_one_by_one_is_all_of_them() -> None:
+    watched = WatchedWriter(PickyStore({"b": RecordTooLarge("the record of 'b' is too large")}))
+    watched.store.forget(["c"], NOW)
+    batch = batch_of(
+        ("a", event("a", 1)), ("a", event("a", 1)), ("b", event("b")), ("c", event("c", 0))
+    )
+
+    await watched.write(batch)
+
+    assert {outcome: watched.count(outcome) for outcome in OUTCOMES} == {
+        "applied": 1,
+        "duplicate": 1,
+        "replayed": 0,
+        "deleted": 1,
+        "rejected": 1,
+    }
 
 
 async def test_lag_is_what_is_left_behind_the_batch() -> None:

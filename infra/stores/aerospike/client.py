@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import aerospike
 from aerospike import exception
-from aerospike_helpers.batch.records import BatchRecords, Write
+from aerospike_helpers.batch.records import BatchRecord, BatchRecords, Write
 
 from infra.errors import (
     RecordTooLarge,
@@ -23,6 +23,9 @@ TIMEOUT_S: Final = 5.0
 
 WALK_TIMEOUT_S: Final = 60.0
 """How long a walk over all users may take; for tools only."""
+
+PARTITIONS: Final = 4096
+"""Partitions of every namespace."""
 
 BATCH: Final = 1000
 """Records in one request; more make the server hold a larger answer without being faster."""
@@ -119,9 +122,9 @@ class AerospikeClient:
         return found
 
     def put(
-        self, writes: Sequence[Write], answers: frozenset[int], users: Sequence[str]
+        self, writes: Sequence[BatchRecord], answers: frozenset[int], users: Sequence[str]
     ) -> tuple[list[int], list[int]]:
-        """Make writes, ``users`` naming for errors whose each is.
+        """Make writes and removals, ``users`` naming for errors whose each is.
 
         Returns:
             The result code of each, and the record's generation after it (0: not written).
@@ -146,7 +149,8 @@ class AerospikeClient:
                         self.address, answer.result, answer.message, users[len(codes)]
                     )
                 codes.append(answer.result)
-                generations.append(answer.record[1]["gen"] if answer.result == OK else 0)
+                written = answer.result == OK and isinstance(answer, Write)
+                generations.append(answer.record[1]["gen"] if written else 0)
         if failure:
             raise failure
         return codes, generations
@@ -180,9 +184,11 @@ class AerospikeClient:
         bins: list[str],
         *,
         span: tuple[Any, ...] | None = None,
+        partitions: tuple[int, int] | None = None,
         page: int = 0,
     ) -> tuple[list[dict[str, Any]], bool]:
-        """Records of a set, those that ``span`` (a predicate on an index) finds or all of them.
+        """Records of a set, those that ``span`` (a predicate on an index) finds or all of them, of
+        all partitions of the namespace or of so many from one on.
 
         With a ``page`` it returns about so many, in the time of one call; without, all, in the
         longer time of a walk over all users.
@@ -197,7 +203,9 @@ class AerospikeClient:
         query.select(*bins)
         if span is not None:
             query.where(span)
-        policy = {} if page else {"total_timeout": int(WALK_TIMEOUT_S * 1000)}
+        policy: dict[str, Any] = {} if page else {"total_timeout": int(WALK_TIMEOUT_S * 1000)}
+        if partitions is not None:
+            policy["partition_filter"] = {"begin": partitions[0], "count": partitions[1]}
         if page:
             query.max_records = page
             query.paginate()

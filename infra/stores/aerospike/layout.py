@@ -2,16 +2,21 @@
 
 Four sets. ``sequence`` (key: user) holds the head, and beside it the few numbers by which due
 users are found, so that applying events and marking their user due is one write of one record.
-``segment`` (key: user and place in the ring) holds sealed segments, ``interest`` (key: user) the
-interest states, ``position`` the bookmarks.
+``segment`` (key: user and place in the ring) holds sealed segments, ``state`` (key: user and
+bundle) the interest states, ``position`` the bookmarks, the positions of sources and the identity.
+
+A user may be due for several bundles, and an index knows one number a record: so there are as many
+bins, each with its index, as a user may be due for.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
 import aerospike
+import xxhash
 from aerospike import predicates
 from aerospike_helpers import expressions
 from aerospike_helpers.batch.records import Write
@@ -26,25 +31,26 @@ MAX_TTL_S: Final = 10 * 365 * 24 * 3600
 
 SEQUENCE: Final = "sequence"
 SEGMENT: Final = "segment"
-INTEREST: Final = "interest"
+STATE: Final = "state"
 POSITION: Final = "position"
 
 # Bins. A name may have 15 characters.
 HEAD: Final = "head"
 USER: Final = "user"  # the server keeps a hash of the key, not the key
-DUE: Final = "due"  # indexed; absent when clean
-OWNER: Final = "owner"
-SINCE: Final = "since"
-WAITING: Final = "waiting"
-RENEWED: Final = "renewed"
+DUES: Final = "dues"  # what the indexes of due users find, in full
+RENEWED: Final = "renewed"  # when segments and states were last given a new TTL
+TTL: Final = "ttl"  # the TTL that was given last, in seconds
 EPOCH: Final = "epoch"
 COUNT: Final = "count"
 DATA: Final = "data"
 
-HEAD_BINS: Final = [HEAD, RENEWED]
+HEAD_BINS: Final = [HEAD, RENEWED, TTL]
 PROFILE_BINS: Final = [HEAD, EPOCH, COUNT, DATA]
-SEGMENT_BINS: Final = [EPOCH, COUNT, DATA]
-DUE_BINS: Final = [USER, OWNER, SINCE, WAITING]
+DATA_BINS: Final = [EPOCH, COUNT, DATA]
+DUE_BINS: Final = [USER, DUES]
+
+IDENTITY: Final = "identity"
+"""The key of the store's identity, among the positions."""
 
 KEEP_TTL: Final[int] = aerospike.TTL_DONT_UPDATE
 """The TTL of a write that leaves the record the time it has."""
@@ -52,11 +58,18 @@ KEEP_TTL: Final[int] = aerospike.TTL_DONT_UPDATE
 SECONDS: Final = (1 << 32) - 1
 """The last second, since epoch, that the index of due users can tell."""
 
-_OWNER_BITS: Final = 31
+_DUE: Final = struct.Struct("<QQQI")
+_LIST: Final = struct.Struct("<QQ")
+_LIST_BITS: Final = 31
+
+
+def due_bins(slots: int) -> list[str]:
+    """Names of the bins whose indexes find due users."""
+    return ["due", *(f"due{slot}" for slot in range(1, slots))]
 
 
 def head_write(
-    key: Key, user: str, head: bytes, old: Stored | None, renewed: int, ttl: int
+    key: Key, user: str, head: bytes, old: Stored | None, kept: dict[str, int], slots: int, ttl: int
 ) -> Write:
     """The write of a whole sequence record, refused where it is not as it was read any more.
 
@@ -64,18 +77,21 @@ def head_write(
         key, user: of the record.
         head: its new head.
         old: the record as it was read; None: there was none.
-        renewed: when its segments were last given a new TTL, ms since epoch; 0: never.
+        kept: its bins `RENEWED` and `TTL`.
+        slots: for how many bundles a user can be found as due.
         ttl: of the record, as the client's.
     """
     counters = records.read_counters(head, user)
-    bins: dict[str, object] = {HEAD: head, USER: user.encode()}
-    if renewed:
-        bins[RENEWED] = renewed
-    if counters.since:
-        bins[DUE] = _due_key(counters.owner, counters.since // 1000)
-        bins[OWNER] = _signed(counters.owner)
-        bins[SINCE] = counters.since
-        bins[WAITING] = counters.waiting
+    bins: dict[str, object] = {HEAD: head, USER: user.encode(), **kept}
+    # Those last written: the others are mostly of bundles that nobody serves any more.
+    waiting = [c for c in counters.coverages if c.since][-slots:]
+    for name, coverage in zip(due_bins(slots), waiting, strict=False):
+        bins[name] = _due_key(counters.owner, coverage.bundle, coverage.since // 1000)
+    if waiting:
+        bins[DUES] = b"".join(
+            _DUE.pack(c.bundle, counters.owner, *counters.due_user(user, c.bundle)[1:])
+            for c in waiting
+        )
     policy: dict[str, object] = {"ttl": ttl}
     meta: dict[str, int] | None = None
     if old is None:
@@ -104,9 +120,29 @@ def monotone_write(key: Key, epoch: int, count: int, data: bytes, ttl: int) -> W
     )
 
 
+def unchanged_write(
+    key: Key, epoch: int, count: int, data: bytes, old: Stored | None, ttl: int
+) -> Write:
+    """A write that the server refuses where the record is not as it was read any more."""
+    bins = _writes({EPOCH: epoch, COUNT: count, DATA: data})
+    if old is None:
+        return Write(key, bins, policy={"ttl": ttl, "exists": aerospike.POLICY_EXISTS_CREATE})
+    policy = {"ttl": ttl, "gen": aerospike.POLICY_GEN_EQ}
+    return Write(key, bins, meta={"gen": old.generation}, policy=policy)
+
+
 def touch(key: Key, ttl: int) -> Write:
     """A write that only gives a record a new TTL."""
     return Write(key, [operations.touch()], policy={"ttl": ttl})
+
+
+def first_write(key: Key, data: bytes, ttl: int) -> Write:
+    """The write of a record that is not there yet."""
+    return Write(
+        key,
+        _writes({DATA: data}),
+        policy={"ttl": ttl, "exists": aerospike.POLICY_EXISTS_CREATE},
+    )
 
 
 def interests_in(record: Stored | None, epoch: int) -> tuple[Version | None, bytes | None]:
@@ -119,20 +155,23 @@ def interests_in(record: Stored | None, epoch: int) -> tuple[Version | None, byt
     return version, bytes(record.bins[DATA])
 
 
-def due_span(owner: int, until_s: int) -> tuple[Any, ...]:
-    """The predicate that finds an owner's users due since a second up to ``until_s``."""
-    span = predicates.between(DUE, _due_key(owner, 0), _due_key(owner, until_s))
-    return tuple(span)
+def due_span(bin_name: str, owner: int, bundle: int, until_s: int) -> tuple[Any, ...]:
+    """The predicate that finds an owner's users due for a bundle since a second up to
+    ``until_s``.
+    """
+    first, last = _due_key(owner, bundle, 0), _due_key(owner, bundle, until_s)
+    return tuple(predicates.between(bin_name, first, last))
 
 
-def due_users(rows: Sequence[dict[str, Any]], owner: int) -> list[DueUser]:
-    """The users in an answer of the index who are the owner's, and still due."""
-    mine = _signed(owner)
+def due_users(rows: Sequence[dict[str, Any]], owner: int, bundle: int) -> list[DueUser]:
+    """The users in an answer of the index who are the owner's, and still due for the bundle."""
     return [
-        DueUser(bins[USER].decode(), bins[SINCE], bins[WAITING])
+        DueUser(bins[USER].decode(), since, waiting)
         for bins in rows
-        # The index knows 31 bits of the owner; and a record may have become clean meanwhile.
-        if bins.get(OWNER) == mine and USER in bins and SINCE in bins
+        # The index knows 31 bits of the list; and a record may have become clean meanwhile.
+        if USER in bins and DUES in bins
+        for of, its, since, waiting in _DUE.iter_unpack(bins[DUES])
+        if (of, its) == (bundle, owner)
     ]
 
 
@@ -141,14 +180,10 @@ def ttl_of(seconds: float) -> int:
     return min(max(1, round(seconds)), MAX_TTL_S) if seconds else aerospike.TTL_NEVER_EXPIRE
 
 
-def _due_key(owner: int, since_s: int) -> int:
-    """The value that the index orders due users by: 31 bits of the owner, then the second."""
-    return (owner >> 64 - _OWNER_BITS) << 32 | min(since_s, SECONDS)
-
-
-def _signed(value: int) -> int:
-    """A u64 as the server's signed integer."""
-    return value - (1 << 64) if value >= 1 << 63 else value
+def _due_key(owner: int, bundle: int, since_s: int) -> int:
+    """The value that an index orders due users by: 31 bits of whose list it is, then the second."""
+    of = xxhash.xxh3_64_intdigest(_LIST.pack(owner, bundle)) >> 64 - _LIST_BITS
+    return of << 32 | min(since_s, SECONDS)
 
 
 def _writes(bins: dict[str, object]) -> list[dict[str, Any]]:

@@ -14,29 +14,38 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from aerospike_helpers.batch.records import Write
+from aerospike_helpers.batch.records import BatchRecord, Remove, Write
 
 from infra import records
-from infra.behaviors import Source
-from infra.errors import SettingsError, StoreCorrupt, StoreError, StoreUnavailable
+from infra.errors import (
+    RecordDamaged,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+)
+from infra.segments import LOST, decode_segments
 from infra.store import (
+    AS_IT_COMES,
     OPEN_WAIT_S,
     Append,
     Appended,
-    Behaviors,
     DueUser,
+    Group,
+    Identity,
     InterestWrite,
     Profile,
     StoredSequence,
+    StoreOptions,
+    UserPage,
     Version,
     Written,
-    wall_clock_ms,
 )
 from infra.stores.aerospike.address import AerospikeAddress
 from infra.stores.aerospike.client import (
     CONFLICT,
     MONOTONE,
     OK,
+    PARTITIONS,
     PRESENT,
     TIMEOUT_S,
     AerospikeClient,
@@ -47,29 +56,35 @@ from infra.stores.aerospike.client import (
 from infra.stores.aerospike.layout import (
     COUNT,
     DATA,
-    DUE,
+    DATA_BINS,
     DUE_BINS,
     EPOCH,
     HEAD,
     HEAD_BINS,
-    INTEREST,
+    IDENTITY,
     KEEP_TTL,
     POSITION,
     PROFILE_BINS,
     RENEWED,
     SECONDS,
     SEGMENT,
-    SEGMENT_BINS,
     SEQUENCE,
+    STATE,
+    TTL,
     USER,
+    due_bins,
     due_span,
     due_users,
+    first_write,
     head_write,
     interests_in,
     monotone_write,
     touch,
     ttl_of,
+    unchanged_write,
 )
+from infra.stores.identity import agree, decode_identity, encode_identity, new_identity
+from infra.stores.mending import Mending
 
 SLICE: Final = 8192
 """Behaviors of one user applied in one write: 200 KB, far under the server's record limit of 1 MiB.
@@ -80,7 +95,8 @@ CONFLICTS: Final = 30
 """Times a head is read again because somebody else wrote it in between; more is unavailable."""
 
 READ_ATTEMPTS: Final = 5
-"""Times a user is read again because their segments moved on while they were read."""
+"""Times a user is read again because their segments moved on while they were read. What is missing
+then is lost."""
 
 _DUE_PAGE: Final = 1024
 """Fewest due users that the index is asked for at once."""
@@ -92,8 +108,8 @@ class _Rewritten(NamedTuple):
     head: bytes
     generation: int
     """The record's, which a later write must find."""
-    renewed: int
-    """When its segments were last given a new TTL, ms since epoch; 0: never."""
+    kept: dict[str, int]
+    """Its bins beside the head."""
 
 
 Change = Callable[[int, "bytes | None"], "bytes | None"]
@@ -103,54 +119,54 @@ Change = Callable[[int, "bytes | None"], "bytes | None"]
 class AerospikeStore:
     """`infra.store.Store` on Aerospike, through the official client."""
 
-    def __init__(
-        self,
-        client: AerospikeClient,
-        *,
-        length: int,
-        ttl_s: float,
-        clock: Callable[[], int] = wall_clock_ms,
-    ) -> None:
+    def __init__(self, client: AerospikeClient, options: StoreOptions = AS_IT_COMES) -> None:
         """Use a connected client. `open` makes one and waits until the server is ready."""
         self._client = client
-        self._length = length
-        self._ring = records.ring_size(length)
-        self._ttl_ms = int(ttl_s * 1000)
-        self._clock = clock
+        self._where = f"the store at the Aerospike server at {client.address}"
+        self.identity: Identity | None = None
+        self._length = options.length
+        self._ring = records.ring_size(options.length)
+        self._ttl_ms = int(options.ttl_s * 1000)
+        self._ttl_s = round(options.ttl_s)
+        self._states_kept = options.states
+        # As many bundles as a head may name: those kept, and one on its way.
+        self._slots = options.states + 1
+        self._read_only = options.read_only
+        self._clock = options.clock
+        self._mending = Mending(options.damage)
         # The client's 0 is the namespace's default; what is kept must say so, always: an update
         # without a TTL takes the record's own away.
-        self._ttl = ttl_of(ttl_s)
+        self._ttl = ttl_of(options.ttl_s)
         # Segments and interests are written less often than their head, and must not go first.
-        self._long_ttl = ttl_of(2 * ttl_s)
+        self._long_ttl = ttl_of(2 * options.ttl_s)
 
     @classmethod
     def open(
         cls,
         url: str,
+        options: StoreOptions = AS_IT_COMES,
         *,
-        length: int = 1000,
-        ttl_s: float = 0,
         wait_s: float = OPEN_WAIT_S,
         timeout_s: float = TIMEOUT_S,
-        clock: Callable[[], int] = wall_clock_ms,
     ) -> AerospikeStore:
-        """Connect, wait until reads and writes are answered, and make the index of due users.
+        """Connect and wait until the server answers; for writing, also make what is not there yet:
+        the store's identity, and the indexes of due users.
 
         Call it after any fork: the client's threads do not survive one.
 
         Args:
             url: see `AerospikeAddress`.
-            length: behaviors kept per user.
-            ttl_s: a user without events for so many seconds is forgotten; 0: never. The namespace
-                needs ``nsup-period`` above 0 for it.
+            options: as of every store. A TTL needs ``nsup-period`` above 0 in the namespace; by
+                ``clock`` records expire besides the server's own.
             wait_s: how long to wait for a server that is starting.
             timeout_s: how long one call may take.
-            clock: the time in ms since epoch, by which records expire besides the server's own.
 
         Raises:
             SettingsError: the URL is malformed, names no namespace of the server, or carries
                 credentials that the server refuses.
-            StoreUnavailable: no server was ready within ``wait_s``.
+            StoreUnavailable: no server was ready within ``wait_s``; or, for reading, there is no
+                store.
+            StoreMismatch: it is another store than asked for (`infra.stores.identity.agree`).
         """
         address = AerospikeAddress.parse(url)
         deadline = time.monotonic() + wait_s
@@ -158,8 +174,8 @@ class AerospikeStore:
             client = None
             try:
                 client = AerospikeClient.connect(address, timeout_s)
-                store = cls(client, length=length, ttl_s=ttl_s, clock=clock)
-                store._prepare()
+                store = cls(client, options)
+                store._prepare(options)
             except (StoreError, SettingsError) as error:
                 failure = error
             else:
@@ -170,36 +186,59 @@ class AerospikeStore:
                 raise failure
             time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
 
-    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
-        done = Appended(0, 0, 0, [0] * len(appends))
-        for part in _slices(appends):
-            self._append(source, part, now_ms, done)
+    def append(
+        self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
+    ) -> Appended:
+        bundle = records.bundle_key(digest) if digest else 0
+        done = Appended()
+        for group in groups:
+            for part in _slices(group.appends):
+                done += self._append(group, part, now_ms, bundle)
+        # Only now, so that a crash in between leaves them behind what was applied, never ahead.
+        reached = {group.source.key: group.reached for group in groups if group.reached is not None}
+        self._client.put(
+            [
+                monotone_write(self._source_key(source), 0, offset, b"", ttl_of(0))
+                for source, offset in reached.items()
+            ],
+            MONOTONE,
+            ["" for _ in reached],
+        )
         return done
+
+    def positions(self, sources: Sequence[int]) -> list[int | None]:
+        stored = self._client.get([self._source_key(source) for source in sources], [COUNT])
+        return [None if record is None else record.bins[COUNT] for record in stored]
 
     def sequences(self, users: Sequence[str]) -> list[StoredSequence | None]:
         found: list[StoredSequence | None] = [None] * len(users)
         waiting = list(range(len(users)))
-        for _ in range(READ_ATTEMPTS):
+        for attempt in range(READ_ATTEMPTS):
             heads = self._heads([users[place] for place in waiting])
             read = [(place, head) for place, head in zip(waiting, heads, strict=True) if head]
-            newest = self._newest([(users[place], head, self._length) for place, head in read])
+            newest = self._newest(
+                [(users[place], head, self._length) for place, head in read], _is_last(attempt)
+            )
             waiting = []
             for (place, head), behaviors in zip(read, newest, strict=True):
                 if behaviors is None:
                     waiting.append(place)
                 else:
-                    found[place] = StoredSequence(head.version, behaviors, head.marks)
+                    found[place] = StoredSequence(
+                        head.version, behaviors.behaviors, head.marks, behaviors.lost
+                    )
             if not waiting:
-                return found
-        raise self._incomplete(users[waiting[0]])
+                break
+        return found
 
-    def profiles(self, users: Sequence[str]) -> list[Profile | None]:
+    def profiles(self, users: Sequence[str], digest: bytes) -> list[Profile | None]:
+        bundle = records.bundle_key(digest)
         found: list[Profile | None] = [None] * len(users)
         waiting = list(range(len(users)))
         for attempt in range(READ_ATTEMPTS):
             names = [users[place] for place in waiting]
             keys = [self._client.key(SEQUENCE, user) for user in names]
-            keys += [self._client.key(INTEREST, user) for user in names]
+            keys += [self._state_key(user, bundle) for user in names]
             stored = self._client.get(keys, PROFILE_BINS)
             read: list[tuple[int, records.Head, Version | None, bytes | None]] = []
             again: list[int] = []
@@ -208,7 +247,7 @@ class AerospikeStore:
                 if head is None:
                     continue
                 version, payload = interests_in(stored[len(waiting) + i], head.epoch)
-                if version and version > head.version and attempt < READ_ATTEMPTS - 1:
+                if version and version > head.version and not _is_last(attempt):
                     # Written, with the events they cover, after the head was read.
                     again.append(place)
                     continue
@@ -217,22 +256,30 @@ class AerospikeStore:
                 [
                     (users[place], head, head.uncovered(version, self._length))
                     for place, head, version, _ in read
-                ]
+                ],
+                _is_last(attempt),
             )
             for (place, head, version, payload), recent in zip(read, newest, strict=True):
                 if recent is None:
                     again.append(place)
                 else:
-                    found[place] = Profile(head.version, recent, payload, version)
+                    found[place] = Profile(
+                        head.version, recent.behaviors, payload, version, recent.lost
+                    )
             if not again:
-                return found
+                break
             waiting = again
-        raise self._incomplete(users[waiting[0]])
+        return found
+
+    def interests(self, users: Sequence[str], digest: bytes) -> list[bytes | None]:
+        bundle = records.bundle_key(digest)
+        stored = self._client.get([self._state_key(user, bundle) for user in users], [DATA])
+        return [None if record is None else bytes(record.bins[DATA]) for record in stored]
 
     def put_interests(self, writes: Sequence[InterestWrite], now_ms: int) -> list[Written]:
         heads = self._heads([write.user for write in writes])
         results: list[Written] = []
-        puts: list[Write] = []
+        puts: list[BatchRecord] = []
         places: list[int] = []
         for place, (write, head) in enumerate(zip(writes, heads, strict=True)):
             if head is None:
@@ -244,7 +291,7 @@ class AerospikeStore:
                 places.append(place)
                 puts.append(
                     monotone_write(
-                        self._client.key(INTEREST, write.user),
+                        self._state_key(write.user, records.bundle_key(write.digest)),
                         write.version.epoch,
                         write.version.count,
                         write.payload,
@@ -255,28 +302,17 @@ class AerospikeStore:
         stored = [place for place, code in zip(places, codes, strict=True) if code == OK]
         for place in stored:
             results[place] = Written.STORED
-
-        # Only now, so that a crash in between leaves a user due for nothing, never clean
-        # without their interests.
-        def cover(i: int, head: bytes | None) -> bytes | None:
-            write = writes[stored[i]]
-            if head is None:
-                return None
-            counters = records.read_counters(head, write.user)
-            if counters.epoch != write.version.epoch or counters.covered > write.version.count:
-                return None
-            return records.cover(head, counters, write.version.count, now_ms)
-
-        self._rewrite([writes[place].user for place in stored], cover)
+        self._cover([writes[place] for place in stored], now_ms)
         return results
 
-    def due(self, owner: int, limit: int) -> list[DueUser]:
+    def due(self, owner: int, digest: bytes, limit: int) -> list[DueUser]:
         # The index finds ranges of time, unordered. A page that did not hold all of the range is
         # a sample of it; its quarter of longest due users gives the next, narrower range.
+        bundle = records.bundle_key(digest)
         page = max(_DUE_PAGE, 4 * limit)
         until = SECONDS
         while True:
-            found, complete = self._due_until(owner, until, page)
+            found, complete = self._due_until(owner, bundle, until, page)
             found.sort(key=lambda user: (user.since, user.user))
             if complete or not found:
                 return found[:limit]
@@ -285,40 +321,81 @@ class AerospikeStore:
                 return found[:limit]
             until = narrower
 
-    def mark_due(self, owner: int, users: Sequence[str], now_ms: int) -> None:
+    def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
+        bundle = records.bundle_key(digest)
+
         def mark(place: int, head: bytes | None) -> bytes | None:
-            if head is None:
+            counters = None if head is None else self._counters(head, users[place])
+            if head is None or counters is None:
                 return None
-            counters = records.read_counters(head, users[place])
-            return records.set_due(head, counters, owner, now_ms)
+            return records.set_due(
+                head, counters, owner, bundle, now_ms, states=self._states_kept
+            ).head
 
-        self._rewrite(users, mark)
+        return sum(one is not None for one in self._rewrite(users, mark))
 
-    def users(self, after: str, limit: int) -> list[str]:
-        start = after.encode()
-        found = [
-            bins[USER]
-            for bins in self._client.query(SEQUENCE, [USER])[0]
-            if USER in bins and bins[USER] > start
-        ]
-        return [user.decode() for user in sorted(found)[:limit]]
+    def users(self, after: bytes, limit: int) -> UserPage:
+        """In the order of the server's partitions, whole ones at a time: a cursor is the number of
+        the partition with which the next page begins.
+        """
+        begin = int.from_bytes(after, "big")
+        names: list[str] = []
+        span = 1
+        while begin < PARTITIONS and len(names) < limit:
+            span = min(span, PARTITIONS - begin)
+            rows = self._client.query(SEQUENCE, [USER, HEAD], partitions=(begin, span))[0]
+            names += sorted(
+                bins[USER].decode()
+                for bins in rows
+                if USER in bins and not records.is_deleted(bins.get(HEAD, b""))
+            )
+            begin += span
+            # As many more as the rest of the page is likely to take.
+            span = max(1, min(2 * span, (limit - len(names)) * begin // max(1, len(names))))
+        return UserPage(names, begin.to_bytes(2, "big") if begin < PARTITIONS else None)
 
-    def get_position(self, name: str) -> bytes | None:
+    def forget(self, users: Sequence[str], now_ms: int) -> int:
+        known = self._heads(users)
+
+        def mark(place: int, head: bytes | None) -> bytes | None:
+            try:
+                return records.delete(head, users[place], now_ms)
+            except RecordDamaged as error:
+                self._mending.head(error)
+                return records.delete(None, users[place], now_ms)
+
+        self._rewrite(users, mark, events_ms=now_ms)
+        # After the heads, which alone say what the user's records are; also those that an earlier
+        # call left, which failed in between.
+        gone: list[Key] = []
+        whose: list[str] = []
+        for user, head in zip(users, known, strict=True):
+            keys = [self._segment_key(user, place) for place in range(self._ring)]
+            keys += [self._state_key(user, c.bundle) for c in (head.coverages if head else ())]
+            gone += keys
+            whose += [user] * len(keys)
+        self._client.put([Remove(key) for key in gone], PRESENT, whose)
+        return sum(head is not None for head in known)
+
+    def get_bookmark(self, name: str) -> bytes | None:
         stored = self._client.get([self._client.key(POSITION, name)], [DATA])[0]
         return None if stored is None else bytes(stored.bins[DATA])
 
-    def put_position(self, name: str, position: bytes | None) -> None:
+    def put_bookmark(self, name: str, bookmark: bytes | None) -> None:
         key = self._client.key(POSITION, name)
-        if position is None:
+        if bookmark is None:
             self._client.remove(key)
         else:
-            self._client.put_one(key, {DATA: position}, ttl_of(0))
+            self._client.put_one(key, {DATA: bookmark}, ttl_of(0))
 
     def sweep(self, now_ms: int, limit: int) -> int:  # noqa: ARG002  the protocol's signature
         """Remove nobody: the server removes expired records by itself."""
         return 0
 
     def ping(self) -> None:
+        if self._read_only:
+            self.get_bookmark(IDENTITY)
+            return
         key = self._client.key(POSITION, "ping")
         self._client.put_one(key, {DATA: b"ping"}, self._ttl)
         self._client.get_one(key)
@@ -328,48 +405,88 @@ class AerospikeStore:
 
     # Opening
 
-    def _prepare(self) -> None:
-        """Prove that the namespace is served, and make the index of due users if need be."""
+    def _prepare(self, options: StoreOptions) -> None:
+        """Prove that the namespace is served, and have identity and indexes as they should be."""
         self.ping()
-        try:
-            self._due_until(0, 0, 1)
-        except IndexMissing:
-            self._client.make_index(SEQUENCE, DUE)
+        record = self.get_bookmark(IDENTITY)
+        found = None if record is None else decode_identity(record, self._where)
+        if found is None and self._read_only:
+            # Written by an earlier version, which knew no identity, or by nobody.
+            if not self._client.query(SEQUENCE, [USER], page=1)[0]:
+                raise StoreUnavailable(
+                    f"there is no store at the Aerospike server at {self._client.address};"
+                    " correct store.url, or start a worker, which makes it"
+                )
+            return
+        if found is None:
+            self._client.put(
+                [
+                    first_write(
+                        self._client.key(POSITION, IDENTITY),
+                        encode_identity(new_identity(options)),
+                        ttl_of(0),
+                    )
+                ],
+                CONFLICT,
+                [""],
+            )
+            record = self.get_bookmark(IDENTITY)
+            found = decode_identity(record or b"", self._where)
+        wanted = agree(found, options, self._where)
+        self.identity = found if self._read_only else wanted
+        self._ring = records.ring_size(found.length)
+        if self._read_only:
+            return
+        if wanted != found:
+            self.put_bookmark(IDENTITY, encode_identity(wanted))
+        for name in due_bins(self._slots):
+            try:
+                self._due_in(name, 0, 0, 0, 1)
+            except IndexMissing:
+                self._client.make_index(SEQUENCE, name)
 
     # Appending
 
-    def _append(
-        self, source: Source, part: Sequence[tuple[int, Append]], now_ms: int, done: Appended
-    ) -> None:
-        users = [new.user for _, new in part]
+    def _append(self, group: Group, part: Sequence[Append], now_ms: int, bundle: int) -> Appended:
+        users = [new.user for new in part]
         outcomes: dict[int, records.Grown] = {}
+        source, states = group.source, self._states_kept
 
         def grow(i: int, head: bytes | None) -> bytes | None:
-            outcome = records.grow(head, source.key, source.owner, part[i][1], now_ms)
-            outcomes[i] = outcome
-            return outcome.head
+            try:
+                grown = records.grow(
+                    head, source.key, source.owner, part[i], now_ms, bundle, states
+                )
+            except RecordDamaged as error:
+                self._mending.head(error)
+                grown = records.grow(
+                    None, source.key, source.owner, part[i], now_ms, bundle, states
+                )
+            outcomes[i] = grown
+            return grown.head
 
         written = self._rewrite(users, grow, events_ms=now_ms)
-        for i, (place, _) in enumerate(part):
-            outcome = outcomes[i]
+        changed = [
+            (user, rewritten)
+            for user, rewritten in zip(users, written, strict=True)
+            if rewritten is not None
+        ]
+        self._seal([one for one in changed if records.holds_segment(one[1].head)])
+        self._mend(changed)
+        done = Appended()
+        for outcome in outcomes.values():
             done.applied += outcome.applied
             done.replayed += outcome.replayed
             done.duplicates += outcome.duplicates
-            done.counts[place] = outcome.count
-        self._seal(
-            [
-                (user, rewritten)
-                for user, rewritten in zip(users, written, strict=True)
-                if rewritten and records.holds_segment(rewritten.head)
-            ]
-        )
+            done.deleted += outcome.deleted
+        return done
 
     def _seal(self, long: Sequence[tuple[str, _Rewritten]]) -> None:
         """Move full segments out of committed heads; whoever has written one of them since, seals
         it instead.
         """
-        segments: list[Write] = []
-        trimmed: list[Write] = []
+        segments: list[BatchRecord] = []
+        trimmed: list[BatchRecord] = []
         users: list[str] = []
         for user, rewritten in long:
             head, full = records.seal(rewritten.head)
@@ -379,10 +496,34 @@ class AerospikeStore:
                 segments.append(monotone_write(key, epoch, number, segment, self._long_ttl))
                 users.append(user)
             stored = Stored(rewritten.generation, {})
-            key = self._client.key(SEQUENCE, user)
-            trimmed.append(head_write(key, user, head, stored, rewritten.renewed, self._ttl))
+            trimmed.append(self._head_write(user, head, stored, rewritten.kept, self._ttl))
         self._client.put(segments, MONOTONE, users)
         self._client.put(trimmed, CONFLICT, [user for user, _ in long])
+
+    def _cover(self, stored: Sequence[InterestWrite], now_ms: int) -> None:
+        """Note in the heads which states were stored. Only after they are, so that a crash in
+        between leaves a user due for nothing, never clean without their interests.
+        """
+        dropped: dict[int, list[int]] = {}
+
+        def cover(i: int, head: bytes | None) -> bytes | None:
+            write = stored[i]
+            counters = None if head is None else self._counters(head, write.user)
+            if head is None or counters is None:
+                return None
+            bundle, count = records.bundle_key(write.digest), write.version.count
+            if counters.epoch != write.version.epoch or counters.coverage(bundle).covered > count:
+                return None
+            changed = records.cover(head, counters, bundle, count, now_ms, states=self._states_kept)
+            dropped[i] = changed.dropped
+            return changed.head
+
+        users = [write.user for write in stored]
+        written = self._rewrite(users, cover)
+        gone = [(users[i], bundle) for i, bundles in dropped.items() for bundle in bundles]
+        removes = [Remove(self._state_key(user, bundle)) for user, bundle in gone]
+        self._client.put(removes, PRESENT, [user for user, _ in gone])
+        self._mend([(user, one) for user, one in zip(users, written, strict=True) if one])
 
     def _rewrite(
         self, users: Sequence[str], change: Change, *, events_ms: int | None = None
@@ -400,36 +541,29 @@ class AerospikeStore:
             stored = self._client.get(
                 [self._client.key(SEQUENCE, users[i]) for i in waiting], HEAD_BINS
             )
-            puts: list[Write] = []
-            heads: list[tuple[int, bytes, int]] = []
-            due: list[tuple[str, bytes]] = []
+            puts: list[BatchRecord] = []
+            tried: list[tuple[int, _Rewritten]] = []
+            renewed: list[tuple[str, bytes]] = []
             for i, record in zip(waiting, stored, strict=True):
-                user = users[i]
-                old = self._live(record, user, events_ms)
-                if old is None and events_ms is None:
+                old = self._live(record, users[i], events_ms)
+                if events_ms is None and (old is None or records.is_deleted(old)):
                     continue
                 new = change(i, old)
                 if new is None:
                     continue
-                ttl = KEEP_TTL
-                renewed = record.bins.get(RENEWED, 0) if record else 0
-                if events_ms is not None:
-                    ttl = self._ttl
-                    if self._ttl_ms and (old is None or events_ms - renewed > self._ttl_ms // 2):
-                        renewed = events_ms
-                        if old is not None:
-                            due.append((user, old))
-                key = self._client.key(SEQUENCE, user)
-                puts.append(head_write(key, user, new, record, renewed, ttl))
-                heads.append((i, new, renewed))
-            self._renew(due)
-            codes, generations = self._client.put(puts, CONFLICT, [users[i] for i, _, _ in heads])
-            waiting = []
-            for (i, head, renewed), code, generation in zip(heads, codes, generations, strict=True):
+                kept = _kept(record)
+                if events_ms is not None and self._must_renew(kept, events_ms, new=old is None):
+                    kept = {RENEWED: events_ms, TTL: self._ttl_s}
+                    renewed += [] if old is None else [(users[i], old)]
+                ttl = KEEP_TTL if events_ms is None else self._ttl
+                puts.append(self._head_write(users[i], new, record, kept, ttl))
+                tried.append((i, _Rewritten(new, 0, kept)))
+            self._renew(renewed)
+            codes, generations = self._client.put(puts, CONFLICT, [users[i] for i, _ in tried])
+            waiting = [i for (i, _), code in zip(tried, codes, strict=True) if code != OK]
+            for (i, rewritten), code, generation in zip(tried, codes, generations, strict=True):
                 if code == OK:
-                    done[i] = _Rewritten(head, generation, renewed)
-                else:
-                    waiting.append(i)
+                    done[i] = rewritten._replace(generation=generation)
             if not waiting:
                 return done
         raise StoreUnavailable(
@@ -437,20 +571,60 @@ class AerospikeStore:
             f" {self._client.address} each time it is tried; retry"
         )
 
-    def _renew(self, due: Sequence[tuple[str, bytes]]) -> None:
-        """Give the segments of users, named with their heads, a new TTL.
-
-        A segment is written with twice the TTL, and again given that when the user has events
-        after half a TTL: it outlives the head by then, whenever the last event was.
+    def _must_renew(self, kept: dict[str, int], now_ms: int, *, new: bool) -> bool:
+        """Whether segments and states are to be given a new TTL: half of it is over, or another
+        one was given last.
         """
-        touches: list[Write] = []
-        users: list[str] = []
-        for user, head in due:
-            for number in records.decode_head(head, user).segments(self._length):
-                key = self._segment_key(user, number)
-                touches.append(touch(key, self._long_ttl))
-                users.append(user)
-        self._client.put(touches, PRESENT, users)
+        if new or kept.get(TTL) != self._ttl_s:
+            return True
+        return self._ttl_ms > 0 and now_ms - kept.get(RENEWED, 0) > self._ttl_ms // 2
+
+    def _renew(self, users: Sequence[tuple[str, bytes]]) -> None:
+        """Give the segments and states of users, named with their heads, a new TTL.
+
+        They are written with twice the TTL, and again given that when the user has events after
+        half a TTL: they outlive the head by then, whenever the last event was.
+        """
+        touches: list[BatchRecord] = []
+        names: list[str] = []
+        for user, old in users:
+            try:
+                head = records.decode_head(old, user)
+            except RecordDamaged:  # told, and made anew, by who changes it
+                continue
+            keys = [self._segment_key(user, number) for number in head.segments(self._length)]
+            keys += [self._state_key(user, c.bundle) for c in head.coverages if c.covered]
+            touches += [touch(key, self._long_ttl) for key in keys]
+            names += [user] * len(keys)
+        self._client.put(touches, PRESENT, names)
+
+    def _mend(self, written: Sequence[tuple[str, _Rewritten]]) -> None:
+        """Replace segments that were found damaged, of users who were just written."""
+        places = [
+            (user, records.read_counters(rewritten.head, user).epoch, number)
+            for user, rewritten in written
+            for number in self._mending.take(user)
+        ]
+        if not places:
+            return
+        keys = [self._segment_key(user, number) for user, _, number in places]
+        writes: list[BatchRecord] = []
+        for key, (_, epoch, number), record in zip(
+            keys, places, self._client.get(keys, DATA_BINS), strict=True
+        ):
+            # Since it was read the ring may have moved on to a whole one.
+            if (
+                not _is_later(record, epoch, number)
+                and decode_segments([_segment(record, epoch, number)]).damaged
+            ):
+                writes.append(unchanged_write(key, epoch, number, LOST, record, self._long_ttl))
+        self._client.put(writes, CONFLICT, [""] * len(writes))
+
+    def _head_write(
+        self, user: str, head: bytes, old: Stored | None, kept: dict[str, int], ttl: int
+    ) -> Write:
+        key = self._client.key(SEQUENCE, user)
+        return head_write(key, user, head, old, kept, self._slots, ttl)
 
     # Reading
 
@@ -459,8 +633,22 @@ class AerospikeStore:
         return [self._decode(record, user) for record, user in zip(stored, users, strict=True)]
 
     def _decode(self, record: Stored | None, user: str) -> records.Head | None:
+        """The head of a user who is there: not expired, not deleted, and not damaged."""
         head = self._live(record, user, None)
-        return None if head is None else records.decode_head(head, user)
+        if head is None or records.is_deleted(head):
+            return None
+        try:
+            return records.decode_head(head, user)
+        except RecordDamaged as error:
+            self._mending.head(error)
+            return None
+
+    def _counters(self, head: bytes, user: str) -> records.Counters | None:
+        try:
+            return records.read_counters(head, user)
+        except RecordDamaged as error:
+            self._mending.head(error)
+            return None
 
     def _live(self, record: Stored | None, user: str, now_ms: int | None) -> bytes | None:
         """The head of a record; None: there is none, or it expired and the server still has it.
@@ -471,16 +659,18 @@ class AerospikeStore:
             return None
         head = record.bins.get(HEAD)
         if not isinstance(head, bytes):
-            raise StoreCorrupt(
-                f"the sequence record of user {user!r} at {self._client.address} has no head;"
-                " remove the user's record or restore the store"
-            )
+            head = b""  # as good as damaged
         now_ms = self._clock() if now_ms is None else now_ms
-        return None if records.expired(head, user, self._ttl_ms, now_ms) else head
+        try:
+            return None if records.expired(head, user, self._ttl_ms, now_ms) else head
+        except RecordDamaged:  # whoever decodes it tells
+            return head
 
-    def _newest(self, wanted: Sequence[tuple[str, records.Head, int]]) -> list[Behaviors | None]:
+    def _newest(
+        self, wanted: Sequence[tuple[str, records.Head, int]], last: bool
+    ) -> list[records.Newest | None]:
         """The newest behaviors of each (user, head, how many); None: its segments do not fit its
-        head, since they moved on or are lost.
+        head. They may have moved on; with ``last``, those that do not fit are lost.
         """
         spans: list[range] = []
         keys: list[Key] = []
@@ -488,52 +678,82 @@ class AerospikeStore:
             span = head.segments(length)
             spans.append(span)
             keys += [self._segment_key(user, number) for number in span]
-        stored = iter(self._client.get(keys, SEGMENT_BINS))
-        newest: list[Behaviors | None] = []
+        stored = iter(self._client.get(keys, DATA_BINS))
+        newest: list[records.Newest | None] = []
         for (user, head, length), span in zip(wanted, spans, strict=True):
-            parts: list[bytes] = []
-            for number in span:
-                record = next(stored)
-                if record is None:
-                    continue
-                if (record.bins.get(EPOCH), record.bins.get(COUNT)) == (head.epoch, number):
-                    parts.append(record.bins[DATA])
-            if len(parts) < len(span):
+            parts = [_segment(next(stored), head.epoch, number) for number in span]
+            if None in parts and not last:
                 newest.append(None)
                 continue
-            newest.append(head.newest(parts, length, user))
+            found = head.newest(parts, length)
+            self._mending.segments(user, found.damaged)
+            newest.append(found)
         return newest
 
-    def _incomplete(self, user: str) -> StoreCorrupt:
-        return StoreCorrupt(
-            f"segments of user {user!r} are missing at the Aerospike server at"
-            f" {self._client.address}; restore the store or remove the user's record"
-        )
-
-    def _due_until(self, owner: int, until_s: int, page: int) -> tuple[list[DueUser], bool]:
+    def _due_until(
+        self, owner: int, bundle: int, until_s: int, page: int
+    ) -> tuple[list[DueUser], bool]:
         """Up to about ``page`` of an owner's users due since a second up to ``until_s``, in no
         order, and whether those are all.
         """
-        span = due_span(owner, until_s)
+        found: dict[str, DueUser] = {}
+        complete = True
+        for name in due_bins(self._slots):
+            some, all_of_them = self._due_in(name, owner, bundle, until_s, page)
+            found |= {one.user: one for one in some}
+            complete &= all_of_them
+        return list(found.values()), complete
+
+    def _due_in(
+        self, name: str, owner: int, bundle: int, until_s: int, page: int
+    ) -> tuple[list[DueUser], bool]:
+        span = due_span(name, owner, bundle, until_s)
         rows, complete = self._client.query(SEQUENCE, DUE_BINS, span=span, page=page)
-        return due_users(rows, owner), complete
+        return due_users(rows, owner, bundle), complete
 
     def _segment_key(self, user: str, number: int) -> Key:
         return self._client.key(SEGMENT, f"{user}:{number % self._ring}")
 
+    def _state_key(self, user: str, bundle: int) -> Key:
+        return self._client.key(STATE, f"{user}:{bundle:016x}")
 
-def _slices(appends: Sequence[Append]) -> Iterator[list[tuple[int, Append]]]:
-    """Appends with their places in the call, in parts that hold no user twice and at most `SLICE`
-    behaviors of one.
-    """
-    part = list(enumerate(appends))
+    def _source_key(self, source: int) -> Key:
+        return self._client.key(POSITION, f"source:{source:016x}")
+
+
+def _is_last(attempt: int) -> bool:
+    return attempt == READ_ATTEMPTS - 1
+
+
+def _kept(record: Stored | None) -> dict[str, int]:
+    """The bins of a sequence record that stay when its head is replaced."""
+    bins: dict[str, int] = record.bins if record is not None else {}
+    names: tuple[str, ...] = (RENEWED, TTL)
+    return {name: bins[name] for name in names if name in bins}
+
+
+def _segment(record: Stored | None, epoch: int, number: int) -> bytes | None:
+    """The segment in a record, if it is that one."""
+    if record is None or (record.bins.get(EPOCH), record.bins.get(COUNT)) != (epoch, number):
+        return None
+    data = record.bins.get(DATA)
+    return data if isinstance(data, bytes) else b""
+
+
+def _is_later(record: Stored | None, epoch: int, number: int) -> bool:
+    """Whether a record holds a later segment than that one."""
+    if record is None:
+        return False
+    held: tuple[int, int] = (record.bins.get(EPOCH, 0), record.bins.get(COUNT, 0))
+    return held > (epoch, number)
+
+
+def _slices(appends: Sequence[Append]) -> Iterator[list[Append]]:
+    """Appends in parts that hold no user twice and at most `SLICE` behaviors of one."""
+    part = list(appends)
     while part:
-        yield [(place, _cut(new, 0, SLICE)) for place, new in part]
-        part = [
-            (place, _cut(new, SLICE, len(new.offsets)))
-            for place, new in part
-            if len(new.offsets) > SLICE
-        ]
+        yield [_cut(new, 0, SLICE) for new in part]
+        part = [_cut(new, SLICE, len(new.offsets)) for new in part if len(new.offsets) > SLICE]
 
 
 def _cut(new: Append, start: int, stop: int) -> Append:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 
 from infra.behaviors import (
     BEHAVIOR,
@@ -17,13 +18,18 @@ from infra.behaviors import (
     pack_behavior,
     partition_source,
 )
-from infra.errors import RecordTooLarge
+from infra.errors import RecordTooLarge, StoreCorrupt, StoreMismatch, StoreUnavailable
 from infra.segments import SEGMENT
 from infra.store import (
+    LAYOUT,
     Append,
+    Appended,
+    Group,
+    Identity,
     InterestWrite,
     Store,
     StoredSequence,
+    StoreOptions,
     Version,
     Written,
     wall_clock_ms,
@@ -31,10 +37,14 @@ from infra.store import (
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from tests.aerospike_double import aerospike_server, open_aerospike  # noqa: F401  (a fixture)
+from tests.infra.stores.spoiling import get_head, head_1, put_head, put_segment
 
 LENGTH = 200
 SOURCE = partition_source("behaviors", "topic-1", 0)
 OTHER = partition_source("behaviors", "topic-1", 1)
+
+BUNDLE = bytes(range(16))
+OTHER_BUNDLE = bytes(range(100, 116))
 
 OpenStore = Callable[..., Store]
 
@@ -45,14 +55,14 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenS
     opened: list[Store] = []
 
     def open_one(**options: Any) -> Store:
-        options = {"length": LENGTH, **options}
+        chosen = StoreOptions(**{"length": LENGTH, **options})
         if request.param == "memory":
-            store: Store = MemoryStore(**options)
+            store: Store = MemoryStore(chosen)
         elif request.param == "lmdb":
-            store = LmdbStore(tmp_path, **options)
+            store = LmdbStore(tmp_path, chosen)
         else:
             server = request.getfixturevalue("aerospike_server")
-            store = open_aerospike(server, **options)
+            store = open_aerospike(server, chosen)
         opened.append(store)
         return store
 
@@ -80,6 +90,18 @@ def append(
     )
 
 
+def feed(
+    store: Store,
+    source: Source,
+    appends: list[Append],
+    now_ms: int,
+    *,
+    digest: bytes | None = BUNDLE,
+) -> Appended:
+    """Append what one source has."""
+    return store.append([Group(source, appends)], now_ms, digest=digest)
+
+
 def items(sequence: StoredSequence | None) -> list[int]:
     assert sequence is not None
     return [time - 1000 for time in sequence.behaviors["time"].tolist()]
@@ -93,11 +115,11 @@ def version_of(store: Store, user: str) -> Version:
 
 def test_an_unknown_user_is_none_not_an_error(store: Store) -> None:
     assert store.sequences(["nobody"]) == [None]
-    assert store.profiles(["nobody"]) == [None]
+    assert store.profiles(["nobody"], BUNDLE) == [None]
 
 
 def test_a_behavior_comes_back_as_it_was_appended(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 3)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 3)], now_ms=1)
     sequence = store.sequences(["ann"])[0]
     assert sequence is not None
     expected = np.array([(item_key("3"), 1003, 7, 8, 4)], BEHAVIOR)
@@ -106,48 +128,52 @@ def test_a_behavior_comes_back_as_it_was_appended(store: Store) -> None:
 
 
 def test_answers_come_in_the_order_of_the_users(store: Store) -> None:
-    store.append(SOURCE, [append("zoe", 1), append("ann", 2)], now_ms=1)
+    feed(store, SOURCE, [append("zoe", 1), append("ann", 2)], now_ms=1)
     zoe, nobody, ann = store.sequences(["zoe", "nobody", "ann"])
     assert (items(zoe), nobody, items(ann)) == ([1], None, [2])
 
 
-def test_append_counts_per_user_in_the_order_given(store: Store) -> None:
-    store.append(SOURCE, [append("zoe", 0, 2)], now_ms=1)
-    done = store.append(SOURCE, [append("zoe", 2, 3), append("ann", 9, 4)], now_ms=2)
-    assert done.counts == [5, 4]
-    assert (done.applied, done.replayed, done.duplicates) == (7, 0, 0)
+def test_append_counts_over_all_users_and_groups(store: Store) -> None:
+    feed(store, SOURCE, [append("zoe", 0, 2)], now_ms=1)
+    groups = [
+        Group(SOURCE, [append("zoe", 0, 5), append("ann", 9, 4)]),
+        Group(OTHER, [append("zoe", 4, 2, offset=0)]),
+    ]
+    done = store.append(groups, now_ms=2)
+    assert done == Appended(applied=8, replayed=2, duplicates=1)
+    assert items(store.sequences(["zoe"])[0]) == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_append_repeated_changes_nothing(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, 5)], now_ms=1)
-    again = store.append(SOURCE, [append("ann", 0, 5)], now_ms=2)
-    assert (again.applied, again.replayed, again.counts) == (0, 5, [5])
+    feed(store, SOURCE, [append("ann", 0, 5)], now_ms=1)
+    again = feed(store, SOURCE, [append("ann", 0, 5)], now_ms=2)
+    assert (again.applied, again.replayed) == (0, 5)
     assert items(store.sequences(["ann"])[0]) == [0, 1, 2, 3, 4]
 
 
 def test_an_append_that_overlaps_applies_only_what_is_new(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, 5)], now_ms=1)
-    done = store.append(SOURCE, [append("ann", 3, 5)], now_ms=2)
+    feed(store, SOURCE, [append("ann", 0, 5)], now_ms=1)
+    done = feed(store, SOURCE, [append("ann", 3, 5)], now_ms=2)
     assert (done.applied, done.replayed) == (3, 2)
     assert items(store.sequences(["ann"])[0]) == list(range(8))
 
 
 def test_marks_of_partitions_are_independent(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 5)], now_ms=1)
-    done = store.append(OTHER, [append("ann", 2)], now_ms=2)
+    feed(store, SOURCE, [append("ann", 5)], now_ms=1)
+    done = feed(store, OTHER, [append("ann", 2)], now_ms=2)
     assert done.applied == 1
     assert items(store.sequences(["ann"])[0]) == [5, 2]
 
 
 def test_a_topic_made_again_is_another_source(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 5)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 5)], now_ms=1)
     again = partition_source("behaviors", "topic-2", 0)
-    assert store.append(again, [append("ann", 0)], now_ms=2).applied == 1
+    assert feed(store, again, [append("ann", 0)], now_ms=2).applied == 1
 
 
 def test_an_event_its_producer_sent_twice_is_applied_once(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, 3)], now_ms=1)
-    done = store.append(SOURCE, [append("ann", 1, 3, offset=10)], now_ms=2)
+    feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
+    done = feed(store, SOURCE, [append("ann", 1, 3, offset=10)], now_ms=2)
     assert (done.applied, done.duplicates) == (1, 2)
     assert items(store.sequences(["ann"])[0]) == [0, 1, 2, 3]
 
@@ -155,19 +181,19 @@ def test_an_event_its_producer_sent_twice_is_applied_once(store: Store) -> None:
 def test_an_event_twice_in_one_batch_is_applied_once(store: Store) -> None:
     twice = append("ann", 0, 2)
     twice.event_keys[1] = twice.event_keys[0]
-    assert store.append(SOURCE, [twice], now_ms=1).duplicates == 1
+    assert feed(store, SOURCE, [twice], now_ms=1).duplicates == 1
 
 
 def test_a_duplicate_moves_the_mark(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=1)
-    store.append(SOURCE, [append("ann", 0, offset=10)], now_ms=2)
-    again = store.append(SOURCE, [append("ann", 0, offset=10)], now_ms=3)
+    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, offset=10)], now_ms=2)
+    again = feed(store, SOURCE, [append("ann", 0, offset=10)], now_ms=3)
     assert (again.replayed, again.duplicates) == (1, 0)
 
 
 def test_events_without_an_id_are_never_duplicates(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, event_ids=False)], now_ms=1)
-    done = store.append(SOURCE, [append("ann", 0, event_ids=False, offset=1)], now_ms=2)
+    feed(store, SOURCE, [append("ann", 0, event_ids=False)], now_ms=1)
+    done = feed(store, SOURCE, [append("ann", 0, event_ids=False, offset=1)], now_ms=2)
     assert done.applied == 1
 
 
@@ -182,7 +208,7 @@ def test_a_sequence_keeps_the_newest_behaviors_in_order(
     store: Store, number: int, batch: int
 ) -> None:
     for start in range(0, number, batch):
-        store.append(SOURCE, [append("ann", start, min(batch, number - start))], now_ms=start)
+        feed(store, SOURCE, [append("ann", start, min(batch, number - start))], now_ms=start)
     sequence = store.sequences(["ann"])[0]
     assert sequence is not None
     assert sequence.version.count == number
@@ -190,134 +216,140 @@ def test_a_sequence_keeps_the_newest_behaviors_in_order(
 
 
 def test_the_epoch_is_when_the_head_was_made(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=111)
-    store.append(SOURCE, [append("ann", 1)], now_ms=222)
+    feed(store, SOURCE, [append("ann", 0)], now_ms=111)
+    feed(store, SOURCE, [append("ann", 1)], now_ms=222)
     assert version_of(store, "ann") == Version(111, 2)
 
 
 def test_interests_come_back_with_their_version(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, 3)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
     version = version_of(store, "ann")
-    assert store.put_interests([InterestWrite("ann", version, b"state")], 2) == [Written.STORED]
-    profile = store.profiles(["ann"])[0]
+    assert store.put_interests([InterestWrite("ann", BUNDLE, version, b"state")], 2) == [
+        Written.STORED
+    ]
+    profile = store.profiles(["ann"], BUNDLE)[0]
     assert profile is not None
     assert (profile.interests, profile.interests_version) == (b"state", version)
 
 
 def test_interests_of_an_unknown_user_are_not_stored(store: Store) -> None:
-    write = InterestWrite("nobody", Version(1, 1), b"state")
+    write = InterestWrite("nobody", BUNDLE, Version(1, 1), b"state")
     assert store.put_interests([write], 2) == [Written.GONE]
-    assert store.profiles(["nobody"]) == [None]
+    assert store.profiles(["nobody"], BUNDLE) == [None]
 
 
 def test_older_interests_never_replace_newer_ones(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, 3)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
     new = version_of(store, "ann")
-    store.put_interests([InterestWrite("ann", new, b"new")], 2)
+    store.put_interests([InterestWrite("ann", BUNDLE, new, b"new")], 2)
     old = Version(new.epoch, new.count - 1)
-    assert store.put_interests([InterestWrite("ann", old, b"old")], 3) == [Written.STALE]
-    profile = store.profiles(["ann"])[0]
+    assert store.put_interests([InterestWrite("ann", BUNDLE, old, b"old")], 3) == [Written.STALE]
+    profile = store.profiles(["ann"], BUNDLE)[0]
     assert profile is not None
     assert profile.interests == b"new"
 
 
 def test_interests_of_the_same_version_are_replaced(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
     version = version_of(store, "ann")
-    store.put_interests([InterestWrite("ann", version, b"one bundle")], 2)
-    again = store.put_interests([InterestWrite("ann", version, b"another")], 3)
+    store.put_interests([InterestWrite("ann", BUNDLE, version, b"one bundle")], 2)
+    again = store.put_interests([InterestWrite("ann", BUNDLE, version, b"another")], 3)
     assert again == [Written.STORED]
 
 
 def test_interests_of_another_epoch_are_stale(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=50)
-    write = InterestWrite("ann", Version(49, 900), b"of a record that expired")
+    feed(store, SOURCE, [append("ann", 0)], now_ms=50)
+    write = InterestWrite("ann", BUNDLE, Version(49, 900), b"of a record that expired")
     assert store.put_interests([write], 60) == [Written.STALE]
 
 
 def test_a_sealed_segment_makes_its_user_due_since_then(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, SEGMENT - 1)], now_ms=5)
-    assert store.due(SOURCE.owner, 10) == []
-    store.append(SOURCE, [append("ann", SEGMENT - 1, 3)], now_ms=10)
-    store.append(SOURCE, [append("ann", SEGMENT + 2, SEGMENT)], now_ms=20)
-    assert store.due(SOURCE.owner, 10) == [("ann", 10, 2 * SEGMENT)]
+    feed(store, SOURCE, [append("ann", 0, SEGMENT - 1)], now_ms=5)
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
+    feed(store, SOURCE, [append("ann", SEGMENT - 1, 3)], now_ms=10)
+    feed(store, SOURCE, [append("ann", SEGMENT + 2, SEGMENT)], now_ms=20)
+    assert store.due(SOURCE.owner, BUNDLE, 10) == [("ann", 10, 2 * SEGMENT)]
 
 
 def test_due_users_are_kept_by_owner(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
-    assert len(store.due(SOURCE.owner, 10)) == 1
-    assert store.due(OTHER.owner, 10) == []
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
+    assert len(store.due(SOURCE.owner, BUNDLE, 10)) == 1
+    assert store.due(OTHER.owner, BUNDLE, 10) == []
 
 
 def test_a_replayed_append_makes_nobody_due(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
-    store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"")], 11)
-    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=12)
-    assert store.due(SOURCE.owner, 10) == []
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
+    store.put_interests([InterestWrite("ann", BUNDLE, version_of(store, "ann"), b"")], 11)
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=12)
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
 
 
 def test_the_longest_due_come_first_up_to_the_limit(store: Store) -> None:
     for now, user in [(30, "c"), (10, "b"), (20, "a")]:
-        store.append(SOURCE, [append(user, 0, SEGMENT)], now_ms=now)
-    assert [due.user for due in store.due(SOURCE.owner, 2)] == ["b", "a"]
+        feed(store, SOURCE, [append(user, 0, SEGMENT)], now_ms=now)
+    assert [due.user for due in store.due(SOURCE.owner, BUNDLE, 2)] == ["b", "a"]
 
 
 def test_interests_of_all_sealed_segments_end_being_due(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, SEGMENT + 5)], now_ms=10)
+    feed(store, SOURCE, [append("ann", 0, SEGMENT + 5)], now_ms=10)
     version = Version(version_of(store, "ann").epoch, SEGMENT)
-    store.put_interests([InterestWrite("ann", version, b"")], 11)
-    assert store.due(SOURCE.owner, 10) == []
+    store.put_interests([InterestWrite("ann", BUNDLE, version, b"")], 11)
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
 
 
 def test_a_segment_sealed_during_clustering_keeps_the_user_due(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
     version = version_of(store, "ann")
-    store.append(SOURCE, [append("ann", SEGMENT, SEGMENT)], now_ms=12)
-    store.put_interests([InterestWrite("ann", version, b"")], 15)
-    assert store.due(SOURCE.owner, 10) == [("ann", 15, SEGMENT)]
+    feed(store, SOURCE, [append("ann", SEGMENT, SEGMENT)], now_ms=12)
+    store.put_interests([InterestWrite("ann", BUNDLE, version, b"")], 15)
+    assert store.due(SOURCE.owner, BUNDLE, 10) == [("ann", 15, SEGMENT)]
 
 
 def test_behaviors_that_came_during_clustering_wait_for_their_segment(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
     version = version_of(store, "ann")
-    store.append(SOURCE, [append("ann", SEGMENT, 3)], now_ms=12)
-    store.put_interests([InterestWrite("ann", version, b"")], 15)
-    assert store.due(SOURCE.owner, 10) == []
+    feed(store, SOURCE, [append("ann", SEGMENT, 3)], now_ms=12)
+    store.put_interests([InterestWrite("ann", BUNDLE, version, b"")], 15)
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
 
 
 def test_a_user_due_again_counts_only_what_waits(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
-    store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"")], 11)
-    store.append(SOURCE, [append("ann", SEGMENT, SEGMENT + 2)], now_ms=20)
-    assert store.due(SOURCE.owner, 10) == [("ann", 20, SEGMENT)]
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
+    store.put_interests([InterestWrite("ann", BUNDLE, version_of(store, "ann"), b"")], 11)
+    feed(store, SOURCE, [append("ann", SEGMENT, SEGMENT + 2)], now_ms=20)
+    assert store.due(SOURCE.owner, BUNDLE, 10) == [("ann", 20, SEGMENT)]
 
 
 def test_a_due_user_moves_to_the_owner_of_the_newest_append(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
-    store.append(OTHER, [append("ann", 0, event_ids=False)], now_ms=20)
-    assert store.due(SOURCE.owner, 10) == []
-    assert store.due(OTHER.owner, 10) == [("ann", 10, SEGMENT)]
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=10)
+    feed(store, OTHER, [append("ann", 0, event_ids=False)], now_ms=20)
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
+    assert store.due(OTHER.owner, BUNDLE, 10) == [("ann", 10, SEGMENT)]
 
 
 def test_users_can_be_made_due_without_an_append(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, SEGMENT), append("bob", 0)], now_ms=10)
-    store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"")], 11)
-    store.mark_due(OTHER.owner, ["ann", "bob", "nobody"], now_ms=30)
-    assert store.due(OTHER.owner, 10) == [("ann", 30, 0)]
+    feed(store, SOURCE, [append("ann", 0, SEGMENT), append("bob", 0)], now_ms=10)
+    store.put_interests([InterestWrite("ann", BUNDLE, version_of(store, "ann"), b"")], 11)
+    users = ["ann", "bob", "nobody"]
+    assert store.mark_due(OTHER.owner, BUNDLE, users, now_ms=30) == 0
+    assert store.mark_due(OTHER.owner, OTHER_BUNDLE, users, now_ms=31) == 1
+    assert store.mark_due(OTHER.owner, OTHER_BUNDLE, users, now_ms=32) == 0
+    assert store.due(OTHER.owner, BUNDLE, 10) == []
+    assert store.due(OTHER.owner, OTHER_BUNDLE, 10) == [("ann", 31, SEGMENT)]
 
 
 def test_a_profile_has_every_behavior_newer_than_the_interests(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, 10)], now_ms=1)
-    store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"")], 2)
-    store.append(SOURCE, [append("ann", 10, 90)], now_ms=3)
-    profile = store.profiles(["ann"])[0]
+    feed(store, SOURCE, [append("ann", 0, 10)], now_ms=1)
+    store.put_interests([InterestWrite("ann", BUNDLE, version_of(store, "ann"), b"")], 2)
+    feed(store, SOURCE, [append("ann", 10, 90)], now_ms=3)
+    profile = store.profiles(["ann"], BUNDLE)[0]
     assert profile is not None
     assert (profile.recent["time"] - 1000).tolist()[-90:] == list(range(10, 100))
 
 
 def test_a_profile_without_interests_has_the_whole_sequence(store: Store) -> None:
-    store.append(SOURCE, [append("ann", 0, LENGTH + 50)], now_ms=1)
-    profile = store.profiles(["ann"])[0]
+    feed(store, SOURCE, [append("ann", 0, LENGTH + 50)], now_ms=1)
+    profile = store.profiles(["ann"], BUNDLE)[0]
     assert profile is not None
     assert profile.interests is None
     assert len(profile.recent) == LENGTH
@@ -325,27 +357,32 @@ def test_a_profile_without_interests_has_the_whole_sequence(store: Store) -> Non
 
 def test_users_are_listed_in_pages(store: Store) -> None:
     names = [f"user-{i}" for i in range(7)]
-    store.append(SOURCE, [append(name, 0) for name in names], now_ms=1)
+    feed(store, SOURCE, [append(name, 0) for name in names], now_ms=1)
     found: list[str] = []
-    while page := store.users(found[-1] if found else "", 3):
-        found += page
-        assert len(found) <= 7
+    cursors = [b""]
+    while True:
+        page = store.users(cursors[-1], 3)
+        found += page.users
+        if page.after is None:
+            break
+        cursors.append(page.after)
     assert sorted(found) == names
+    assert cursors == sorted(set(cursors))
 
 
 def test_positions_are_kept_and_removed(store: Store) -> None:
-    assert store.get_position("backfill-x") is None
-    store.put_position("backfill-x", b"17")
-    assert store.get_position("backfill-x") == b"17"
-    store.put_position("backfill-x", None)
-    assert store.get_position("backfill-x") is None
+    assert store.get_bookmark("backfill-x") is None
+    store.put_bookmark("backfill-x", b"17")
+    assert store.get_bookmark("backfill-x") == b"17"
+    store.put_bookmark("backfill-x", None)
+    assert store.get_bookmark("backfill-x") is None
 
 
 @pytest.mark.parametrize("open_store", ["lmdb", "aerospike"], indirect=True)
 def test_another_client_sees_what_was_written(open_store: OpenStore) -> None:
     """Not of the memory store, which is one process's own."""
     writer = open_store()
-    writer.append(SOURCE, [append("ann", 0)], now_ms=1)
+    feed(writer, SOURCE, [append("ann", 0)], now_ms=1)
     # LMDB forbids one process to open an environment twice, so the first lets go.
     writer.close()
     assert items(open_store().sequences(["ann"])[0]) == [0]
@@ -354,27 +391,444 @@ def test_another_client_sees_what_was_written(open_store: OpenStore) -> None:
 def test_a_user_without_events_for_the_ttl_is_forgotten(open_store: OpenStore) -> None:
     now_ms = wall_clock_ms()
     store = open_store(ttl_s=3600, clock=lambda: now_ms)
-    store.append(SOURCE, [append("ann", 0)], now_ms)
+    feed(store, SOURCE, [append("ann", 0)], now_ms)
     now_ms += 3_600_000
     assert items(store.sequences(["ann"])[0]) == [0]
     now_ms += 1
     assert store.sequences(["ann"]) == [None]
-    assert store.profiles(["ann"]) == [None]
-    assert store.put_interests([InterestWrite("ann", Version(1, 1), b"")], now_ms) == [Written.GONE]
+    assert store.profiles(["ann"], BUNDLE) == [None]
+    assert store.put_interests([InterestWrite("ann", BUNDLE, Version(1, 1), b"")], now_ms) == [
+        Written.GONE
+    ]
 
 
 @pytest.mark.parametrize("user", ["a", "ü" * 128, "x" * 256, "with space/and:colon", "\x01"])
 def test_any_user_id_up_to_256_bytes_is_a_key(store: Store, user: str) -> None:
-    store.append(SOURCE, [append(user, 0, 70)], now_ms=1)
+    feed(store, SOURCE, [append(user, 0, 70)], now_ms=1)
     assert len(items(store.sequences([user])[0])) == 70
 
 
 def test_a_user_fed_from_too_many_sources_is_refused_by_name(store: Store) -> None:
     for i in range(255):
-        store.append(Source(i + 1, 1), [append("ann", 0, event_ids=False)], now_ms=1)
+        feed(store, Source(i + 1, 1), [append("ann", 0, event_ids=False)], now_ms=1)
     with pytest.raises(RecordTooLarge, match="ann"):
-        store.append(Source(999, 1), [append("ann", 0, event_ids=False)], now_ms=1)
+        feed(store, Source(999, 1), [append("ann", 0, event_ids=False)], now_ms=1)
 
 
 def test_a_store_that_is_there_answers_a_ping(store: Store) -> None:
     store.ping()
+
+
+# Sources
+
+
+def test_a_source_s_position_is_the_highest_offset_reached(store: Store) -> None:
+    assert store.positions([SOURCE.key, OTHER.key]) == [None, None]
+    store.append([Group(SOURCE, [append("ann", 0, 3)], 9), Group(OTHER, [], 0)], now_ms=1)
+    store.append([Group(SOURCE, [], 7)], now_ms=2)
+    assert store.positions([SOURCE.key, OTHER.key]) == [9, 0]
+
+
+def test_an_append_that_names_no_position_leaves_it(store: Store) -> None:
+    store.append([Group(SOURCE, [append("ann", 0)])], now_ms=1)
+    assert store.positions([SOURCE.key]) == [None]
+
+
+# States of several bundles
+
+
+def put(store: Store, digest: bytes, count: int, payload: bytes, now_ms: int = 50) -> Written:
+    version = Version(version_of(store, "ann").epoch, count)
+    return store.put_interests([InterestWrite("ann", digest, version, payload)], now_ms)[0]
+
+
+def test_states_of_two_bundles_leave_each_other_alone(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, 2 * SEGMENT)], now_ms=1)
+    put(store, BUNDLE, 2 * SEGMENT, b"one")
+    assert put(store, OTHER_BUNDLE, SEGMENT, b"another") == Written.STORED
+    assert store.interests(["ann", "bob"], BUNDLE) == [b"one", None]
+    assert store.interests(["ann"], OTHER_BUNDLE) == [b"another"]
+    for digest, payload, covered in [(BUNDLE, b"one", 128), (OTHER_BUNDLE, b"another", 64)]:
+        (profile,) = store.profiles(["ann"], digest)
+        assert profile is not None
+        assert profile.interests_version is not None
+        assert (profile.interests, profile.interests_version.count) == (payload, covered)
+
+
+def test_a_user_stays_due_for_the_bundle_that_has_no_state_yet(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=1, digest=BUNDLE)
+    feed(store, SOURCE, [append("ann", SEGMENT)], now_ms=2, digest=OTHER_BUNDLE)
+    put(store, BUNDLE, SEGMENT, b"one")
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
+    assert store.due(SOURCE.owner, OTHER_BUNDLE, 10) == [("ann", 2, SEGMENT)]
+
+
+def test_a_sealed_segment_makes_a_user_due_for_every_bundle(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=1, digest=BUNDLE)
+    put(store, BUNDLE, SEGMENT, b"one")
+    put(store, OTHER_BUNDLE, SEGMENT, b"another")
+    feed(store, SOURCE, [append("ann", SEGMENT, SEGMENT)], now_ms=9, digest=BUNDLE)
+    for digest in (BUNDLE, OTHER_BUNDLE):
+        assert store.due(SOURCE.owner, digest, 10) == [("ann", 9, SEGMENT)]
+
+
+def test_a_bundle_s_worker_that_comes_second_still_finds_its_users_due(store: Store) -> None:
+    """Side by side, one worker group applies an event and the other finds it applied."""
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=1, digest=BUNDLE)
+    again = feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=2, digest=OTHER_BUNDLE)
+    assert (again.applied, again.replayed) == (0, SEGMENT)
+    assert store.due(SOURCE.owner, OTHER_BUNDLE, 10) == [("ann", 2, SEGMENT)]
+
+
+def test_who_feeds_without_a_bundle_makes_nobody_due_anew(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=1, digest=None)
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
+
+
+def test_the_state_longest_not_written_goes_when_one_too_many_is_stored(
+    open_store: OpenStore,
+) -> None:
+    store = open_store(states=2)
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=1)
+    digests = [bytes([i]) * 16 for i in range(1, 4)]
+    for digest in (digests[0], digests[1], digests[0], digests[2]):
+        assert put(store, digest, SEGMENT, digest) == Written.STORED
+    found = [store.interests(["ann"], digest)[0] for digest in digests]
+    assert found == [digests[0], None, digests[2]]
+
+
+def test_a_bundle_on_its_way_takes_no_state_away(open_store: OpenStore) -> None:
+    store = open_store(states=1)
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=1)
+    put(store, BUNDLE, SEGMENT, b"one")
+    feed(store, SOURCE, [append("ann", SEGMENT)], now_ms=2, digest=OTHER_BUNDLE)
+    assert store.interests(["ann"], BUNDLE) == [b"one"]
+
+
+def test_of_many_bundles_that_are_never_extracted_few_are_remembered(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, SEGMENT)], now_ms=1)
+    for i in range(1, 20):
+        digest = bytes([i]) * 16
+        feed(store, SOURCE, [append("ann", SEGMENT - 1 + i)], now_ms=1 + i, digest=digest)
+    due = [len(store.due(SOURCE.owner, bytes([i]) * 16, 10)) for i in range(1, 20)]
+    assert due[-1] == 1
+    assert sum(due) <= 4
+
+
+# Deletion
+
+
+def test_a_deleted_user_is_unknown(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, 2 * SEGMENT + 3), append("bob", 0)], now_ms=1)
+    put(store, BUNDLE, SEGMENT, b"state")
+    assert store.forget(["ann", "nobody"], now_ms=5_000) == 1
+    assert store.sequences(["ann"]) == [None]
+    assert store.profiles(["ann"], BUNDLE) == [None]
+    assert store.interests(["ann"], BUNDLE) == [None]
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
+    assert store.users(b"", 10).users == ["bob"]
+    write = InterestWrite("ann", BUNDLE, Version(1, 2 * SEGMENT), b"late")
+    assert store.put_interests([write], 5_001) == [Written.GONE]
+    assert store.mark_due(SOURCE.owner, BUNDLE, ["ann"], 5_002) == 0
+
+
+def test_what_happened_before_a_user_was_deleted_stays_out(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
+    store.forget(["ann", "zoe"], now_ms=1_010)
+    done = feed(store, SOURCE, [append("ann", 9, 4), append("zoe", 10)], now_ms=2_000)
+    # Event i happened at 1,000 + i.
+    assert done == Appended(applied=2, deleted=3)
+    assert items(store.sequences(["ann"])[0]) == [11, 12]
+    assert store.sequences(["zoe"]) == [None]
+
+
+def test_what_was_applied_before_a_user_was_deleted_is_not_applied_again(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
+    store.forget(["ann"], now_ms=900)
+    assert feed(store, SOURCE, [append("ann", 0, 3)], now_ms=901) == Appended(replayed=3)
+
+
+def test_a_deleted_user_who_comes_back_has_nothing_of_the_old_life(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, 3 * SEGMENT)], now_ms=1)
+    put(store, BUNDLE, 2 * SEGMENT, b"old")
+    old = version_of(store, "ann")
+    store.forget(["ann"], now_ms=1_500)
+    feed(store, SOURCE, [append("ann", 1000, 70)], now_ms=1_501)
+    new = version_of(store, "ann")
+    assert new > old
+    assert items(store.sequences(["ann"])[0]) == list(range(1000, 1070))
+    (profile,) = store.profiles(["ann"], BUNDLE)
+    assert profile is not None
+    assert profile.interests is None
+
+
+def test_a_deletion_is_remembered_as_long_as_a_sequence_would_be(open_store: OpenStore) -> None:
+    now_ms = wall_clock_ms()
+    store = open_store(ttl_s=3600, clock=lambda: now_ms)
+    store.forget(["ann"], now_ms)
+    assert feed(store, SOURCE, [append("ann", 0)], now_ms + 3_600_000).deleted == 1
+    store.forget(["ann"], now_ms)
+    assert feed(store, SOURCE, [append("ann", 1)], now_ms + 7_200_001).applied == 1
+
+
+# Damage
+
+
+class Heard:
+    """What a store told of damaged records."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+        self.lines: list[str] = []
+
+    def __call__(self, kind: str, line: str) -> None:
+        self.kinds.append(kind)
+        self.lines.append(line)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def watched(open_store: OpenStore, heard: Heard) -> Store:
+    return open_store(damage=heard)
+
+
+SPOILED = {"missing": None, "rubbish": b"rubbish", "empty": b"", "of another length": bytes(1599)}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_damaged_segment_costs_what_it_held(watched: Store, heard: Heard, what: str) -> None:
+    feed(watched, SOURCE, [append("ann", 0, 190)], now_ms=1)
+    put_segment(watched, "ann", 1, SPOILED[what], epoch=1)
+    (sequence,) = watched.sequences(["ann"])
+    assert sequence is not None
+    assert items(sequence) == [*range(64), *range(128, 190)]
+    assert (sequence.version.count, sequence.lost) == (190, 64)
+    (profile,) = watched.profiles(["ann"], BUNDLE)
+    assert profile is not None
+    assert (len(profile.recent), profile.lost) == (126, 64)
+    assert heard.kinds == ["segment"]
+    assert "segment 1 of user 'ann'" in heard.lines[0]
+
+
+def test_a_damaged_segment_that_the_window_cuts_costs_what_of_it_was_inside(
+    watched: Store, heard: Heard
+) -> None:
+    feed(watched, SOURCE, [append("ann", 0, LENGTH + 10)], now_ms=1)
+    put_segment(watched, "ann", 0, b"rubbish", epoch=1)
+    (sequence,) = watched.sequences(["ann"])
+    assert sequence is not None
+    assert items(sequence) == list(range(64, LENGTH + 10))
+    assert sequence.lost == 54
+    assert heard.kinds == ["segment"]
+
+
+@pytest.mark.parametrize("write", ["append", "put_interests"])
+@pytest.mark.parametrize("what", ["missing", "rubbish"])
+def test_the_next_write_mends_a_damaged_segment(
+    open_store: OpenStore, heard: Heard, write: str, what: str
+) -> None:
+    store = open_store(damage=heard)
+    feed(store, SOURCE, [append("ann", 0, 190)], now_ms=1)
+    put_segment(store, "ann", 1, SPOILED[what], epoch=1)
+    store.sequences(["ann"])
+    if write == "append":
+        feed(store, SOURCE, [append("ann", 190)], now_ms=2)
+    else:
+        assert put(store, BUNDLE, 128, b"state") == Written.STORED
+    heard.kinds.clear()
+    (sequence,) = store.sequences(["ann"])
+    assert sequence is not None
+    assert sequence.lost == 64
+    assert heard.kinds == []
+
+
+def test_a_segment_that_was_written_anew_is_not_mended_away(watched: Store) -> None:
+    feed(watched, SOURCE, [append("ann", 0, 190)], now_ms=1)
+    put_segment(watched, "ann", 0, b"rubbish", epoch=1)
+    watched.sequences(["ann"])
+    # So many that the ring comes to the damaged segment's place.
+    feed(watched, SOURCE, [append("ann", 190, 5 * SEGMENT)], now_ms=2)
+    newest = 190 + 5 * SEGMENT
+    (sequence,) = watched.sequences(["ann"])
+    assert sequence is not None
+    assert (items(sequence), sequence.lost) == (list(range(newest - LENGTH, newest)), 0)
+
+
+@pytest.mark.parametrize("head", [b"", b"rubbish", b"\x01garbage", b"\x02garbage", bytes(400)])
+def test_a_user_whose_head_is_damaged_begins_anew_with_the_next_event(
+    watched: Store, heard: Heard, head: bytes
+) -> None:
+    feed(watched, SOURCE, [append("ann", 0, 100), append("bob", 0)], now_ms=1)
+    put_head(watched, "ann", head)
+    ann, bob = watched.sequences(["ann", "bob"])
+    assert (ann, items(bob)) == (None, [0])
+    assert heard.kinds == ["head"]
+    feed(watched, SOURCE, [append("ann", 100, 3)], now_ms=500)
+    assert items(watched.sequences(["ann"])[0]) == [100, 101, 102]
+    feed(watched, SOURCE, [append("ann", 103, 70)], now_ms=501)
+    assert watched.due(SOURCE.owner, BUNDLE, 10) == [("ann", 501, SEGMENT)]
+
+
+@pytest.mark.parametrize("place", [9, 30, 60, -20, -1])
+def test_a_byte_gone_wrong_in_a_head_is_noticed(watched: Store, heard: Heard, place: int) -> None:
+    feed(watched, SOURCE, [append("ann", 0, 3)], now_ms=1)
+    head = bytearray(get_head(watched, "ann"))
+    head[place] ^= 4
+    put_head(watched, "ann", bytes(head))
+    assert watched.sequences(["ann"]) == [None]
+    assert heard.kinds == ["head"]
+
+
+def test_a_user_whose_head_is_damaged_can_be_deleted(watched: Store, heard: Heard) -> None:
+    feed(watched, SOURCE, [append("ann", 0, 100)], now_ms=1)
+    put_head(watched, "ann", b"rubbish")
+    watched.forget(["ann"], now_ms=5_000)
+    assert feed(watched, SOURCE, [append("ann", 200)], now_ms=6_000).deleted == 1
+    assert "head" in heard.kinds
+
+
+def later_format(head: bytes) -> bytes:
+    body = bytes([9]) + head[1:-8]
+    return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+
+
+def test_a_head_of_a_later_format_is_refused_and_left_alone(watched: Store, heard: Heard) -> None:
+    feed(watched, SOURCE, [append("ann", 0, 100)], now_ms=1)
+    later = later_format(get_head(watched, "ann"))
+    put_head(watched, "ann", later)
+    for call in (
+        lambda: watched.sequences(["ann"]),
+        lambda: feed(watched, SOURCE, [append("ann", 100)], now_ms=2),
+        lambda: watched.forget(["ann"], now_ms=3),
+    ):
+        with pytest.raises(StoreCorrupt, match="'ann' has format 9"):
+            call()
+    assert get_head(watched, "ann") == later
+    assert heard.kinds == []
+
+
+def test_a_head_of_format_1_is_read_and_rewritten_in_passing(store: Store) -> None:
+    old = append("ann", 0, 40, event_ids=False)
+    put_head(store, "ann", head_1(40, b"".join(old.behaviors), epoch=5, mark=(SOURCE.key, 39)))
+    (sequence,) = store.sequences(["ann"])
+    assert (items(sequence), sequence and sequence.marks) == (list(range(40)), {SOURCE.key: 39})
+    (profile,) = store.profiles(["ann"], BUNDLE)
+    assert profile is not None
+    assert (profile.version, profile.interests) == (Version(5, 40), None)
+    done = feed(store, SOURCE, [append("ann", 38, 30)], now_ms=9)
+    assert done == Appended(applied=28, replayed=2)
+    assert items(store.sequences(["ann"])[0]) == list(range(68))
+    assert get_head(store, "ann")[0] == 2
+    assert store.due(SOURCE.owner, BUNDLE, 10) == [("ann", 9, SEGMENT)]
+
+
+def test_a_quiet_user_of_format_1_can_be_made_due(store: Store) -> None:
+    old = append("ann", 0, 70, event_ids=False)
+    put_head(store, "ann", head_1(70, b"".join(old.behaviors), epoch=5, mark=(SOURCE.key, 69)))
+    assert store.mark_due(SOURCE.owner, BUNDLE, ["ann"], now_ms=9) == 1
+    assert store.due(SOURCE.owner, BUNDLE, 10) == [("ann", 9, SEGMENT)]
+
+
+# Identity
+
+
+def identity_of(store: Store) -> Identity:
+    assert store.identity is not None
+    return store.identity
+
+
+def test_a_new_store_says_what_it_was_made_with(open_store: OpenStore) -> None:
+    store = open_store(name="shop", ttl_s=60, actions=("view", "buy"), clock=lambda: 1234)
+    identity = identity_of(store)
+    assert (identity.name, identity.length, identity.ttl_s) == ("shop", LENGTH, 60)
+    assert (identity.layout, identity.created_ms) == (LAYOUT, 1234)
+    assert identity.actions == ("view", "buy")
+    assert len(identity.id) == 32
+
+
+lasting = pytest.mark.parametrize("open_store", ["lmdb", "aerospike"], indirect=True)
+"""Not the memory store, of which nothing outlives its process."""
+
+
+@pytest.fixture
+def reopen(open_store: OpenStore) -> Callable[..., Store]:
+    """Opens the store again after the one before is closed, as LMDB asks of a process."""
+    before: list[Store] = []
+
+    def again(**options: Any) -> Store:
+        for store in before:
+            store.close()
+        before.clear()
+        before.append(open_store(**options))
+        return before[0]
+
+    return again
+
+
+@lasting
+def test_a_store_stays_the_one_it_is(reopen: OpenStore) -> None:
+    first = identity_of(reopen(name="shop"))
+    again = identity_of(reopen(name="another", ttl_s=60))
+    assert (again.id, again.name, again.ttl_s) == (first.id, "shop", 60)
+    assert identity_of(reopen(id=first.id, ttl_s=60)) == again
+
+
+@lasting
+def test_another_store_than_asked_for_is_refused(reopen: OpenStore) -> None:
+    found = identity_of(reopen()).id
+    with pytest.raises(StoreMismatch, match=f"is {found} .*store.id asks for {'0' * 32}"):
+        reopen(id="0" * 32)
+
+
+@lasting
+def test_a_store_cannot_be_made_longer(reopen: OpenStore) -> None:
+    reopen()
+    with pytest.raises(StoreMismatch, match=f"keeps {LENGTH} behaviors per user"):
+        reopen(length=LENGTH + 1)
+
+
+@lasting
+def test_of_a_longer_store_the_newest_behaviors_are_read(reopen: OpenStore) -> None:
+    feed(reopen(), SOURCE, [append("ann", 0, 150)], now_ms=1)
+    shorter = reopen(length=70)
+    assert items(shorter.sequences(["ann"])[0]) == list(range(80, 150))
+    feed(shorter, SOURCE, [append("ann", 150, 100)], now_ms=2)
+    assert items(reopen().sequences(["ann"])[0]) == list(range(50, 250))
+
+
+@lasting
+def test_actions_are_only_added_at_the_end(reopen: OpenStore) -> None:
+    reopen(actions=("view", "buy"))
+    assert identity_of(reopen(actions=("view", "buy", "return"))).actions[-1] == "return"
+    assert len(identity_of(reopen(actions=("view",))).actions) == 3
+    with pytest.raises(StoreMismatch, match="'buy' under code 2, the settings name it 'sell'"):
+        reopen(actions=("view", "sell"))
+
+
+# Reading alone
+
+
+@lasting
+def test_opening_for_reading_makes_no_store(open_store: OpenStore) -> None:
+    with pytest.raises(StoreUnavailable, match=r"there is no store at .* start a worker"):
+        open_store(read_only=True)
+
+
+@lasting
+def test_a_store_opened_for_reading_reads(reopen: OpenStore) -> None:
+    feed(reopen(), SOURCE, [append("ann", 0, 100)], now_ms=1)
+    reader = reopen(read_only=True)
+    reader.ping()
+    assert items(reader.sequences(["ann"])[0]) == list(range(100))
+    assert reader.due(SOURCE.owner, BUNDLE, 9) == [("ann", 1, SEGMENT)]
+
+
+@lasting
+def test_a_reader_checks_which_store_it_is(reopen: OpenStore) -> None:
+    reopen()
+    with pytest.raises(StoreMismatch):
+        reopen(read_only=True, id="0" * 32)

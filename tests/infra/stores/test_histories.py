@@ -8,18 +8,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from infra.behaviors import Source, partition_source
-from infra.records import sealed
 from infra.segments import SEGMENT
-from infra.store import Behaviors, InterestWrite, Store, Version, Written
+from infra.store import Behaviors, Group, InterestWrite, Profile, Store, Version, Written
 from tests.aerospike_double import aerospike_server
 from tests.infra.histories import (
+    BUNDLES,
     OWNERS,
     SOURCES,
     TTL_MS,
+    Forget,
     MarkDue,
     Model,
     Operation,
     PutInterests,
+    Record,
     Send,
     Wait,
     histories,
@@ -29,6 +31,7 @@ from tests.infra.stores.test_contract import OpenStore, open_store
 __all__ = ["aerospike_server", "open_store"]
 
 LENGTH = 130
+DIGESTS = [bytes([7 + i]) * 16 for i in range(BUNDLES)]
 
 
 class Clock:
@@ -60,7 +63,7 @@ class Kept:
     def __init__(self, store: Store, model: Model) -> None:
         self._store = store
         self._model = model
-        self._interests: InterestWrite | None = None
+        self._interests: dict[int, InterestWrite] = {}
 
     def do(self, operation: Operation) -> None:
         """Do it to both, and compare all that the store answers."""
@@ -69,25 +72,31 @@ class Kept:
             case Send():
                 events = model.events(operation)
                 keys = model.source_keys[operation.source], model.owner_keys[operation.owner]
-                done = store.append(Source(*keys), [events], model.now_ms)
-                assert (done.applied, done.replayed, done.duplicates) == model.append(
-                    operation, events
-                )
+                digest = None if operation.bundle is None else DIGESTS[operation.bundle]
+                groups = [Group(Source(*keys), [events])]
+                done = store.append(groups, model.now_ms, digest=digest)
+                assert done == model.append(operation, events)
             case PutInterests():
                 self._put_interests(operation)
             case MarkDue():
-                model.mark_due(operation)
-                if model.record:  # until it is swept, one whose time is over may still be marked
-                    store.mark_due(model.owner_keys[operation.owner], [user], model.now_ms)
+                marked = model.mark_due(operation)
+                owner, digest = model.owner_keys[operation.owner], DIGESTS[operation.bundle]
+                assert store.mark_due(owner, digest, [user], model.now_ms) == marked
+            case Forget():
+                known = model.forget()
+                assert store.forget([user], model.now_ms) == known
+                self._interests = {}
             case Wait():
                 model.wait(operation)
         self._compare()
 
     def _put_interests(self, put: PutInterests) -> None:
-        before = self._model.record and self._model.record.covered
+        known = self._model.known
+        before = known.covered.get(put.bundle, 0) if known else 0
         version = self._model.put_interests(put)
         payload = b"%d" % self._model.now_ms
-        write = InterestWrite(self._model.user, version or Version(1, 1), payload)
+        digest = DIGESTS[put.bundle]
+        write = InterestWrite(self._model.user, digest, version or Version(1, 1), payload)
         (written,) = self._store.put_interests([write], self._model.now_ms)
         if version is None:
             assert written == Written.GONE
@@ -95,32 +104,38 @@ class Kept:
             assert written == Written.STALE
         else:
             assert written == Written.STORED
-            self._interests = write
+            self._interests[put.bundle] = write
 
     def _compare(self) -> None:
-        record, user = self._model.record, self._model.user
+        record, user = self._model.known, self._model.user
         (sequence,) = self._store.sequences([user])
-        (profile,) = self._store.profiles([user])
+        profiles = [self._store.profiles([user], digest)[0] for digest in DIGESTS]
         if record is None:
-            assert (sequence, profile) == (None, None)
+            assert (sequence, profiles) == (None, [None] * BUNDLES)
             return
         assert sequence is not None
         assert (sequence.version, sequence.marks) == (record.version, record.marks)
         assert packed(sequence.behaviors) == record.newest(LENGTH)
+        for bundle, profile in enumerate(profiles):
+            self._compare_bundle(record, bundle, profile)
+
+    def _compare_bundle(self, record: Record, bundle: int, profile: Profile | None) -> None:
         assert profile is not None
         count = len(record.behaviors)
-        recent = max(count % SEGMENT, min(count - record.covered, LENGTH))
+        covered = record.covered.get(bundle, 0)
+        recent = max(count % SEGMENT, min(count - covered, LENGTH))
         assert packed(profile.recent) == record.newest(recent)
-        interests = self._interests
-        if interests is None or interests.version.epoch != record.epoch:
+        interests = self._interests.get(bundle)
+        if not covered or interests is None or interests.version.epoch != record.epoch:
             assert profile.interests is None
         else:
             assert profile.interests == interests.payload
             assert profile.interests_version == interests.version
         for owner in self._model.owner_keys:
-            due = [(user, record.since, max(0, sealed(count) - record.covered))]
-            mine = bool(record.since) and record.owner == owner
-            assert self._store.due(owner, 10) == (due if mine else [])
+            since = record.since.get(bundle)
+            due = [(self._model.user, since, record.lacking(bundle))]
+            mine = since is not None and record.owner == owner
+            assert self._store.due(owner, DIGESTS[bundle], 10) == (due if mine else [])
 
 
 numbers = itertools.count()

@@ -76,7 +76,7 @@ def requests(purchases: Purchases) -> list[LiveRequest]:
 
 @pytest.fixture
 def probe() -> Iterator[FreshnessProbe]:
-    probe = FreshnessProbe(MemoryStore())
+    probe = FreshnessProbe(MemoryStore(), b"b" * 16)
     yield probe
     probe.finish(0)
 
@@ -85,7 +85,7 @@ def probe() -> Iterator[FreshnessProbe]:
 def log(purchases: Purchases, requests: list[LiveRequest]) -> Log:
     """What a stream over rows [FIRST, LAST) did."""
     log: Log = []
-    probe = FreshnessProbe(MemoryStore())
+    probe = FreshnessProbe(MemoryStore(), b"b" * 16)
     stream = make_stream(purchases, requests, probe, log)
     stream.run()
     probe.finish(0)

@@ -11,15 +11,16 @@ import pyarrow as pa
 import pytest
 from aiokafka.partitioner import murmur2 as aiokafka_murmur2
 
-from infra.behaviors import Source, category_key, item_key, partition_owner
+from infra.behaviors import category_key, item_key, partition_owner
 from infra.errors import SourceError, StoreFull, StoreUnavailable
 from infra.segments import SEGMENT
-from infra.store import Append, Appended, Store
+from infra.store import Appended, Group, Store
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from streaming.files.backfill import BackfillProgress, backfill, murmur2, partition_numbers
 
 T0 = 1_600_000_000_000
+DIGEST = b"b" * 16
 
 
 def write(path: Path, count: int = 300, users: int = 13, **fields: Any) -> Path:
@@ -50,25 +51,30 @@ def path(tmp_path: Path) -> Path:
 
 
 class Failing:
-    """A memory store that fails at some of its appends."""
+    """A memory store that fails at some of its appends, when it has applied a part of them."""
 
     def __init__(self, errors: dict[int, Exception]) -> None:
         self._store = MemoryStore()
         self._errors = errors
         self.appends = 0
+        self.digests: set[bytes | None] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def append(self, source: Source, appends: Sequence[Append], now_ms: int) -> Appended:
+    def append(
+        self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
+    ) -> Appended:
         self.appends += 1
+        self.digests.add(digest)
         if self.appends in self._errors:
+            self._store.append(groups[:1], now_ms, digest=digest)
             raise self._errors[self.appends]
-        return self._store.append(source, appends, now_ms)
+        return self._store.append(groups, now_ms, digest=digest)
 
 
 def counts(store: Store) -> dict[str, int]:
-    users = store.users("", 1000)
+    users = store.users(b"", 1000).users
     return {
         user: sequence.version.count
         for user, sequence in zip(users, store.sequences(users), strict=True)
@@ -127,7 +133,7 @@ def test_a_stopped_backfill_goes_on_where_it_was(store: Store, path: Path) -> No
 
 
 def test_a_backfill_that_failed_in_a_chunk_loses_and_doubles_nothing(path: Path) -> None:
-    store = Failing({6: StoreFull("no room")})
+    store = Failing({3: StoreFull("no room")})
     with pytest.raises(StoreFull):
         backfill(path, cast("Store", store), "behaviors", 4, chunk_rows=64)
     again = backfill(path, cast("Store", store), "behaviors", 4, chunk_rows=64)
@@ -140,15 +146,43 @@ def test_a_store_that_is_away_for_a_moment_is_waited_for(path: Path) -> None:
     assert backfill(path, cast("Store", store), "behaviors", 4).applied == 300
 
 
+def test_a_chunk_is_one_append(path: Path) -> None:
+    store = Failing({})
+    backfill(path, cast("Store", store), "behaviors", 4, digest=DIGEST, chunk_rows=64)
+    assert (store.appends, store.digests) == (5, {DIGEST})
+
+
 def test_users_are_due_under_the_partition_of_their_events(store: Store, tmp_path: Path) -> None:
-    backfill(write(tmp_path / "e.jsonl", 13 * SEGMENT, users=13), store, "behaviors", 4)
+    path = write(tmp_path / "e.jsonl", 13 * SEGMENT, users=13)
+    backfill(path, store, "behaviors", 4, digest=DIGEST)
     for number in range(4):
-        due = {d.user for d in store.due(partition_owner("behaviors", number), 100)}
+        due = {d.user for d in store.due(partition_owner("behaviors", number), DIGEST, 100)}
         assert due == {
             f"u{n}"
             for n in range(13)
             if (aiokafka_murmur2(f"u{n}".encode()) & 0x7FFFFFFF) % 4 == number
         }
+
+
+def test_without_a_bundle_nobody_new_is_due(store: Store, tmp_path: Path) -> None:
+    backfill(write(tmp_path / "e.jsonl", SEGMENT, users=1), store, "behaviors", 1)
+    assert store.due(partition_owner("behaviors", 0), DIGEST, 100) == []
+
+
+def test_users_with_full_segments_of_before_are_due_for_a_new_bundle(
+    store: Store, tmp_path: Path
+) -> None:
+    backfill(write(tmp_path / "old.jsonl", SEGMENT, users=1), store, "behaviors", 1)
+    backfill(write(tmp_path / "new.jsonl", 1), store, "behaviors", 1, digest=DIGEST)
+    due = store.due(partition_owner("behaviors", 0), DIGEST, 100)
+    assert [(one.user, one.waiting) for one in due] == [("u0", SEGMENT)]
+
+
+def test_rows_of_before_a_user_was_deleted_are_counted(store: Store, path: Path) -> None:
+    store.forget(["u5"], T0 + 400)
+    done = backfill(path, store, "behaviors", 4)
+    assert (done.deleted, done.applied, done.events) == (EXPECTED["u5"], 300 - EXPECTED["u5"], 300)
+    assert "u5" not in counts(store)
 
 
 def test_event_ids_are_kept_to_recognise_repeats(store: Store, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import aerospike
 import pytest
@@ -17,11 +18,12 @@ from infra.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from infra.store import Append, InterestWrite, Version, Written
+from infra.store import Append, Group, InterestWrite, StoreOptions, Version, Written
 from infra.stores.aerospike.address import AerospikeAddress
 from infra.stores.aerospike.client import AerospikeClient
 from infra.stores.aerospike.store import SLICE, AerospikeStore
 from tests.aerospike_double import (
+    INDEXES,
     AerospikeDouble,
     AerospikeServer,
     aerospike_server,
@@ -30,13 +32,12 @@ from tests.aerospike_double import (
     refuse_writes,
 )
 from tests.aerospike_double.wire import Request
+from tests.infra.stores.test_contract import BUNDLE, feed
 
 __all__ = ["aerospike_server", "double"]
 
 SOURCE = partition_source("behaviors", "topic-1", 0)
 OTHER = partition_source("behaviors", "topic-1", 1)
-NEVER = 0
-INDEX = {"sequence-due": ("sequence", "due")}
 
 
 class Clock:
@@ -56,7 +57,7 @@ class Clock:
 
 @pytest.fixture
 def store(aerospike_server: AerospikeServer) -> Iterator[AerospikeStore]:
-    store = open_aerospike(aerospike_server, length=200)
+    store = open_aerospike(aerospike_server, StoreOptions(length=200))
     yield store
     store.close()
 
@@ -64,7 +65,7 @@ def store(aerospike_server: AerospikeServer) -> Iterator[AerospikeStore]:
 @pytest.fixture
 def rival(aerospike_server: AerospikeServer) -> Iterator[AerospikeStore]:
     """Another worker's store on the same server."""
-    store = open_aerospike(aerospike_server, length=200)
+    store = open_aerospike(aerospike_server, StoreOptions(length=200))
     yield store
     store.close()
 
@@ -77,7 +78,7 @@ def clock(double: AerospikeDouble) -> Clock:
 @pytest.fixture
 def mortal(aerospike_server: AerospikeServer, clock: Clock) -> Iterator[AerospikeStore]:
     """A store that forgets users after 100 seconds without events."""
-    store = open_aerospike(aerospike_server, length=200, ttl_s=100, clock=clock)
+    store = open_aerospike(aerospike_server, StoreOptions(length=200, ttl_s=100, clock=clock))
     yield store
     store.close()
 
@@ -102,8 +103,14 @@ def version_of(store: AerospikeStore, user: str) -> Version:
     return sequence.version
 
 
+def put_state(store: AerospikeStore, payload: bytes, now_ms: int) -> Written:
+    """Store a state of all that ann has."""
+    write = InterestWrite("ann", BUNDLE, version_of(store, "ann"), payload)
+    return store.put_interests([write], now_ms)[0]
+
+
 def interests_of(store: AerospikeStore, user: str) -> bytes | None:
-    profile = store.profiles([user])[0]
+    profile = store.profiles([user], BUNDLE)[0]
     assert profile is not None
     return profile.interests
 
@@ -129,11 +136,12 @@ def before(
 
 
 def test_two_prefixes_share_a_namespace() -> None:
-    with AerospikeDouble(indexes={**INDEX, "shop": ("shop-sequence", "due")}) as server:
+    shop = {f"shop-{name}": (f"shop-{of}", bin_name) for name, (of, bin_name) in INDEXES.items()}
+    with AerospikeDouble(indexes={**INDEXES, **shop}) as server:
         url = f"aerospike://127.0.0.1:{server.port}/test"
         plain = AerospikeStore.open(url)
         other = AerospikeStore.open(f"{url}?set=shop-")
-        plain.append(SOURCE, [append("ann", 0)], now_ms=1)
+        feed(plain, SOURCE, [append("ann", 0)], now_ms=1)
         assert other.sequences(["ann"]) == [None]
         plain.close()
         other.close()
@@ -145,8 +153,8 @@ def test_two_prefixes_share_a_namespace() -> None:
 def test_opening_makes_the_index_of_due_users() -> None:
     with AerospikeDouble() as server:
         store = AerospikeStore.open(f"aerospike://127.0.0.1:{server.port}/test")
-        store.append(SOURCE, [append("ann", 0, 64)], now_ms=5)
-        assert store.due(SOURCE.owner, 9) == [("ann", 5, 64)]
+        feed(store, SOURCE, [append("ann", 0, 64)], now_ms=5)
+        assert store.due(SOURCE.owner, BUNDLE, 9) == [("ann", 5, 64)]
         store.close()
 
 
@@ -159,7 +167,7 @@ def test_no_server_is_one_line_that_names_it() -> None:
 
 
 def test_a_server_that_listens_but_does_not_serve_is_waited_for() -> None:
-    with AerospikeDouble(indexes=INDEX) as server:
+    with AerospikeDouble(indexes=dict(INDEXES)) as server:
         server.refuses_data = True
         timer = threading.Timer(0.3, setattr, (server, "refuses_data", False))
         timer.start()
@@ -170,7 +178,7 @@ def test_a_server_that_listens_but_does_not_serve_is_waited_for() -> None:
 
 
 def test_a_server_that_never_serves_is_given_up() -> None:
-    with AerospikeDouble(indexes=INDEX) as server:
+    with AerospikeDouble(indexes=dict(INDEXES)) as server:
         server.refuses_data = True
         with pytest.raises(StoreUnavailable):
             AerospikeStore.open(f"aerospike://127.0.0.1:{server.port}/test", wait_s=0.1)
@@ -201,18 +209,18 @@ def test_credentials_do_no_harm_where_the_server_has_no_security(double: Aerospi
 
 
 CALLS: dict[str, Callable[[AerospikeStore], object]] = {
-    "append": lambda store: store.append(SOURCE, [append("ann", 0)], now_ms=1),
+    "append": lambda store: feed(store, SOURCE, [append("ann", 0)], now_ms=1),
     "sequences": lambda store: store.sequences(["ann"]),
-    "profiles": lambda store: store.profiles(["ann"]),
+    "profiles": lambda store: store.profiles(["ann"], BUNDLE),
     "put_interests": lambda store: store.put_interests(
-        [InterestWrite("ann", Version(1, 1), b"")], 2
+        [InterestWrite("ann", BUNDLE, Version(1, 1), b"")], 2
     ),
-    "due": lambda store: store.due(SOURCE.owner, 10),
-    "mark_due": lambda store: store.mark_due(SOURCE.owner, ["ann"], 2),
-    "users": lambda store: store.users("", 10),
-    "get_position": lambda store: store.get_position("x"),
-    "put_position": lambda store: store.put_position("x", b"1"),
-    "remove_position": lambda store: store.put_position("x", None),
+    "due": lambda store: store.due(SOURCE.owner, BUNDLE, 10),
+    "mark_due": lambda store: store.mark_due(SOURCE.owner, BUNDLE, ["ann"], 2),
+    "users": lambda store: store.users(b"", 10),
+    "get_bookmark": lambda store: store.get_bookmark("x"),
+    "put_bookmark": lambda store: store.put_bookmark("x", b"1"),
+    "remove_bookmark": lambda store: store.put_bookmark("x", None),
     "ping": lambda store: store.ping(),
 }
 
@@ -221,7 +229,7 @@ CALLS: dict[str, Callable[[AerospikeStore], object]] = {
 def test_every_call_reports_a_server_that_went_away(
     store: AerospikeStore, double: AerospikeDouble, call: str
 ) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
     double.go_away()
     with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{double.port}") as caught:
         CALLS[call](store)
@@ -235,8 +243,8 @@ def test_no_write_is_believed_once_the_client_has_given_the_server_up(
     config = {"hosts": [(double.host, double.port)], "tend_interval": 250}
     client = aerospike.client(config).connect()
     address = AerospikeAddress.parse(aerospike_server.url)
-    store = AerospikeStore(AerospikeClient(client, address), length=200, ttl_s=NEVER)
-    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    store = AerospikeStore(AerospikeClient(client, address), StoreOptions(length=200))
+    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
     double.go_away()
     deadline = time.monotonic() + 30
     while client.get_nodes() and time.monotonic() < deadline:
@@ -251,15 +259,15 @@ def test_no_write_is_believed_once_the_client_has_given_the_server_up(
 def test_work_goes_on_when_the_server_comes_back(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    store.append(SOURCE, [append("ann", 0, 3)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
     double.go_away()
     with pytest.raises(StoreUnavailable):
-        store.append(SOURCE, [append("ann", 0, 5)], now_ms=2)
+        feed(store, SOURCE, [append("ann", 0, 5)], now_ms=2)
     double.come_back()
     deadline = time.monotonic() + 30
     while True:
         try:
-            store.append(SOURCE, [append("ann", 0, 5)], now_ms=3)
+            feed(store, SOURCE, [append("ann", 0, 5)], now_ms=3)
             break
         except StoreUnavailable:
             assert time.monotonic() < deadline
@@ -292,7 +300,7 @@ def test_a_refused_append_says_why(
 ) -> None:
     double.fault = refuse_writes(code)
     with pytest.raises(error, match=words):
-        store.append(SOURCE, [append("ann", 0)], now_ms=1)
+        feed(store, SOURCE, [append("ann", 0)], now_ms=1)
 
 
 def test_a_full_server_fails_the_ping(store: AerospikeStore, double: AerospikeDouble) -> None:
@@ -302,9 +310,11 @@ def test_a_full_server_fails_the_ping(store: AerospikeStore, double: AerospikeDo
 
 
 def test_interests_too_large_for_a_record_name_the_user(store: AerospikeStore) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
     with pytest.raises(RecordTooLarge, match="'ann'"):
-        store.put_interests([InterestWrite("ann", version_of(store, "ann"), bytes(9 << 20))], 2)
+        store.put_interests(
+            [InterestWrite("ann", BUNDLE, version_of(store, "ann"), bytes(9 << 20))], 2
+        )
 
 
 # Crashes between writes
@@ -315,12 +325,12 @@ def test_a_crash_before_the_segments_loses_nothing(
 ) -> None:
     double.fault = refuse_writes(8, "segment")
     with pytest.raises(StoreFull):
-        store.append(SOURCE, [append("ann", 0, 150)], now_ms=1)
+        feed(store, SOURCE, [append("ann", 0, 150)], now_ms=1)
     assert times(store, "ann") == list(range(150))
     double.fault = None
-    assert store.append(SOURCE, [append("ann", 0, 150)], now_ms=2).replayed == 150
+    assert feed(store, SOURCE, [append("ann", 0, 150)], now_ms=2).replayed == 150
     assert double.records("segment") == []
-    store.append(SOURCE, [append("ann", 150)], now_ms=3)
+    feed(store, SOURCE, [append("ann", 150)], now_ms=3)
     assert len(double.records("segment")) == 2
     assert times(store, "ann") == list(range(151))
 
@@ -331,26 +341,26 @@ def test_a_crash_before_the_head_is_trimmed_loses_nothing(
     def crash() -> None:
         double.fault = refuse_writes(8)
 
-    store.append(SOURCE, [append("ann", 0)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
     double.fault = before(crash, "segment", occurrence=2)
     with pytest.raises(StoreFull):
-        store.append(SOURCE, [append("ann", 1, 149)], now_ms=2)
+        feed(store, SOURCE, [append("ann", 1, 149)], now_ms=2)
     double.fault = None
     assert times(store, "ann") == list(range(150))
-    store.append(SOURCE, [append("ann", 150, 100)], now_ms=3)
+    feed(store, SOURCE, [append("ann", 150, 100)], now_ms=3)
     assert times(store, "ann") == list(range(50, 250))
 
 
 def test_a_crash_before_a_user_is_clean_leaves_them_due(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    store.append(SOURCE, [append("ann", 0, 64)], now_ms=7)
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=7)
     double.fault = refuse_writes(8, "sequence")
     with pytest.raises(StoreFull):
-        store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 8)
+        put_state(store, b"state", 8)
     double.fault = None
     assert interests_of(store, "ann") == b"state"
-    assert store.due(SOURCE.owner, 9) == [("ann", 7, 64)]
+    assert store.due(SOURCE.owner, BUNDLE, 9) == [("ann", 7, 64)]
 
 
 # Others at work
@@ -359,20 +369,18 @@ def test_a_crash_before_a_user_is_clean_leaves_them_due(
 def test_an_append_in_between_is_kept(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    store.append(SOURCE, [append("ann", 0)], now_ms=1)
-    double.fault = before(
-        lambda: rival.append(OTHER, [append("ann", 100, 5)], now_ms=2), "sequence"
-    )
-    done = store.append(SOURCE, [append("ann", 1)], now_ms=3)
-    assert (done.applied, done.counts) == (1, [7])
+    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
+    double.fault = before(lambda: feed(rival, OTHER, [append("ann", 100, 5)], now_ms=2), "sequence")
+    done = feed(store, SOURCE, [append("ann", 1)], now_ms=3)
+    assert done.applied == 1
     assert times(store, "ann") == [0, 100, 101, 102, 103, 104, 1]
 
 
 def test_two_who_create_a_user_at_once_both_count(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    double.fault = before(lambda: rival.append(OTHER, [append("ann", 9)], now_ms=2), "sequence")
-    assert store.append(SOURCE, [append("ann", 0)], now_ms=3).counts == [2]
+    double.fault = before(lambda: feed(rival, OTHER, [append("ann", 9)], now_ms=2), "sequence")
+    assert feed(store, SOURCE, [append("ann", 0)], now_ms=3).applied == 1
     assert times(store, "ann") == [9, 0]
 
 
@@ -384,7 +392,7 @@ def test_workers_on_one_user_lose_and_double_nothing(
     def work(mine: AerospikeStore, partition: int) -> None:
         source = partition_source("behaviors", "topic-1", partition)
         for start in range(0, 100, 5):
-            mine.append(source, [append("ann", start, 5), append("zoe", start, 5)], now_ms=1)
+            feed(mine, source, [append("ann", start, 5), append("zoe", start, 5)], now_ms=1)
 
     threads = [
         threading.Thread(target=work, args=(mine, partition))
@@ -402,9 +410,9 @@ def test_a_stale_worker_cannot_put_a_segment_back(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
     double.fault = before(
-        lambda: rival.append(OTHER, [append("ann", 1000, 400)], now_ms=2), "segment"
+        lambda: feed(rival, OTHER, [append("ann", 1000, 400)], now_ms=2), "segment"
     )
-    store.append(SOURCE, [append("ann", 0, 64)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=1)
     double.fault = None
     assert times(store, "ann") == list(range(1200, 1400))
 
@@ -412,39 +420,39 @@ def test_a_stale_worker_cannot_put_a_segment_back(
 def test_newer_interests_that_came_in_between_stay(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    store.append(SOURCE, [append("ann", 0, 64)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=1)
     old = version_of(store, "ann")
-    store.append(SOURCE, [append("ann", 64, 64)], now_ms=2)
+    feed(store, SOURCE, [append("ann", 64, 64)], now_ms=2)
     new = version_of(store, "ann")
     double.fault = before(
-        lambda: rival.put_interests([InterestWrite("ann", new, b"new")], 3), "interest"
+        lambda: rival.put_interests([InterestWrite("ann", BUNDLE, new, b"new")], 3), "state"
     )
-    assert store.put_interests([InterestWrite("ann", old, b"old")], 4) == [Written.STALE]
+    assert store.put_interests([InterestWrite("ann", BUNDLE, old, b"old")], 4) == [Written.STALE]
     assert interests_of(store, "ann") == b"new"
-    assert store.due(SOURCE.owner, 9) == []
+    assert store.due(SOURCE.owner, BUNDLE, 9) == []
 
 
 def test_an_append_while_a_user_is_cleaned_keeps_them_due(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    store.append(SOURCE, [append("ann", 0, 64)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=1)
     more = append("ann", 64, 64)
-    double.fault = before(lambda: rival.append(SOURCE, [more], now_ms=2), "sequence")
-    store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 3)
-    assert store.due(SOURCE.owner, 9) == [("ann", 3, 64)]
+    double.fault = before(lambda: feed(rival, SOURCE, [more], now_ms=2), "sequence")
+    put_state(store, b"state", 3)
+    assert store.due(SOURCE.owner, BUNDLE, 9) == [("ann", 3, 64)]
 
 
 def test_a_read_while_segments_move_on_is_made_again(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    store.append(SOURCE, [append("ann", 0, 200)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, 200)], now_ms=1)
     moved = False
 
     def move(request: Request) -> None:
         nonlocal moved
         if request.set == "segment" and not request.writes and not moved:
             moved = True
-            rival.append(SOURCE, [append("ann", 200, 300)], now_ms=2)
+            feed(rival, SOURCE, [append("ann", 200, 300)], now_ms=2)
 
     double.fault = move
     assert times(store, "ann") == list(range(300, 500))
@@ -455,7 +463,7 @@ def test_a_user_written_by_others_all_the_time_is_unavailable(
 ) -> None:
     double.fault = refuse_writes(3)
     with pytest.raises(StoreUnavailable, match="'ann'"):
-        store.append(SOURCE, [append("ann", 0)], now_ms=1)
+        feed(store, SOURCE, [append("ann", 0)], now_ms=1)
 
 
 # Many
@@ -464,28 +472,80 @@ def test_a_user_written_by_others_all_the_time_is_unavailable(
 def test_the_longest_due_of_many_come_first(store: AerospikeStore) -> None:
     for second in range(60, 0, -1):
         users = [append(f"{second}-{i}", 0, 64) for i in range(50)]
-        store.append(SOURCE, users, now_ms=second * 1000 + 7)
-    found = store.due(SOURCE.owner, 120)
+        feed(store, SOURCE, users, now_ms=second * 1000 + 7)
+    found = store.due(SOURCE.owner, BUNDLE, 120)
     assert [user.since for user in found] == [1007] * 50 + [2007] * 50 + [3007] * 20
 
 
 def test_all_due_users_are_found_where_that_many_are_asked_for(store: AerospikeStore) -> None:
-    store.append(SOURCE, [append(str(i), 0, 64) for i in range(3000)], now_ms=1)
-    assert len(store.due(SOURCE.owner, 5000)) == 3000
+    feed(store, SOURCE, [append(str(i), 0, 64) for i in range(3000)], now_ms=1)
+    assert len(store.due(SOURCE.owner, BUNDLE, 5000)) == 3000
 
 
 def test_one_user_s_backfill_fits_though_no_record_holds_it(store: AerospikeStore) -> None:
     number = 2 * SLICE + 100
-    done = store.append(SOURCE, [append("ann", 0, number), append("zoe", 0, 3)], now_ms=1)
-    assert (done.applied, done.counts) == (number + 3, [number, 3])
+    done = feed(store, SOURCE, [append("ann", 0, number), append("zoe", 0, 3)], now_ms=1)
+    assert done.applied == number + 3
     assert times(store, "ann") == list(range(number - 200, number))
 
 
 def test_ids_that_differ_after_a_nul_are_two_users(store: AerospikeStore) -> None:
-    store.append(SOURCE, [append("a\0b", 0, 64), append("a\0c", 1, 64)], now_ms=1)
+    feed(store, SOURCE, [append("a\0b", 0, 64), append("a\0c", 1, 64)], now_ms=1)
     assert (times(store, "a\0b")[0], times(store, "a\0c")[0]) == (0, 1)
-    assert store.users("", 9) == ["a\0b", "a\0c"]
-    assert [user.user for user in store.due(SOURCE.owner, 9)] == ["a\0b", "a\0c"]
+    assert sorted(store.users(b"", 9).users) == ["a\0b", "a\0c"]
+    assert [user.user for user in store.due(SOURCE.owner, BUNDLE, 9)] == ["a\0b", "a\0c"]
+
+
+def test_a_crash_before_a_source_s_position_leaves_it_behind(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    store.append([Group(SOURCE, [append("ann", 0)], 0)], now_ms=1)
+    double.fault = refuse_writes(8, "position")
+    with pytest.raises(StoreFull):
+        store.append([Group(SOURCE, [append("ann", 1)], 1)], now_ms=2)
+    double.fault = None
+    assert store.positions([SOURCE.key]) == [0]
+    assert times(store, "ann") == [0, 1]
+
+
+def test_users_are_listed_by_whole_partitions_of_the_server(store: AerospikeStore) -> None:
+    feed(store, SOURCE, [append(f"user-{i}", 0) for i in range(500)], now_ms=1)
+    found: list[str] = []
+    pages = 0
+    after: bytes | None = b""
+    while after is not None:
+        page = store.users(after, 100)
+        found += page.users
+        pages += 1
+        after = page.after
+    assert sorted(found) == sorted(f"user-{i}" for i in range(500))
+    assert 3 <= pages <= 12
+
+
+def test_a_deleted_user_leaves_one_record(store: AerospikeStore, double: AerospikeDouble) -> None:
+    feed(store, SOURCE, [append("ann", 0, 150)], now_ms=1)
+    put_state(store, b"state", 2)
+    store.forget(["ann"], 3)
+    left = [len(double.records(name)) for name in ("sequence", "segment", "state")]
+    assert left == [1, 0, 0]
+
+
+def test_two_who_make_a_store_at_once_make_one(
+    aerospike_server: AerospikeServer, double: AerospikeDouble
+) -> None:
+    opened: list[AerospikeStore] = []
+
+    def overtake(request: Request) -> None:
+        if request.writes and request.set == "position" and len(double.records("position")) == 1:
+            double.fault = None
+            opened.append(open_aerospike(aerospike_server))
+
+    double.fault = overtake
+    opened.append(open_aerospike(aerospike_server))
+    rival, mine = opened
+    assert mine.identity == rival.identity
+    for store in opened:
+        store.close()
 
 
 # Time
@@ -493,37 +553,41 @@ def test_ids_that_differ_after_a_nul_are_two_users(store: AerospikeStore) -> Non
 
 def test_without_a_ttl_no_record_expires(store: AerospikeStore, double: AerospikeDouble) -> None:
     double.data.default_ttl = 10
-    store.append(SOURCE, [append("ann", 0, 100)], now_ms=1)
-    store.put_interests([InterestWrite("ann", version_of(store, "ann"), b"state")], 2)
-    store.put_position("x", b"1")
+    feed(store, SOURCE, [append("ann", 0, 100)], now_ms=1)
+    put_state(store, b"state", 2)
+    store.put_bookmark("x", b"1")
     records = [
-        r for name in ("sequence", "segment", "interest", "position") for r in double.records(name)
+        r for name in ("sequence", "segment", "state", "position") for r in double.records(name)
     ]
-    assert len(records) == 5
+    assert len(records) == 6
     assert {record.void_time for record in records} == {0}
 
 
 def test_the_server_forgets_a_user_without_events(
     mortal: AerospikeStore, double: AerospikeDouble, clock: Clock
 ) -> None:
-    mortal.append(SOURCE, [append("ann", 0, 100)], now_ms=clock())
-    mortal.put_interests([InterestWrite("ann", version_of(mortal, "ann"), b"state")], clock())
+    feed(mortal, SOURCE, [append("ann", 0, 100)], now_ms=clock())
+    mortal.put_interests(
+        [InterestWrite("ann", BUNDLE, version_of(mortal, "ann"), b"state")], clock()
+    )
     clock.advance(98)
     assert len(times(mortal, "ann")) == 100
     clock.advance(3)
     assert mortal.sequences(["ann"]) == [None]
     assert double.records("sequence") == []
     clock.advance(100)
-    assert double.records("segment") + double.records("interest") == []
+    assert double.records("segment") + double.records("state") == []
 
 
 def test_clustering_does_not_prolong_a_user_s_life(
     mortal: AerospikeStore, double: AerospikeDouble, clock: Clock
 ) -> None:
-    mortal.append(SOURCE, [append("ann", 0, 64)], now_ms=clock())
+    feed(mortal, SOURCE, [append("ann", 0, 64)], now_ms=clock())
     clock.advance(60)
-    mortal.put_interests([InterestWrite("ann", version_of(mortal, "ann"), b"state")], clock())
-    mortal.mark_due(OTHER.owner, ["ann"], clock())
+    mortal.put_interests(
+        [InterestWrite("ann", BUNDLE, version_of(mortal, "ann"), b"state")], clock()
+    )
+    mortal.mark_due(OTHER.owner, BUNDLE, ["ann"], clock())
     clock.advance(60)
     assert double.records("sequence") == []
 
@@ -531,19 +595,51 @@ def test_clustering_does_not_prolong_a_user_s_life(
 def test_the_segments_of_a_slow_user_live_as_long_as_they_do(
     mortal: AerospikeStore, clock: Clock
 ) -> None:
-    mortal.append(SOURCE, [append("ann", 0, 150)], now_ms=clock())
+    feed(mortal, SOURCE, [append("ann", 0, 150)], now_ms=clock())
     for i in range(150, 160):
         clock.advance(90)
-        mortal.append(SOURCE, [append("ann", i)], now_ms=clock())
+        feed(mortal, SOURCE, [append("ann", i)], now_ms=clock())
         clock.advance(9)
         assert times(mortal, "ann") == list(range(i + 1))
 
 
+def test_the_state_of_a_slow_user_lives_as_long_as_they_do(
+    mortal: AerospikeStore, clock: Clock
+) -> None:
+    feed(mortal, SOURCE, [append("ann", 0, 64)], now_ms=clock())
+    put_state(mortal, b"state", clock())
+    for i in range(64, 70):
+        clock.advance(90)
+        feed(mortal, SOURCE, [append("ann", i)], now_ms=clock())
+    assert interests_of(mortal, "ann") == b"state"
+
+
+@pytest.mark.parametrize(("first", "then"), [(0, 100), (100, 0), (100, 1000)])
+def test_segments_and_states_follow_their_head_to_another_ttl(
+    aerospike_server: AerospikeServer, double: AerospikeDouble, clock: Clock, first: int, then: int
+) -> None:
+    options = StoreOptions(length=200, ttl_s=first, clock=clock)
+    before = open_aerospike(aerospike_server, options)
+    feed(before, SOURCE, [append("ann", 0, 150)], now_ms=clock())
+    put_state(before, b"state", clock())
+    before.close()
+    after = open_aerospike(aerospike_server, replace(options, ttl_s=then))
+    feed(after, SOURCE, [append("ann", 150)], now_ms=clock())
+    after.close()
+    found = {r.void_time for name in ("segment", "state") for r in double.records(name)}
+    if then == 0:
+        assert found == {0}
+    else:
+        (void_time,) = found
+        (head,) = double.records("sequence")
+        assert void_time - head.void_time == then
+
+
 def test_a_user_who_comes_back_begins_anew(mortal: AerospikeStore, clock: Clock) -> None:
-    mortal.append(SOURCE, [append("ann", 0, 150)], now_ms=clock())
-    mortal.put_interests([InterestWrite("ann", version_of(mortal, "ann"), b"old")], clock())
+    feed(mortal, SOURCE, [append("ann", 0, 150)], now_ms=clock())
+    put_state(mortal, b"old", clock())
     clock.advance(120)
-    mortal.append(SOURCE, [append("ann", 150, 70)], now_ms=clock())
+    feed(mortal, SOURCE, [append("ann", 150, 70)], now_ms=clock())
     assert version_of(mortal, "ann") == Version(clock(), 70)
     assert times(mortal, "ann") == list(range(150, 220))
     assert interests_of(mortal, "ann") is None

@@ -1,0 +1,73 @@
+"""Records written behind a store's back, as a failing disk or an earlier version leaves them."""
+
+from __future__ import annotations
+
+import struct
+
+from infra.behaviors import BEHAVIOR
+from infra.store import Store
+from infra.stores.aerospike.layout import COUNT, DATA, EPOCH, HEAD, SEQUENCE, USER, ttl_of
+from infra.stores.aerospike.store import AerospikeStore
+from infra.stores.lmdb import LmdbStore
+from infra.stores.memory import MemoryStore
+
+
+def put_head(store: Store, user: str, head: bytes) -> None:
+    """Put these bytes in the place of a user's head."""
+    if isinstance(store, MemoryStore):
+        store._heads[user] = head
+    elif isinstance(store, LmdbStore):
+        with store._env.begin(write=True) as txn:
+            txn.put(user.encode(), head, db=store._dbs.heads)
+    else:
+        assert isinstance(store, AerospikeStore)
+        key = store._client.key(SEQUENCE, user)
+        store._client.put_one(key, {HEAD: head, USER: user.encode()}, ttl_of(0))
+
+
+def get_head(store: Store, user: str) -> bytes:
+    """The bytes of a user's head."""
+    head: bytes | None
+    if isinstance(store, MemoryStore):
+        head = store._heads[user]
+    elif isinstance(store, LmdbStore):
+        with store._env.begin() as txn:
+            found = txn.get(user.encode(), db=store._dbs.heads)
+            head = None if found is None else bytes(found)
+    else:
+        assert isinstance(store, AerospikeStore)
+        (record,) = store._client.get([store._client.key(SEQUENCE, user)], [HEAD])
+        head = None if record is None else record.bins[HEAD]
+    assert head is not None
+    return head
+
+
+def put_segment(store: Store, user: str, number: int, segment: bytes | None, epoch: int) -> None:
+    """Put these bytes in the place of a segment, or, with None, take it away."""
+    if isinstance(store, MemoryStore):
+        ring = store._segments[user]
+        ring.pop(number % store._ring)
+        if segment is not None:
+            ring[number % store._ring] = segment
+    elif isinstance(store, LmdbStore):
+        key = store._segment_key(user.encode(), number)
+        with store._env.begin(write=True) as txn:
+            if segment is None:
+                txn.delete(key, db=store._dbs.segments)
+            else:
+                txn.put(key, segment, db=store._dbs.segments)
+    else:
+        assert isinstance(store, AerospikeStore)
+        place = store._segment_key(user, number)
+        if segment is None:
+            store._client.remove(place)
+        else:
+            bins = {EPOCH: epoch, COUNT: number, DATA: segment}
+            store._client.put_one(place, bins, ttl_of(0))
+
+
+def head_1(count: int, behaviors: bytes, *, epoch: int, mark: tuple[int, int]) -> bytes:
+    """A head of format 1, with these behaviors in its tail, of a user who is due."""
+    number = len(behaviors) // BEHAVIOR.itemsize
+    header = struct.pack("<BBBBHxxQQQQQQ", 1, 1, 0, 0, number, count, epoch, epoch, 64, 77, 5)
+    return header + struct.pack("<Qq", *mark) + behaviors
