@@ -40,6 +40,11 @@ bench: Final = typer.Typer(
     help="Measures speed against peers, in the same run.", no_args_is_help=True
 )
 app.add_typer(bench, name="bench")
+store_app: Final = typer.Typer(
+    help="Backs an LMDB store up, puts a backup back, makes its file smaller.",
+    no_args_is_help=True,
+)
+app.add_typer(store_app, name="store")
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML); default: lifelong.toml.")
@@ -251,8 +256,82 @@ def backfill(
 
     settings = _settings(config, assignments, {"broker.bootstrap": bootstrap, "store.url": store})
     with _terminable():
-        result = run_backfill(settings, file, partitions=partitions, on_bad=on_bad)
+        result = run_backfill(_with_bundle(settings), file, partitions=partitions, on_bad=on_bad)
     _write_json(result, json_out)
+
+
+@app.command()
+def forget(
+    users: Annotated[
+        list[str] | None, typer.Argument(metavar="USER...", help="Ids of the users.")
+    ] = None,
+    *,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Ids, one a line; beside those given.")
+    ] = None,
+    store: StoreUrl = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Delete users: their sequences and interests; events up to now that come late stay out."""
+    from lifelong.upkeep import run_forget
+
+    settings = _settings(config, assignments, {"store.url": store})
+    names = [*(users or []), *(_lines(file) if file is not None else [])]
+    if not names:
+        raise SettingsError("name the users to delete, or a --file that lists them")
+    _write_json(run_forget(settings, names), json_out)
+
+
+@store_app.command("backup")
+def store_backup(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory.")],
+    *,
+    store: StoreUrl = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Copy the store as of now; workers and scorers go on meanwhile."""
+    from lifelong.upkeep import run_backup
+
+    settings = _settings(config, assignments, {"store.url": store})
+    _write_json(run_backup(settings, target), json_out)
+
+
+@store_app.command("restore")
+def store_restore(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="What `store backup` wrote.")],
+    *,
+    replace: Annotated[
+        bool, typer.Option(help="In the place of a store that is there, which is kept beside it.")
+    ] = False,
+    store: StoreUrl = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Put a backup in the store's place; stop workers and scorers first."""
+    from lifelong.upkeep import run_restore
+
+    settings = _settings(config, assignments, {"store.url": store})
+    _write_json(run_restore(settings, source, replace=replace), json_out)
+
+
+@store_app.command("compact")
+def store_compact(
+    *,
+    store: StoreUrl = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Make the store's file as small as its data; stop workers and scorers first."""
+    from lifelong.upkeep import run_compact
+
+    settings = _settings(config, assignments, {"store.url": store})
+    _write_json(run_compact(settings), json_out)
 
 
 @app.command()
@@ -505,6 +584,14 @@ def _settings(
     settings = load_settings(_nested(chosen), config, flags=flags)
     _log(settings.log)
     return settings
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file that hold something."""
+    try:
+        return [line for line in file.read_text().splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--file {file}: cannot be read: {one_line(error)}") from error
 
 
 def _toml_values(assignments: list[str] | None) -> dict[str, object]:

@@ -1,0 +1,164 @@
+"""The files of an LMDB store as a whole: copied while it is in use, put back, made smaller.
+
+A copy is one snapshot: it holds what was committed when it began, whatever is written meanwhile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from infra.errors import StoreFull, StoreMismatch, StoreUnavailable, one_line
+from infra.store import Identity, StoreOptions
+from infra.stores.lmdb import DATA, LmdbStore
+
+LOCK: Final = "lock.mdb"
+"""The file of an environment by which its processes know of each other."""
+
+_KEEP_FREE: Final = 64 << 20
+"""Bytes of the disk that a copy must leave free: whoever writes the store needs some, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What became of a store's files."""
+
+    store: Identity | None
+    bytes_before: int
+    bytes_after: int
+
+
+def backup(path: Path, target: Path) -> Copied:
+    """Copy the store at ``path``, in use or not, into a new directory, leaving out free pages.
+
+    Raises:
+        StoreUnavailable: there is no store, or it cannot be copied.
+        StoreFull: the disk has no room for the copy.
+        StoreMismatch: there is something at ``target``.
+    """
+    if target.exists():
+        raise StoreMismatch(f"{target} exists already; name a directory that does not")
+    with _copy(path, target.parent) as fresh:
+        fresh.rename(target)
+    return Copied(_identity(target), _size(path), _size(target))
+
+
+def restore(source: Path, path: Path, *, replace: bool = False) -> Copied:
+    """Put a copy in the place of the store at ``path``, which no process may have open.
+
+    Args:
+        source: what `backup` made; it stays.
+        path: where the store is to be.
+        replace: put it in the place of a store that is there; that one is kept beside it, under
+            the name with ``.before-restore``.
+
+    Raises:
+        StoreUnavailable: ``source`` is no store, or ``path`` is in use.
+        StoreFull: the disk has no room for it.
+        StoreMismatch: there is a store at ``path``, and ``replace`` is not set.
+    """
+    before = path.with_name(f"{path.name}.before-restore")
+    if path.exists() and not replace:
+        raise StoreMismatch(f"there is a store at {path}; move it away, or give --replace")
+    if path.exists() and before.exists():
+        raise StoreMismatch(f"{before} is left from an earlier restore; move it away")
+    size = _size(path)
+    with _copy(source, path.parent) as fresh, _unused(path):
+        if path.exists():
+            path.rename(before)
+        fresh.rename(path)
+    return Copied(_identity(path), size, _size(path))
+
+
+def compact(path: Path) -> Copied:
+    """Make the file of the store at ``path`` as small as its data; no process may have it open.
+
+    Raises:
+        StoreUnavailable: there is no store, or it is in use.
+        StoreFull: the disk has no room for the copy that takes its place.
+    """
+    size = _size(path)
+    with _unused(path), _copy(path, path.parent, lock=False) as fresh:
+        (fresh / DATA).replace(path / DATA)
+        _sync(path)
+    return Copied(_identity(path), size, _size(path))
+
+
+@contextmanager
+def _copy(path: Path, beside: Path, *, lock: bool = True) -> Iterator[Path]:
+    """A copy of a store in a new directory in ``beside``, gone where nobody takes it away."""
+    if not (path / DATA).exists():
+        raise StoreUnavailable(f"there is no store at {path}")
+    fresh = None
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(beside).free
+        if free < _size(path) + _KEEP_FREE:
+            raise StoreFull(
+                f"a copy of {path} may take {_size(path)} bytes, {beside} has {free} free: make"
+                " room, or name another disk"
+            )
+        fresh = Path(tempfile.mkdtemp(prefix=".lifelong-copy.", dir=beside))
+        with lmdb.open(str(path), readonly=True, create=False, lock=lock, max_dbs=16) as env:
+            env.copy(str(fresh), compact=True)
+        _sync(fresh / DATA)
+        fresh.chmod(0o755)
+        yield fresh
+        _sync(beside)
+    except (lmdb.Error, OSError) as error:
+        raise StoreUnavailable(f"{path} cannot be copied: {one_line(error)}") from error
+    finally:
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def _unused(path: Path) -> Iterator[None]:
+    """Keep others from opening the store, as LMDB itself does while it sets a lock file up.
+
+    Raises:
+        StoreUnavailable: a process has it open.
+    """
+    if not (path / LOCK).exists():
+        yield
+        return
+    with (path / LOCK).open("r+b") as file:
+        try:
+            # Every process that has the environment open holds a shared lock on the first byte.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"the store at {path} is in use: stop its workers and scorers first"
+            ) from error
+        yield
+
+
+def _identity(path: Path) -> Identity | None:
+    """The identity of a store that was just written, which also proves that it can be read."""
+    store = LmdbStore(path, StoreOptions(read_only=True, length=1))
+    try:
+        return store.identity
+    finally:
+        store.close()
+
+
+def _size(path: Path) -> int:
+    file = path / DATA
+    return file.stat().st_size if file.exists() else 0
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
