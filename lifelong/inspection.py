@@ -12,7 +12,7 @@ from rich.table import Table
 from extractor.state import digest_of
 from extractor.system import System
 from extractor.systems import load_system
-from infra.behaviors import ACTIONS
+from infra.behaviors import ActionNames
 from infra.errors import SettingsError
 from infra.records import sealed
 from infra.settings import Settings
@@ -21,7 +21,6 @@ from infra.stores import open_store
 from lifelong.portrait import name_interests, title_of
 from models.bundle import Bundle
 
-_ACTION_NAMES = {code: name for name, code in ACTIONS.items()}
 MOST_INTERESTS = 10
 
 
@@ -77,7 +76,10 @@ def _describe_user(
         "kept": len(sequence.behaviors),
         "unsealed": sequence.version.count - sealed(sequence.version.count),
         "since": _time(sequence.version.epoch),
-        "newest": [_describe_behavior(bundle, row) for row in sequence.behaviors[::-1][:last]],
+        "newest": [
+            _describe_behavior(bundle, settings.events.declared_actions, row)
+            for row in sequence.behaviors[::-1][:last]
+        ],
         "interests": None,
     }
     if profile.interests is not None:
@@ -104,11 +106,12 @@ def _describe_state(
     }
 
 
-def _describe_behavior(bundle: Bundle, behavior: Any) -> dict[str, Any]:
+def _describe_behavior(bundle: Bundle, actions: ActionNames, behavior: Any) -> dict[str, Any]:
     row = int(bundle.rows(behavior["item"].reshape(1))[0])
+    code = int(behavior["action"])
     return {
         "time": _time(int(behavior["time"])),
-        "action": _ACTION_NAMES.get(int(behavior["action"]), "?"),
+        "action": actions.name(code) or f"unknown ({code})",
         "item": title_of(bundle, row) if row else f"unknown ({int(behavior['item']):016x})",
     }
 
