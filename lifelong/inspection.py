@@ -70,6 +70,7 @@ def _describe_user(
             f"user {user!r} is not in the store {settings.store.masked_url}: check the id and the"
             " store, or list some users with `lifelong inspect`"
         )
+    actions = settings.events.declared_actions
     report: dict[str, Any] = {
         "user": user,
         "events": sequence.version.count,
@@ -77,8 +78,7 @@ def _describe_user(
         "unsealed": sequence.version.count - sealed(sequence.version.count),
         "since": _time(sequence.version.epoch),
         "newest": [
-            _describe_behavior(bundle, settings.events.declared_actions, row)
-            for row in sequence.behaviors[::-1][:last]
+            _describe_behavior(bundle, actions, row) for row in sequence.behaviors[::-1][:last]
         ],
         "interests": None,
     }
