@@ -27,7 +27,7 @@ class Event(NamedTuple):
     user: str
     item: str
     action: int
-    """Code of the settings' `declared_actions`."""
+    """Code of a declared action (`infra.behaviors.ActionNames`)."""
     time: int
     """ms since epoch, UTC."""
     event_id: str | None
