@@ -8,8 +8,10 @@ probability 3e-6.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
+from unicodedata import category
 
 import numpy as np
 import xxhash
@@ -29,19 +31,85 @@ BEHAVIOR: Final = np.dtype(
 pack_behavior: Final = struct.Struct("<QqIIB").pack
 """``pack_behavior(item, time_ms, category, dwell_ms, action) -> bytes`` in BEHAVIOR's layout."""
 
-ACTIONS: Final = {
-    "view": 1,
-    "click": 2,
-    "cart": 3,
-    "purchase": 4,
-    "favorite": 5,
-    "like": 6,
-    "share": 7,
-    "rate": 8,
-    "play": 9,
-    "search": 10,
-}
-"""Known actions and their stored codes. Codes are never reused."""
+MAX_ACTIONS: Final = 255
+"""Most actions of a platform: a stored behavior holds the code of one in a byte, from 1."""
+
+MAX_ACTION_BYTES: Final = 64
+"""Longest name of an action, in UTF-8 bytes."""
+
+_CONTROL: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode's categories of control characters, halves of pairs, and ends of lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActionNames:
+    """The actions that a platform declares, in the order of the codes under which they are stored.
+
+    A code is the name's place, from 1. Stored behaviors hold codes alone, so a list that is in use
+    may only grow at its end (`extends`): another order would give what is stored another meaning.
+
+    Raises:
+        ValueError: there is no name or too many, or a name is empty, too long, stands twice, or
+            holds a control character.
+
+    >>> actions = ActionNames(("view", "answered right", "answered wrong"))
+    >>> actions.codes["answered wrong"], actions.name(2)
+    (3, 'answered right')
+    """
+
+    names: tuple[str, ...]
+    codes: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    """Each name's code."""
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.names) <= MAX_ACTIONS:
+            raise ValueError(f"names {len(self.names)} actions; name 1 to {MAX_ACTIONS}")
+        codes: dict[str, int] = {}
+        for code, name in enumerate(self.names, 1):
+            _check_action_name(name, code)
+            if codes.setdefault(name, code) != code:
+                raise ValueError(f"{name!r} stands twice, as names {codes[name]} and {code}")
+        object.__setattr__(self, "codes", codes)
+
+    def name(self, code: int) -> str | None:
+        """The name of a stored code; None: none has it."""
+        return self.names[code - 1] if 0 < code <= len(self.names) else None
+
+    def extends(self, other: ActionNames) -> bool:
+        """Whether this list begins with the other: all that was stored by that keeps its meaning.
+
+        >>> ActionNames(("view", "buy", "like")).extends(ActionNames(("view", "buy")))
+        True
+        >>> ActionNames(("like", "view", "buy")).extends(ActionNames(("view", "buy")))
+        False
+        """
+        return self.names[: len(other.names)] == other.names
+
+
+def _check_action_name(name: str, place: int) -> None:
+    if not name.strip():
+        raise ValueError(f"name {place} is empty")
+    if len(name.encode(errors="surrogatepass")) > MAX_ACTION_BYTES:
+        raise ValueError(f"name {place} has more than {MAX_ACTION_BYTES} bytes")
+    if any(category(character) in _CONTROL for character in name):
+        raise ValueError(f"{name!r} holds a control character")
+
+
+DEFAULT_ACTIONS: Final = ActionNames(
+    (
+        "view",
+        "click",
+        "cart",
+        "purchase",
+        "favorite",
+        "like",
+        "share",
+        "rate",
+        "play",
+        "search",
+    )
+)
+"""The actions where the settings declare no others."""
 
 
 def item_key(item_id: str) -> int:

@@ -28,20 +28,24 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
-from infra.behaviors import ACTIONS
-from infra.errors import SettingsError, nearest, one_line
+from infra.behaviors import DEFAULT_ACTIONS, ActionNames
+from infra.errors import SettingsError, hint, nearest, one_line
 
 ENV_PREFIX: Final = "LIFELONG_"
 ENV_CONFIG: Final = "LIFELONG_CONFIG"
 DEFAULT_FILE: Final = Path("lifelong.toml")
 MASK: Final = "**********"
+
+SHOWN_CHARS: Final = 120
+"""Characters of a bad value that an error shows: a list of names may be long."""
 
 EVENT_FIELDS: Final = (
     "event_id",
@@ -246,10 +250,14 @@ class EventSettings(Section):
     """Our field's name to the platform's; a dot steps into an object ("payload.user.id"). Our
     fields: event_id, user_id, item_id, action, event_time, category_id, dwell_ms, source. A field
     not listed has our name."""
+    action_names: Annotated[tuple[str, ...], NoDecode] = DEFAULT_ACTIONS.names
+    """The platform's actions, up to 255. Behaviors are stored with an action's place in this list:
+    add names at its end alone, and remove none."""
+    actions: dict[str, str] = Field(default_factory=dict)
+    """An action as events spell it to the name declared in action_names; one not listed here must
+    be declared itself."""
     constants: dict[str, str | int] = Field(default_factory=dict)
     """Our field's name to the value it has when the event does not carry it (action = "click")."""
-    actions: dict[str, str] = Field(default_factory=dict)
-    """The platform's action to ours; an action not listed must be one of ours."""
     time_unit: Literal["s", "ms", "us", "iso"] = "ms"
     """What event_time counts since 1970, or "iso" for ISO 8601 text."""
     earliest: datetime = datetime(2000, 1, 1, tzinfo=UTC)
@@ -270,19 +278,33 @@ class EventSettings(Section):
                 raise ValueError(f"{name} = {theirs!r} is not a name or a dotted path")
         return {name: value.get(name, name) for name in EVENT_FIELDS}
 
-    @field_validator("constants")
+    @field_validator("action_names", mode="before")
     @classmethod
-    def _check_constants(cls, value: dict[str, str | int]) -> dict[str, str | int]:
-        _check_event_fields(value)
-        if "action" in value:
-            _check_action(str(value["action"]))
-        return value
+    def _read_action_names(cls, value: object) -> object:
+        if isinstance(value, str):  # of a flag or the environment
+            try:
+                value = json.loads(value)
+            except ValueError:
+                value = None
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise ValueError('must be a list of names, as in ["view", "purchase"]')
+        return ActionNames(tuple(value)).names
 
     @field_validator("actions")
     @classmethod
-    def _check_actions(cls, value: dict[str, str]) -> dict[str, str]:
-        for ours in value.values():
-            _check_action(ours)
+    def _check_actions(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for declared in value.values():
+            _check_declared(declared, info)
+        return value
+
+    @field_validator("constants")
+    @classmethod
+    def _check_constants(
+        cls, value: dict[str, str | int], info: ValidationInfo
+    ) -> dict[str, str | int]:
+        _check_event_fields(value)
+        if "action" in value:
+            _check_declared(str(value["action"]), info)
         return value
 
     @field_validator("earliest", mode="before")
@@ -294,6 +316,11 @@ class EventSettings(Section):
         except (AttributeError, ValueError):
             raise ValueError("must be a date like 2000-01-01") from None
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+    @property
+    def declared_actions(self) -> ActionNames:
+        """`action_names`, with their codes."""
+        return ActionNames(self.action_names)
 
     @property
     def earliest_ms(self) -> int:
@@ -565,7 +592,10 @@ def _explain(error: ValidationError, sources: tuple[_Source, ...]) -> str:
 def _show(key: tuple[str, ...], value: object) -> str:
     if key == ("store", "url"):
         return repr(mask_url(str(value)))
-    return MASK if key == ("broker", "sasl_password") else repr(value)
+    if key == ("broker", "sasl_password"):
+        return MASK
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}..."
 
 
 def _allowed(detail: ErrorDetails) -> str:
@@ -618,9 +648,10 @@ def _check_event_fields(mapping: Mapping[str, object]) -> None:
             raise ValueError(f"{name!r} is not one of our fields: {', '.join(EVENT_FIELDS)}")
 
 
-def _check_action(name: str) -> None:
-    if name not in ACTIONS:
-        raise ValueError(f"{name!r} is not one of our actions: {', '.join(ACTIONS)}")
+def _check_declared(action: str, info: ValidationInfo) -> None:
+    names = info.data.get("action_names")  # None: they are wrong themselves, which is told first
+    if names is not None and action not in names:
+        raise ValueError(f"{action!r} is not declared in action_names; {hint(action, names)}")
 
 
 def _choice(names: Iterator[str]) -> str:
@@ -632,6 +663,8 @@ def _toml(value: object) -> str:
     match value:
         case bool():
             return str(value).lower()
+        case list() | tuple():
+            return f"[{', '.join(map(_toml, value))}]"
         case dict():
             return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
         case datetime():

@@ -97,7 +97,8 @@ def _describe_topic(settings: Settings, topic: str) -> str:
 
 
 def _check_store(settings: Settings) -> str:
-    store = open_store(settings.store, read_only=True)
+    actions = settings.events.declared_actions.names
+    store = open_store(settings.store, read_only=True, actions=actions)
     try:
         store.ping()
         some = len(store.users(b"", 1).users)
@@ -105,7 +106,7 @@ def _check_store(settings: Settings) -> str:
     finally:
         store.close()
     if identity is not None:  # otherwise opening it would bring it up to date
-        open_to_write = open_store(settings.store)
+        open_to_write = open_store(settings.store, actions=actions)
         try:
             open_to_write.ping()
         finally:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from extractor.system import System
 from extractor.systems import load_system
-from infra.behaviors import ACTIONS
+from infra.behaviors import ActionNames
 from infra.errors import SettingsError
 from infra.records import sealed
 from infra.settings import Settings
@@ -20,7 +20,6 @@ from infra.stores import open_store
 from lifelong.portrait import name_interests, title_of
 from models.bundle import Bundle
 
-_ACTION_NAMES = {code: name for name, code in ACTIONS.items()}
 MOST_INTERESTS = 10
 
 
@@ -32,7 +31,9 @@ def run_inspect(settings: Settings, user: str | None, last: int, *, quiet: bool)
         BundleError, StoreError: the bundle or the store cannot be read.
     """
     bundle, system = load_system(settings)
-    store = open_store(settings.store, read_only=True)
+    store = open_store(
+        settings.store, read_only=True, actions=settings.events.declared_actions.names
+    )
     try:
         if user is None:
             report = _describe_all(bundle, store)
@@ -70,13 +71,16 @@ def _describe_user(
             f"user {user!r} is not in the store {settings.store.masked_url}: check the id and the"
             " store, or list some users with `lifelong inspect`"
         )
+    actions = settings.events.declared_actions
     report: dict[str, Any] = {
         "user": user,
         "events": sequence.version.count,
         "kept": len(sequence.behaviors),
         "unsealed": sequence.version.count - sealed(sequence.version.count),
         "since": _time(sequence.version.epoch),
-        "newest": [_describe_behavior(bundle, row) for row in sequence.behaviors[::-1][:last]],
+        "newest": [
+            _describe_behavior(bundle, actions, row) for row in sequence.behaviors[::-1][:last]
+        ],
         "interests": None,
     }
     if profile.interests is not None:
@@ -98,11 +102,12 @@ def _describe_state(
     }
 
 
-def _describe_behavior(bundle: Bundle, behavior: Any) -> dict[str, Any]:
+def _describe_behavior(bundle: Bundle, actions: ActionNames, behavior: Any) -> dict[str, Any]:
     row = int(bundle.rows(behavior["item"].reshape(1))[0])
+    code = int(behavior["action"])
     return {
         "time": _time(int(behavior["time"])),
-        "action": _ACTION_NAMES.get(int(behavior["action"]), "?"),
+        "action": actions.name(code) or f"unknown ({code})",
         "item": title_of(bundle, row) if row else f"unknown ({int(behavior['item']):016x})",
     }
 

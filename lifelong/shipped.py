@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from infra.arrays import I32, I64
-from infra.behaviors import ACTIONS, BEHAVIOR, item_key
+from infra.behaviors import BEHAVIOR, item_key
 from infra.settings import EventSettings
 from infra.store import Behaviors
 
@@ -59,7 +59,7 @@ class Purchases:
         keys = np.array([item_key(item) for item in self.items], np.uint64)
         packed["item"] = keys[self.item]
         packed["time"] = self.time_ms
-        packed["action"] = ACTIONS["purchase"]
+        packed["action"] = MAPPING.declared_actions.codes["purchase"]
         return packed
 
     @classmethod

@@ -62,7 +62,7 @@ def run_backfill(
             " nobody knows which worker is to recluster whom: create it, or give --partitions"
         )
     digest = None if settings.bundle.path is None else states_of(settings.bundle.path)
-    store = open_store(settings.store)
+    store = open_store(settings.store, actions=settings.events.declared_actions.names)
     begin = time.perf_counter()
     try:
         with _progress(f"backfill {file.name}") as (at, stop):

@@ -51,7 +51,7 @@ def run_forget(settings: Settings, users: Sequence[str]) -> dict[str, Any]:
     """Delete users, and keep out what they did before now."""
     # Whoever mistypes the store must not be told that all is deleted.
     open_store(settings.store, read_only=True).close()
-    store = open_store(settings.store)
+    store = open_store(settings.store, actions=settings.events.declared_actions.names)
     now_ms = wall_clock_ms()
     try:
         known = sum(

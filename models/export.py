@@ -142,6 +142,7 @@ def export_network(
         long_term=msgspec.to_builtins(config.long_term),
         state=state_tensors(network, table),
         schema=msgspec.to_builtins(config.schema),
+        actions=network.inputs.actions,
         seed=config.seed,
         training=msgspec.to_builtins(config),
         data=dict(data or {}),

@@ -122,6 +122,7 @@ def save_run(
             "until": int(interactions.times[:n_training].max()),
         },
         "heights": dict(network.inputs.heights),
+        "actions": network.inputs.actions,
         "n_users": network.inputs.n_users,
         "epochs": result.epochs,
         "curve": msgspec.to_builtins(result.curve),
@@ -165,6 +166,7 @@ def load_run(path: Path) -> Run:
             items=kinds["item"],
             users=kinds["user"],
             heights=described["heights"],
+            actions=tuple(described.get("actions", ())),
         )
         network = make_network(config, inputs)
         network.load_state_dict(torch.load(path / WEIGHTS, weights_only=True))

@@ -130,6 +130,7 @@ class ScorerProcess:
                     self._settings.store,
                     read_only=True,
                     wait_s=0,
+                    actions=self._settings.events.declared_actions.names,
                     damage=counted(self._metrics.store_damage),
                 )
             except StoreUnavailable as error:

@@ -262,7 +262,12 @@ def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
 def _open_store(settings: Settings, metrics: WorkerMetrics) -> Store:
     from infra.stores import open_store
 
-    return open_store(settings.store, wait_s=0, damage=counted(metrics.store_damage))
+    return open_store(
+        settings.store,
+        wait_s=0,
+        actions=settings.events.declared_actions.names,
+        damage=counted(metrics.store_damage),
+    )
 
 
 def _ensure_topic(broker: BrokerSettings, topic: str) -> None:

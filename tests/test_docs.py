@@ -10,6 +10,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from infra.settings import EventSettings, load_settings
 from lifelong.learning import SHIPPED
 from models.config import DataConfig, RunConfig, TrainingConfig, load_config
 from models.data.divisions import ByTime, LastOfUser
@@ -54,6 +55,14 @@ def toml_blocks() -> list[Any]:
         for page in pages()
         for number, block in enumerate(blocks(page), 1)
     ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_mappings_of_events_are_settings(page: str, tmp_path: Path) -> None:
+    [block] = (block for block in blocks(ROOT / page) if block.startswith("[events]"))
+    config = tmp_path / "lifelong.toml"
+    config.write_text(block)
+    assert load_settings(config=config, environ={}).events != EventSettings()
 
 
 def tag(config: type[msgspec.Struct]) -> str:

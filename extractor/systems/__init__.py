@@ -8,8 +8,9 @@ from infra.errors import BundleIncompatible, BundleMissing, SettingsError, hint
 
 if TYPE_CHECKING:
     from extractor.system import System
+    from infra.behaviors import ActionNames
     from infra.settings import Settings
-    from models.bundle import Bundle
+    from models.bundle import Bundle, Manifest
 
 SYSTEMS = ("encode",)
 """Names of systems as manifests have them."""
@@ -20,7 +21,8 @@ def load_system(settings: Settings) -> tuple[Bundle, System]:
 
     Raises:
         BundleError: there is none, or it cannot be used.
-        SettingsError: the store keeps fewer behaviors than the bundle's states are made of.
+        SettingsError: the store keeps fewer behaviors than the bundle's states are made of, or the
+            bundle's network sees an action that is not declared.
     """
     from models.bundle import Bundle
 
@@ -33,7 +35,25 @@ def load_system(settings: Settings) -> tuple[Bundle, System]:
             f" (L) that the bundle {bundle.manifest.name} was trained on; raise it, or take another"
             " bundle"
         )
+    check_actions(bundle.manifest, settings.events.declared_actions)
     return bundle, open_system(bundle)
+
+
+def check_actions(manifest: Manifest, declared: ActionNames) -> None:
+    """Refuse settings under which no behavior could have an action that the network tells apart.
+
+    Raises:
+        SettingsError: the network sees actions, and one of them is not declared.
+    """
+    if "action" not in manifest.schema.get("behavior", ()):
+        return
+    lacking = [name for name in manifest.actions if name not in declared.codes]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise SettingsError(
+            f"events.action_names lacks {lacking[0]!r}{more}, which the bundle {manifest.name} was"
+            " trained on; add what is missing at its end, or take another bundle"
+        )
 
 
 def open_system(bundle: Bundle) -> System:

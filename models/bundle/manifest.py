@@ -96,6 +96,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     user have names (`extractor.state.Layout`)."""
     schema: dict[str, Any] = {}
     """What the network sees (`models.data.schema.Schema`)."""
+    actions: tuple[str, ...] = ()
+    """Names of the actions that its training data tell apart, in the order of their codes, from 1
+    (0: any other). Whether the network sees them, ``schema`` says."""
     user_features: tuple[str, ...] = USER_FEATURES
     cross_features: tuple[str, ...] = CROSS_FEATURES
     seed: int = 0
@@ -164,7 +167,10 @@ def decode_manifest(path: Path, raw: bytes) -> Manifest:
 def sealed(manifest: Manifest) -> Manifest:
     """The manifest with its checksum."""
     bare = msgspec.structs.replace(manifest, checksum="")
-    encoded = msgspec.json.encode(bare, order="deterministic")
+    said: dict[str, Any] = msgspec.to_builtins(bare, order="deterministic")
+    if not manifest.actions:  # as in the bundles that were sealed before there was this field
+        del said["actions"]
+    encoded = msgspec.json.encode(said)
     return msgspec.structs.replace(bare, checksum=hashlib.sha256(encoded).hexdigest())
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infra.arrays import F32, F64, I8, I32, I64, Bools
+from infra.arrays import F32, F64, I8, I32, I64, U8, Bools
 from models.data.interactions import Interactions
 from models.data.requests import Requests, Sequences
 from models.data.schema import AGE_BUCKETS, Inputs, dwell_bucket
@@ -144,8 +144,8 @@ class Gatherer:
         return features
 
     @property
-    def _columns(self) -> dict[str, I8]:
-        """Recorded behavior features by name, i8[N] in the order of the sequences."""
+    def _columns(self) -> dict[str, I8 | U8]:
+        """Recorded behavior features by name, [N] in the order of the sequences."""
         columns = self.__dict__.get("columns")
         if columns is None:
             interactions, order = self.interactions, self.sequences.position
@@ -223,7 +223,7 @@ def _gather_rows(
 
 
 @fast_kernel
-def _gather_feature(column: I8, begin: I64, end: I64, rows: I64) -> None:
+def _gather_feature(column: I8 | U8, begin: I64, end: I64, rows: I64) -> None:
     length = rows.shape[1]
     for r in range(len(begin)):
         shift = length - end[r]

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from infra.arrays import F32, I8, I32, I64
+from infra.arrays import F32, I32, I64, U8
+from infra.behaviors import MAX_ACTIONS
 from infra.errors import DataError
 from models.features import PER_MILLION
 
@@ -26,9 +27,6 @@ Column = Any
 """An arrow column, in one piece or in chunks; pyarrow's stubs make a type of every value type."""
 
 pc: Final[Any] = pyarrow.compute  # its stubs refuse half of what it accepts
-
-MAX_ACTIONS: Final = 127
-"""Most actions of a data set: a behavior holds its action in one signed byte."""
 
 _BLOCK: Final = 1 << 20
 _MOST_TEXT: Final = 2**31  # bytes that one array of texts with 32-bit offsets can hold
@@ -96,8 +94,8 @@ class Interactions:
     """i32[N]: rows of ``item_ids``, in [1, n]."""
     times: I64
     """i64[N], seconds since epoch, ascending."""
-    actions: I8 | None = None
-    """i8[N]: rows of ``action_names``, 0 for an unknown action; None: all behaviors are alike."""
+    actions: U8 | None = None
+    """u8[N]: rows of ``action_names``, 0 for an unknown action; None: all behaviors are alike."""
     action_names: list[str] = field(default_factory=lambda: [""])
     """Names of the actions; row 0 ("") stands for unknown ones."""
     dwell_s: F32 | None = None
@@ -244,7 +242,7 @@ class Columns:
             user_attributes={name: Attribute.of(column) for name, column in user_columns.items()},
         )
 
-    def _actions(self, source: str, order: I64) -> tuple[I8 | None, list[str]]:
+    def _actions(self, source: str, order: I64) -> tuple[U8 | None, list[str]]:
         if self.actions is None:
             return None, [""]
         values, codes = _codes(self.actions)
@@ -262,7 +260,7 @@ class Columns:
             )
         row = pc.fill_null(pc.index_in(names, value_set=known), -1).to_numpy() + 1
         row = np.append(row, 0)  # null has code -1
-        return row[codes[order]].astype(np.int8), ["", *known.to_pylist()]
+        return row[codes[order]].astype(np.uint8), ["", *known.to_pylist()]
 
 
 class _Numbered(NamedTuple):

@@ -59,6 +59,8 @@ class Inputs:
     """User attributes by name, i64[U, w]: rows of the values, 0 for none."""
     heights: Mapping[str, int]
     """Rows of each embedding table, by "user.<name>", "item.<name>" and "behavior.<name>"."""
+    actions: tuple[str, ...] = ()
+    """Names of the data's actions, in the order of their rows from 1; none where they have none."""
 
     @property
     def categories(self) -> I64:
@@ -93,7 +95,8 @@ class Inputs:
             heights[f"user.{name}"] = len(attribute.values)
         for feature in schema.behavior:
             heights[f"behavior.{feature}"] = _behavior_height(feature, interactions)
-        return cls(schema, n_items, n_users, items, users, heights)
+        actions = tuple(interactions.action_names[1:])
+        return cls(schema, n_items, n_users, items, users, heights, actions)
 
 
 def _attribute(kind: str, name: str, attributes: Mapping[str, Attribute]) -> Attribute:

@@ -236,6 +236,7 @@ def _events(source: Path | Topic, settings: EventSettings) -> tuple[Columns, I64
         items=table["item_id"],
         times=times // 1000,
         actions=actions,
+        action_names=settings.action_names,
         dwell_s=None if dwell.null_count == len(dwell) else pc.divide(dwell, 1000.0),
         item_attributes={"category": table["category_id"]} if has_category else {},
     )

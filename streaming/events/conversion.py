@@ -27,7 +27,7 @@ class Event(NamedTuple):
     user: str
     item: str
     action: int
-    """Code of `infra.behaviors.ACTIONS`."""
+    """Code of a declared action (`infra.behaviors.ActionNames`)."""
     time: int
     """ms since epoch, UTC."""
     event_id: str | None
@@ -58,7 +58,9 @@ class Conversion:
         self.fields: Final = Fields(settings)
         self.times: Final = Times(settings)
         self.max_id_bytes: Final = settings.max_id_bytes
-        self.actions: Final = Actions(settings.actions, settings.max_id_bytes)
+        self.actions: Final = Actions(
+            settings.declared_actions, settings.actions, settings.max_id_bytes
+        )
         self.constant_ids: Final[dict[str, str]] = {}
         """The constants of ids, and of the source, as texts."""
         try:

@@ -11,7 +11,7 @@ One rule each, for every way that an event can come:
   (7.0 is 7, up to 2**53: what a table makes of whole numbers once one is missing), and refused
   otherwise. An id holds no NUL character, with which stores end a user's key.
 - *Dwell times* are numbers of ms, rounded down, that fit 32 bits.
-- *Actions* are ids that the settings map to one of ours, or one of ours.
+- *Actions* are ids that the settings declare, or map to one that is declared.
 
 What is absent, and what an empty text means, is decided before: see `streaming.events.fields`.
 Times have a module of their own, `streaming.events.times`.
@@ -25,8 +25,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Final
 
-from infra.behaviors import ACTIONS
-from infra.errors import hint
+from infra.behaviors import ActionNames
+from infra.errors import nearest
 from streaming.events.rejects import Reason, Rejected, kind, show
 
 MAX_DWELL_MS: Final = 0xFFFF_FFFF
@@ -38,9 +38,9 @@ MAX_EXACT: Final = 2**53
 MAX_DIGITS: Final = 4300
 """Digits of a number that Python and msgspec convert; a text with more is refused like a number."""
 
-HINTS_CACHED: Final = 1024
-"""Unknown actions whose nearest known one is remembered: finding it costs 100 µs, and a producer
-that is configured wrongly sends the same ones without end."""
+HINTS: Final = 1024
+"""Unknown actions whose nearest known one is looked for, and remembered: that costs up to 6 ms, and
+a producer that is configured wrongly sends the same ones, or new ones, without end."""
 
 _NUMBER: Final = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _WHOLE: Final = re.compile(r"[-+]?\d+", re.ASCII)
@@ -136,14 +136,18 @@ def _id_of_number(value: object, shown: str) -> str:
 
 
 class Actions:
-    """The actions that are known, ours and the platform's, and their codes.
+    """The actions that are known, as declared and as events spell them, and their codes.
 
-    >>> Actions({"buy": "purchase"}, 256).codes["buy"] == ACTIONS["purchase"]
-    True
+    >>> declared = ActionNames(("view", "purchase"))
+    >>> Actions(declared, {"buy": "purchase"}, 256).codes
+    {'view': 1, 'purchase': 2, 'buy': 2}
     """
 
-    def __init__(self, mapped: Mapping[str, str], max_id_bytes: int) -> None:
-        codes = ACTIONS | {theirs: ACTIONS[ours] for theirs, ours in mapped.items()}
+    def __init__(self, declared: ActionNames, mapped: Mapping[str, str], max_id_bytes: int) -> None:
+        codes = {
+            **declared.codes,
+            **{theirs: declared.codes[ours] for theirs, ours in mapped.items()},
+        }
         self.codes: Final = {
             name: code for name, code in codes.items() if _is_id(name, max_id_bytes)
         }
@@ -153,21 +157,23 @@ class Actions:
         """The code of an action.
 
         Raises:
-            Rejected: it is not known; the detail says which is nearest.
+            Rejected: it is not known; the detail says which is nearest, and where to declare it.
         """
         code = self.codes.get(name)
         if code is None:
             raise Rejected(
                 Reason.UNKNOWN_ACTION,
-                f"{shown} {show(name)} is not known; map it to one that is: {self._hint(name)}",
+                f"{shown} {show(name)} is not known{self._hint(name)}; add it to"
+                " events.action_names, or map it in events.actions",
             )
         return code
 
     def _hint(self, name: str) -> str:
         if name not in self._hints:
-            if len(self._hints) >= HINTS_CACHED:
-                self._hints.clear()
-            self._hints[name] = hint(name, self.codes)
+            if len(self._hints) >= HINTS:
+                return ""
+            near = nearest(name, self.codes)
+            self._hints[name] = f" (did you mean {near}?)" if near else ""
         return self._hints[name]
 
 

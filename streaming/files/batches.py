@@ -68,7 +68,7 @@ class EventBatch:
     times: I64
     """i64[n]: event times, ms since epoch, UTC."""
     actions: U8
-    """u8[n]: codes of `infra.behaviors.ACTIONS`."""
+    """u8[n]: codes of the declared actions (`infra.behaviors.ActionNames`)."""
     categories: Column | None
     dwells: U32 | None
     """u32[n]: dwell times in ms, 0 where a row has none."""

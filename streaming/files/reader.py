@@ -108,6 +108,8 @@ class EventFile:
         self.skipped: Counter[str] = Counter()
         """Rows skipped so far, by `streaming.events.rejects.Reason`."""
         self._mapping = mapping or EventSettings()
+        self.actions: Final = self._mapping.declared_actions
+        """The actions whose codes its events have."""
         conversion = Conversion(self._mapping)
         self._convert = ColumnConversion(conversion, wall_clock_ms() if now_ms is None else now_ms)
         self.format, self.compressed = _format(self.path)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from infra.behaviors import ACTIONS
+from infra.behaviors import ActionNames
 from infra.errors import BrokerError, SourceError, one_line
 from infra.files import replacing
 from infra.settings import EventSettings
@@ -55,10 +55,6 @@ STOP_FLUSH_S: Final = 5.0
 DELIVERY_S: Final = 120.0
 """How long a broker that is away is waited for before an event counts as failed. Long enough for
 a restart; longer would only delay the news."""
-
-ACTION_NAMES: Final = [""] * 256
-for _name, _code in ACTIONS.items():
-    ACTION_NAMES[_code] = _name
 
 log = logging.getLogger(__name__)
 
@@ -309,7 +305,7 @@ class _Run:
 
     def send(self, batch: EventBatch, pacer: Pacer, stop: threading.Event) -> bool:
         """Send a batch in slices as they become due; False when stopped, or an event failed."""
-        messages = encode_batch(batch, self._file.identity)
+        messages = encode_batch(batch, self._file.identity, self._file.actions)
         at = 0
         while at < len(messages):
             if stop.is_set() or self._producer.failed:
@@ -355,8 +351,13 @@ class _Run:
             self._on_progress(self.progress())
 
 
-def encode_batch(batch: EventBatch, identity: int) -> list[Message]:
-    """The batch's events as messages; ``identity`` is the file's, for events without an id."""
+def encode_batch(batch: EventBatch, identity: int, actions: ActionNames) -> list[Message]:
+    """The batch's events as messages.
+
+    Args:
+        identity: the file's, for events without an id.
+        actions: those whose codes the batch has.
+    """
     prefix = f"{identity:016x}-"
     rows = batch.rows.tolist()
     users: list[str] = batch.users.to_pylist()
@@ -364,15 +365,15 @@ def encode_batch(batch: EventBatch, identity: int) -> list[Message]:
     if batch.event_ids is not None:
         given = batch.event_ids.to_pylist()
         ids = [theirs or ours for theirs, ours in zip(given, ids, strict=True)]
-    names = ACTION_NAMES
+    names = actions.names
     return [
         {
             "key": user.encode(),
             "value": _encode(
-                BehaviorEvent(event_id, user, item, names[action], ms, category, dwell, source)
+                BehaviorEvent(event_id, user, item, names[code - 1], ms, category, dwell, source)
             ),
         }
-        for event_id, user, item, action, ms, category, dwell, source in zip(
+        for event_id, user, item, code, ms, category, dwell, source in zip(
             ids,
             users,
             batch.items.to_pylist(),

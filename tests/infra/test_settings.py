@@ -77,6 +77,42 @@ def test_a_mapping_may_be_given_by_key_or_as_json() -> None:
     assert by_key.events.fields["user_id"] == as_json.events.fields["user_id"] == "uid"
 
 
+def test_a_list_may_be_given_as_json_or_in_the_file(tmp_path: Path) -> None:
+    written = '["answered right", "answered wrong"]'
+    config = write(tmp_path, f"[events]\naction_names = {written}\n")
+    for settings in (
+        load_settings(config=config, environ={}),
+        load_settings({"events.action_names": written}, environ={}),
+        load_settings(environ={"LIFELONG_EVENTS__ACTION_NAMES": written}),
+    ):
+        assert settings.events.declared_actions.codes == {"answered right": 1, "answered wrong": 2}
+
+
+def test_a_list_in_the_environment_that_is_none_is_named() -> None:
+    message = error(LIFELONG_EVENTS__ACTION_NAMES="view,click")
+    assert message.startswith("LIFELONG_EVENTS__ACTION_NAMES = 'view,click': must be a list")
+
+
+def test_events_may_spell_the_declared_actions_in_their_own_way() -> None:
+    events = {"action_names": ["seen", "bought"], "actions": {"buy": "bought"}}
+    assert load_settings({"events": events}, environ={}).events.actions == {"buy": "bought"}
+
+
+def test_a_mapping_onto_an_action_that_is_declared_no_more_is_an_error() -> None:
+    message = error({"events": {"action_names": ["seen"], "actions": {"see": "view"}}})
+    assert message.startswith("events.actions = {'see': 'view'}: 'view' is not declared in")
+
+
+def test_a_wrong_list_of_actions_is_told_before_what_refers_to_it() -> None:
+    message = error({"events": {"action_names": [""], "actions": {"see": "view"}}})
+    assert message == "events.action_names = ['']: name 1 is empty"
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    message = error({"events.action_names": [f"action {code}" for code in range(300)]})
+    assert len(message) < 250
+
+
 def test_fields_not_listed_keep_our_names() -> None:
     fields = EventSettings(fields={"user_id": "u.id"}).fields
     assert fields == {**{name: name for name in EVENT_FIELDS}, "user_id": "u.id"}
@@ -165,8 +201,18 @@ def test_broken_json_in_a_variable_is_named() -> None:
         ("events.earliest", 3, "a date like 2000-01-01"),
         ("events.fields", {"user": "x"}, "'user' is not one of our fields"),
         ("events.fields", {"user_id": "a..b"}, "dotted path"),
-        ("events.constants", {"action": "buy"}, "'buy' is not one of our actions"),
-        ("events.actions", {"buy": "bought"}, "'bought' is not one of our actions"),
+        ("events.constants", {"action": "buy"}, "'buy' is not declared in action_names; choose"),
+        ("events.actions", {"buy": "bought"}, "'bought' is not declared in action_names; choose"),
+        ("events.actions", {"buy": "purchse"}, "action_names; did you mean purchase?"),
+        ("events.action_names", [], "names 0 actions; name 1 to 255"),
+        ("events.action_names", [str(code) for code in range(256)], "names 256 actions"),
+        ("events.action_names", ["view", " "], "name 2 is empty"),
+        ("events.action_names", ["view", "view"], "'view' stands twice"),
+        ("events.action_names", ["vi\tew"], "holds a control character"),
+        ("events.action_names", ["view" * 20], "name 1 has more than 64 bytes"),
+        ("events.action_names", "view, buy", 'a list of names, as in ["view", "purchase"]'),
+        ("events.action_names", ["view", 2], "must be a list of names"),
+        ("events.action_names", 3, "must be a list of names"),
     ],
 )
 def test_a_bad_value_says_what_is_allowed(key: str, value: object, reason: str) -> None:

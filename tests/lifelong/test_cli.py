@@ -177,6 +177,21 @@ def test_backfill_fills_the_store_that_inspect_reads(tmp_path: Path, events: Pat
     assert json.loads(shown.stdout)["events"] == 3
 
 
+def test_actions_that_the_platform_declares_are_stored_and_shown(tmp_path: Path) -> None:
+    (tmp_path / "lifelong.toml").write_text('[events]\naction_names = ["skipped", "solved"]\n')
+    event = EVENT | {"event_id": "e", "action": "solved"}
+    (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
+    store = ["--store", f"lmdb://{tmp_path / 'store'}", "--json", "-"]
+
+    lifelong("backfill", "events.jsonl", "--partitions", "8", *store, cwd=tmp_path)
+    shown = lifelong("inspect", "ann", *store, cwd=tmp_path)
+    fewer = ["--set", 'events.action_names=["skipped"]']
+    undeclared = lifelong("inspect", "ann", *store, *fewer, cwd=tmp_path)
+
+    assert [one["action"] for one in json.loads(shown.stdout)["newest"]] == ["solved"]
+    assert [one["action"] for one in json.loads(undeclared.stdout)["newest"]] == ["unknown (2)"]
+
+
 def test_backfilled_users_are_due_for_the_shipped_bundle(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     rows = [{**EVENT, "event_id": f"e{i}"} for i in range(SEGMENT)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from extractor.systems import open_system
-from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
+from infra.behaviors import DEFAULT_ACTIONS, Source, item_key, pack_behavior
 from infra.errors import SettingsError, StoreCorrupt, StoreUnavailable
 from infra.segments import SEGMENT
 from infra.settings import BundleSettings, Settings, StoreSettings
@@ -40,7 +40,7 @@ def filled(settings: Settings) -> Settings:
     store = open_store(settings.store)
     number = SEGMENT + WAITING
     packed = [
-        pack_behavior(item_key(f"item-{1 + n % 9}"), NOW_MS + n, 0, 0, ACTIONS["click"])
+        pack_behavior(item_key(f"item-{1 + n % 9}"), NOW_MS + n, 0, 0, DEFAULT_ACTIONS.codes["click"])
         for n in range(number)
     ]
     append = Append("ann", packed, [0] * number, list(range(number)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lifelong
-from infra.behaviors import ACTIONS, item_key
+from infra.behaviors import DEFAULT_ACTIONS, item_key
 from lifelong.shipped import (
     BUNDLE,
     HISTORY_SHARE,
@@ -56,7 +56,7 @@ def test_a_behavior_is_made_of_each_purchase(purchases: Purchases) -> None:
     assert len(behaviors) == len(purchases)
     assert last["item"] == item_key(purchases.items[purchases.item[-1]])
     assert last["time"] == purchases.time_ms[-1]
-    assert last["action"] == ACTIONS["purchase"]
+    assert last["action"] == DEFAULT_ACTIONS.codes["purchase"]
 
 
 def test_written_purchases_are_read_as_events(purchases: Purchases, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_written_purchases_are_read_as_events(purchases: Purchases, tmp_path: Pa
     assert batch.items.to_pylist() == [purchases.items[code] for code in purchases.item[10:15]]
     assert batch.users.to_pylist() == [purchases.users[code] for code in purchases.user[10:15]]
     np.testing.assert_array_equal(batch.times, purchases.time_ms[10:15])
-    assert set(batch.actions.tolist()) == {ACTIONS["purchase"]}
+    assert set(batch.actions.tolist()) == {DEFAULT_ACTIONS.codes["purchase"]}
 
 
 def test_what_is_shipped_is_small() -> None:

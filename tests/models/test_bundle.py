@@ -305,6 +305,18 @@ def test_the_shipped_bundle_is_whole() -> None:
     assert metrics["hit10"] > metrics["hit10_repeat"] + 0.1
 
 
+def test_actions_of_the_training_data_come_back_and_are_sealed(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest.update(actions=["view", "buy"]))
+    assert Bundle.load(path).manifest.actions == ("view", "buy")
+    edit_manifest(path, lambda manifest: manifest.update(actions=["buy", "view"]), seal=False)
+    refused(path, BundleCorrupt, MANIFEST, "checksum")
+
+
+def test_a_manifest_of_before_there_were_actions_is_whole(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest.pop("actions"), seal=False)
+    assert Bundle.load(path).manifest.actions == ()
+
+
 def test_the_documented_files_are_the_written_ones(path: Path) -> None:
     assert {entry.name for entry in path.iterdir()} == {MANIFEST, *FILES}
     assert int(bundles.FORMAT) == 2

@@ -46,7 +46,10 @@ def network_of(config: RunConfig) -> Network:
     genres = np.arange(ITEMS + 1, dtype=np.int64)[:, None] % GENRES
     heights = {"item.genre": GENRES, "user.city": CITIES, "behavior.action": 3, "behavior.age": 24}
     cities = np.arange(1, CITIES, dtype=np.int64)[:, None]
-    inputs = Inputs(config.schema, ITEMS, CITIES - 1, {"genre": genres}, {"city": cities}, heights)
+    actions = ("answered right", "answered wrong")
+    inputs = Inputs(
+        config.schema, ITEMS, CITIES - 1, {"genre": genres}, {"city": cities}, heights, actions
+    )
     network = make_network(config, inputs).eval()
     torch.manual_seed(3)
     with torch.no_grad():
@@ -231,6 +234,13 @@ def test_a_state_is_of_the_shape_that_the_manifest_says(
         assert len(feed[name].shape) == len(tensor.shape)
         for size, said in zip(feed[name].shape, tensor.shape, strict=True):
             assert said in {-1, size}
+
+
+def test_the_manifest_names_the_actions_in_the_order_of_their_codes(
+    method: tuple[Network, RunConfig, BundleContents],
+) -> None:
+    _, _, contents = method
+    assert contents.manifest.actions == ("answered right", "answered wrong")
 
 
 def test_the_graph_over_the_items_says_what_the_network_does(

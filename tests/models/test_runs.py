@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from infra.errors import TrainingError
@@ -51,6 +53,16 @@ def test_a_run_comes_back_from_its_directory(
     assert run.metrics == pytest.approx(result.metrics)
     assert run.vocabulary.item_ids == interactions.item_ids
     assert run.data["behaviors"] == len(interactions)
+
+
+def test_a_run_keeps_the_names_of_the_actions(interactions: Interactions, tmp_path: Path) -> None:
+    acting = replace(
+        interactions,
+        actions=np.ones(len(interactions), np.uint8),
+        action_names=["", "answered right", "answered wrong"],
+    )
+    result = train(TINY, split_live(acting, PROTOCOL, TINY.seed), tmp_path / "run")
+    assert load_run(result.path).inputs.actions == ("answered right", "answered wrong")
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, INPUTS, RUN, VOCABULARY])

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from extractor.system import System
 from extractor.systems import open_system
-from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
+from infra.behaviors import DEFAULT_ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
 from infra.metrics import ScorerMetrics
 from infra.settings import BundleSettings, ScorerSettings, Settings, StoreSettings
@@ -85,7 +85,7 @@ class World:
         sequence = self.store.sequences([user])[0]
         first = sequence.version.count if sequence is not None else 0
         behaviors = [
-            pack_behavior(item_key(item), at_ms + 60_000 * i, 0, 0, ACTIONS["click"])
+            pack_behavior(item_key(item), at_ms + 60_000 * i, 0, 0, DEFAULT_ACTIONS.codes["click"])
             for i, item in enumerate(items)
         ]
         offsets = [first + i for i in range(len(items))]

@@ -21,7 +21,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from infra.behaviors import ACTIONS, category_key, event_key, item_key, pack_behavior
+from infra.behaviors import (
+    DEFAULT_ACTIONS,
+    MAX_ACTIONS,
+    category_key,
+    event_key,
+    item_key,
+    pack_behavior,
+)
 from infra.settings import EventSettings
 from streaming.events.conversion import Conversion
 from streaming.events.decoder import EventDecoder
@@ -207,6 +214,9 @@ MAPPINGS = st.builds(
         ]
     ),
     actions=st.sampled_from([{}, {"buy": "purchase", "7": "cart", "": "like"}]),
+    action_names=st.sampled_from(
+        [DEFAULT_ACTIONS.names, ("like", "-7", "purchase", "cart", "view", "a,b")]
+    ),
 )
 
 
@@ -252,7 +262,7 @@ def stored(**changes: Any) -> Stored:
         row["event_time"],
         category_key(row["category_id"]),
         row["dwell_ms"],
-        ACTIONS[row["action"]],
+        DEFAULT_ACTIONS.codes[row["action"]],
     )
     return row["user_id"], packed, event_key(row["event_id"])
 
@@ -313,9 +323,43 @@ def test_a_replayed_row_is_stored_as_a_backfilled_one(folder: Path) -> None:
         ROW | {"user_id": -7, "item_id": 7.0, "dwell_ms": "1.9", "event_time": NOW - 0.7},
         ROW | {"category_id": None, "dwell_ms": None, "action": "buy"},
     ]
-    mapping = EventSettings(actions={"buy": "purchase"})
+    declared = ("purchase", "seen", "click")
+    mapping = EventSettings(action_names=declared, actions={"buy": "purchase"})
     backfilled = by_jsonl(rows, mapping, folder)
-    (batch,) = EventFile(folder / "e.jsonl", mapping, now_ms=NOW).batches()
-    events = [json.loads(message["value"]) for message in encode_batch(batch, 0)]
+    file = EventFile(folder / "e.jsonl", mapping, now_ms=NOW)
+    (batch,) = file.batches()
+    events = [json.loads(message["value"]) for message in encode_batch(batch, 0, file.actions)]
 
-    assert [by_kafka(event, EventSettings()) for event in events] == backfilled
+    assert [event["action"] for event in events] == ["click", "click", "purchase"]
+    assert [by_kafka(event, EventSettings(action_names=declared)) for event in events] == backfilled
+
+
+MANY = tuple(f"action {code}" for code in range(1, MAX_ACTIONS + 1))
+
+
+def test_any_of_255_actions_is_stored_under_its_code_by_every_way(folder: Path) -> None:
+    mapping = EventSettings(action_names=MANY)
+    rows = [ROW | {"action": name} for name in MANY]
+    expected = [(*stored()[:1], packed_with(code), stored()[2]) for code in range(1, 256)]
+
+    assert [by_kafka(row, mapping) for row in rows] == expected
+    assert by_jsonl(rows, mapping, folder) == expected
+    assert by_csv(rows, mapping, folder) == expected
+    assert by_parquet(rows, mapping, folder) == expected
+
+
+def packed_with(action: int) -> bytes:
+    return pack_behavior(item_key("i1"), NOW, category_key("c1"), 250, action)
+
+
+def test_an_action_that_is_not_declared_is_refused_alike_by_every_way(folder: Path) -> None:
+    mapping = EventSettings(action_names=("answered right", "answered wrong"))
+    refused = (
+        Reason.UNKNOWN_ACTION,
+        "action 'click' is not known; add it to events.action_names, or map it in events.actions",
+    )
+
+    assert by_kafka(ROW, mapping) == refused
+    assert by_jsonl([ROW], mapping, folder) == [refused]
+    assert by_csv([ROW], mapping, folder) == [refused]
+    assert by_parquet([ROW], mapping, folder) == [refused]

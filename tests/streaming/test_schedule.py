@@ -205,7 +205,9 @@ def test_the_previous_interests_warm_the_next_start(house: House) -> None:
 
 def test_corrupt_interests_are_replaced(house: House) -> None:
     house.act("u1", 2 * SEGMENT)
-    house.store.put_interests([InterestWrite("u1", DIGEST, Version(START, SEGMENT), b"junk")], START)
+    house.store.put_interests(
+        [InterestWrite("u1", DIGEST, Version(START, SEGMENT), b"junk")], START
+    )
     assert house.reclusterer.run_once() == 1
     assert house.system.previous == [None]
     assert house.covered("u1") == 2 * SEGMENT

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from infra.behaviors import Source
 from infra.errors import BrokerError, RecordTooLarge, StoreCorrupt, StoreFull, StoreUnavailable
 from infra.metrics import WorkerMetrics
-from infra.settings import Settings
 from infra.segments import SEGMENT
-from infra.store import Append, Appended, Group
+from infra.settings import Settings
+from infra.store import Appended, Group
 from streaming.writer import BatchWriter, GivenUp
 from tests.streaming.running import NOW, KeptLetters, WatchedStore, event
 

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from extractor.systems import load_system, open_system
+from extractor.systems import check_actions, load_system, open_system
 from extractor.systems.encode import EncodeSystem
+from infra.behaviors import ActionNames
 from infra.errors import BundleIncompatible, BundleMissing, SettingsError
 from infra.settings import Settings, load_settings
 from models.bundle import Bundle
@@ -43,6 +44,26 @@ def test_a_store_that_keeps_too_little_is_an_error_at_the_start(path: Path) -> N
     with pytest.raises(SettingsError, match=r"^store.length = 63 is less than the 64 .* tiny "):
         load_system(settings(path, store={"length": 63}))
     assert load_system(settings(path, store={"length": 64}))
+
+
+def test_a_network_that_sees_an_action_that_is_not_declared_is_refused(path: Path) -> None:
+    manifest = msgspec.structs.replace(
+        Bundle.load(path).manifest,
+        actions=("view", "answered right", "answered wrong"),
+        schema={"behavior": ["action"]},
+    )
+    check_actions(manifest, ActionNames(("answered wrong", "view", "answered right", "skipped")))
+    with pytest.raises(SettingsError) as caught:
+        check_actions(manifest, ActionNames(("view", "answered")))
+    assert str(caught.value) == (
+        "events.action_names lacks 'answered right' and 1 more, which the bundle tiny was trained"
+        " on; add what is missing at its end, or take another bundle"
+    )
+
+
+def test_actions_that_a_network_does_not_see_need_not_be_declared(path: Path) -> None:
+    manifest = msgspec.structs.replace(Bundle.load(path).manifest, actions=("rated 5",))
+    check_actions(manifest, ActionNames(("view",)))
 
 
 def test_another_version_than_the_pinned_one_is_refused(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,15 +115,18 @@ def test_a_restore_over_a_store_keeps_that_one_beside_it(place: Path, tmp_path: 
     assert kept(tmp_path / "store.before-restore") == list(range(105))
 
 
-@pytest.mark.parametrize("work", ["restore", "compact"])
+WORKS: dict[str, Callable[[Path, Path], object]] = {
+    "restore": lambda copy, place: restore(copy, place, replace=True),
+    "compact": lambda _, place: compact(place),
+}
+
+
+@pytest.mark.parametrize("work", WORKS)
 def test_a_store_in_use_is_not_touched(place: Path, tmp_path: Path, work: str) -> None:
     backup(place, tmp_path / "copy")
     worker = Holder(place)
     with pytest.raises(StoreUnavailable, match="is in use"):
-        if work == "restore":
-            restore(tmp_path / "copy", place, replace=True)
-        else:
-            compact(place)
+        WORKS[work](tmp_path / "copy", place)
     worker.close()
     assert kept(place) == list(range(110))
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from infra.behaviors import ACTIONS, Source, item_key, pack_behavior
+from infra.behaviors import DEFAULT_ACTIONS, Source, item_key, pack_behavior
 from infra.errors import StoreUnavailable
 from infra.segments import SEGMENT
 from infra.store import Append, Group, InterestWrite, Profile, Version
@@ -21,7 +21,7 @@ DIGEST = b"b" * 16
 def store() -> MemoryStore:
     """A store that holds a segment of "ann" and three behaviors more, and no interests yet."""
     store = MemoryStore()
-    behavior = pack_behavior(item_key("a"), NOW_MS, 0, 0, ACTIONS["click"])
+    behavior = pack_behavior(item_key("a"), NOW_MS, 0, 0, DEFAULT_ACTIONS.codes["click"])
     number = SEGMENT + 3
     append = Append("ann", [behavior] * number, [0] * number, list(range(number)))
     store.append([Group(Source(1, 1), [append])], NOW_MS, digest=DIGEST)

@@ -83,7 +83,7 @@ def test_nothing_at_or_after_the_request_is_visible() -> None:
     """What comes later is replaced by other items at other times; batches stay as they are."""
     before = replace(
         small(),
-        actions=np.ones(400, np.int8),
+        actions=np.ones(400, np.uint8),
         action_names=["", "buy", "look"],
         dwell_s=np.ones(400, np.float32),
     )
@@ -96,7 +96,7 @@ def test_nothing_at_or_after_the_request_is_visible() -> None:
         titles=[*before.titles, "New"],
         items=np.where(late, 21, before.items).astype(np.int32),
         times=before.times + late * 1_000_000,
-        actions=np.where(late, 2, before.actions).astype(np.int8),
+        actions=np.where(late, 2, before.actions).astype(np.uint8),
         dwell_s=np.where(late, 900.0, before.dwell_s).astype(np.float32),
     )
     everything = Live(behaviors_per_request=1, burn_in=0.0)
@@ -153,7 +153,7 @@ def test_features_are_those_that_the_service_computes() -> None:
 
 
 def test_behavior_features_stand_beside_their_behaviors() -> None:
-    actions, dwell_s = np.array([2, 1, 2, 1], np.int8), np.array([0, 1, 5, 9], np.float32)
+    actions, dwell_s = np.array([2, 1, 2, 1], np.uint8), np.array([0, 1, 5, 9], np.float32)
     interactions = replace(
         numbered([0, 0, 0, 0], [1, 2, 3, 4], [100, 968, 999, 1000]),
         actions=actions,

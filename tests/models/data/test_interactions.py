@@ -42,7 +42,7 @@ def test_what_a_row_says_besides_goes_with_it() -> None:
     assert interactions.values is not None
     assert interactions.action_names == ["", "buy", "view"]
     assert interactions.actions.tolist() == [0, 1, 0, 2, 1, 2]
-    assert interactions.actions.dtype == np.int8
+    assert interactions.actions.dtype == np.uint8
     assert interactions.dwell_s.tolist() == [5, 2, 0, 1, 6, 4]
     np.testing.assert_array_equal(interactions.values, [1, 4, 3, 5, 0.5, np.nan])
 
@@ -160,16 +160,24 @@ def test_what_cannot_be_numbered_is_told_in_one_line(other: dict[str, Any], word
     assert "\n" not in str(caught.value)
 
 
-def test_more_actions_than_a_byte_holds_are_refused() -> None:
-    n = 200
-    many = Columns(
+def with_actions(n: int) -> Columns:
+    return Columns(
         users=pa.array(range(n)),
         items=pa.array(range(n)),
         times=np.arange(n),
         actions=pa.array([f"action {i}" for i in range(n)]),
     )
-    with pytest.raises(DataError, match="200 different actions, at most 127"):
-        many.interactions("here")
+
+
+def test_as_many_actions_as_a_byte_holds_are_told_apart() -> None:
+    interactions = with_actions(255).interactions("here")
+    assert interactions.actions is not None
+    assert interactions.actions.tolist() == list(range(1, 256))
+
+
+def test_more_actions_than_a_byte_holds_are_refused() -> None:
+    with pytest.raises(DataError, match="256 different actions, at most 255"):
+        with_actions(256).interactions("here")
 
 
 def assert_alike(one: Interactions, other: Interactions) -> None:

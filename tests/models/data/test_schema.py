@@ -16,7 +16,7 @@ def described() -> Interactions:
     genres = np.array([[0, 0], [2, 1], [1, 0], [0, 0]], np.int32)
     return replace(
         numbered([0, 1, 0], [1, 2, 3], [1, 2, 3]),
-        actions=np.ones(3, np.int8),
+        actions=np.ones(3, np.uint8),
         action_names=["", "buy"],
         dwell_s=np.ones(3, np.float32),
         item_attributes={
@@ -45,6 +45,11 @@ def test_what_a_schema_names_becomes_tables_of_rows() -> None:
         "behavior.dwell": DWELL_BUCKETS,
         "behavior.age": AGE_BUCKETS,
     }
+
+
+def test_the_actions_of_the_data_keep_their_names() -> None:
+    assert Inputs.of(described(), Schema()).actions == ("buy",)
+    assert Inputs.of(numbered([0], [1], [1]), Schema()).actions == ()
 
 
 def test_a_category_is_the_first_value_of_its_attribute() -> None:

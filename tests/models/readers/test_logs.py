@@ -145,6 +145,21 @@ def test_events_are_read_as_the_settings_say(tmp_path: Path) -> None:
     assert names(logs.read(tmp_path, settings=settings)) == [("7", "1", "purchase")]
 
 
+def test_actions_have_the_codes_under_which_they_are_stored(tmp_path: Path) -> None:
+    settings = EventSettings(action_names=("view", "answered", "click"))
+    interactions = logs.read(write(tmp_path, EVENTS), settings=settings)
+    assert interactions.action_names == ["", *settings.action_names]
+    assert interactions.actions is not None
+    assert interactions.actions.tolist() == [3, 3, 1, 3]
+
+
+def test_an_action_that_is_not_declared_is_none_in_particular(tmp_path: Path) -> None:
+    settings = EventSettings(action_names=("view",))
+    interactions = logs.read(write(tmp_path, EVENTS), settings=settings)
+    assert interactions.actions is not None
+    assert interactions.actions.tolist() == [0, 0, 1, 0]
+
+
 def test_a_constant_stands_for_what_events_do_not_say(tmp_path: Path) -> None:
     events = {name: EVENTS[name] for name in ("user_id", "item_id", "event_time")}
     write(tmp_path, events)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra.behaviors import ACTIONS, BEHAVIOR, category_key, event_key, item_key
+from infra.behaviors import BEHAVIOR, DEFAULT_ACTIONS, category_key, event_key, item_key
 from infra.errors import SettingsError
 from infra.settings import EventSettings
 from streaming.events.decoder import Decoded, EventDecoder
@@ -62,7 +62,7 @@ def test_an_event_becomes_a_behavior() -> None:
     assert stored["time"] == NOW - 5
     assert stored["category"] == category_key("c1")
     assert stored["dwell"] == 250
-    assert stored["action"] == ACTIONS["click"]
+    assert stored["action"] == DEFAULT_ACTIONS.codes["click"]
     assert decoded.appends[0].user == "u1"
     assert decoded.appends[0].event_keys == [event_key("e1")]
     assert decoded.appends[0].offsets == [7]
@@ -244,7 +244,7 @@ def test_a_platforms_own_shape_needs_no_code() -> None:
 
     assert stored["item"] == item_key("i1")
     assert stored["time"] == NOW
-    assert stored["action"] == ACTIONS["purchase"]
+    assert stored["action"] == DEFAULT_ACTIONS.codes["purchase"]
 
 
 def test_details_name_the_platforms_field_too() -> None:
@@ -273,7 +273,7 @@ def test_a_constant_stands_for_what_the_event_does_not_carry(carried: object) ->
     )
 
     stored = behavior(decoded)
-    assert stored["action"] == ACTIONS["view"]
+    assert stored["action"] == DEFAULT_ACTIONS.codes["view"]
     assert stored["category"] == category_key("3")
     assert decoded.appends[0].event_keys == [event_key("e9")]
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from infra.behaviors import ACTIONS
+from infra.behaviors import ActionNames
 from streaming.events import values
 from streaming.events.rejects import Reason, Rejected
 from streaming.events.values import Actions, as_number, read_dwell, read_id
@@ -117,18 +117,40 @@ def test_what_is_no_dwell_time_is_refused(value: object, reason: Reason) -> None
     assert caught.value.reason is reason
 
 
-def test_actions_are_ours_and_those_that_are_mapped() -> None:
-    actions = Actions({"buy": "purchase"}, 256)
-    assert actions.read("buy", "action") == ACTIONS["purchase"]
-    assert actions.read("click", "action") == ACTIONS["click"]
+DECLARED = ActionNames(("view", "click", "purchase", "like"))
+
+
+def test_actions_are_those_declared_and_those_mapped_onto_them() -> None:
+    actions = Actions(DECLARED, {"buy": "purchase"}, 256)
+    assert actions.read("buy", "action") == actions.read("purchase", "action") == 3
+    assert actions.read("click", "action") == 2
+
+
+def test_an_event_may_spell_an_action_as_another_one_is_declared() -> None:
+    assert Actions(DECLARED, {"view": "click"}, 256).read("view", "action") == 2
 
 
 def test_an_action_that_no_event_could_carry_is_not_known() -> None:
-    assert not Actions({"": "like", "a\0b": "like", "x" * 257: "like"}, 256).codes.keys() - ACTIONS
+    odd = {"": "like", "a\0b": "like", "x" * 257: "like"}
+    assert Actions(DECLARED, odd, 256).codes == DECLARED.codes
 
 
-def test_an_unknown_action_is_told_with_its_nearest_each_time() -> None:
-    actions = Actions({}, 256)
-    for number in range(values.HINTS_CACHED + 2):
-        with pytest.raises(Rejected, match=f"action 'clic{number}' is not known; .*click"):
+def test_an_unknown_action_is_told_with_its_nearest_and_the_settings_to_extend() -> None:
+    actions = Actions(DECLARED, {}, 256)
+    with pytest.raises(Rejected) as caught:
+        actions.read("clik", "action (kind)")
+    assert caught.value.reason is Reason.UNKNOWN_ACTION
+    assert caught.value.detail == (
+        "action (kind) 'clik' is not known (did you mean click?); add it to events.action_names,"
+        " or map it in events.actions"
+    )
+
+
+def test_unknown_actions_without_end_are_refused_without_looking_for_the_nearest() -> None:
+    actions = Actions(DECLARED, {}, 256)
+    for number in range(values.HINTS + 2):
+        near = r" \(did you mean click.*" if number < values.HINTS else ";"
+        with pytest.raises(Rejected, match=f"action 'clic{number}' is not known{near}"):
             actions.read(f"clic{number}", "action")
+    with pytest.raises(Rejected, match="did you mean click"):  # which was found before
+        actions.read("clic0", "action")

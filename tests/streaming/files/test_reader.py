@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from infra.behaviors import ACTIONS
+from infra.behaviors import DEFAULT_ACTIONS
 from infra.errors import SourceError
 from infra.settings import EventSettings
 from streaming.files.batches import EventBatch
@@ -83,7 +83,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Sequence[R
 def test_events_come_out_as_they_went_in(make: Callable[[Sequence[Row]], Path]) -> None:
     path = make([row(n) for n in range(250)])
     read = events(list(read_events(path, batch_rows=64)))
-    click = ACTIONS["click"]
+    click = DEFAULT_ACTIONS.codes["click"]
     assert read == [(n, f"u{n % 7}", f"i{n}", T0 + n, click) for n in range(250)]
 
 
@@ -137,7 +137,7 @@ def test_columns_are_mapped_and_constants_fill_in(make: Callable[[Sequence[Row]]
         time_unit="s",
     )
     (batch,) = read_events(path, mapping)
-    assert events([batch]) == [(0, "17", "x", T0, ACTIONS["purchase"])]
+    assert events([batch]) == [(0, "17", "x", T0, DEFAULT_ACTIONS.codes["purchase"])]
     assert plain(batch.categories) == ["toys"]
     assert plain(batch.sources) == ["shop"]
     assert plain(batch.dwells) == [12]

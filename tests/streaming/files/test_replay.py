@@ -200,7 +200,7 @@ def test_events_are_readable_by_the_worker(tmp_path: Path) -> None:
     path = write(tmp_path / "e.jsonl", 3, category_id="toys", dwell_ms=7, action="buy")
     file = EventFile(path, EventSettings(actions={"buy": "purchase"}))
     (batch,) = file.batches()
-    messages = encode_batch(batch, file.identity)
+    messages = encode_batch(batch, file.identity, file.actions)
     records = [(n, message["key"], message["value"]) for n, message in enumerate(messages)]
     decoded = EventDecoder(EventSettings()).decode_batch(records, T0 + 1000)
     assert decoded.rejects == []
@@ -213,7 +213,7 @@ def test_event_ids_are_the_files_or_follow_from_file_and_row(path: Path, tmp_pat
         return [
             json.loads(message["value"])["event_id"]
             for batch in file.batches(start_row)
-            for message in encode_batch(batch, file.identity)
+            for message in encode_batch(batch, file.identity, file.actions)
         ]
 
     copy = tmp_path / "copy.jsonl"
