@@ -40,7 +40,9 @@ def filled(settings: Settings) -> Settings:
     store = open_store(settings.store)
     number = SEGMENT + WAITING
     packed = [
-        pack_behavior(item_key(f"item-{1 + n % 9}"), NOW_MS + n, 0, 0, DEFAULT_ACTIONS.codes["click"])
+        pack_behavior(
+            item_key(f"item-{1 + n % 9}"), NOW_MS + n, 0, 0, DEFAULT_ACTIONS.codes["click"]
+        )
         for n in range(number)
     ]
     append = Append("ann", packed, [0] * number, list(range(number)))
