@@ -275,6 +275,12 @@ class ScorerMetrics(_BundleInfo):
             ["kind"],
             registry=registry,
         )
+        self.degraded = Counter(
+            "lifelong_scorer_degraded",
+            "Rankings made without the user's history, since the store did not answer. Any is an "
+            "outage of the store; the answers say so themselves.",
+            registry=registry,
+        )
         self.newer_behaviors = Histogram(
             "lifelong_scorer_newer_behaviors",
             "Behaviors newer than the interests that a ranking used; they were attended to one by "

@@ -241,6 +241,11 @@ class ScorerSettings(Section):
     """Requests that may wait for a process; the next one is refused with 503."""
     deadline_s: Seconds = 2.0
     """Time after which a waiting request is given up with 503."""
+    store_timeout_s: Seconds = 0.1
+    """Time within which a server that is the store must have answered a read."""
+    without_store: Literal["degrade", "refuse"] = "degrade"
+    """What becomes of rankings while the store does not answer: scored without the user's history
+    and marked as degraded, or refused with 503."""
 
 
 class EventSettings(Section):

@@ -18,6 +18,7 @@ def open_store(
     *,
     read_only: bool = False,
     wait_s: float = OPEN_WAIT_S,
+    timeout_s: float | None = None,
     actions: tuple[str, ...] = (),
     damage: Damage = unheard,
 ) -> Store:
@@ -28,6 +29,7 @@ def open_store(
         read_only: for reading alone: nothing is made or written, and the store must be there.
         wait_s: how long to wait for a server that is away or starting; 0 for those who ask again
             themselves, and meanwhile tell what they are waiting for.
+        timeout_s: within which a server must answer a call; None: as long as workers wait.
         actions: the platform's names of actions, in the order of their codes.
         damage: told of damaged records.
 
@@ -55,9 +57,12 @@ def open_store(
     if scheme == "lmdb":
         return _open_lmdb(settings, options)
     if scheme == "aerospike":
+        from infra.stores.aerospike.client import TIMEOUT_S
         from infra.stores.aerospike.store import AerospikeStore
 
-        return AerospikeStore.open(url, options, wait_s=wait_s)
+        return AerospikeStore.open(
+            url, options, wait_s=wait_s, timeout_s=TIMEOUT_S if timeout_s is None else timeout_s
+        )
     raise SettingsError(
         f"store.url: {settings.masked_url!r} names no store; use lmdb://PATH,"
         " aerospike://HOST:PORT/NAMESPACE or memory://"
