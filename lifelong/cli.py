@@ -375,12 +375,15 @@ def export(
     run: Annotated[Path, typer.Argument(help="Directory of a finished training run.")],
     bundle: Annotated[Path, typer.Argument(help="Directory of the bundle to write.")],
     *,
+    half: Annotated[
+        bool, typer.Option("--half", help="Have interests stored in 16 bits a number, not 32.")
+    ] = False,
     json_out: JsonOut = None,
 ) -> None:
     """Export a trained model to a bundle, and check that both give the same CTRs."""
     with _extra("train"):
         from lifelong.learning import run_export
-    _write_json(run_export(run, bundle), json_out)
+    _write_json(run_export(run, bundle, half=half), json_out)
 
 
 @app.command()

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from infra.errors import BundleIncompatible, BundleMissing, SettingsError, hint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from extractor.system import System
     from infra.settings import Settings
     from models.bundle import Bundle
 
-SYSTEMS = ("encode",)
-"""Names of systems as manifests have them."""
+
+def _open_encode(bundle: Bundle) -> System:
+    from extractor.systems.encode import EncodeSystem
+
+    return EncodeSystem(bundle)
 
 
-def load_system(settings: Settings) -> tuple[Bundle, System]:
+SYSTEMS: Final[Mapping[str, Callable[[Bundle], System]]] = {"encode": _open_encode}
+"""The systems that the services serve, by their names in manifests."""
+
+
+def load_system(settings: Settings, *, serving: bool = True) -> tuple[Bundle, System]:
     """The bundle that the settings name, and its system; neither is warm yet.
+
+    Args:
+        serving: also repeat the golden sequences; who only looks into states need not wait for the
+            kernels to be compiled.
 
     Raises:
         BundleError: there is none, or it cannot be used.
@@ -33,7 +46,12 @@ def load_system(settings: Settings) -> tuple[Bundle, System]:
             f" (L) that the bundle {bundle.manifest.name} was trained on; raise it, or take another"
             " bundle"
         )
-    return bundle, open_system(bundle)
+    system = open_system(bundle)
+    if serving:
+        from extractor.systems.golden import check_sequences
+
+        check_sequences(bundle, system)
+    return bundle, system
 
 
 def open_system(bundle: Bundle) -> System:
@@ -43,10 +61,8 @@ def open_system(bundle: Bundle) -> System:
         BundleIncompatible: the services do not serve it, or not with such settings.
     """
     name = bundle.manifest.system
-    if name == "encode":
-        from extractor.systems.encode import EncodeSystem
-
-        return EncodeSystem(bundle)
-    raise BundleIncompatible(
-        f"{bundle.path} is of system {name!r}, which is not served; {hint(name, SYSTEMS)}"
-    )
+    if name not in SYSTEMS:
+        raise BundleIncompatible(
+            f"{bundle.path} is of system {name!r}, which is not served; {hint(name, SYSTEMS)}"
+        )
+    return SYSTEMS[name](bundle)
