@@ -457,6 +457,19 @@ def bench_extract(
     _report_bench(lambda: extract.run(quick=quick), "extract", chart, json_out)
 
 
+@bench.command("catalog")
+def bench_catalog(
+    *,
+    quick: Quick = False,
+    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Ten million items: loading, lookups beside a binary search, memory that processes share."""
+    from lifelong.bench import catalog
+
+    _report_bench(lambda: catalog.run(quick=quick), "catalog", chart, json_out)
+
+
 @bench.command("train")
 def bench_train(
     *,
