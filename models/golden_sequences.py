@@ -144,47 +144,54 @@ class _Asked:
         self, network: Network, manifest: Manifest, catalog: Catalog, known: Sequence[int]
     ) -> None:
         self._network, self._manifest, self._catalog = network, manifest, catalog
-        self._known = torch.tensor(known, dtype=torch.long)
+        self._known = np.array(known, np.int64)
         self._table = network.item_table().detach()
-        rng = np.random.default_rng(manifest.seed)
-        noises = (rng.standard_normal(self._table.shape, np.float32) for _ in range(SHAKEN))
-        self._shaken = [self._table * (1 + NOISE * torch.from_numpy(noise)) for noise in noises]
 
     def answer(self, golden: GoldenSequence) -> GoldenSequence | None:
         """The sequence with its CTRs; None: they hang on a tie."""
-        ctr = self._ctrs(golden, self._table)
-        for table in self._shaken:
-            if not np.abs(self._ctrs(golden, table) - ctr).max() <= STEADY:
+        rows = _rows(self._catalog, [*golden.items, *golden.candidates])
+        # Of ten million items, those that it is about.
+        used, places = np.unique(self._known[rows], return_inverse=True)
+        table, at = self._table[torch.from_numpy(used)], torch.from_numpy(places)
+        ctr = self._ctrs(golden, table, at)
+        rng = np.random.default_rng(self._manifest.seed)
+        for _ in range(SHAKEN):
+            noise = torch.from_numpy(rng.standard_normal(table.shape, np.float32))
+            shaken = self._ctrs(golden, table * (1 + NOISE * noise), at)
+            if not np.abs(shaken - ctr).max() <= STEADY:
                 return None
         return msgspec.structs.replace(golden, ctr=Tensor.of(ctr))
 
     @torch.no_grad()
-    def _ctrs(self, golden: GoldenSequence, table: torch.Tensor) -> F32:
-        """CTRs f32[B] by the network; the state is of the last L behaviors that are not newer."""
-        network, catalog = self._network, self._catalog
-        kept = slice(max(len(golden.items) - golden.newer - self._manifest.L, 0), None)
+    def _ctrs(self, golden: GoldenSequence, table: torch.Tensor, at: torch.Tensor) -> F32:
+        """CTRs f32[B] by the network; the state is of the last L behaviors that are not newer.
+
+        Args:
+            table: embeddings of the items that the sequence is about.
+            at: i64[n + B]: the rows in it of behaviors and candidates.
+        """
+        network, n = self._network, len(golden.items)
+        kept = slice(max(n - golden.newer - self._manifest.L, 0), n)
         items, times = golden.items[kept], np.array(golden.times[kept], np.int64)
         # One that is masked where there are none: no sequence is of length 0.
-        rows = self._known[_rows(catalog, items or [""])].unsqueeze(0)
+        rows = at[kept].unsqueeze(0) if items else torch.zeros(1, 1, dtype=torch.long)
         mask = torch.full(rows.shape, bool(items))
         newer = mask & (torch.arange(len(rows[0])) >= len(rows[0]) - golden.newer)
         sequence = BehaviorSequence(rows, mask, table, newer=newer)
         recent = sequence.latest(network.config.M)
-        candidates = _rows(catalog, golden.candidates)
-        target = self._known[candidates]
+        user = user_features(golden.count, int(times.max(initial=0)), golden.now_ms)
         cross = cross_features(
             _keys(golden.candidates),
-            catalog.popularity[candidates],
+            self._catalog.popularity[_rows(self._catalog, golden.candidates)],
             add_to_history(EMPTY_HISTORY, _keys(items), times),
             golden.now_ms,
         )
-        user = user_features(golden.count, int(times.max(initial=0)), golden.now_ms)
         logits = network.logits(
             self._stored(network.long.summarize(sequence)),
             recent.embeddings[0],
             recent.mask[0].float(),
             torch.from_numpy(user),
-            Target(table[target], torch.zeros_like(target), target),
+            Target(table[at[n:]], torch.zeros_like(at[n:]), at[n:]),
             torch.from_numpy(cross),
         )
         ctrs: F32 = torch.sigmoid(logits).numpy()
