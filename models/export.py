@@ -31,7 +31,7 @@ from models.bundle import (
     GoldenRequest,
     Manifest,
     StateTensor,
-    Table,
+    TableEntry,
     Tensor,
     golden_differences,
     make_session,
@@ -204,7 +204,7 @@ def _served_fields(network: Network, *, half: bool) -> dict[str, Any]:
         "offline": EncodeOffline(
             m=m, K=long.config.K, T=long.config.T, scale=float(long.scale.detach())
         ),
-        "tables": {PROJECTED: Table("float32", m)},
+        "tables": {PROJECTED: TableEntry("float32", m)},
         "stored": {
             "centers": StateTensor("float32", ("k", m)),
             "interests": StateTensor("float16" if half else "float32", ("k", d)),

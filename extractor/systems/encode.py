@@ -21,7 +21,7 @@ from infra.arrays import F32, I32, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import StoredSequence, Version
-from models.bundle import MANIFEST, Bundle, EncodeOffline, Table
+from models.bundle import MANIFEST, Bundle, EncodeOffline, TableEntry
 from models.features import History
 from models.kernels.attention import attend_kernel
 from models.kernels.clustering import cluster_kernel, plain_f32
@@ -262,7 +262,7 @@ def _check(bundle: Bundle) -> EncodeOffline:
             f"{file} has no settings of the offline stage; export the bundle again"
         )
     m, d = offline.m, manifest.d
-    if manifest.tables.get(PROJECTED) != Table("float32", m):
+    if manifest.tables.get(PROJECTED) != TableEntry("float32", m):
         raise BundleIncompatible(
             f"{file} lists no item table {PROJECTED!r} of float32 and width {m}; export the bundle"
             " again"

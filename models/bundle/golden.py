@@ -149,11 +149,11 @@ def golden_differences(
     for request in golden:
         feed = {name: values for name, values in request.feed().items() if name in inputs}
         (ctrs,) = session.run(None, feed)
-        differences[request.name] = difference(ctrs, request.ctr)
+        differences[request.name] = ctr_difference(ctrs, request.ctr)
     return differences
 
 
-def difference(ctrs: F32, expected: Tensor) -> float:
+def ctr_difference(ctrs: F32, expected: Tensor) -> float:
     """The largest difference from expected CTRs: infinite where their number is another one, and
     not a number where a CTR is none.
     """

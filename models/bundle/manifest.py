@@ -84,7 +84,7 @@ class StateTensor(msgspec.Struct, frozen=True):
     """-1, or the axis's name, where it depends on the user's behaviors."""
 
 
-class Table(msgspec.Struct, frozen=True):
+class TableEntry(msgspec.Struct, frozen=True):
     """An item table: what the method computes of each item by itself, as projection.onnx gives it.
 
     Its file holds [n + 1, width], a row an item as the embeddings have them.
@@ -122,7 +122,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The method: the tag of its configuration."""
     name: str
     n_items: int
-    """Items of the vocabulary, the unknown one (row 0) not counted."""
+    """Items of the catalog, the unknown one (row 0) not counted."""
     d: int
     """Width of an embedding."""
     L: int
@@ -135,7 +135,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Cross features (`models.features.CROSS_FEATURES`)."""
     offline: Offline | None = None
     """What the services need to know of its offline stage; None: they do not serve it."""
-    tables: dict[str, Table] = {}
+    tables: dict[str, TableEntry] = {}
     """The item tables, by name; each is an output of projection.onnx."""
     long_term: dict[str, Any] = {}
     """Settings of the method, as it was trained with them."""

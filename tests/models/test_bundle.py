@@ -3,12 +3,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -232,6 +234,19 @@ def test_an_array_that_is_none_is_corrupt(path: Path) -> None:
     entry = {"sha256": hashlib.sha256(b"no array").hexdigest(), "size": 8}
     edit_manifest(path, lambda manifest: manifest["files"].update({EMBEDDINGS: entry}))  # type: ignore[attr-defined]
     refused(path, BundleCorrupt, EMBEDDINGS, "cannot be decoded")
+
+
+def test_arrays_are_mapped_so_that_processes_share_them(path: Path) -> None:
+    bundle = Bundle.load(path)
+    catalog = bundle.catalog
+    texts = (catalog.item_ids, catalog.titles)
+    arrays = [array for text in texts for array in (text.utf8, text.offsets)]
+    arrays += [catalog.popularity, catalog.slots, bundle.embeddings, *bundle.tables.values()]
+    for array in arrays:
+        owner: Any = array
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert isinstance(owner, mmap.mmap)
 
 
 def test_a_bundle_that_is_replaced_stays_as_it_was_for_who_has_it(tmp_path: Path) -> None:
