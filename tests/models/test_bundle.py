@@ -240,7 +240,7 @@ def test_arrays_are_mapped_so_that_processes_share_them(path: Path) -> None:
     bundle = Bundle.load(path)
     catalog = bundle.catalog
     texts = (catalog.item_ids, catalog.titles)
-    arrays = [array for text in texts for array in (text.utf8, text.offsets)]
+    arrays: list[Any] = [array for text in texts for array in (text.utf8, text.offsets)]
     arrays += [catalog.popularity, catalog.slots, bundle.embeddings, *bundle.tables.values()]
     for array in arrays:
         owner: Any = array
