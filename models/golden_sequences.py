@@ -17,7 +17,7 @@ import torch
 
 from infra.arrays import F32, I64, U64
 from infra.behaviors import item_key
-from models.bundle import Catalog, GoldenSequence, Manifest, Tensor
+from models.bundle import GOLDEN_TOLERANCE, Catalog, GoldenSequence, Manifest, Tensor
 from models.features import EMPTY_HISTORY, cross_features, user_features
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
@@ -30,9 +30,9 @@ NOISE: Final = 1e-6
 """Relative change of all embeddings that a golden sequence must bear: some times what another
 processor's rounding amounts to."""
 
-STEADY: Final = 1e-5
-"""Largest change of its CTRs at that, a tenth of what is tolerated. A sequence whose clustering
-hangs on a tie would be refused by another machine."""
+STEADY: Final = GOLDEN_TOLERANCE / 2
+"""Largest change of its CTRs at that: numbers rounded to 16 bits may fall to the other side. A
+sequence whose clustering hangs on a tie would be refused by another machine."""
 
 SHAKEN: Final = 3
 """How often a sequence is tried with noise."""
