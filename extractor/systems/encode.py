@@ -21,7 +21,7 @@ from infra.arrays import F32, I32, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import StoredSequence, Version
-from models.bundle import MANIFEST, Bundle, EncodeOffline, TableEntry
+from models.bundle import MANIFEST, Bundle, EncodeOffline, StateTensor, TableEntry
 from models.features import History
 from models.kernels.attention import attend_kernel
 from models.kernels.clustering import cluster_kernel, plain_f32
@@ -267,8 +267,15 @@ def _check(bundle: Bundle) -> EncodeOffline:
             f"{file} lists no item table {PROJECTED!r} of float32 and width {m}; export the bundle"
             " again"
         )
-    shapes = {name: tensor.shape for name, tensor in manifest.stored.items()}
-    if shapes != {"centers": ("k", m), "interests": ("k", d), "sizes": ("k",)}:
+    layouts = [
+        {
+            "centers": StateTensor("float32", ("k", m)),
+            "interests": StateTensor(interests, ("k", d)),
+            "sizes": StateTensor("uint32", ("k",)),
+        }
+        for interests in ("float32", "float16")
+    ]
+    if manifest.stored not in layouts:
         raise BundleIncompatible(
             f"{file} lays out states otherwise than this version stores them; export the bundle"
             " again"
