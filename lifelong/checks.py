@@ -126,5 +126,6 @@ def _check_bundle(settings: Settings) -> str:
     bundle, _ = load_system(settings)
     return (
         f"{bundle.manifest.name} {bundle.version[:8]}: {bundle.manifest.n_items} items,"
-        f" checksums and {len(bundle.golden)} golden requests agree"
+        f" checksums, {len(bundle.golden)} golden requests and {len(bundle.sequences)} golden"
+        " sequences agree"
     )

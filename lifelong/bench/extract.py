@@ -9,18 +9,19 @@ behaviors), the other half have none (a Gaussian), which takes every algorithm l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from extractor.state import InterestState
-from extractor.systems.encode import Extractor
-from infra.arrays import F32, I32, U64
+from extractor.systems.encode import PROJECTED, Extractor
+from infra.arrays import F32, I32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.store import StoredSequence, Version
 from lifelong.bench.report import compose
+from models.bundle import EncodeOffline
 from models.kernels.clustering import cluster, farthest_first
 
 L: Final = 1000
@@ -177,13 +178,8 @@ def _inertia(h: F32, centers: F32) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Dimensions:
-    d: int = d
-    m: int = m
-    K: int = K
     L: int = L
     M: int = 50
-    T: int = T
-    scale: float = 1 / 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +187,7 @@ class _Table:
     """An item table of random embeddings; item key i has row i."""
 
     embeddings: F32
-    projected: F32
+    tables: Mapping[str, Array]
     keys: U64
     digest: bytes = bytes(16)
     manifest: _Dimensions = _Dimensions()
@@ -208,7 +204,8 @@ def _whole_extraction() -> tuple[Callable[[], InterestState], Callable[[], Inter
     embeddings = rng.normal(size=(ITEMS + 1, d)).astype(np.float32)
     projected = (embeddings @ rng.normal(size=(d, m))).astype(np.float32)
     keys = np.sort(rng.integers(0, 2**64, ITEMS, dtype=np.uint64))
-    extractor = Extractor(_Table(embeddings, projected, keys))
+    table = _Table(embeddings, {PROJECTED: projected}, keys)
+    extractor = Extractor(table, EncodeOffline(m=m, K=K, T=T, scale=1 / 20))
     behaviors = np.zeros(L, BEHAVIOR)
     behaviors["item"] = rng.choice(keys, L)
     behaviors["time"] = 1_300_000_000_000 + 60_000 * np.arange(L)

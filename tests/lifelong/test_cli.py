@@ -45,6 +45,7 @@ COMMANDS = (
     "check",
     "bench stream",
     "bench extract",
+    "bench catalog",
 )
 NOBODY = "127.0.0.1:9"
 EVENT = {"user_id": "ann", "item_id": "22423", "action": "click", "event_time": 1_700_000_000_000}

@@ -170,7 +170,7 @@ def test_a_newer_behavior_is_a_cluster_of_one(world: World) -> None:
         recent=np.concatenate([state.recent, newer["item"]])[-world.bundle.manifest.M :],
         history=add_behaviors(state.history, newer),
         tensors={
-            "centers": np.concatenate([of.centers, world.bundle.projected[row]]),
+            "centers": np.concatenate([of.centers, world.bundle.tables["projected"][row]]),
             "sizes": np.concatenate([of.sizes, np.ones(1, np.uint32)]),
             "interests": np.concatenate([of.interests, world.bundle.embeddings[row]]),
         },
