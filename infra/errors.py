@@ -118,7 +118,15 @@ class StoreCorrupt(StoreError):
 
 
 class RecordDamaged(StoreCorrupt):
-    """A stored record is not what was written. Stores tell of it and go on with what is left."""
+    """A stored record is not what was written. Stores tell of it and go on with what is left.
+
+    Attributes:
+        user: whose it is.
+    """
+
+    def __init__(self, user: str, message: str) -> None:
+        super().__init__(message)
+        self.user = user
 
 
 class StoreMismatch(StoreError):

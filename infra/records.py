@@ -593,4 +593,4 @@ def _find(packed: bytes, key: int, stride: int) -> int:
 
 
 def _damaged(user: str, why: str) -> RecordDamaged:
-    return RecordDamaged(f"the sequence record of user {user!r} is damaged: {why}")
+    return RecordDamaged(user, f"the sequence record of user {user!r} is damaged: {why}")

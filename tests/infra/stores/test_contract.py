@@ -691,6 +691,18 @@ def test_a_user_whose_head_is_damaged_can_be_deleted(watched: Store, heard: Hear
     assert "head" in heard.kinds
 
 
+def test_a_damaged_head_is_told_once_until_it_is_mended(watched: Store, heard: Heard) -> None:
+    feed(watched, SOURCE, [append("ann", 0, 3)], now_ms=1)
+    put_head(watched, "ann", b"rubbish")
+    for _ in range(3):
+        watched.sequences(["ann"])
+    feed(watched, SOURCE, [append("ann", 3)], now_ms=2)
+    assert heard.kinds == ["head"]
+    put_head(watched, "ann", b"rubbish")
+    watched.sequences(["ann"])
+    assert heard.kinds == ["head", "head"]
+
+
 def later_format(head: bytes) -> bytes:
     body = bytes([9]) + head[1:-8]
     return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
