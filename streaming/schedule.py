@@ -62,6 +62,14 @@ SWEEP_USERS: Final = 1000
 """Most users removed at once, since reclustering waits meanwhile. Where there are more, it goes on
 after the next pass."""
 
+TROUBLE_MS: Final = 10_000
+"""How long passes may fail before it is no hiccup."""
+
+STUCK_USERS: Final = 8
+STUCK_MS: Final = 60_000
+"""Users on a pause, and time in which none at all was stored, beyond which it is not those users who
+are at fault."""
+
 RETRY_S: Final = 0.05
 """First pause after the store failed; doubled up to `WorkerSettings.retry_max_s`."""
 
@@ -125,6 +133,13 @@ class Reclusterer:
         self._thread: threading.Thread | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._backlog = False
+        self._oldest: int | None = None
+        self._failing: tuple[int, str] | None = None
+        """Since when passes fail, and why the last one did."""
+        self._stored_at = clock()
+        self._user_failure = ""
+        # By the clock of whoever asks: a thread that is stuck shows in it.
+        metrics.due_oldest_seconds.set_function(self._oldest_seconds)
 
     @property
     def owners(self) -> frozenset[int]:
@@ -141,6 +156,16 @@ class Reclusterer:
     def alive(self) -> bool:
         """Whether the thread runs that `start` began."""
         return self._thread is not None and self._thread.is_alive()
+
+    def trouble(self) -> str | None:
+        """Why interests do not get fresher although they should; None: they do, or just failed."""
+        now = self._clock()
+        if self._failing is not None and now - self._failing[0] >= TROUBLE_MS:
+            return self._failing[1]
+        stuck = len(self._pauses)
+        if stuck >= STUCK_USERS and now - self._stored_at >= STUCK_MS:
+            return f"no user can be reclustered, {stuck} were tried: {self._user_failure}"
+        return None
 
     def start(self) -> None:
         """Begin passes in a thread of their own."""
@@ -207,6 +232,8 @@ class Reclusterer:
             except Exception as error:  # freshness must outlive any one failure
                 pause = min(self._retry_max_s, RETRY_S * 2 ** min(failures, 16))
                 failures += 1
+                since = self._clock() if self._failing is None else self._failing[0]
+                self._failing = since, typed_line(error)
                 if failures == 1:
                     log.warning("reclustering waits", error=typed_line(error))
                     if not isinstance(error, LifelongError):
@@ -216,6 +243,7 @@ class Reclusterer:
             if failures:
                 log.info("reclustering goes on", failures=failures)
                 failures = 0
+                self._failing = None
             if not self._backlog:
                 self._stopping.wait(self._poll_s)
 
@@ -228,14 +256,15 @@ class Reclusterer:
             self._turn = (self._turn + 1) % len(owners)
             owners = owners[self._turn :] + owners[: self._turn]
         queues: list[list[_Due]] = []
-        due, oldest = 0, now
+        due = 0
+        oldest: int | None = None
         self._backlog = False
         page = PAGE_BATCHES * self._batch + len(self._pauses)
         for owner in owners:
             found = self._list(owner, page)
             if found:
                 due += len(found)
-                oldest = min(oldest, found[0].since)
+                oldest = min(oldest or found[0].since, found[0].since)
             queue = [_Due(owner, *user) for user in found]
             if self._pauses:
                 queue = [due for due in queue if not self._paused(due.user, now)]
@@ -243,8 +272,12 @@ class Reclusterer:
             self._backlog |= more
             queues.append(queue[: PAGE_BATCHES * self._batch])
         self._metrics.due_users.set(due)
-        self._metrics.due_oldest_seconds.set(max(0, now - oldest) / 1000)
+        self._oldest = oldest
         return _interleave(queues)
+
+    def _oldest_seconds(self) -> float:
+        oldest = self._oldest
+        return 0.0 if oldest is None else max(0, self._clock() - oldest) / 1000
 
     def _list(self, owner: int, limit: int) -> list[DueUser]:
         try:
@@ -361,6 +394,7 @@ class Reclusterer:
             self._metrics.reclusters.labels(outcome.name.lower()).inc()
             if outcome is Written.STORED:
                 stored += 1
+                self._stored_at = now
                 self._metrics.freshness_seconds.observe(max(0, now - due.since) / 1000)
                 if self._pauses:
                     with self._pauses_lock:
@@ -372,6 +406,7 @@ class Reclusterer:
 
     def _fail(self, user: str, error: Exception) -> None:
         self._metrics.reclusters.labels("failed").inc()
+        self._user_failure = typed_line(error)
         pause = self._pause(user)
         log.warning(
             "user not reclustered", user=user, error=typed_line(error), retry_s=pause / 1000

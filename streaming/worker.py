@@ -166,6 +166,11 @@ class Worker:
             health.obstacles = {k: v for k, v in health.obstacles.items() if k != "writing"}
         else:
             health.obstacles = health.obstacles | {"writing": progress.failure}
+        trouble = self._reclusterer.trouble()
+        if trouble is None:
+            health.cleared("reclustering")
+        else:
+            health.blocked("reclustering", trouble)
         if progress.assigned:
             health.cleared("group")
         else:
