@@ -536,6 +536,19 @@ def bench_extract(
     _report_bench(lambda: extract.run(quick=quick), "extract", chart, json_out)
 
 
+@bench.command("store")
+def bench_store(
+    *,
+    quick: Quick = False,
+    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Bytes that a user takes in an LMDB file, and that an event costs in writing."""
+    from lifelong.bench import store
+
+    _report_bench(lambda: store.run(quick=quick), "store", chart, json_out)
+
+
 @bench.command("catalog")
 def bench_catalog(
     *,

@@ -67,7 +67,7 @@ TROUBLE_MS: Final = 10_000
 
 STUCK_USERS: Final = 8
 STUCK_MS: Final = 60_000
-"""Users on a pause, and time in which none at all was stored, beyond which it is not those users who
+"""Users on a pause, and time in which none was stored, beyond which it is not those users who
 are at fault."""
 
 RETRY_S: Final = 0.05

@@ -38,6 +38,7 @@ COMMANDS = (
     "store backup",
     "store restore",
     "store compact",
+    "bench store",
     "train",
     "evaluate",
     "export",
