@@ -125,7 +125,12 @@ def in_repository(name: str) -> bool:
         if source is not None:
             rest = parts[length:]
             return not rest or (rest[0] in source.defined and (not rest[1:] or is_member(rest)))
-    return is_member(parts)
+    return is_member(parts) or is_setting(parts)
+
+
+def is_setting(parts: list[str]) -> bool:
+    """Whether these are a section of the settings and a key of it."""
+    return is_member([f"{parts[0].capitalize()}Settings", *parts[1:]])
 
 
 def is_member(parts: list[str]) -> bool:
