@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -89,6 +90,13 @@ class System(Protocol):
             previous: the user's last state, of this bundle or another; used where it helps.
         """
 
+    def extract_many(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> list[InterestState]:
+        """The states of several users, each as by `extract`; a system that gains nothing by having
+        them together takes them one by one (`one_by_one`).
+        """
+
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int
     ) -> dict[str, Array]:
@@ -107,6 +115,15 @@ class System(Protocol):
 
     def summarize(self, state: InterestState) -> dict[str, Any]:
         """A state in a few plain numbers, for `lifelong inspect`."""
+
+
+def one_by_one(
+    extract: Callable[[StoredSequence, InterestState | None], InterestState],
+    sequences: Sequence[StoredSequence],
+    previous: Sequence[InterestState | None],
+) -> list[InterestState]:
+    """`System.extract_many` by ``extract`` alone."""
+    return list(map(extract, sequences, previous))
 
 
 def common_feed(

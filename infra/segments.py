@@ -42,6 +42,8 @@ _PLAIN: Final = SEGMENT * BEHAVIOR.itemsize
 _CHECKSUM: Final = struct.Struct("<I")
 _HEADER: Final = struct.Struct("<BBxxq")
 _WIDE, _CATEGORY, _DWELL, _ACTION = 1, 2, 4, 8
+_RECORDS: Final = -1
+"""In the place of flags: the segment is of 64 BEHAVIOR records."""
 _NARROW: Final = 2**32 - 1
 
 
@@ -85,51 +87,51 @@ def decode_segments(segments: Sequence[bytes | None]) -> Decoded:
     damaged: dict[int, str] = {}
     at = place = 0
     # Those of one user are mostly alike, and are read together then.
-    for kind, alike in groupby(segments, _kind):
-        run = list(alike)
+    for kind, alike in groupby(map(_kind, segments)):
+        end = place + len(list(alike))
         if isinstance(kind, str):
-            lost += range(place, place + len(run))
+            lost += range(place, end)
             if kind:
-                damaged |= dict.fromkeys(range(place, place + len(run)), kind)
+                damaged |= dict.fromkeys(range(place, end), kind)
         else:
-            _decode(kind, b"".join(run), behaviors[at : at + len(run) * SEGMENT])  # type: ignore[arg-type]
-            at += len(run) * SEGMENT
-        place += len(run)
+            size = (end - place) * SEGMENT
+            _decode(kind, b"".join(segments[place:end]), behaviors[at : at + size])  # type: ignore[arg-type]
+            at += size
+        place = end
     return Decoded(behaviors[:at], lost, damaged)
 
 
-def _decode(kind: int | None, run: bytes, part: Behaviors) -> None:
-    """Write whole segments of one kind, joined, as behaviors."""
-    if kind is None:
+def _decode(kind: int, run: bytes, part: Behaviors) -> None:
+    """Write n whole segments of one kind, joined, as behaviors."""
+    if kind == _RECORDS:
         part[:] = np.frombuffer(run, BEHAVIOR)
         return
     rows = np.frombuffer(run, _layout(kind))
-    part["item"] = rows["item"].reshape(-1)
-    part["time"] = (rows["base"][:, None] + rows["time"]).reshape(-1)
+    shape = len(rows), SEGMENT
+    part["item"].reshape(shape)[:] = rows["item"]
+    np.add(rows["base"][:, None], rows["time"], out=part["time"].reshape(shape))
     if kind & _CATEGORY:
-        part["category"] = rows["category"].reshape(-1)
+        part["category"].reshape(shape)[:] = rows["category"]
     if kind & _DWELL:
-        part["dwell"] = rows["dwell"].reshape(-1)
-    if kind & _ACTION:
-        part["action"] = rows["action"].reshape(-1)
-    else:
-        part["action"] = np.repeat(rows["only"], SEGMENT)
+        part["dwell"].reshape(shape)[:] = rows["dwell"]
+    part["action"].reshape(shape)[:] = rows["action"] if kind & _ACTION else rows["only"][:, None]
 
 
-def _kind(segment: bytes | None) -> int | str | None:
-    """The flags of a whole segment; None: it is of 64 BEHAVIOR records. A str: it cannot be read,
-    and why; empty: that is known.
+def _kind(segment: bytes | None) -> int | str:
+    """The flags of a whole segment, or _RECORDS. A str: it cannot be read, and why; empty: that is
+    known.
     """
     if segment is None:
         return "is missing"
-    if len(segment) == _PLAIN:
-        return None
+    size = len(segment)
+    if size == _PLAIN:
+        return _RECORDS
     if segment == LOST:
         return ""
-    flags = segment[4] if len(segment) > _CHECKSUM.size else 0
-    if flags > 15 or len(segment) != _layout(flags).itemsize:
-        return f"has {len(segment)} bytes"
-    if xxhash.xxh32_intdigest(memoryview(segment)[4:]) != _CHECKSUM.unpack_from(segment)[0]:
+    flags = segment[4] if size > _CHECKSUM.size else 0
+    if size != _SIZES.get(flags):
+        return f"has {size} bytes"
+    if xxhash.xxh32_intdigest(segment[4:]) != _CHECKSUM.unpack_from(segment)[0]:
         return "fails its checksum"
     return flags
 
@@ -153,3 +155,7 @@ def _layout(flags: int) -> np.dtype[Any]:
         if flags & flag:
             fields.append((name, kind, SEGMENT))
     return np.dtype(fields)
+
+
+_SIZES: Final = {flags: _layout(flags).itemsize for flags in range(2 * _ACTION)}
+"""Bytes of a segment, by its flags."""

@@ -11,6 +11,7 @@ import errno
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -57,6 +58,10 @@ else, and the pages that appends free meanwhile cannot be used again."""
 
 SWEEP_BATCH: Final = 100
 """Expired users removed in one transaction: some 10 ms, for which appends wait."""
+
+WALKED: Final = 4
+"""From so many segments of a user on they are read in one walk over the ring, in which they lie
+side by side, and not each by a search of its own."""
 
 DATA: Final = "data.mdb"
 """The file of an environment that holds the data."""
@@ -253,8 +258,7 @@ class LmdbStore:
             marked = 0
             for user in users:
                 key = user.encode()
-                head = self._live_head(txn, key, user)
-                counters = self._counters(txn, key)
+                head, counters = self._live(txn, key, user)
                 if head is None or counters is None:
                     continue
                 changed = records.set_due(
@@ -455,8 +459,7 @@ class LmdbStore:
 
     def _put_interest(self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int) -> Written:
         key, bundle = write.user.encode(), records.bundle_key(write.digest)
-        head = self._live_head(txn, key, write.user)
-        counters = self._counters(txn, key)
+        head, counters = self._live(txn, key, write.user)
         if head is None or counters is None:
             return Written.GONE
         covered = write.version.count
@@ -578,16 +581,36 @@ class LmdbStore:
     def _newest(
         self, txn: lmdb.Transaction, key: bytes, user: str, head: records.Head, length: int
     ) -> records.Newest:
-        newest = head.newest(
-            [
-                _get(txn, self._segment_key(key, number), self._dbs.segments)
-                for number in head.segments(length)
-            ],
-            length,
-        )
+        numbers = head.segments(length)
+        newest = head.newest(self._segments(txn, key, numbers), length)
         if newest.damaged:
             self._mending.segments(user, newest.damaged)
         return newest
+
+    def _segments(self, txn: lmdb.Transaction, key: bytes, numbers: range) -> list[bytes | None]:
+        """A user's segments, by their numbers; None: missing."""
+        keys = [self._segment_key(key, number) for number in numbers]
+        if len(keys) < WALKED:
+            return [_get(txn, place, self._dbs.segments) for place in keys]
+        ring: dict[bytes, bytes] = {}
+        with txn.cursor(self._dbs.segments) as cursor:
+            if cursor.set_range(min(keys)):
+                ring.update(islice(cursor.iternext(keys=True, values=True), self._ring))  # type: ignore[arg-type]
+        if all(place in ring for place in keys):
+            return [ring[place] for place in keys]
+        # Some are missing, or of users between whose ids begin alike.
+        return [_get(txn, place, self._dbs.segments) for place in keys]
+
+    def _live(
+        self, txn: lmdb.Transaction, key: bytes, user: str
+    ) -> tuple[bytes | None, records.Counters | None]:
+        """The head of a user who is there, and its numbers; None: as by `_counters`."""
+        head = self._live_head(txn, key, user)
+        try:
+            return head, None if head is None else records.read_counters(head, user)
+        except RecordDamaged as error:
+            self._mending.head(error)
+            return head, None
 
     def _counters(
         self, txn: lmdb.Transaction, key: bytes, *, live: bool = True
@@ -596,7 +619,9 @@ class LmdbStore:
         the user is expired or deleted.
         """
         user = key.decode()
-        head = self._live_head(txn, key, user) if live else _get(txn, key, self._dbs.heads)
+        if live:
+            return self._live(txn, key, user)[1]
+        head = _get(txn, key, self._dbs.heads)
         try:
             return None if head is None else records.read_counters(head, user)
         except RecordDamaged as error:
