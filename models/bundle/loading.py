@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from infra.arrays import F32, I32, U64
+from infra.arrays import F32, I32, U64, Array
 from infra.behaviors import item_key
 from infra.errors import BundleCorrupt, BundleIncompatible, one_line
 from infra.files import write_directory
 from models.features import CROSS_FEATURES, USER_FEATURES
+from models.kernels.lookup import fill, find
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -174,10 +175,8 @@ class Bundle:
         return self.digest.hex()
 
     @cached_property
-    def _keys(self) -> tuple[U64, I32]:
-        keys = np.array([item_key(item_id) for item_id in self.item_ids[1:]], np.uint64)
-        order = np.argsort(keys)
-        return keys[order], (order + 1).astype(np.int32)
+    def _slots(self) -> Array:
+        return fill(np.array([item_key(item_id) for item_id in self.item_ids[1:]], np.uint64))[0]
 
     def rows(self, item_keys: U64) -> I32:
         """The rows of items in this bundle's tables.
@@ -188,12 +187,7 @@ class Bundle:
         Returns:
             i32[n]; 0 where the bundle does not know the item.
         """
-        keys, rows = self._keys
-        if not len(keys):
-            return np.zeros(len(item_keys), np.int32)
-        place = np.searchsorted(keys, item_keys)
-        place[place == len(keys)] = 0
-        return np.where(keys[place] == item_keys, rows[place], np.int32(0))
+        return find(self._slots, item_keys)
 
     def scorer_session(self) -> onnxruntime.InferenceSession:
         """A fresh, warm session of scorer.onnx; make it after a fork, one a process.
