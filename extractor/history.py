@@ -6,6 +6,8 @@ from there with the behaviors newer than the state when a request is scored (`ad
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise, starmap
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -40,10 +42,15 @@ class ItemCounts(NamedTuple):
     last_times_ms: I64
     """i64[U]: the latest time of each user; 0: there are no behaviors."""
 
-    def history(self, user: int) -> History:
-        """The history of one user, by their place."""
-        mine = slice(self.bounds[user], self.bounds[user + 1])
-        return History(self.item_keys[mine], self.item_counts[mine], self.item_last[mine])
+    def histories(self) -> Iterator[History]:
+        """The users' histories."""
+        for mine in slices(self.bounds):
+            yield History(self.item_keys[mine], self.item_counts[mine], self.item_last[mine])
+
+
+def slices(bounds: I64) -> Iterator[slice]:
+    """Where each of those is who lie end to end, by where each begins and the last one ends."""
+    return starmap(slice, pairwise(bounds.tolist()))
 
 
 def count_items(keys: U64, times: I64, bounds: I64 | None = None) -> ItemCounts:

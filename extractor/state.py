@@ -58,6 +58,7 @@ _COMMON: Final[tuple[tuple[np.dtype[Any], int], ...]] = (
     (np.dtype("<u2"), 1),
 )
 """Type of recent, item_keys, item_last and item_counts, and which length each has: r or n."""
+_COMMON_KINDS: Final = tuple(kind for kind, _ in _COMMON)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -118,24 +119,24 @@ class Layout:
         programming error, caught before it becomes somebody's corrupt record.
         """
         lengths, arrays = self._checked(state)
+        header = _HEADER.pack(
+            MAGIC,
+            FORMAT,
+            0,
+            state.bundle,
+            state.version.epoch,
+            state.version.count,
+            state.last_time_ms,
+            len(state.recent),
+            len(state.history.item_keys),
+        )
+        parts: list[Any] = [header[_PREFIX.size :], self._lengths.pack(*lengths.values())]
         at = _HEADER.size + self._lengths.size
-        parts: list[Any] = [
-            _HEADER.pack(
-                MAGIC,
-                FORMAT,
-                0,
-                state.bundle,
-                state.epoch,
-                state.count,
-                state.last_time_ms,
-                len(state.recent),
-                len(state.history.item_keys),
-            )[_PREFIX.size :],
-            self._lengths.pack(*lengths.values()),
-        ]
         for array in arrays:
             pad = -at % _ALIGNED
-            parts += (_PADDING[:pad], array)
+            if pad:
+                parts.append(_PADDING[:pad])
+            parts.append(array)
             at += pad + array.nbytes
         covered = b"".join(parts)
         return _PREFIX.pack(MAGIC, FORMAT, xxhash.xxh3_64_intdigest(covered)) + covered
@@ -198,10 +199,7 @@ class Layout:
         if tensors.keys() != self._specs.keys():
             raise ValueError(f"tensors {', '.join(tensors)}; laid out: {', '.join(self._specs)}")
         common = (state.recent, history.item_keys, history.last, history.counts)
-        arrays = [
-            np.ascontiguousarray(array, kind)
-            for array, (kind, _) in zip(common, _COMMON, strict=True)
-        ]
+        arrays = list(map(np.ascontiguousarray, common, _COMMON_KINDS))
         lengths: dict[str, int] = {}
         for name, (kind, shape) in self._specs.items():
             array = np.ascontiguousarray(tensors[name], kind)

@@ -8,7 +8,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -92,9 +92,10 @@ class System(Protocol):
 
     def extract_many(
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
-    ) -> list[InterestState]:
-        """The states of several users, each as by `extract`; a system that gains nothing by having
-        them together takes them one by one (`one_by_one`).
+    ) -> Iterator[InterestState]:
+        """The states of several users, each as by `extract`, as they are asked for: whoever encodes
+        one at once has it in the processor's caches still. A system that gains nothing by having
+        users together is `one_by_one`.
         """
 
     def feed(
@@ -121,9 +122,9 @@ def one_by_one(
     extract: Callable[[StoredSequence, InterestState | None], InterestState],
     sequences: Sequence[StoredSequence],
     previous: Sequence[InterestState | None],
-) -> list[InterestState]:
+) -> Iterator[InterestState]:
     """`System.extract_many` by ``extract`` alone."""
-    return list(map(extract, sequences, previous))
+    return map(extract, sequences, previous)
 
 
 def common_feed(

@@ -34,7 +34,7 @@ import xxhash
 
 from infra.behaviors import BEHAVIOR
 from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
-from infra.segments import SEGMENT, decode_segments, encode_segment
+from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment
 from infra.store import STATES, Append, Behaviors, DueUser, StoredSequence, Version
 
 RECENT_EVENTS: Final = 32
@@ -112,6 +112,10 @@ class Counters:
         """A bundle's coverage; of nothing where it has none."""
         return next((c for c in self.coverages if c.bundle == bundle), Coverage(bundle, 0, 0))
 
+    def is_due(self, bundle: int, owner: int, since: int) -> bool:
+        """Whether the user is listed as due there: `due`, of one place."""
+        return owner == self.owner and since == self.coverage(bundle).since
+
     def due_user(self, user: str, bundle: int) -> DueUser:
         """The user as due for a bundle."""
         _, covered, since = self.coverage(bundle)
@@ -158,9 +162,12 @@ class Head(Counters):
             segments: those that `segments` numbers; None: missing.
             length: how many.
         """
-        if not segments:
+        return self.joined(decode_segments(segments), length)
+
+    def joined(self, decoded: Decoded, length: int) -> Newest:
+        """`newest`, of segments that were decoded."""
+        if not len(decoded.behaviors) and not decoded.lost:
             return Newest(self.tail[max(0, len(self.tail) - length) :], 0, {})
-        decoded = decode_segments(segments)
         first = self.segments(length).start
         # Behaviors of the first segment that are older than the newest ``length``.
         older = max(0, self.count - length - first * SEGMENT)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from functools import cache
-from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -82,39 +81,54 @@ class Decoded(NamedTuple):
 
 def decode_segments(segments: Sequence[bytes | None]) -> Decoded:
     """The behaviors of segments; None stands for one that is missing."""
-    behaviors = np.zeros(len(segments) * SEGMENT, BEHAVIOR)
-    lost: list[int] = []
-    damaged: dict[int, str] = {}
-    at = place = 0
-    # Those of one user are mostly alike, and are read together then.
-    for kind, alike in groupby(map(_kind, segments)):
-        end = place + len(list(alike))
+    (decoded,) = decode_each([segments])
+    return decoded
+
+
+def decode_each(users: Sequence[Sequence[bytes | None]]) -> list[Decoded]:
+    """The behaviors of several users' segments: read together, they cost each less than alone."""
+    segments = [segment for of in users for segment in of]
+    kinds = list(map(_kind, segments))
+    behaviors = np.zeros((len(segments), SEGMENT), BEHAVIOR)
+    for kind in set(kinds):
         if isinstance(kind, str):
-            lost += range(place, end)
-            if kind:
-                damaged |= dict.fromkeys(range(place, end), kind)
+            continue
+        if kinds.count(kind) == len(kinds):  # those of one platform mostly are alike
+            _decode(kind, b"".join(segments), behaviors, slice(None))  # type: ignore[arg-type]
         else:
-            size = (end - place) * SEGMENT
-            _decode(kind, b"".join(segments[place:end]), behaviors[at : at + size])  # type: ignore[arg-type]
-            at += size
-        place = end
-    return Decoded(behaviors[:at], lost, damaged)
+            places = [place for place, other in enumerate(kinds) if other == kind]
+            run = b"".join([segments[place] for place in places])  # type: ignore[misc]
+            _decode(kind, run, behaviors, places)
+    end = 0
+    decoded = []
+    for of in users:
+        begin, end = end, end + len(of)
+        decoded.append(_left(behaviors[begin:end], kinds[begin:end]))
+    return decoded
 
 
-def _decode(kind: int, run: bytes, part: Behaviors) -> None:
-    """Write n whole segments of one kind, joined, as behaviors."""
+def _left(behaviors: Behaviors, kinds: list[int | str]) -> Decoded:
+    """What is left of a user's segments, BEHAVIOR[n,64], some of which perhaps are lost."""
+    lost = [place for place, kind in enumerate(kinds) if isinstance(kind, str)]
+    if not lost:
+        return Decoded(behaviors.reshape(-1), lost, {})
+    damaged = {place: str(kinds[place]) for place in lost if kinds[place]}
+    return Decoded(np.delete(behaviors, lost, axis=0).reshape(-1), lost, damaged)
+
+
+def _decode(kind: int, run: bytes, behaviors: Behaviors, places: list[int] | slice) -> None:
+    """Write n whole segments of one kind, joined, into their rows of BEHAVIOR[*,64] zeros."""
     if kind == _RECORDS:
-        part[:] = np.frombuffer(run, BEHAVIOR)
+        behaviors[places] = np.frombuffer(run, BEHAVIOR).reshape(-1, SEGMENT)
         return
     rows = np.frombuffer(run, _layout(kind))
-    shape = len(rows), SEGMENT
-    part["item"].reshape(shape)[:] = rows["item"]
-    np.add(rows["base"][:, None], rows["time"], out=part["time"].reshape(shape))
+    behaviors["item"][places] = rows["item"]
+    behaviors["time"][places] = rows["base"][:, None] + rows["time"]
     if kind & _CATEGORY:
-        part["category"].reshape(shape)[:] = rows["category"]
+        behaviors["category"][places] = rows["category"]
     if kind & _DWELL:
-        part["dwell"].reshape(shape)[:] = rows["dwell"]
-    part["action"].reshape(shape)[:] = rows["action"] if kind & _ACTION else rows["only"][:, None]
+        behaviors["dwell"][places] = rows["dwell"]
+    behaviors["action"][places] = rows["action"] if kind & _ACTION else rows["only"][:, None]
 
 
 def _kind(segment: bytes | None) -> int | str:

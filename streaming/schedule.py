@@ -314,24 +314,27 @@ class Reclusterer:
 
     def _renewed(self, users: Sequence[_Found]) -> Iterator[tuple[_Due, InterestWrite]]:
         """The new states of users who were read."""
+        done = 0
         started = time.perf_counter()
         try:
             states = self._system.extract_many(
                 [user.sequence for user in users], [user.previous for user in users]
             )
-            records = list(map(self._system.layout.encode, states))
-        except Exception as error:  # noqa: BLE001  # one user's record spoils them all: find whose
+            for state, (due, sequence, _) in zip(states, users, strict=True):
+                record = self._system.layout.encode(state)
+                write = InterestWrite(due.user, self._system.digest, sequence.version, record)
+                done += 1
+                yield due, write
+        except Exception as error:  # noqa: BLE001  # whatever one user's record does to it
             if len(users) == 1:
                 self._fail(users[0].due.user, error)
                 return
-            for user in users:
+            for user in users[done:]:  # find whose
                 yield from self._renewed([user])
-            return
+            users = users[:done]
         took = (time.perf_counter() - started) / max(len(users), 1)
-        for user, record in zip(users, records, strict=True):
+        for _ in users:
             self._metrics.recluster_seconds.observe(took)
-            version = user.sequence.version
-            yield user.due, InterestWrite(user.due.user, self._system.digest, version, record)
 
     def _read(
         self, batch: Sequence[_Due]

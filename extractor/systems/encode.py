@@ -8,13 +8,13 @@ behavior, which is an interest of its own: a cluster of one, whose u is its embe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import accumulate
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from extractor.history import count_items
+from extractor.history import count_items, slices
 from extractor.state import InterestState, Layout
 from extractor.system import Candidates, NamedPart, UserHistory, common_feed
 from infra.arrays import F32, I32, I64, U32, U64, Array
@@ -27,7 +27,7 @@ NEWEST: Final = 256
 """Most behaviors that become interests of their own. Each costs as much attention as a cluster;
 beyond this many, clustering the whole sequence on the spot (~0.1 ms) is cheaper."""
 
-TOGETHER: Final = 8
+TOGETHER: Final = 16
 """Users extracted by one call of the kernels: more would hardly share its cost any further, and
 their arrays would be so large that each call had them from the system, page by page."""
 
@@ -130,7 +130,7 @@ class EncodeSystem:
 
     def extract_many(
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
-    ) -> list[InterestState]:
+    ) -> Iterator[InterestState]:
         return self._extractor.extract_many(sequences, previous)
 
     def feed(
@@ -213,14 +213,15 @@ class Extractor:
 
     def extract_many(
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
-    ) -> list[InterestState]:
+    ) -> Iterator[InterestState]:
         """The states of several users, each as by `extract`."""
-        parts = [slice(i, i + TOGETHER) for i in range(0, len(sequences), TOGETHER)]
-        return [state for part in parts for state in self._extract(sequences[part], previous[part])]
+        for start in range(0, len(sequences), TOGETHER):
+            part = slice(start, start + TOGETHER)
+            yield from self._extract(sequences[part], previous[part])
 
     def _extract(
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
-    ) -> Iterable[InterestState]:
+    ) -> Iterator[InterestState]:
         bundle, dimensions = self._bundle, self._bundle.manifest
         behaviors = [sequence.behaviors[-dimensions.L :] for sequence in sequences]
         keys = np.concatenate([one["item"] for one in behaviors])
@@ -240,15 +241,22 @@ class Extractor:
             dimensions.T,
             np.float32(dimensions.scale),
         )
-        for user, sequence in enumerate(sequences):
-            mine = slice(bounds[user], bounds[user + 1])
+        for sequence, newest, end, mine, history, last_time_ms in zip(
+            sequences,
+            behaviors,
+            ends[1:].tolist(),
+            slices(bounds),
+            counted.histories(),
+            counted.last_times_ms.tolist(),
+            strict=True,
+        ):
             tensors = EncodeTensors(centers[mine], interests[mine], sizes[mine])
             yield InterestState(
                 bundle=bundle.digest,
                 version=sequence.version,
-                last_time_ms=int(counted.last_times_ms[user]),
-                recent=keys[max(ends[user], ends[user + 1] - dimensions.M) : ends[user + 1]],
-                history=counted.history(user),
+                last_time_ms=last_time_ms,
+                recent=keys[end - min(dimensions.M, len(newest)) : end],
+                history=history,
                 tensors=tensors._asdict(),
             )
 

@@ -26,7 +26,7 @@ from infra.errors import (
     StoreUnavailable,
     one_line,
 )
-from infra.segments import LOST, decode_segments
+from infra.segments import LOST, decode_each, decode_segments
 from infra.store import (
     AS_IT_COMES,
     Append,
@@ -62,6 +62,9 @@ SWEEP_BATCH: Final = 100
 WALKED: Final = 4
 """From so many segments of a user on they are read in one walk over the ring, in which they lie
 side by side, and not each by a search of its own."""
+
+TOGETHER: Final = 16
+"""Users whose segments are decoded at once."""
 
 DATA: Final = "data.mdb"
 """The file of an environment that holds the data."""
@@ -194,10 +197,7 @@ class LmdbStore:
         if self.identity is None:
             self._brought_up_to_date()
 
-        def read(txn: lmdb.Transaction) -> list[StoredSequence | None]:
-            return [self._sequence(txn, user) for user in users]
-
-        return self._read(read)
+        return self._read(lambda txn: self._sequences(txn, users))
 
     def profiles(self, users: Sequence[str], digest: bytes) -> list[Profile | None]:
         if self.identity is None:
@@ -234,15 +234,15 @@ class LmdbStore:
                 more = cursor.set_range(_DUE_KEY.pack(bundle, owner, 0))
                 while more and len(found) < limit:
                     key = bytes(cursor.key())
-                    due = records.DueKey(*_DUE_KEY.unpack_from(key))
-                    if due[:2] != (bundle, owner):
+                    *listed, since = _DUE_KEY.unpack_from(key)
+                    if listed != [bundle, owner]:
                         break
                     name = key[_DUE_KEY.size :]
                     counters = self._counters(txn, name)
-                    if counters is None or due not in counters.due:
-                        orphans.append(key)
-                    else:
+                    if counters and counters.is_due(bundle, owner, since):
                         found.append(counters.due_user(name.decode(), bundle))
+                    else:
+                        orphans.append(key)
                     more = cursor.next()
             return found
 
@@ -557,13 +557,30 @@ class LmdbStore:
 
         return self._read(read)
 
-    def _sequence(self, txn: lmdb.Transaction, user: str) -> StoredSequence | None:
-        key = user.encode()
-        head = self._decoded(txn, key, user)
-        if head is None:
-            return None
-        newest = self._newest(txn, key, user, head, self._length)
-        return StoredSequence(head.version, newest.behaviors, head.marks, newest.lost)
+    def _sequences(
+        self, txn: lmdb.Transaction, users: Sequence[str]
+    ) -> list[StoredSequence | None]:
+        sequences: list[StoredSequence | None] = []
+        with txn.cursor(self._dbs.segments) as cursor:
+            for start in range(0, len(users), TOGETHER):
+                part = users[start : start + TOGETHER]
+                heads = [self._decoded(txn, user.encode(), user) for user in part]
+                segments = [
+                    self._segments(cursor, user.encode(), head.segments(self._length))
+                    for user, head in zip(part, heads, strict=True)
+                    if head is not None
+                ]
+                decoded = iter(decode_each(segments))
+                for user, head in zip(part, heads, strict=True):
+                    if head is None:
+                        sequences.append(None)
+                        continue
+                    newest = head.joined(next(decoded), self._length)
+                    self._mending.segments(user, newest.damaged)
+                    sequences.append(
+                        StoredSequence(head.version, newest.behaviors, head.marks, newest.lost)
+                    )
+        return sequences
 
     def _profile(self, txn: lmdb.Transaction, user: str, bundle: int) -> Profile | None:
         key = user.encode()
@@ -581,25 +598,20 @@ class LmdbStore:
     def _newest(
         self, txn: lmdb.Transaction, key: bytes, user: str, head: records.Head, length: int
     ) -> records.Newest:
-        numbers = head.segments(length)
-        newest = head.newest(self._segments(txn, key, numbers), length)
-        if newest.damaged:
-            self._mending.segments(user, newest.damaged)
+        with txn.cursor(self._dbs.segments) as cursor:
+            newest = head.newest(self._segments(cursor, key, head.segments(length)), length)
+        self._mending.segments(user, newest.damaged)
         return newest
 
-    def _segments(self, txn: lmdb.Transaction, key: bytes, numbers: range) -> list[bytes | None]:
+    def _segments(self, cursor: lmdb.Cursor, key: bytes, numbers: range) -> list[bytes | None]:
         """A user's segments, by their numbers; None: missing."""
-        keys = [self._segment_key(key, number) for number in numbers]
-        if len(keys) < WALKED:
-            return [_get(txn, place, self._dbs.segments) for place in keys]
-        ring: dict[bytes, bytes] = {}
-        with txn.cursor(self._dbs.segments) as cursor:
-            if cursor.set_range(min(keys)):
-                ring.update(islice(cursor.iternext(keys=True, values=True), self._ring))  # type: ignore[arg-type]
-        if all(place in ring for place in keys):
-            return [ring[place] for place in keys]
-        # Some are missing, or of users between whose ids begin alike.
-        return [_get(txn, place, self._dbs.segments) for place in keys]
+        prefix, ring, pack = key + b"\0", self._ring, _SEGMENT_KEY.pack
+        places = [prefix + pack(number % ring) for number in numbers]
+        walked: dict[bytes, bytes] = {}
+        if len(places) >= WALKED and cursor.set_range(min(places)):
+            walked.update(islice(cursor.iternext(keys=True, values=True), ring))  # type: ignore[arg-type]
+        # Not all are found where some are missing, or users between whose ids begin alike.
+        return [walked.get(place) or cursor.get(place) for place in places]  # type: ignore[misc]
 
     def _live(
         self, txn: lmdb.Transaction, key: bytes, user: str

@@ -206,7 +206,7 @@ class _Shop:
             version=self.version,
             last_time_ms=int(found.last_times_ms[0]),
             recent=keys[-bundle.manifest.M :],
-            history=found.history(0),
+            history=next(found.histories()),
             tensors={},
         )
         return UserHistory(self.version, state, self.behaviors[:0])

@@ -14,7 +14,7 @@ from tests.extractor.items import START_MS, behaviors_on
 
 def history_of(behaviors: Behaviors) -> History:
     """Counted from a whole sequence."""
-    return count_items(behaviors["item"].copy(), behaviors["time"].copy()).history(0)
+    return next(count_items(behaviors["item"].copy(), behaviors["time"].copy()).histories())
 
 
 @pytest.fixture

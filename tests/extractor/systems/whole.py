@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -46,7 +46,7 @@ class WholeSystem:
 
     def extract_many(
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
-    ) -> list[InterestState]:
+    ) -> Iterator[InterestState]:
         return one_by_one(self.extract, sequences, previous)
 
     def feed(
