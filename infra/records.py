@@ -110,7 +110,10 @@ class Counters:
 
     def coverage(self, bundle: int) -> Coverage:
         """A bundle's coverage; of nothing where it has none."""
-        return next((c for c in self.coverages if c.bundle == bundle), Coverage(bundle, 0, 0))
+        for coverage in self.coverages:
+            if coverage.bundle == bundle:
+                return coverage
+        return Coverage(bundle, 0, 0)
 
     def is_due(self, bundle: int, owner: int, since: int) -> bool:
         """Whether the user is listed as due there: `due`, of one place."""

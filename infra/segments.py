@@ -88,12 +88,12 @@ def decode_segments(segments: Sequence[bytes | None]) -> Decoded:
 def decode_each(users: Sequence[Sequence[bytes | None]]) -> list[Decoded]:
     """The behaviors of several users' segments: read together, they cost each less than alone."""
     segments = [segment for of in users for segment in of]
-    kinds = list(map(_kind, segments))
+    kinds = _alike(segments) or list(map(_kind, segments))
     behaviors = np.zeros((len(segments), SEGMENT), BEHAVIOR)
     for kind in set(kinds):
         if isinstance(kind, str):
             continue
-        if kinds.count(kind) == len(kinds):  # those of one platform mostly are alike
+        if kinds.count(kind) == len(kinds):
             _decode(kind, b"".join(segments), behaviors, slice(None))  # type: ignore[arg-type]
         else:
             places = [place for place, other in enumerate(kinds) if other == kind]
@@ -105,6 +105,23 @@ def decode_each(users: Sequence[Sequence[bytes | None]]) -> list[Decoded]:
         begin, end = end, end + len(of)
         decoded.append(_left(behaviors[begin:end], kinds[begin:end]))
     return decoded
+
+
+def _alike(segments: Sequence[bytes | None]) -> list[int | str]:
+    """`_kind` of each, where all are whole and of one kind, as those of one platform mostly are:
+    found out for all at once. Empty: they are not.
+    """
+    if not segments or None in segments:
+        return []
+    size = len(segments[0])  # type: ignore[arg-type]
+    flags = segments[0][4] if size > _CHECKSUM.size else 0  # type: ignore[index]
+    if {size} != set(map(len, segments)) or size != _SIZES.get(flags):  # type: ignore[arg-type]
+        return []
+    rows = np.frombuffer(b"".join(segments), _layout(flags))  # type: ignore[arg-type]
+    digests = list(map(xxhash.xxh32_intdigest, [one[4:] for one in segments]))  # type: ignore[index]
+    if rows["checksum"].tolist() != digests or (rows["flags"] != flags).any():
+        return []
+    return [flags] * len(segments)
 
 
 def _left(behaviors: Behaviors, kinds: list[int | str]) -> Decoded:

@@ -142,7 +142,7 @@ class LmdbStore:
             self._env.close()
             raise
         kept = self.identity.length if self.identity else options.length
-        self._ring = records.ring_size(kept)
+        self._keep(kept)
 
     def append(
         self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
@@ -412,7 +412,12 @@ class LmdbStore:
         """Look whether a worker has brought the store to this layout since it was opened."""
         with contextlib.suppress(lmdb.NotFoundError):
             self._dbs, self.identity = self._databases()
-            self._ring = records.ring_size(self.identity.length)
+            self._keep(self.identity.length)
+
+    def _keep(self, length: int) -> None:
+        """Have a ring of segments for that many behaviors of each user."""
+        self._ring = records.ring_size(length)
+        self._places = [b"\0" + _SEGMENT_KEY.pack(place) for place in range(self._ring)]
 
     def _lay_out(self, wanted: Identity, txn: lmdb.Transaction) -> tuple[_Databases, Identity]:
         """Make what is missing, remove what layout 1 kept otherwise, write the identity."""
@@ -605,13 +610,14 @@ class LmdbStore:
 
     def _segments(self, cursor: lmdb.Cursor, key: bytes, numbers: range) -> list[bytes | None]:
         """A user's segments, by their numbers; None: missing."""
-        prefix, ring, pack = key + b"\0", self._ring, _SEGMENT_KEY.pack
-        places = [prefix + pack(number % ring) for number in numbers]
+        places = [key + self._places[number % self._ring] for number in numbers]
         walked: dict[bytes, bytes] = {}
         if len(places) >= WALKED and cursor.set_range(min(places)):
-            walked.update(islice(cursor.iternext(keys=True, values=True), ring))  # type: ignore[arg-type]
-        # Not all are found where some are missing, or users between whose ids begin alike.
-        return [walked.get(place) or cursor.get(place) for place in places]  # type: ignore[misc]
+            walked.update(islice(cursor.iternext(keys=True, values=True), self._ring))  # type: ignore[arg-type]
+        found = list(map(walked.get, places))
+        if None in found:  # missing, or behind a user's whose id begins alike
+            found = list(map(cursor.get, places))  # type: ignore[arg-type]
+        return found
 
     def _live(
         self, txn: lmdb.Transaction, key: bytes, user: str
@@ -653,13 +659,14 @@ class LmdbStore:
         head = _get(txn, key, self._dbs.heads)
         if head is None or records.is_deleted(head):
             return None
-        with contextlib.suppress(RecordDamaged):  # whoever decodes it tells
-            if records.expired(head, user, self._ttl_ms, self._clock()):
-                return None
+        if self._ttl_ms:
+            with contextlib.suppress(RecordDamaged):  # whoever decodes it tells
+                if records.expired(head, user, self._ttl_ms, self._clock()):
+                    return None
         return head
 
     def _segment_key(self, key: bytes, number: int) -> bytes:
-        return key + b"\0" + _SEGMENT_KEY.pack(number % self._ring)
+        return key + self._places[number % self._ring]
 
     def _read(self, read: Callable[[lmdb.Transaction], T]) -> T:
         with self._reported(), self._env.begin() as txn:
