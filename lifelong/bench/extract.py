@@ -104,7 +104,8 @@ def run(quick: bool) -> dict[str, Any]:
     ):
         for system in (*ours.values(), *peers.values()):
             _users_per_second(system, users[:2], 1)  # compiled, loaded, in the cache
-        stored.cold(), stored.warm()
+        stored.cold()
+        stored.warm()
         for _ in range(load.rounds):
             for name, system in ours.items():
                 rounds[name].append(_users_per_second(system, users, load.passes))

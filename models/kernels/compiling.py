@@ -45,6 +45,8 @@ else:
         """A kernel whose cache on disk is of all files that its code comes from. numba looks at the
         one in which it stands, and would go on serving an old version of what it calls elsewhere.
         """
+        if not isinstance(compiled, Dispatcher):  # numba was told to compile nothing
+            return compiled
         function = compiled.py_func
         called = [one for one in function.__globals__.values() if isinstance(one, Dispatcher)]
         files = {inspect.getfile(function)}.union(*(one.files for one in called))
