@@ -151,7 +151,8 @@ class WorkerMetrics(_BundleInfo):
         )
         self.recluster_seconds = Histogram(
             "lifelong_worker_recluster_seconds",
-            "Time to turn one user's sequence into an interest state, without the store.",
+            "Time to turn one user's sequence into an interest state, without the store: of those "
+            "extracted together, their mean.",
             buckets=USER_BUCKETS,
             registry=registry,
         )

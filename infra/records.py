@@ -34,7 +34,7 @@ import xxhash
 
 from infra.behaviors import BEHAVIOR
 from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
-from infra.segments import SEGMENT, decode_segments, encode_segment
+from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment
 from infra.store import STATES, Append, Behaviors, DueUser, StoredSequence, Version
 
 RECENT_EVENTS: Final = 32
@@ -47,12 +47,14 @@ MAX_MARKS: Final = 255
 _FORMAT: Final = 2
 _HEADER: Final = struct.Struct("<BBBBHxxQQQQQ")
 _HEADER_1: Final = struct.Struct("<BBBBHxxQQQQQQ")
+_NUMBERS: Final = struct.Struct("<QQQQQ")
 _COVERAGE: Final = struct.Struct("<QQQ")
 _MARK: Final = struct.Struct("<Qq")
 _KEY: Final = struct.Struct("<Q")
 _UPDATED: Final = struct.Struct("<Q")
 _UPDATED_AT: Final = 24
 _CHECKSUM: Final = struct.Struct("<Q")
+_NO_COUNT: Final = bytes(8)
 _TIME: Final = struct.Struct("<8xq")
 _BEHAVIOR_SIZE: Final = BEHAVIOR.itemsize
 _SEALED_SIZE: Final = SEGMENT * _BEHAVIOR_SIZE
@@ -108,7 +110,14 @@ class Counters:
 
     def coverage(self, bundle: int) -> Coverage:
         """A bundle's coverage; of nothing where it has none."""
-        return next((c for c in self.coverages if c.bundle == bundle), Coverage(bundle, 0, 0))
+        for coverage in self.coverages:
+            if coverage.bundle == bundle:
+                return coverage
+        return Coverage(bundle, 0, 0)
+
+    def is_due(self, bundle: int, owner: int, since: int) -> bool:
+        """Whether the user is listed as due there: `due`, of one place."""
+        return owner == self.owner and since == self.coverage(bundle).since
 
     def due_user(self, user: str, bundle: int) -> DueUser:
         """The user as due for a bundle."""
@@ -156,16 +165,21 @@ class Head(Counters):
             segments: those that `segments` numbers; None: missing.
             length: how many.
         """
-        if not segments:
+        return self.joined(decode_segments(segments), length)
+
+    def joined(self, decoded: Decoded, length: int) -> Newest:
+        """`newest`, of segments that were decoded."""
+        if not len(decoded.behaviors) and not decoded.lost:
             return Newest(self.tail[max(0, len(self.tail) - length) :], 0, {})
-        decoded = decode_segments(segments)
         first = self.segments(length).start
         # Behaviors of the first segment that are older than the newest ``length``.
         older = max(0, self.count - length - first * SEGMENT)
         lost = len(decoded.lost) * SEGMENT
         if 0 in decoded.lost:
             lost, older = lost - older, 0
-        behaviors = np.concatenate((decoded.behaviors[older:], self.tail))
+        # By bytes: numpy would compare the types of arrays of records field by field.
+        joined = decoded.behaviors[older:].tobytes() + self.tail.tobytes()
+        behaviors = np.frombuffer(joined, BEHAVIOR)
         damaged = {first + place: what for place, what in decoded.damaged.items()}
         return Newest(behaviors, lost, damaged)
 
@@ -387,7 +401,7 @@ def expired(head: bytes, user: str, ttl_ms: int, now_ms: int) -> bool:
 
 def is_deleted(head: bytes) -> bool:
     """Whether a head only remembers that its user was deleted."""
-    if head[:1] != bytes([_FORMAT]) or any(head[8:16]):
+    if head[8:16] != _NO_COUNT or head[0] != _FORMAT:
         return False
     try:
         return _parse(head, "")[0][0] == 0
@@ -484,27 +498,31 @@ def _parse(head: bytes, user: str) -> _Parsed:
             f"the sequence record of user {user!r} has format {form}, this version reads up to"
             f" {_FORMAT}: use the version that wrote it, or a later one"
         )
-    _, n_marks, n_keys, n_coverages, n_tail, count, epoch, updated, owner, deleted = (
-        _HEADER.unpack_from(head)
-    )
-    marks = _HEADER.size + n_coverages * _COVERAGE.size
-    keys = marks + n_marks * 16
-    tail = keys + n_keys * 8
-    if end != tail + n_tail * _BEHAVIOR_SIZE:
+    numbers = _NUMBERS.unpack_from(head, 8)
+    marks, keys, tail, fits = _places(head)
+    if end != fits:
         raise _damaged(user, "its length does not fit its header")
-    return (count, epoch, updated, owner, deleted), _HEADER.size, marks, keys, tail, end
+    return numbers, _HEADER.size, marks, keys, tail, end
+
+
+def _places(head: bytes) -> tuple[int, int, int, int]:
+    """Where the marks, the event keys and the tail of a head begin that is known to be whole, and
+    where the tail ends.
+    """
+    marks = _HEADER_1.size if head[0] == 1 else _HEADER.size + head[3] * _COVERAGE.size
+    keys = marks + head[1] * 16
+    tail = keys + head[2] * 8
+    return marks, keys, tail, tail + tail_length(head) * _BEHAVIOR_SIZE
 
 
 def _parse_1(head: bytes, user: str) -> _Parsed:
     if len(head) < _HEADER_1.size:
         raise _damaged(user, f"it has {len(head)} bytes")
-    _, n_marks, n_keys, _, n_tail, count, epoch, updated, _, owner, _ = _HEADER_1.unpack_from(head)
-    marks = _HEADER_1.size
-    keys = marks + n_marks * 16
-    tail = keys + n_keys * 8
-    if len(head) != tail + n_tail * _BEHAVIOR_SIZE:
+    *_, count, epoch, updated, _, owner, _ = _HEADER_1.unpack_from(head)
+    marks, keys, tail, end = _places(head)
+    if len(head) != end:
         raise _damaged(user, "its length does not fit its header")
-    return (count, epoch, updated, owner, 0), marks, marks, keys, tail, len(head)
+    return (count, epoch, updated, owner, 0), marks, marks, keys, tail, end
 
 
 def _pack(
@@ -536,14 +554,9 @@ def _covered(
     """The head with other coverages, and perhaps another owner."""
     packed = _packed(coverages)
     owner = counters.owner if owner is None else owner
-    (count, epoch, updated, _, deleted), _, marks, keys, tail, end = _parse(head, "")
-    written = _pack(
-        (count, epoch, updated, owner, deleted),
-        packed,
-        head[marks:keys],
-        head[keys:tail],
-        head[tail:end],
-    )
+    numbers = counters.count, counters.epoch, counters.updated, owner, counters.deleted
+    marks, keys, tail, end = _places(head)
+    written = _pack(numbers, packed, head[marks:keys], head[keys:tail], head[tail:end])
     before, after = counters.due, _due_keys(packed, owner)
     return Changed(written, before - after, after - before, dropped)
 

@@ -11,6 +11,7 @@ import errno
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -25,7 +26,7 @@ from infra.errors import (
     StoreUnavailable,
     one_line,
 )
-from infra.segments import LOST, decode_segments
+from infra.segments import LOST, decode_each, decode_segments
 from infra.store import (
     AS_IT_COMES,
     Append,
@@ -57,6 +58,13 @@ else, and the pages that appends free meanwhile cannot be used again."""
 
 SWEEP_BATCH: Final = 100
 """Expired users removed in one transaction: some 10 ms, for which appends wait."""
+
+WALKED: Final = 4
+"""From so many segments of a user on they are read in one walk over the ring, in which they lie
+side by side, and not each by a search of its own."""
+
+TOGETHER: Final = 16
+"""Users whose segments are decoded at once."""
 
 DATA: Final = "data.mdb"
 """The file of an environment that holds the data."""
@@ -134,7 +142,7 @@ class LmdbStore:
             self._env.close()
             raise
         kept = self.identity.length if self.identity else options.length
-        self._ring = records.ring_size(kept)
+        self._keep(kept)
 
     def append(
         self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
@@ -189,10 +197,7 @@ class LmdbStore:
         if self.identity is None:
             self._brought_up_to_date()
 
-        def read(txn: lmdb.Transaction) -> list[StoredSequence | None]:
-            return [self._sequence(txn, user) for user in users]
-
-        return self._read(read)
+        return self._read(lambda txn: self._sequences(txn, users))
 
     def profiles(self, users: Sequence[str], digest: bytes) -> list[Profile | None]:
         if self.identity is None:
@@ -229,15 +234,15 @@ class LmdbStore:
                 more = cursor.set_range(_DUE_KEY.pack(bundle, owner, 0))
                 while more and len(found) < limit:
                     key = bytes(cursor.key())
-                    due = records.DueKey(*_DUE_KEY.unpack_from(key))
-                    if due[:2] != (bundle, owner):
+                    *listed, since = _DUE_KEY.unpack_from(key)
+                    if listed != [bundle, owner]:
                         break
                     name = key[_DUE_KEY.size :]
                     counters = self._counters(txn, name)
-                    if counters is None or due not in counters.due:
-                        orphans.append(key)
-                    else:
+                    if counters and counters.is_due(bundle, owner, since):
                         found.append(counters.due_user(name.decode(), bundle))
+                    else:
+                        orphans.append(key)
                     more = cursor.next()
             return found
 
@@ -253,8 +258,7 @@ class LmdbStore:
             marked = 0
             for user in users:
                 key = user.encode()
-                head = self._live_head(txn, key, user)
-                counters = self._counters(txn, key)
+                head, counters = self._live(txn, key, user)
                 if head is None or counters is None:
                     continue
                 changed = records.set_due(
@@ -408,7 +412,12 @@ class LmdbStore:
         """Look whether a worker has brought the store to this layout since it was opened."""
         with contextlib.suppress(lmdb.NotFoundError):
             self._dbs, self.identity = self._databases()
-            self._ring = records.ring_size(self.identity.length)
+            self._keep(self.identity.length)
+
+    def _keep(self, length: int) -> None:
+        """Have a ring of segments for that many behaviors of each user."""
+        self._ring = records.ring_size(length)
+        self._places = [b"\0" + _SEGMENT_KEY.pack(place) for place in range(self._ring)]
 
     def _lay_out(self, wanted: Identity, txn: lmdb.Transaction) -> tuple[_Databases, Identity]:
         """Make what is missing, remove what layout 1 kept otherwise, write the identity."""
@@ -455,8 +464,7 @@ class LmdbStore:
 
     def _put_interest(self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int) -> Written:
         key, bundle = write.user.encode(), records.bundle_key(write.digest)
-        head = self._live_head(txn, key, write.user)
-        counters = self._counters(txn, key)
+        head, counters = self._live(txn, key, write.user)
         if head is None or counters is None:
             return Written.GONE
         covered = write.version.count
@@ -554,13 +562,30 @@ class LmdbStore:
 
         return self._read(read)
 
-    def _sequence(self, txn: lmdb.Transaction, user: str) -> StoredSequence | None:
-        key = user.encode()
-        head = self._decoded(txn, key, user)
-        if head is None:
-            return None
-        newest = self._newest(txn, key, user, head, self._length)
-        return StoredSequence(head.version, newest.behaviors, head.marks, newest.lost)
+    def _sequences(
+        self, txn: lmdb.Transaction, users: Sequence[str]
+    ) -> list[StoredSequence | None]:
+        sequences: list[StoredSequence | None] = []
+        with txn.cursor(self._dbs.segments) as cursor:
+            for start in range(0, len(users), TOGETHER):
+                part = users[start : start + TOGETHER]
+                heads = [self._decoded(txn, user.encode(), user) for user in part]
+                segments = [
+                    self._segments(cursor, user.encode(), head.segments(self._length))
+                    for user, head in zip(part, heads, strict=True)
+                    if head is not None
+                ]
+                decoded = iter(decode_each(segments))
+                for user, head in zip(part, heads, strict=True):
+                    if head is None:
+                        sequences.append(None)
+                        continue
+                    newest = head.joined(next(decoded), self._length)
+                    self._mending.segments(user, newest.damaged)
+                    sequences.append(
+                        StoredSequence(head.version, newest.behaviors, head.marks, newest.lost)
+                    )
+        return sequences
 
     def _profile(self, txn: lmdb.Transaction, user: str, bundle: int) -> Profile | None:
         key = user.encode()
@@ -578,16 +603,32 @@ class LmdbStore:
     def _newest(
         self, txn: lmdb.Transaction, key: bytes, user: str, head: records.Head, length: int
     ) -> records.Newest:
-        newest = head.newest(
-            [
-                _get(txn, self._segment_key(key, number), self._dbs.segments)
-                for number in head.segments(length)
-            ],
-            length,
-        )
-        if newest.damaged:
-            self._mending.segments(user, newest.damaged)
+        with txn.cursor(self._dbs.segments) as cursor:
+            newest = head.newest(self._segments(cursor, key, head.segments(length)), length)
+        self._mending.segments(user, newest.damaged)
         return newest
+
+    def _segments(self, cursor: lmdb.Cursor, key: bytes, numbers: range) -> list[bytes | None]:
+        """A user's segments, by their numbers; None: missing."""
+        places = [key + self._places[number % self._ring] for number in numbers]
+        walked: dict[bytes, bytes] = {}
+        if len(places) >= WALKED and cursor.set_range(min(places)):
+            walked.update(islice(cursor.iternext(keys=True, values=True), self._ring))  # type: ignore[arg-type]
+        found = list(map(walked.get, places))
+        if None in found:  # missing, or behind a user's whose id begins alike
+            found = list(map(cursor.get, places))  # type: ignore[arg-type]
+        return found
+
+    def _live(
+        self, txn: lmdb.Transaction, key: bytes, user: str
+    ) -> tuple[bytes | None, records.Counters | None]:
+        """The head of a user who is there, and its numbers; None: as by `_counters`."""
+        head = self._live_head(txn, key, user)
+        try:
+            return head, None if head is None else records.read_counters(head, user)
+        except RecordDamaged as error:
+            self._mending.head(error)
+            return head, None
 
     def _counters(
         self, txn: lmdb.Transaction, key: bytes, *, live: bool = True
@@ -596,7 +637,9 @@ class LmdbStore:
         the user is expired or deleted.
         """
         user = key.decode()
-        head = self._live_head(txn, key, user) if live else _get(txn, key, self._dbs.heads)
+        if live:
+            return self._live(txn, key, user)[1]
+        head = _get(txn, key, self._dbs.heads)
         try:
             return None if head is None else records.read_counters(head, user)
         except RecordDamaged as error:
@@ -616,13 +659,14 @@ class LmdbStore:
         head = _get(txn, key, self._dbs.heads)
         if head is None or records.is_deleted(head):
             return None
-        with contextlib.suppress(RecordDamaged):  # whoever decodes it tells
-            if records.expired(head, user, self._ttl_ms, self._clock()):
-                return None
+        if self._ttl_ms:
+            with contextlib.suppress(RecordDamaged):  # whoever decodes it tells
+                if records.expired(head, user, self._ttl_ms, self._clock()):
+                    return None
         return head
 
     def _segment_key(self, key: bytes, number: int) -> bytes:
-        return key + b"\0" + _SEGMENT_KEY.pack(number % self._ring)
+        return key + self._places[number % self._ring]
 
     def _read(self, read: Callable[[lmdb.Transaction], T]) -> T:
         with self._reported(), self._env.begin() as txn:
