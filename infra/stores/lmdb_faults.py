@@ -168,6 +168,8 @@ def lock_holder(lock: int) -> str:
         *begins, owner = _LOCK.unpack(begin)
         if tuple(begins) != _LOCK_BEGINS:
             return "another process"
+        if f" {os.fstat(lock).st_ino} " not in Path(f"/proc/{owner}/maps").read_text("utf-8"):
+            return "another process"  # its number is one of another container
         status = Path(f"/proc/{owner}/status").read_text("utf-8")
     except (struct.error, OSError):
         return "another process"

@@ -41,6 +41,7 @@ def backup(path: Path, target: Path) -> Copied:
 
     Raises:
         StoreUnavailable: there is no store, or it cannot be copied.
+        StoreCorrupt: its data file is cut short.
         StoreFull: the disk has no room for the copy.
         StoreMismatch: there is something at ``target``.
     """

@@ -25,8 +25,9 @@ import pytest
 
 from infra.behaviors import partition_source
 from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from infra.processes import die_with_parent
 from infra.store import StoreOptions
-from infra.stores.lmdb import DATA, LOCK, MAX_READERS, LmdbStore
+from infra.stores.lmdb import DATA, LOCK, MAX_READERS, TURN, LmdbStore
 from infra.stores.lmdb_faults import ADVICE, filesystem, told
 from infra.stores.lmdb_meta import check, read_meta
 from tests.infra.disks import full_disk
@@ -69,6 +70,7 @@ class Other:
 
 
 def _obey(path: str, opened: dict[str, Any], line: Connection) -> None:
+    die_with_parent()
     store = LmdbStore(Path(path), **opened)
     line.send("open")
     while True:
@@ -222,13 +224,13 @@ def test_threads_read_on_while_the_map_is_exchanged(tmp_path: Path) -> None:
 def test_a_process_stopped_while_it_writes_is_named(store: LmdbStore, other: Other) -> None:
     other.do(partial(begin, write=True))
     other.signal(signal.SIGSTOP)
-    threads = threading.active_count()
     for _ in range(3):
         with pytest.raises(
             StoreUnavailable, match=rf"process {other.pid} \(.*kill -CONT {other.pid}"
         ):
             store.ping()
-    assert threading.active_count() == threads + 1
+    waiting = [thread for thread in threading.enumerate() if thread.name == TURN]
+    assert len(waiting) == 1
     assert items(store.sequences(["ann"])[0]) == list(range(100))
 
 
