@@ -434,7 +434,7 @@ class LmdbStore:
     # Opening
 
     def _open(self, sync: bool) -> lmdb.Environment:
-        with self._reported():
+        try:
             if not self._read_only:
                 self._path.mkdir(parents=True, exist_ok=True)
             if self._data.exists():
@@ -460,7 +460,9 @@ class LmdbStore:
             if not self._read_only:
                 # As long as the environment is: closing it releases all locks of this process.
                 self._lock = os.open(self._path / LOCK, os.O_RDONLY)
-            return env
+        except (lmdb.Error, OSError) as error:
+            raise self._told(error) from error
+        return env
 
     def _prepare(self, options: StoreOptions) -> None:
         """Find the databases and the identity, written only where they are not as they should be: a
@@ -756,8 +758,8 @@ class LmdbStore:
 
     def _run(self, transaction: Callable[[], T]) -> T:
         """What a transaction returns; once more where the store only had to be put right."""
-        with self._reported():
-            map_size = self._map_size
+        map_size = self._map_size
+        try:
             try:
                 with self._turns:
                     return transaction()
@@ -769,11 +771,14 @@ class LmdbStore:
                 self._follow()
                 if self._map_size == map_size:
                     raise
-            try:
-                with self._turns:
-                    return transaction()
-            except lmdb.ReadersFullError as error:
-                raise readers_full(self._where, self._env.readers()) from error
+            with self._turns:
+                return transaction()
+        except lmdb.NotFoundError:
+            raise
+        except lmdb.ReadersFullError as error:
+            raise readers_full(self._where, self._env.readers()) from error
+        except (lmdb.Error, OSError) as error:
+            raise self._told(error) from error
 
     def _follow(self) -> None:
         """Map as much as the process with the largest map."""
@@ -816,26 +821,21 @@ class LmdbStore:
         Raises:
             StoreUnavailable: it is not.
         """
-        with self._reported():
-            try:
-                now = _file_id(self._data)
-            except (FileNotFoundError, NotADirectoryError):
-                now = None
-            if now != self._file:
-                what = "was deleted" if now is None else "was replaced by another one"
-                raise StoreUnavailable(
-                    f"{self._where} {what} under this process: restart it, so that it opens what is"
-                    " there now; the consumer group's offsets may be newer (docs/operations.md)"
-                )
-
-    @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
         try:
-            yield
-        except (StoreError, lmdb.NotFoundError):
-            raise
-        except (lmdb.Error, OSError) as error:
-            raise told(error, self._where, self._path, limit=self._map_size) from error
+            now = _file_id(self._data)
+        except (FileNotFoundError, NotADirectoryError):
+            now = None
+        except OSError as error:
+            raise self._told(error) from error
+        if now != self._file:
+            what = "was deleted" if now is None else "was replaced by another one"
+            raise StoreUnavailable(
+                f"{self._where} {what} under this process: restart it, so that it opens what is"
+                " there now; the consumer group's offsets may be newer (docs/operations.md)"
+            )
+
+    def _told(self, error: lmdb.Error | OSError) -> StoreError:
+        return told(error, self._where, self._path, limit=self._map_size)
 
 
 class _Turns:
