@@ -768,9 +768,9 @@ class LmdbStore:
             except lmdb.MapResizedError:
                 self._follow()
             except lmdb.MapFullError:
-                self._follow()
-                if self._map_size == map_size:
+                if read_meta(self._data).map_size <= map_size:
                     raise
+                self._follow()
             with self._turns:
                 return transaction()
         except lmdb.NotFoundError:
@@ -811,8 +811,8 @@ class LmdbStore:
             assert self._lock is not None
             waited = time.monotonic() - self._asked_at
             raise StoreUnavailable(
-                f"{self._where} takes no writes: its lock has been held for {waited:.0f} s by"
-                f" {lock_holder(self._lock)}"
+                f"{self._where} takes no writes: one has waited {waited:.0f} s for the lock, held"
+                f" by {lock_holder(self._lock)}"
             ) from None
 
     def _check_place(self) -> None:
