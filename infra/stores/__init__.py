@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from infra.errors import SettingsError
-from infra.store import OPEN_WAIT_S, Damage, Store, StoreOptions, unheard
+from infra.store import OPEN_WAIT_S, Damage, Interrupted, Store, StoreOptions, unheard, unheeded
 
 if TYPE_CHECKING:
     from infra.settings import StoreSettings
@@ -20,6 +20,7 @@ def open_store(
     wait_s: float = OPEN_WAIT_S,
     actions: tuple[str, ...] = (),
     damage: Damage = unheard,
+    interrupted: Interrupted = unheeded,
 ) -> Store:
     """Open the store that ``settings.url`` names; its adapter is imported only then.
 
@@ -30,6 +31,7 @@ def open_store(
             themselves, and meanwhile tell what they are waiting for.
         actions: the platform's names of actions, in the order of their codes.
         damage: told of damaged records.
+        interrupted: told when the store stops to answer.
 
     Raises:
         SettingsError: the URL names no store.
@@ -46,6 +48,7 @@ def open_store(
         id=settings.id,
         actions=actions,
         damage=damage,
+        interrupted=interrupted,
     )
     scheme = urlsplit(url).scheme
     if scheme == "memory":

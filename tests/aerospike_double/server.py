@@ -15,6 +15,7 @@ from typing import Final, Self
 from .namespace import (
     INDEX_FOUND,
     INDEX_NOT_FOUND,
+    INDEX_NOT_READABLE,
     NO_NAMESPACE,
     OK,
     PARTITIONS,
@@ -66,7 +67,9 @@ class AerospikeDouble:
 
     Faults a test can order: `go_away` and `come_back`, ``fault`` (a function that may answer any
     record's command with a result code instead of carrying it out, or do something behind the
-    client's back first), ``delay_s`` before every answer but info's, and `advance` for the clock.
+    client's back first), ``delay_s`` before every answer but info's, ``builds`` (an index that is
+    made is not readable until `finish_indexes`), `drop_index`, `kill` (which loses what was not
+    flushed), and `advance` for the clock.
 
     >>> with AerospikeDouble() as server:
     ...     server.host
@@ -92,6 +95,7 @@ class AerospikeDouble:
         self.delay_s = 0.0
         self.refuses_data = False
         """Listens and answers info, as a server that is still starting, but no data command."""
+        self.builds = False
         self.info_log: list[str] = []
         self._lock = threading.RLock()
         self._listener: socket.socket | None = None
@@ -129,6 +133,25 @@ class AerospikeDouble:
         threads, self._threads = self._threads, []
         for thread in threads:
             thread.join(timeout=5)
+
+    def kill(self, *set_names: str) -> None:
+        """`go_away`, and lose what these sets hold since the last ``data.flush``: devices flush
+        each by itself, so that of two records the later may be kept and the earlier lost.
+        """
+        self.go_away()
+        for name in set_names:
+            self.data.lose(name)
+
+    def drop_index(self, name: str) -> None:
+        """Lose an index, as by a restart whose directory of metadata is gone."""
+        with self._lock:
+            del self.data.indexes[name]
+
+    def finish_indexes(self) -> None:
+        """End the building of indexes, those that are made from now on included."""
+        with self._lock:
+            self.builds = False
+            self.data.building.clear()
 
     def advance(self, seconds: float) -> None:
         """Put the clock forward, so that records expire."""
@@ -228,8 +251,8 @@ class AerospikeDouble:
             (room,) = struct.unpack(">Q", message.fields[FIELD_MAX_RECORDS])
         with self._lock:
             found = self._find(message, set_name, partitions)
-        if found is None:
-            connection.sendall(frame(MESSAGE, pack_last(INDEX_NOT_FOUND)))
+        if isinstance(found, int):
+            connection.sendall(frame(MESSAGE, pack_last(found)))
             return
         names = [operation.bin for operation in message.operations]
         parts: list[bytes] = []
@@ -251,11 +274,16 @@ class AerospikeDouble:
 
     def _find(
         self, message: Message, set_name: str, partitions: tuple[int, ...]
-    ) -> dict[int, list[tuple[bytes, Record]]] | None:
+    ) -> dict[int, list[tuple[bytes, Record]]] | int:
+        """The records by partition, or a result code."""
         if FIELD_INDEX_RANGE in message.fields:
             bin_name, low, high = parse_index_range(message.fields[FIELD_INDEX_RANGE])
-            if (set_name, bin_name) not in self.data.indexes.values():
-                return None
+            target = set_name, bin_name
+            name = next((n for n, of in self.data.indexes.items() if of == target), None)
+            if name is None:
+                return INDEX_NOT_FOUND
+            if name in self.data.building:
+                return INDEX_NOT_READABLE
             return self.data.select(set_name, bin_name, low, high)
         found: dict[int, list[tuple[bytes, Record]]] = {}
         for partition, digest, record in self.data.scan(set_name):
@@ -286,7 +314,9 @@ class AerospikeDouble:
     def _info_value(self, command: str) -> str:
         name, _, arguments = command.partition(":")
         if name.startswith("sindex-"):
-            return self._index(name, dict(re.findall(r"([\w-]+)=([^;]*)", arguments)))
+            return self._index(name, _arguments(arguments))
+        if name == "get-config":
+            return self._config(_arguments(arguments))
         owned = base64.b64encode(b"\xff" * (PARTITIONS // 8)).decode()
         values = {
             "node": NODE,
@@ -310,6 +340,20 @@ class AerospikeDouble:
         }
         return values.get(name, "ERROR:4:unrecognized command")
 
+    def _config(self, arguments: dict[str, str]) -> str:
+        if arguments.get("context") != "namespace":
+            return "ERROR:4:not simulated"
+        if arguments.get("id") != self.namespace:
+            return "ERROR:20:namespace not found"
+        values = {
+            "default-ttl": self.data.default_ttl,
+            "max-record-size": self.data.max_record,
+            "nsup-period": self.data.nsup_period,
+            "replication-factor": 1,
+            "strong-consistency": "false",
+        }
+        return ";".join(f"{name}={value}" for name, value in values.items())
+
     def _index(self, command: str, arguments: dict[str, str]) -> str:
         namespace = arguments.get("namespace", arguments.get("ns"))
         if namespace != self.namespace:
@@ -322,6 +366,8 @@ class AerospikeDouble:
                 if name in indexes or target in indexes.values():
                     return f"ERROR:{INDEX_FOUND}:index already exists"
                 indexes[name] = target
+                if self.builds:
+                    self.data.building.add(name)
                 return "ok"
             if command == "sindex-exists":
                 return str(name in indexes).lower()
@@ -330,7 +376,8 @@ class AerospikeDouble:
             if command == "sindex-delete":
                 del indexes[name]
                 return "ok"
-            return "entries=0;load_pct=100;state=RW"
+            done = 0 if name in self.data.building else 100
+            return f"entries=0;load_pct={done};state=RW"
 
 
 def refuse_writes(code: int, set_name: str | None = None) -> Fault:
@@ -341,6 +388,10 @@ def refuse_writes(code: int, set_name: str | None = None) -> Fault:
         return code if hit else None
 
     return fault
+
+
+def _arguments(packed: str) -> dict[str, str]:
+    return dict(re.findall(r"([\w-]+)=([^;]*)", packed))
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

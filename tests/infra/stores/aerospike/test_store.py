@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import aerospike
 import pytest
 
+from infra import records
 from infra.behaviors import item_key, pack_behavior, partition_source
 from infra.errors import (
     RecordTooLarge,
@@ -21,7 +23,8 @@ from infra.errors import (
 from infra.store import Append, Group, InterestWrite, StoreOptions, Version, Written
 from infra.stores.aerospike.address import AerospikeAddress
 from infra.stores.aerospike.client import AerospikeClient
-from infra.stores.aerospike.store import SLICE, AerospikeStore
+from infra.stores.aerospike.room import SLICE
+from infra.stores.aerospike.store import FLUSHED_MS, AerospikeStore
 from tests.aerospike_double import (
     INDEXES,
     AerospikeDouble,
@@ -32,12 +35,17 @@ from tests.aerospike_double import (
     refuse_writes,
 )
 from tests.aerospike_double.wire import Request
+from tests.infra.stores.spoiling import get_head
 from tests.infra.stores.test_contract import BUNDLE, feed
 
 __all__ = ["aerospike_server", "double"]
 
 SOURCE = partition_source("behaviors", "topic-1", 0)
 OTHER = partition_source("behaviors", "topic-1", 1)
+LATER = 2 * FLUSHED_MS
+
+
+Result = TypeVar("Result")
 
 
 class Clock:
@@ -113,6 +121,17 @@ def interests_of(store: AerospikeStore, user: str) -> bytes | None:
     profile = store.profiles([user], BUNDLE)[0]
     assert profile is not None
     return profile.interests
+
+
+def eventually(call: Callable[[], Result]) -> Result:
+    """What a call answers once the server is back."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return call()
+        except StoreUnavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def before(
@@ -264,14 +283,7 @@ def test_work_goes_on_when_the_server_comes_back(
     with pytest.raises(StoreUnavailable):
         feed(store, SOURCE, [append("ann", 0, 5)], now_ms=2)
     double.come_back()
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            feed(store, SOURCE, [append("ann", 0, 5)], now_ms=3)
-            break
-        except StoreUnavailable:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    eventually(lambda: feed(store, SOURCE, [append("ann", 0, 5)], now_ms=3))
     assert times(store, "ann") == [0, 1, 2, 3, 4]
 
 
@@ -292,7 +304,8 @@ def test_a_slow_server_is_unavailable(
         (18, StoreUnavailable, "overloaded"),
         (13, RecordTooLarge, "'ann'"),
         (22, StoreUnavailable, "nsup-period"),
-        (9, StoreUnavailable, "code 9"),
+        (9, StoreUnavailable, "did not answer within 5 s"),
+        (14, StoreUnavailable, "code 14"),
     ],
 )
 def test_a_refused_append_says_why(
@@ -338,17 +351,96 @@ def test_a_crash_before_the_segments_loses_nothing(
 def test_a_crash_before_the_head_is_trimmed_loses_nothing(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    def crash() -> None:
-        double.fault = refuse_writes(8)
-
-    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
-    double.fault = before(crash, "segment", occurrence=2)
+    feed(store, SOURCE, [append("ann", 0, 150)], now_ms=1)
+    double.fault = refuse_writes(8, "sequence")
     with pytest.raises(StoreFull):
-        feed(store, SOURCE, [append("ann", 1, 149)], now_ms=2)
+        feed(store, SOURCE, [append("ann", 150)], now_ms=LATER)
     double.fault = None
     assert times(store, "ann") == list(range(150))
-    feed(store, SOURCE, [append("ann", 150, 100)], now_ms=3)
+    feed(store, SOURCE, [append("ann", 150, 100)], now_ms=LATER)
     assert times(store, "ann") == list(range(50, 250))
+
+
+# Servers that are killed
+
+
+def tail_of(store: AerospikeStore, user: str) -> int:
+    """Behaviors in the tail of a user's head."""
+    return records.tail_length(get_head(store, user))
+
+
+def test_a_head_is_trimmed_once_its_segments_are_flushed(store: AerospikeStore) -> None:
+    feed(store, SOURCE, [append("ann", 0, 150)], now_ms=1)
+    assert tail_of(store, "ann") == 150
+    feed(store, SOURCE, [append("ann", 150)], now_ms=FLUSHED_MS)
+    assert tail_of(store, "ann") == 151
+    feed(store, SOURCE, [append("ann", 151)], now_ms=FLUSHED_MS + 1)
+    assert tail_of(store, "ann") == 24
+    assert times(store, "ann") == list(range(152))
+
+
+def test_a_user_with_many_events_is_trimmed_as_segments_are_flushed(store: AerospikeStore) -> None:
+    for second in range(40):
+        feed(store, SOURCE, [append("ann", second * 10, 10)], now_ms=second * 1000)
+        assert times(store, "ann") == list(range(second * 10 + 10))[-200:]
+        assert tail_of(store, "ann") < 64 + 110 + 10
+
+
+def test_a_segment_is_written_once_while_its_head_waits(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    for i in range(5):
+        feed(store, SOURCE, [append("ann", 64 * i, 64)], now_ms=i)
+    assert [record.generation for record in double.records("segment")] == [1] * 5
+
+
+def test_segments_that_a_killed_server_lost_are_in_the_head(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.data.flush()
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=1)
+    put_state(store, b"state", 2)
+    double.kill("segment")
+    double.come_back()
+    assert eventually(lambda: times(store, "ann")) == list(range(64))
+    # They are written again, and have their time before the head is trimmed.
+    feed(store, SOURCE, [append("ann", 64)], now_ms=LATER)
+    assert (tail_of(store, "ann"), len(double.records("segment"))) == (65, 1)
+    feed(store, SOURCE, [append("ann", 65)], now_ms=2 * LATER)
+    assert (tail_of(store, "ann"), times(store, "ann")) == (2, list(range(66)))
+
+
+def test_a_head_that_a_killed_server_lost_begins_where_its_segments_end(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    feed(store, SOURCE, [append("ann", 0, 100)], now_ms=1)
+    double.data.flush()
+    feed(store, SOURCE, [append("ann", 100)], now_ms=LATER)
+    double.kill("sequence")
+    double.come_back()
+    assert eventually(lambda: times(store, "ann")) == list(range(100))
+    done = feed(store, SOURCE, [append("ann", 90, 40)], now_ms=2 * LATER)
+    assert (done.replayed, times(store, "ann")) == (10, list(range(130)))
+
+
+def test_another_segment_in_its_place_trims_no_head(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    """The server lost the head, kept the segment, and events come again in another order."""
+    feed(store, SOURCE, [append("ann", 0, 50)], now_ms=1)
+    double.data.flush()
+    feed(store, SOURCE, [append("ann", 50, 20)], now_ms=2)
+    double.kill("sequence")
+    double.come_back()
+    eventually(lambda: times(store, "ann"))
+    double.fault = refuse_writes(8, "segment")
+    with pytest.raises(StoreFull):
+        feed(store, OTHER, [append("ann", 1000, 20)], now_ms=3)
+    double.fault = None
+    feed(store, SOURCE, [append("ann", 50, 20)], now_ms=LATER)
+    feed(store, SOURCE, [append("ann", 70)], now_ms=2 * LATER)
+    assert tail_of(store, "ann") < 64
+    assert times(store, "ann") == [*range(50), *range(1000, 1020), *range(50, 71)]
 
 
 def test_a_crash_before_a_user_is_clean_leaves_them_due(
@@ -445,14 +537,15 @@ def test_an_append_while_a_user_is_cleaned_keeps_them_due(
 def test_a_read_while_segments_move_on_is_made_again(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    feed(store, SOURCE, [append("ann", 0, 200)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, 199)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 199)], now_ms=LATER)
     moved = False
 
     def move(request: Request) -> None:
         nonlocal moved
         if request.set == "segment" and not request.writes and not moved:
             moved = True
-            feed(rival, SOURCE, [append("ann", 200, 300)], now_ms=2)
+            feed(rival, SOURCE, [append("ann", 200, 300)], now_ms=LATER)
 
     double.fault = move
     assert times(store, "ann") == list(range(300, 500))
@@ -599,7 +692,7 @@ def test_the_segments_of_a_slow_user_live_as_long_as_they_do(
     for i in range(150, 160):
         clock.advance(90)
         feed(mortal, SOURCE, [append("ann", i)], now_ms=clock())
-        clock.advance(9)
+        clock.advance(8)
         assert times(mortal, "ann") == list(range(i + 1))
 
 
