@@ -83,10 +83,12 @@ class AerospikeDouble:
         default_ttl: int = 0,
         nsup_period: int = 120,
         indexes: dict[str, tuple[str, str]] | None = None,
+        build: str = BUILD,
     ) -> None:
         self.host = "127.0.0.1"
         self.port = 0
         self.namespace = namespace
+        self.build = build
         self.data = Namespace(namespace, default_ttl=default_ttl, nsup_period=nsup_period)
         self.data.indexes.update(indexes or {})
         self.fault: Fault | None = None
@@ -96,6 +98,7 @@ class AerospikeDouble:
         self.refuses_data = False
         """Listens and answers info, as a server that is still starting, but no data command."""
         self.builds = False
+        self.tells_config = True
         self.info_log: list[str] = []
         self._lock = threading.RLock()
         self._listener: socket.socket | None = None
@@ -320,7 +323,7 @@ class AerospikeDouble:
         owned = base64.b64encode(b"\xff" * (PARTITIONS // 8)).decode()
         values = {
             "node": NODE,
-            "build": BUILD,
+            "build": self.build,
             "edition": "Aerospike Community Edition",
             "features": FEATURES,
             "partitions": str(PARTITIONS),
@@ -341,8 +344,8 @@ class AerospikeDouble:
         return values.get(name, "ERROR:4:unrecognized command")
 
     def _config(self, arguments: dict[str, str]) -> str:
-        if arguments.get("context") != "namespace":
-            return "ERROR:4:not simulated"
+        if arguments.get("context") != "namespace" or not self.tells_config:
+            return "ERROR:4:unrecognized command"
         if arguments.get("id") != self.namespace:
             return "ERROR:20:namespace not found"
         values = {
@@ -355,8 +358,12 @@ class AerospikeDouble:
         return ";".join(f"{name}={value}" for name, value in values.items())
 
     def _index(self, command: str, arguments: dict[str, str]) -> str:
-        namespace = arguments.get("namespace", arguments.get("ns"))
-        if namespace != self.namespace:
+        if self.build < "8.1":
+            if "ns" not in arguments:
+                return "ERROR:4:missing 'ns'"
+            bin_name, _, _ = arguments.get("indexdata", "").partition(",")
+            arguments |= {"namespace": arguments["ns"], "bin": bin_name}
+        if arguments.get("namespace") != self.namespace:
             return "ERROR:20:namespace not found"
         name = arguments.get("indexname", "")
         with self._lock:

@@ -20,7 +20,6 @@ Who is due follows from counts, not from where behaviors lie, so nobody waits fo
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 import time
@@ -112,6 +111,10 @@ FLUSHED_MS: Final = 10_000
 
 INDEX_EVERY_S: Final = 10.0
 """Least time between two tries to have a missing index made."""
+
+INDEX_WAIT_S: Final = 2.0
+"""How long opening a store waits for its indexes: new ones are there within it. One over many users
+takes longer, and events can be taken meanwhile."""
 
 CONFLICTS: Final = 30
 """Times a head is read again because somebody else wrote it in between; more is unavailable."""
@@ -412,8 +415,7 @@ class AerospikeStore:
     def ping(self) -> None:
         self._prove()
         if not self._read_only:
-            for name in due_bins(self._slots):
-                self._due_in(name, 0, 0, 0, 1)
+            self._ask_indexes()
 
     def close(self) -> None:
         self._client.close()
@@ -464,10 +466,26 @@ class AerospikeStore:
         if wanted != found:
             self.put_bookmark(IDENTITY, encode_identity(wanted))
         self._room = Room.of(self._client.record_limit(), self._ring)
+        deadline = time.monotonic() + INDEX_WAIT_S
+        while self._missing_index() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _missing_index(self) -> bool:
+        """Whether an index of due users cannot be asked; it is had made."""
+        try:
+            self._ask_indexes()
+        except IndexMissing:
+            return True
+        return False
+
+    def _ask_indexes(self) -> None:
+        """Prove that due users can be listed.
+
+        Raises:
+            IndexMissing: they cannot.
+        """
         for name in due_bins(self._slots):
-            # Events can be taken while it is built.
-            with contextlib.suppress(IndexMissing):
-                self._due_in(name, 0, 0, 0, 1)
+            self._due_in(name, 0, 0, 0, 1)
 
     # Appending
 
