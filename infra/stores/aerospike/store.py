@@ -5,8 +5,8 @@ reads again and applies again, which the marks make harmless.
 
 A full tail is sealed in two steps, and its behaviors lie in both places in between. First the head
 is written with a long tail, then the segments: they hold only what a committed head has held. The
-head is trimmed by an append that finds its segments held byte for byte, and written at least
-`FLUSHED_MS` before; those that it does not find are written again after it. So
+head is trimmed by the first write of the user that finds segments held byte for byte, and written
+at least `FLUSHED_MS` before; those that an append does not find, it writes again. So
 
 - a crash in between leaves a head with a long tail, which every reader understands;
 - a server that is killed loses what it had acknowledged, but not flushed, and each record by
@@ -352,7 +352,7 @@ class AerospikeStore:
                 head, counters, owner, bundle, now_ms, states=self._states_kept
             ).head
 
-        return sum(one is not None for one in self._rewrite(users, mark))
+        return sum(one is not None for one in self._rewrite(users, mark, now_ms))
 
     def users(self, after: bytes, limit: int) -> UserPage:
         """In the order of the server's partitions, whole ones at a time: a cursor is the number of
@@ -384,7 +384,7 @@ class AerospikeStore:
                 self._mending.head(error)
                 return records.delete(None, users[place], now_ms)
 
-        self._rewrite(users, mark, events_ms=now_ms)
+        self._rewrite(users, mark, now_ms, events=True)
         # After the heads, which alone say what the user's records are; also those that an earlier
         # call left, which failed in between.
         gone: list[Key] = []
@@ -508,7 +508,7 @@ class AerospikeStore:
             return None if grown.head is None else self._cut_to_ring(grown.head)
 
         held: dict[str, set[int]] = {}
-        written = self._rewrite(users, grow, events_ms=now_ms, held=held)
+        written = self._rewrite(users, grow, now_ms, events=True, held=held)
         changed = [
             (user, head) for user, head in zip(users, written, strict=True) if head is not None
         ]
@@ -600,7 +600,7 @@ class AerospikeStore:
             return changed.head
 
         users = [write.user for write in stored]
-        written = self._rewrite(users, cover)
+        written = self._rewrite(users, cover, now_ms)
         gone = [(users[i], bundle) for i, bundles in dropped.items() for bundle in bundles]
         removes = [Remove(self._state_key(user, bundle)) for user, bundle in gone]
         self._client.put(removes, PRESENT, [user for user, _ in gone])
@@ -610,16 +610,18 @@ class AerospikeStore:
         self,
         users: Sequence[str],
         change: Change,
+        now_ms: int,
         *,
-        events_ms: int | None = None,
+        events: bool = False,
         held: dict[str, set[int]] | None = None,
     ) -> list[bytes | None]:
         """Replace heads by what ``change`` makes of them, each atomically; None: left alone.
 
-        ``events_ms`` is the time of an append: it makes heads that are not there, and lets the
-        user live on; any other change leaves them the time they have. With ``held`` heads are
-        trimmed before they are changed (`_trim`).
+        With ``events`` heads are made that are not there, and users live on; any other change
+        leaves them the time they have. Heads are trimmed before they are changed, which tells
+        ``held`` (`_trim`).
         """
+        held = {} if held is None else held
         done: list[bytes | None] = [None] * len(users)
         waiting = list(range(len(users)))
         for attempt in range(CONFLICTS):
@@ -628,27 +630,25 @@ class AerospikeStore:
             stored = self._client.get(
                 [self._client.key(SEQUENCE, users[i]) for i in waiting], HEAD_BINS
             )
-            olds = [
-                self._live(record, users[i], events_ms)
+            heads = [
+                (users[i], self._live(record, users[i], now_ms if events else None))
                 for i, record in zip(waiting, stored, strict=True)
             ]
-            if held is not None and events_ms is not None:
-                heads = [(users[i], old) for i, old in zip(waiting, olds, strict=True)]
-                olds = self._trim(heads, held, events_ms)
+            olds = self._trim(heads, held, now_ms)
             puts: list[BatchRecord] = []
             tried: list[tuple[int, bytes]] = []
             renewed: list[tuple[str, bytes]] = []
             for i, record, old in zip(waiting, stored, olds, strict=True):
-                if events_ms is None and (old is None or records.is_deleted(old)):
+                if not events and (old is None or records.is_deleted(old)):
                     continue
                 new = change(i, old)
                 if new is None:
                     continue
                 kept = _kept(record)
-                if events_ms is not None and self._must_renew(kept, events_ms, new=old is None):
-                    kept = {RENEWED: events_ms, TTL: self._ttl_s}
+                if events and self._must_renew(kept, now_ms, new=old is None):
+                    kept = {RENEWED: now_ms, TTL: self._ttl_s}
                     renewed += [] if old is None else [(users[i], old)]
-                ttl = KEEP_TTL if events_ms is None else self._ttl
+                ttl = self._ttl if events else KEEP_TTL
                 puts.append(self._head_write(users[i], new, record, kept, ttl))
                 tried.append((i, new))
             self._renew(renewed)

@@ -59,8 +59,8 @@ def put_segment(store: Store, user: str, number: int, segment: bytes | None, epo
                 txn.put(key, segment, db=store._dbs.segments)
     else:
         assert isinstance(store, AerospikeStore)
-        # Until a later append trims it, the head holds the segment, too.
-        store._rewrite([user], lambda _, head: None if head is None else records.seal(head)[0])
+        # Until a later write trims it, the head holds the segment, too.
+        store._rewrite([user], lambda _, head: records.seal(head or b"")[0], now_ms=0)
         place = store._segment_key(user, number)
         if segment is None:
             store._client.remove(place)

@@ -614,6 +614,15 @@ def test_a_head_is_trimmed_once_its_segments_are_flushed(store: AerospikeStore) 
     assert times(store, "ann") == list(range(152))
 
 
+def test_who_has_no_more_events_is_trimmed_when_they_are_clustered(store: AerospikeStore) -> None:
+    feed(store, SOURCE, [append("ann", 0, 150)], now_ms=1)
+    put_state(store, b"soon", 2)
+    assert tail_of(store, "ann") == 150
+    put_state(store, b"state", LATER)
+    assert (tail_of(store, "ann"), times(store, "ann")) == (22, list(range(150)))
+    assert store.due(SOURCE.owner, BUNDLE, 9) == []
+
+
 def test_a_user_with_many_events_is_trimmed_as_segments_are_flushed(store: AerospikeStore) -> None:
     for second in range(40):
         feed(store, SOURCE, [append("ann", second * 10, 10)], now_ms=second * 1000)
