@@ -105,8 +105,7 @@ class AerospikeClient:
         Raises:
             StoreUnavailable, SettingsError: no server answers, or it refuses the credentials.
         """
-        # It writes to the console what its calls raise, too; and what its own thread meets in an
-        # outage, again and again.
+        # By itself it prints errors to the console. What its calls raise says the same.
         aerospike.set_log_level(aerospike.LOG_LEVEL_OFF)
         client = None
         try:

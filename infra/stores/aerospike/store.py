@@ -128,7 +128,6 @@ _DUE_PAGE: Final = 1024
 
 log: Final = get_logger(__name__)
 
-
 Change = Callable[[int, "bytes | None"], "bytes | None"]
 """(place in the call, head or None) -> the new head, or None to leave the record alone."""
 
@@ -545,7 +544,8 @@ class AerospikeStore:
         self, heads: Sequence[tuple[str, bytes | None]], held: dict[str, set[int]], now_ms: int
     ) -> list[bytes | None]:
         """Heads as they were read, without the segments of their tails that were written long
-        enough ago. Those that stay in a tail and are written go into ``held``, by user.
+        enough ago, and of those for which a record has no room. The segments that stay in a tail
+        and are written go into ``held``, by user.
         """
         long: list[tuple[int, str, int, list[tuple[int, bytes]]]] = []
         keys: list[Key] = []
@@ -570,14 +570,14 @@ class AerospikeStore:
             }
             flushed = (ms is not None and now_ms - ms >= FLUSHED_MS for ms in since)
             ready = sum(1 for _ in itertools.takewhile(bool, flushed))
-            for number, segment in full[ready : len(full) - self._room.tail]:
-                ready += 1
+            most = max(ready, len(full) - self._room.tail)
+            for number, segment in full[ready:most]:
                 if number not in held[user]:
                     forced.append(self._segment_write(user, epoch, number, segment, now_ms))
                     users.append(user)
             head = trimmed[place]
             assert head is not None
-            trimmed[place] = records.trim(head, ready)
+            trimmed[place] = records.trim(head, most)
         self._client.put(forced, MONOTONE, users)
         return trimmed
 
@@ -816,7 +816,7 @@ class AerospikeStore:
         if self._read_only or now - self._indexed_at.get(name, -INDEX_EVERY_S) < INDEX_EVERY_S:
             return
         self._indexed_at[name] = now
-        log.warning("index of due users missing or being built, having it made", bin=name)
+        log.info("index of due users missing or being built, having it made", bin=name)
         self._client.make_index(SEQUENCE, name)
 
     def _segment_write(

@@ -614,6 +614,13 @@ def test_a_head_is_trimmed_once_its_segments_are_flushed(store: AerospikeStore) 
     assert times(store, "ann") == list(range(152))
 
 
+def test_a_head_waits_however_many_segments_it_has(store: AerospikeStore) -> None:
+    for i in range(8):  # more than the ring of five, beyond which nothing need be kept
+        feed(store, SOURCE, [append("ann", 64 * i, 64)], now_ms=i)
+        assert tail_of(store, "ann") == min(64 * (i + 1), 5 * 64)
+    assert times(store, "ann") == list(range(8 * 64 - 200, 8 * 64))
+
+
 def test_who_has_no_more_events_is_trimmed_when_they_are_clustered(store: AerospikeStore) -> None:
     feed(store, SOURCE, [append("ann", 0, 150)], now_ms=1)
     put_state(store, b"soon", 2)
@@ -837,6 +844,18 @@ def test_many_events_at_once_fit_whatever_the_server_takes_in_a_record(
         done = feed(store, SOURCE, [append("ann", start, 5300)], now_ms=1)
         assert done.applied == 5300
         assert times(store, "ann") == list(range(start + 5300))[-length:]
+    store.close()
+
+
+def test_a_head_too_long_for_a_record_is_trimmed_at_once(
+    aerospike_server: AerospikeServer, double: AerospikeDouble
+) -> None:
+    double.data.max_record = 16 << 10
+    store = open_aerospike(aerospike_server, StoreOptions(length=10_000))
+    for i in range(50):
+        feed(store, SOURCE, [append("ann", 100 * i, 100)], now_ms=i)
+    assert tail_of(store, "ann") < 16 * 1024 / 25
+    assert times(store, "ann") == list(range(5000))
     store.close()
 
 
