@@ -204,7 +204,8 @@ def unheard(kind: str, line: str) -> None:
 
 
 class Interrupted(Protocol):
-    """Told when a store stops to answer; whoever opens it decides who hears of it.
+    """Told when a store stops to answer, or is found to have been started anew; whoever opens it
+    decides who hears of it.
 
     What it acknowledged shortly before may be lost when it answers again, where the database writes
     to disk later than it answers. Whoever can, feeds that again, from some seconds before
@@ -213,9 +214,10 @@ class Interrupted(Protocol):
     """
 
     def __call__(self, since_ms: int) -> None:
-        """Take notice: in the thread whose call failed, before that call raises, so that whoever
-        looks before each append misses none. Be quick, and leave the store alone. ``since_ms`` is
-        when it last answered, ms since epoch.
+        """Take notice: in the thread whose call found it, before that call returns or raises. So
+        whoever looks before each append misses no outage in which a call failed; a `ping` finds
+        the others. Be quick, and leave the store alone. ``since_ms`` is when it last answered
+        before, ms since epoch.
         """
 
 

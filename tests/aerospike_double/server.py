@@ -97,6 +97,8 @@ class AerospikeDouble:
         self.delay_s = 0.0
         self.refuses_data = False
         """Listens and answers info, as a server that is still starting, but no data command."""
+        self.up_since = time.monotonic() - 1000
+        """As one that has been in use; `come_back` starts another."""
         self.builds = False
         self.tells_config = True
         self.info_log: list[str] = []
@@ -106,14 +108,18 @@ class AerospikeDouble:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        self.come_back()
+        self._listen()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.go_away()
 
     def come_back(self) -> None:
-        """Listen, on the same port as before if there was one."""
+        """Start anew, on the same port as before."""
+        self.up_since = time.monotonic()
+        self._listen()
+
+    def _listen(self) -> None:
         assert self._listener is None, "the server is there already"
         listener = socket.create_server((self.host, self.port), backlog=64)
         self.port = listener.getsockname()[1]
@@ -333,6 +339,7 @@ class AerospikeDouble:
             "cluster-name": "null",
             "namespaces": self.namespace,
             "status": "ok",
+            "statistics": f"cluster_size=1;uptime={int(time.monotonic() - self.up_since)}",
             "user-agent-set": "ok",
             # regime, replicas, and one bit per partition that this node masters
             "replicas": f"{self.namespace}:0,1,{owned}",

@@ -62,6 +62,8 @@ PRESENT: Final = frozenset((OK, _NOT_FOUND))
 
 _LIMIT: Final = re.compile(r"\b(max-record-size|write-block-size)=(\d+)")
 
+_UPTIME: Final = re.compile(r"\buptime=(\d+)")
+
 Key = tuple[str, str, bytearray]
 """Namespace, set and key of a record."""
 
@@ -272,6 +274,17 @@ class AerospikeClient:
             pass  # another process was faster
         except exception.AerospikeError as error:
             raise self._failed(error) from error
+
+    def look_for_restarts(self) -> None:
+        """Find servers that were started anew since the last look, though no call has failed."""
+        try:
+            answers = self._client.info_all("statistics")
+        except exception.AerospikeError as error:
+            if _is_unanswered(error.code):
+                raise self._failed(error) from error
+            return  # it does not tell this user
+        found = {name: _UPTIME.search(answer or "") for name, (_, answer) in answers.items()}
+        self._outages.looked({name: int(uptime[1]) for name, uptime in found.items() if uptime})
 
     def record_limit(self) -> int:
         """How many bytes a server takes in a record of the namespace."""

@@ -422,13 +422,16 @@ class AerospikeStore:
     # Opening
 
     def _prove(self) -> None:
-        """Prove that the namespace is served, and takes a write unless it is only to be read."""
+        """Prove that the namespace is served, and takes a write unless it is only to be read; then
+        also find out whether its servers are still the same.
+        """
         if self._read_only:
             self.get_bookmark(IDENTITY)
             return
         key = self._client.key(POSITION, "ping")
         self._client.put_one(key, {DATA: b"ping"}, self._ttl)
         self._client.get_one(key)
+        self._client.look_for_restarts()
 
     def _prepare(self, options: StoreOptions) -> None:
         """Prove that the namespace is served, and have identity and indexes as they should be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -174,6 +175,12 @@ def test_a_namespace_s_configuration_tells_its_limit(
     answer = client.info_random_node(command)
     assert answer.startswith(f"{command}\t")
     assert "max-record-size=1048576" in answer.strip().partition("\t")[2].split(";")
+
+
+def test_statistics_tell_how_long_a_server_is_up(client: aerospike.Client) -> None:
+    ((error, answer),) = client.info_all("statistics").values()
+    assert error is None
+    assert re.search(r"[\t;]uptime=\d+[;\n]", answer)
 
 
 def test_a_namespace_that_is_not_there_is_code_20(client: aerospike.Client) -> None:

@@ -477,6 +477,19 @@ def test_an_interruption_is_told_before_the_call_fails(
     assert told.since == [1_000_000, 1_015_500]
 
 
+def test_a_restart_between_two_calls_is_found_by_the_next_ping(
+    telling: AerospikeStore, double: AerospikeDouble, told: Told
+) -> None:
+    told.now_ms += 500
+    telling.ping()
+    told.now_ms += 3000
+    double.go_away()
+    double.come_back()
+    eventually(telling.ping)
+    telling.ping()
+    assert told.since[-1] == 1_000_500
+
+
 @pytest.mark.parametrize("code", [3, 8, 18, 22])
 def test_a_refusal_is_no_interruption(
     telling: AerospikeStore, double: AerospikeDouble, told: Told, code: int
