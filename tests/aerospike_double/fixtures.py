@@ -73,7 +73,7 @@ def open_aerospike(
     options: StoreOptions = AS_IT_COMES,
     *,
     wait_s: float = 10,
-    timeout_s: float = 5,
+    timeout_s: float = 30,  # the machine may be busy
 ) -> AerospikeStore:
     """A store on that server."""
     if options.read_only:

@@ -96,6 +96,8 @@ class AerospikeClient:
         self.address = address
         self._read_only = options.read_only
         self._timeout_s = timeout_s
+        # The client's configuration has none for writes in batches, which end after a second then.
+        self._policy = _timeouts(timeout_s)
         self._outages = Outages(options.interrupted, options.clock)
 
     @classmethod
@@ -168,7 +170,7 @@ class AerospikeClient:
         for start in range(0, len(writes), BATCH):
             batch = BatchRecords(list(writes[start : start + BATCH]))
             try:
-                self._client.batch_write(batch)
+                self._client.batch_write(batch, self._policy)
             except exception.AerospikeError as error:
                 raise self._failed(error) from error
             self._check(batch)
@@ -335,10 +337,15 @@ class AerospikeClient:
         return failure
 
 
-def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
+def _timeouts(timeout_s: float) -> dict[str, int]:
     total = int(timeout_s * 1000)
     # Every write is conditional or idempotent, so that repeating one in doubt does no harm.
-    timeouts = {"total_timeout": total, "socket_timeout": total, "max_retries": 2}
+    return {"total_timeout": total, "socket_timeout": total, "max_retries": 2}
+
+
+def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
+    timeouts = _timeouts(timeout_s)
+    total = timeouts["total_timeout"]
     config: dict[str, Any] = {
         "hosts": list(address.hosts),
         "policies": {
