@@ -148,15 +148,19 @@ class Head(Counters):
 
     def uncovered(self, interests: Version | None, length: int) -> int:
         """How many of the newest behaviors a profile shows beside an interest state of that
-        version: all of the tail, and what is newer than the state, of at most ``length``.
+        version: what fills no segment, and what is newer than the state, of at most ``length``.
         """
         covered = interests.count if interests and interests.epoch == self.epoch else 0
-        return max(len(self.tail), min(self.count - covered, length))
+        return max(self.count % SEGMENT, min(self.count - covered, length))
 
     def segments(self, length: int) -> range:
         """Numbers of the segments that the newest ``length`` behaviors lie in, beside the tail."""
         full = self.count - len(self.tail)
         return range(max(0, self.count - length) // SEGMENT, full // SEGMENT)
+
+    def sealed_segments(self, length: int) -> range:
+        """Those numbers, and the numbers of the full segments in the tail."""
+        return range(max(0, self.count - length) // SEGMENT, self.count // SEGMENT)
 
     def newest(self, segments: Sequence[bytes | None], length: int) -> Newest:
         """The newest ``length`` behaviors (fewer where there are no more), oldest first.
@@ -354,24 +358,33 @@ def seal(head: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
     """Move every full segment out of the tail of a head that was read: the trimmed head, and
     (number, bytes) per segment.
     """
-    numbers, coverages_at, marks_at, keys_at, tail_at, end = _parse(head, "")
+    segments = full_segments(head)
+    return trim(head, len(segments)), segments
+
+
+def full_segments(head: bytes) -> list[tuple[int, bytes]]:
+    """(number, bytes) of every full segment in the tail of a head that was read."""
+    numbers, _, _, _, tail_at, end = _parse(head, "")
     tail = head[tail_at:end]
-    full = len(tail) // _SEALED_SIZE
-    if not full:
-        return head, []
     first = (numbers[0] - len(tail) // _BEHAVIOR_SIZE) // SEGMENT
-    segments = [
+    return [
         (first + i, encode_segment(tail[i * _SEALED_SIZE : (i + 1) * _SEALED_SIZE]))
-        for i in range(full)
+        for i in range(len(tail) // _SEALED_SIZE)
     ]
-    trimmed = _pack(
+
+
+def trim(head: bytes, segments: int) -> bytes:
+    """A head that was read, without the first so many full segments of its tail."""
+    if not segments:
+        return head
+    numbers, coverages_at, marks_at, keys_at, tail_at, end = _parse(head, "")
+    return _pack(
         numbers,
         head[coverages_at:marks_at],
         head[marks_at:keys_at],
         head[keys_at:tail_at],
-        tail[full * _SEALED_SIZE :],
+        head[tail_at + segments * _SEALED_SIZE : end],
     )
-    return trimmed, segments
 
 
 def read_counters(head: bytes, user: str) -> Counters:
