@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
@@ -73,9 +73,15 @@ def event(user: str, number: int = 0, **changes: Any) -> bytes:
     return json.dumps(content | changes).encode()
 
 
-def produce(settings: Settings, events: Iterable[tuple[str, bytes | None]], **where: Any) -> int:
+def produce(
+    settings: Settings,
+    events: Iterable[tuple[str, bytes | None]],
+    config: Mapping[str, str] | None = None,
+    **where: Any,
+) -> int:
     """Send (key, value) pairs and return how many the broker took."""
-    producer = Producer(producer_config(settings.broker) | {"message.max.bytes": 15_000_000})
+    ours = producer_config(settings.broker) | {"message.max.bytes": 15_000_000}
+    producer = Producer(ours | dict(config or {}))
     count = 0
     for count, (key, value) in enumerate(events, start=1):  # noqa: B007 - the last one is the answer
         producer.produce(settings.broker.topic, value, key.encode(), **where)
