@@ -7,21 +7,30 @@ fails, so that nothing is lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Mapping
-from typing import Any, Final
+import contextlib
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, TypeVar
 
 import faust
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from infra.errors import BrokerError, one_line
-from infra.metrics import WorkerMetrics
+from infra.errors import BrokerError, typed_line
 from infra.telemetry import get_logger
 from streaming.events.decoder import Decoded
+from streaming.positions import Positions, Wanted
 from streaming.topic import TopicIdentity
-from streaming.transport import BatchConsumer, FetchedBatch, InOrder
+from streaming.transport import BatchConsumer, FetchedBatch, InOrder, Standing
 from streaming.writer import RETRY_MIN_S, BatchWriter, GivenUp
 
 log: Final = get_logger(__name__)
+
+PLACE_PAUSE_S: Final = 0.2
+"""Pause before a partition is placed anew whose log has nothing where it is read. Should a broker
+contradict itself, it is asked so often and no more."""
+
+T = TypeVar("T")
 
 
 class BatchAgent:
@@ -31,15 +40,18 @@ class BatchAgent:
     """
 
     def __init__(
-        self, app: faust.App, writer: BatchWriter, topic: TopicIdentity, metrics: WorkerMetrics
+        self, app: faust.App, writer: BatchWriter, topic: TopicIdentity, positions: Positions
     ) -> None:
         self._app = app
         self._writer = writer
         self._topic = topic
-        self._metrics = metrics
+        self._positions = positions
         self._order = InOrder()
-        self._suspect = True  # whether the topic's id must be read before the next batch
+        self._unplaced: set[TP] = set()
+        """Partitions of which it is not known where to go on; none of their batches is applied."""
+        self._rebalances = 0
         self._turn = asyncio.Lock()
+        self._placing: asyncio.Task[None] | None = None
 
     async def consume(self, events: AsyncIterable[Any]) -> None:
         """Apply the batches of a stream: one is decoded while the one before it is written."""
@@ -69,90 +81,162 @@ class BatchAgent:
 
     async def apply(self, batch: FetchedBatch, decoded: Decoded) -> bool:
         """Apply the batch; returns whether it may be acknowledged. One that may not comes again."""
+
+        def wanted() -> bool:
+            return batch.generation == self._app.consumer_generation_id
+
         async with self._turn:
-            if self._order.is_old(batch):
-                return False
-            if not self._order.follows(batch):
-                await self._fetch_again(batch)
-                return False
             try:
-                if (self._suspect or batch.rewound) and await self._topic_changed(batch):
+                if batch.tp in self._unplaced:
+                    await self._place(wanted)
                     return False
-                source = self._topic.source(batch.tp.partition)
-                await self._writer.write(batch, decoded, source, lambda: self._wanted(batch))
+                if self._order.is_old(batch):
+                    return False
+                if not self._order.follows(batch):
+                    await self._fetch_again(batch)
+                    return False
+                if not await self._continues(batch.tp, batch.next, batch.epoch, wanted):
+                    await self._place(wanted)
+                    return False
+                source = self._positions.source(batch.tp)
+                await self._writer.write(batch, decoded, source, wanted)
             except GivenUp:
                 return False
             self._order.done(batch)
+            self._positions.applied(batch)
             return True
 
-    async def check_topic(self) -> None:
-        """Start over if the topic was created anew.
+    async def check(self) -> None:
+        """Look after what no batch tells: another topic under the name, and how far the logs go.
 
         Raises:
-            BrokerError: the broker does not answer, or there is no such topic.
+            BrokerError, KafkaError: the brokers do not answer, or there is no such topic.
         """
         found = await self._topic.read()
-        if found == self._topic.id or self._topic.id is None:
+        if self._topic.id is None:
             return
-        async with self._turn:
-            # Read again: what was found may be older than what `apply` learned meanwhile.
-            await self._adopt(await self._topic.read())
+        if found != self._topic.id:
+            self._misplaced(self._consumer.assignment())
+        elif self._unplaced:
+            self._place_soon()
+        standings = await self._consumer.standings()
+        self._positions.measure(standings)
+        if not self._turn.locked():  # else there are batches at hand, which come first
+            await self._settle(standings)
+
+    def obstacles(self) -> dict[str, str]:
+        """What keeps partitions from being read, by the name of the part."""
+        if not isinstance(self._app.consumer, BatchConsumer):
+            return {}
+        unreadable = {
+            f"partition {tp.partition}": f"cannot be read at offset {failure.offset}:"
+            f" {failure.error}"
+            for tp, failure in self._consumer.failures.items()
+            if failure.times > 1
+        }
+        return self._positions.obstacles() | unreadable
 
     def rebalanced(self, assigned: set[TP], revoked: set[TP]) -> None:
         """Take note that partitions were assigned to us and revoked.
 
-        The topic may be another one by now, so its id is read again before the next batch.
+        The topic may be another one by now, another worker may have gone on, and logs may have
+        changed, so it is found out anew where each partition stands.
         """
-        self._suspect = True
-        for tp in revoked - assigned:
-            try:
-                self._metrics.consumer_lag.remove(str(tp.partition))
-            except KeyError:
-                continue
+        self._rebalances += 1
+        self._unplaced = set(assigned)
+        self._positions.forget(revoked - assigned)
+        consumer = self._consumer
+        consumer.resume_at = lambda: self._positions.next
+        consumer.on_misplaced = self._misplaced
+        self._place_soon()
 
-    def _wanted(self, batch: FetchedBatch) -> bool:
-        return batch.generation == self._app.consumer_generation_id
+    def _misplaced(self, partitions: AbstractSet[TP]) -> None:
+        """Find out anew where the partitions stand: their logs are not as they were."""
+        if not self._unplaced.issuperset(partitions):
+            self._unplaced |= partitions
+            self._place_soon(PLACE_PAUSE_S)
 
-    async def _topic_changed(self, batch: FetchedBatch) -> bool:
-        """Read the topic's id until the broker tells it; returns whether we start over for it."""
+    def _place_soon(self, pause_s: float = 0.0) -> None:
+        """Place what is not placed, whether batches come or not."""
+        generation = self._app.consumer_generation_id
+
+        async def place() -> None:
+            await asyncio.sleep(pause_s)
+            async with self._turn:
+                with contextlib.suppress(GivenUp):
+                    await self._place(
+                        lambda: (
+                            generation == self._app.consumer_generation_id
+                            and not self._app.should_stop
+                        )
+                    )
+
+        if self._placing is None or self._placing.done():
+            self._placing = asyncio.create_task(place())
+
+    async def _place(self, wanted: Wanted) -> None:
+        """Find out where the unplaced partitions stand, and go on there. Called in turn."""
+        rebalances, unplaced = self._rebalances, set(self._unplaced)
+        if not unplaced:
+            return
+        offsets = await self._patiently(
+            lambda: self._positions.find(self._consumer, unplaced, wanted), wanted
+        )
+        if rebalances == self._rebalances:
+            await self._seek(offsets)
+            self._unplaced -= offsets.keys()
+
+    async def _continues(self, tp: TP, following: int, epoch: int, wanted: Wanted) -> bool:
+        """Whether what was fetched continues the log; if not, the partition is to be placed."""
+        continues = await self._patiently(
+            lambda: self._positions.continues(self._consumer, tp, following, epoch, wanted), wanted
+        )
+        if not continues:
+            self._unplaced.add(tp)
+        return continues
+
+    async def _settle(self, standings: Mapping[TP, Standing]) -> None:
+        """Go past what is no event in partitions of which all that was fetched is applied."""
+        generation = self._app.consumer_generation_id
+
+        def wanted() -> bool:
+            return generation == self._app.consumer_generation_id and not self._app.should_stop
+
+        async with self._turn:
+            placed = self._positions.next
+            for tp, standing in standings.items():
+                if tp not in placed or tp in self._unplaced or standing.next <= placed[tp]:
+                    continue
+                if self._order.is_last(tp, standing.seek, standing.number):
+                    with contextlib.suppress(GivenUp):
+                        if await self._continues(tp, standing.next, standing.epoch, wanted):
+                            await self._positions.settle(self._consumer, tp, standing.next, wanted)
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], wanted: Wanted) -> T:
+        """What ``call`` returns, once the brokers answer; raises `GivenUp` when unwanted."""
         pause = RETRY_MIN_S
         while True:
             try:
-                found = await self._topic.read()
-            except BrokerError:
+                return await call()
+            except (BrokerError, KafkaError, TimeoutError) as error:
+                log.info("brokers do not answer yet", error=typed_line(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
                 self._writer.progress.moved()
-                if not self._wanted(batch):
-                    raise GivenUp from None
-                continue
-            self._suspect = False
-            return await self._adopt(found)
-
-    async def _adopt(self, found: str) -> bool:
-        if not self._topic.adopt(found):
-            return False
-        log.warning("topic was created anew, starting at its beginning", topic=self._topic.topic)
-        self._expect(await self._consumer.rewind())
-        return True
+                if not wanted():
+                    raise GivenUp from error
 
     async def _fetch_again(self, batch: FetchedBatch) -> None:
-        """Go back to what is acknowledged: something before the batch got lost on its way."""
+        """Go back to what is applied: something before the batch got lost on its way."""
         log.info(
             "a batch was dropped on its way, fetching it again",
             partition=batch.tp.partition,
             offset=batch.first,
         )
-        try:
-            await self._consumer.perform_seek()
-        except Exception as error:  # noqa: BLE001 - the next batch does not follow either, and asks again
-            log.warning("cannot seek yet", error=one_line(error))
-            await asyncio.sleep(RETRY_MIN_S)
-            return
-        self._expect(self._consumer.seeks)
+        await self._seek(self._positions.next)
 
-    def _expect(self, seeks: Mapping[TP, int]) -> None:
-        for tp, seek in seeks.items():
+    async def _seek(self, offsets: Mapping[TP, int]) -> None:
+        for tp, seek in (await self._consumer.seek_to(offsets)).items():
             self._order.expect(tp, seek)
 
     @property

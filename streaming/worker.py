@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -23,7 +24,7 @@ from infra.errors import (
     StoreUnavailable,
     typed_line,
 )
-from infra.kafka.admin import create_topic, topic_id, topic_partitions
+from infra.kafka.admin import create_topic, require_topic, topic_id, topic_partitions
 from infra.metrics import WorkerMetrics, new_registry
 from infra.settings import BrokerSettings, Settings
 from infra.store import Store
@@ -46,6 +47,9 @@ LOOK_S: Final = 0.5
 
 AGAIN_S: Final = 1.0
 """Pause before a part that is away is tried again, at the start and after a crash."""
+
+CALM_S: Final = 10.0
+"""How long a consumer that crashed must run before it is taken for sound again."""
 
 STOP_S: Final = 8.0
 """Time for a clean stop of Faust; what it leaves undone is safe to leave."""
@@ -90,6 +94,7 @@ class Worker:
         self._metrics = metrics
         self._health = health
         self._lively = True
+        self._crashed_at = -math.inf
         self._partitions = 0
         self._reclusterer = Reclusterer(store, system, settings.worker, metrics)
         self._renewal = Renewal(
@@ -138,14 +143,19 @@ class Worker:
                 self._judge(app)
                 await _wait_at_most(stop.wait(), LOOK_S)
             if app.crash_reason is not None:
-                log.error("consumer crashed, starting it again", error=typed_line(app.crash_reason))
+                self._crashed("consumer crashed, starting it again", app.crash_reason)
         except Exception as error:  # noqa: BLE001 - a consumer that cannot start is tried again
-            log.warning("consumer did not start, trying again", error=typed_line(error))
+            self._crashed("consumer did not start, trying again", error)
         finally:
             checks.cancel()
             await _stop_app(app)
         if not stop.is_set():
             await _wait_at_most(stop.wait(), AGAIN_S)
+
+    def _crashed(self, what: str, error: BaseException) -> None:
+        log.error(what, error=typed_line(error))
+        self._crashed_at = time.monotonic()
+        self._health.blocked("consumer", typed_line(error))
 
     def _judge(self, app: LifelongApp) -> None:
         """Bring health up to date with every part's signs of life."""
@@ -170,14 +180,22 @@ class Worker:
             health.cleared("group")
         else:
             health.obstacles = health.obstacles | {"group": "not joined yet"}
+        if time.monotonic() - self._crashed_at > CALM_S:
+            health.cleared("consumer")
+        partitions = app.batch_agent.obstacles()
+        for part in [part for part in health.obstacles if part.startswith("partition ")]:
+            if part not in partitions:
+                health.cleared(part)
+        for part, why in partitions.items():
+            health.blocked(part, why)
         self._metrics.ready.set(health.ready())
 
     async def _check_broker(self, app: LifelongApp) -> None:
-        """Keep asking whether the broker answers; start over with a topic that was created anew."""
+        """Keep asking whether the broker answers, and how far its logs go."""
         while True:
             await asyncio.sleep(self._settings.worker.check_s)
             try:
-                await app.batch_agent.check_topic()
+                await app.batch_agent.check()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
                 self._health.blocked("broker", typed_line(error))
             else:
@@ -202,7 +220,10 @@ class Worker:
     def _prepare_topics(self) -> bool:
         broker = self._settings.broker
         for topic in (broker.topic, broker.dead_letter_topic):
-            _ensure_topic(broker, topic)
+            if broker.create_topics:
+                _ensure_topic(broker, topic)
+            else:
+                require_topic(broker, topic)
         self._partitions = topic_partitions(broker, broker.topic)
         return True
 

@@ -7,14 +7,14 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from infra.errors import BrokerError, one_line
+from infra.errors import BrokerError, nearest, one_line
 from infra.kafka.clients import bootstrap_of, client_config
 from infra.kafka.mock import mock_clusters
 
@@ -106,10 +106,7 @@ def topic_id(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0)
             # Spelt as Kafka's own tools do.
             found = topic and str(topic.topic_id).translate(str.maketrans("+/", "-_"))
         if found is None:
-            raise BrokerError(
-                f"there is no topic {name} on Kafka at {bootstrap_of(broker)}: create it, or "
-                "correct its name in the settings"
-            )
+            raise _no_topic(broker, name, metadata.topics)
         if found != _NO_TOPIC_ID:
             return found
         # A mock's id is a mere memory address; its port makes two of them differ.
@@ -128,6 +125,27 @@ def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: floa
         # All topics are listed: asked for one by its name, a broker may create it.
         topic = admin.list_topics(timeout=timeout_s).topics.get(name)
         return 0 if topic is None else len(topic.partitions)
+
+
+def require_topic(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0) -> None:
+    """Make sure that topic ``name`` is there.
+
+    Raises:
+        BrokerError: it is not, or Kafka cannot be reached.
+    """
+    with _admin(broker, timeout_s) as admin:
+        topics = admin.list_topics(timeout=timeout_s).topics
+        if name not in topics:
+            raise _no_topic(broker, name, topics)
+
+
+def _no_topic(broker: BrokerSettings | str, name: str, topics: Iterable[str]) -> BrokerError:
+    near = nearest(name, [topic for topic in topics if not topic.startswith("__")])
+    return BrokerError(
+        f"there is no topic {name} on Kafka at {bootstrap_of(broker)}: "
+        + (f"did you mean {near}? " if near else "")
+        + "Correct the name, create the topic, or set broker.create_topics"
+    )
 
 
 @contextmanager

@@ -193,8 +193,8 @@ async def test_every_compression_of_kafka_is_read(
     kafka: LocalKafka, codec: str, where: str
 ) -> None:
     settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
-    config = {"compression_type": codec} if where == "topic" else {}
-    create_topic(settings.broker, settings.broker.topic, 1, **config)
+    by_topic = codec if where == "topic" else "producer"
+    create_topic(settings.broker, settings.broker.topic, 1, compression_type=by_topic)
     by_producer = {"compression.type": codec} if where == "producer" else {}
     sent = produce(settings, events(users=10, each=20), config=by_producer)
     store = WatchedStore()

@@ -172,8 +172,8 @@ def test_a_topic_made_again_is_another_source(store: Store) -> None:
 
 
 def test_a_log_that_lost_its_tail_is_another_source_and_leaves_no_mark(store: Store) -> None:
-    for life in range(3):
-        source = partition_source("behaviors", "topic-1", 0, life)
+    lives = [partition_source("behaviors", "topic-1", 0, life) for life in range(3)]
+    for life, source in enumerate(lives):
         new = [append("ann", life, offset=5)]
         assert feed(store, source, new, now_ms=1).applied == 1
         assert feed(store, source, new, now_ms=1).replayed == 1
@@ -181,7 +181,7 @@ def test_a_log_that_lost_its_tail_is_another_source_and_leaves_no_mark(store: St
 
     (sequence,) = store.sequences(["ann"])
     assert sequence is not None
-    assert set(sequence.marks) == {source.key, OTHER.key}
+    assert set(sequence.marks) == {lives[-1].key, OTHER.key}
 
 
 def test_an_event_its_producer_sent_twice_is_applied_once(store: Store) -> None:
