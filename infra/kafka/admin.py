@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from infra.settings import BrokerSettings
 
 _MOCK_CLUSTER: Final = "mockCluster"  # how librdkafka's mock begins its cluster id
+_DOWN: Final = KafkaError._ALL_BROKERS_DOWN  # said in addition to what is wrong with each
 _NO_TOPIC_ID: Final = "A" * 22  # sixteen zero bytes: a Kafka older than topic ids
 
 
@@ -151,9 +152,9 @@ def _no_topic(broker: BrokerSettings | str, name: str, topics: Iterable[str]) ->
 @contextmanager
 def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
     """An admin client whose failures are `BrokerError`s that name the place and the cause."""
-    causes: list[str] = []
+    causes: list[KafkaError] = []
     config = client_config(broker) | {
-        "error_cb": lambda error: causes.append(error.str()),
+        "error_cb": causes.append,
         "reconnect.backoff.max.ms": 250,
     }
     where = bootstrap_of(broker)
@@ -177,11 +178,7 @@ def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
             KafkaError._RESOLVE,
             KafkaError._AUTHENTICATION,
         ):
-            cause = next((c for c in causes if "brokers are down" not in c), failure.str())
-            raise BrokerError(
-                f"Kafka at {where} did not answer within {timeout_s:g} s ({_cause(cause)}): "
-                "start it (`lifelong broker` starts a local one), or correct broker.bootstrap"
-            ) from None
+            raise BrokerError(_unreachable(where, timeout_s, [*causes, failure])) from None
         raise BrokerError(f"Kafka at {where} refused: {one_line(failure.str())}") from None
 
 
@@ -214,6 +211,27 @@ def _wait_until_led(admin: Any, name: str, timeout_s: float) -> None:
                 "look at the broker's log"
             )
         time.sleep(0.02)
+
+
+def _unreachable(where: str, timeout_s: float, causes: list[Any]) -> str:
+    """Why Kafka does not answer, and what to do about it, from all that librdkafka noted."""
+    lines = [_cause(cause.str()) for cause in causes if cause.code() != _DOWN] or ["no broker"]
+    denied = [cause for cause in causes if cause.code() == KafkaError._AUTHENTICATION]
+    if denied:
+        return (
+            f"Kafka at {where} refused the login ({_cause(denied[0].str())}): correct "
+            "broker.sasl_username, broker.sasl_password or broker.sasl_mechanism"
+        )
+    if lines[0].startswith("SSL"):
+        return (
+            f"Kafka at {where} and we do not agree on TLS ({lines[0]}): correct "
+            "broker.security_protocol or broker.ca_file"
+        )
+    return (
+        f"Kafka at {where} did not answer within {timeout_s:g} s ({lines[0]}): start it "
+        "(`lifelong broker` starts a local one), or correct broker.bootstrap or "
+        "broker.security_protocol"
+    )
 
 
 def _cause(text: str) -> str:
