@@ -26,9 +26,9 @@ from streaming.writer import RETRY_MIN_S, BatchWriter, GivenUp
 
 log: Final = get_logger(__name__)
 
-PLACE_PAUSE_S: Final = 0.2
-"""Pause before a partition is placed anew whose log has nothing where it is read. Should a broker
-contradict itself, it is asked so often and no more."""
+PLACE_PAUSE_S: Final = 0.5
+"""Pause between two looks for where partitions stand. Should a broker contradict itself, or not be
+able to tell, it is asked so often and no more."""
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ class BatchAgent:
         self._rebalances = 0
         self._turn = asyncio.Lock()
         self._placing: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
 
     async def consume(self, events: AsyncIterable[Any]) -> None:
         """Apply the batches of a stream: one is decoded while the one before it is written."""
@@ -81,22 +82,15 @@ class BatchAgent:
 
     async def apply(self, batch: FetchedBatch, decoded: Decoded) -> bool:
         """Apply the batch; returns whether it may be acknowledged. One that may not comes again."""
-
-        def wanted() -> bool:
-            return batch.generation == self._app.consumer_generation_id
-
+        wanted = self._ours(batch.generation)
         async with self._turn:
+            if batch.tp in self._unplaced or self._order.is_old(batch):
+                return False
+            if not self._order.follows(batch):
+                await self._fetch_again(batch)
+                return False
             try:
-                if batch.tp in self._unplaced:
-                    await self._place(wanted)
-                    return False
-                if self._order.is_old(batch):
-                    return False
-                if not self._order.follows(batch):
-                    await self._fetch_again(batch)
-                    return False
                 if not await self._continues(batch.tp, batch.next, batch.epoch, wanted):
-                    await self._place(wanted)
                     return False
                 source = self._positions.source(batch.tp)
                 await self._writer.write(batch, decoded, source, wanted)
@@ -117,12 +111,11 @@ class BatchAgent:
             return
         if found != self._topic.id:
             self._misplaced(self._consumer.assignment())
-        elif self._unplaced:
-            self._place_soon()
         standings = await self._consumer.standings()
         self._positions.measure(standings)
-        if not self._turn.locked():  # else there are batches at hand, which come first
-            await self._settle(standings)
+        if self._settling is None or self._settling.done():
+            # Not waited for: it waits for the store.
+            self._settling = asyncio.create_task(self._settle(standings))
 
     def obstacles(self) -> dict[str, str]:
         """What keeps partitions from being read, by the name of the part."""
@@ -152,33 +145,28 @@ class BatchAgent:
 
     def _misplaced(self, partitions: AbstractSet[TP]) -> None:
         """Find out anew where the partitions stand: their logs are not as they were."""
-        if not self._unplaced.issuperset(partitions):
-            self._unplaced |= partitions
-            self._place_soon(PLACE_PAUSE_S)
+        self._unplaced |= partitions
+        self._place_soon()
 
-    def _place_soon(self, pause_s: float = 0.0) -> None:
+    def _place_soon(self) -> None:
         """Place what is not placed, whether batches come or not."""
-        generation = self._app.consumer_generation_id
-
-        async def place() -> None:
-            await asyncio.sleep(pause_s)
-            async with self._turn:
-                with contextlib.suppress(GivenUp):
-                    await self._place(
-                        lambda: (
-                            generation == self._app.consumer_generation_id
-                            and not self._app.should_stop
-                        )
-                    )
-
         if self._placing is None or self._placing.done():
-            self._placing = asyncio.create_task(place())
+            self._placing = asyncio.create_task(self._place_all())
+
+    async def _place_all(self) -> None:
+        while self._unplaced and not self._app.should_stop:
+            async with self._turn:
+                try:
+                    await self._place(self._ours())
+                except GivenUp:
+                    continue
+                except Exception:
+                    log.exception("partitions not placed")
+            await asyncio.sleep(PLACE_PAUSE_S)
 
     async def _place(self, wanted: Wanted) -> None:
-        """Find out where the unplaced partitions stand, and go on there. Called in turn."""
+        """Find out where the unplaced partitions stand, and go on there."""
         rebalances, unplaced = self._rebalances, set(self._unplaced)
-        if not unplaced:
-            return
         offsets = await self._patiently(
             lambda: self._positions.find(self._consumer, unplaced, wanted), wanted
         )
@@ -187,21 +175,17 @@ class BatchAgent:
             self._unplaced -= offsets.keys()
 
     async def _continues(self, tp: TP, following: int, epoch: int, wanted: Wanted) -> bool:
-        """Whether what was fetched continues the log; if not, the partition is to be placed."""
+        """Whether what was fetched continues the log; if not, the partition is placed anew."""
         continues = await self._patiently(
             lambda: self._positions.continues(self._consumer, tp, following, epoch, wanted), wanted
         )
         if not continues:
-            self._unplaced.add(tp)
+            self._misplaced({tp})
         return continues
 
     async def _settle(self, standings: Mapping[TP, Standing]) -> None:
         """Go past what is no event in partitions of which all that was fetched is applied."""
-        generation = self._app.consumer_generation_id
-
-        def wanted() -> bool:
-            return generation == self._app.consumer_generation_id and not self._app.should_stop
-
+        wanted = self._ours()
         async with self._turn:
             placed = self._positions.next
             for tp, standing in standings.items():
@@ -211,6 +195,11 @@ class BatchAgent:
                     with contextlib.suppress(GivenUp):
                         if await self._continues(tp, standing.next, standing.epoch, wanted):
                             await self._positions.settle(self._consumer, tp, standing.next, wanted)
+
+    def _ours(self, generation: int | None = None) -> Wanted:
+        """Tells whether the partitions of a generation, by default the present one, are ours."""
+        since = self._app.consumer_generation_id if generation is None else generation
+        return lambda: since == self._app.consumer_generation_id and not self._app.should_stop
 
     async def _patiently(self, call: Callable[[], Awaitable[T]], wanted: Wanted) -> T:
         """What ``call`` returns, once the brokers answer; raises `GivenUp` when unwanted."""

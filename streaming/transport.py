@@ -102,8 +102,8 @@ class InOrder:
         return batch.seek < self._done.get(batch.tp, (0, 0))[0]
 
     def is_last(self, tp: TP, seek: int, number: int) -> bool:
-        """Whether the last batch that is applied of the partition has those numbers."""
-        return self._done.get(tp) == (seek, number)
+        """Whether all batches up to that one are applied; 0: none was fetched since the seek."""
+        return number == 0 or self._done.get(tp) == (seek, number)
 
     def done(self, batch: FetchedBatch) -> None:
         """Note that the batch is applied: the next one follows it."""
