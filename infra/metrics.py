@@ -220,6 +220,12 @@ class WorkerMetrics(_BundleInfo):
             ["partition"],
             registry=registry,
         )
+        self.unreadable_partitions = Gauge(
+            "lifelong_worker_unreadable_partitions",
+            "Partitions that cannot be read: a damaged batch, or a broker that refuses. Others go "
+            "on; /health/ready says where and why.",
+            registry=registry,
+        )
         self.lost_events = Counter(
             "lifelong_worker_lost_events",
             "Events that were gone from Kafka before they were read, by cause: retention (removed "

@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from infra.errors import BrokerError, typed_line
+from infra.metrics import WorkerMetrics
 from infra.telemetry import get_logger
 from streaming.events.decoder import Decoded
 from streaming.positions import Positions, Wanted
@@ -40,12 +41,18 @@ class BatchAgent:
     """
 
     def __init__(
-        self, app: faust.App, writer: BatchWriter, topic: TopicIdentity, positions: Positions
+        self,
+        app: faust.App,
+        writer: BatchWriter,
+        topic: TopicIdentity,
+        positions: Positions,
+        metrics: WorkerMetrics,
     ) -> None:
         self._app = app
         self._writer = writer
         self._topic = topic
         self._positions = positions
+        self._metrics = metrics
         self._order = InOrder()
         self._unplaced: set[TP] = set()
         """Partitions of which it is not known where to go on; none of their batches is applied."""
@@ -113,21 +120,22 @@ class BatchAgent:
             self._misplaced(self._consumer.assignment())
         standings = await self._consumer.standings()
         self._positions.measure(standings)
+        self._metrics.unreadable_partitions.set(len(self._unreadable()))
         if self._settling is None or self._settling.done():
             # Not waited for: it waits for the store.
             self._settling = asyncio.create_task(self._settle(standings))
 
     def obstacles(self) -> dict[str, str]:
         """What keeps partitions from being read, by the name of the part."""
-        if not isinstance(self._app.consumer, BatchConsumer):
-            return {}
-        unreadable = {
+        return self._positions.obstacles() | self._unreadable()
+
+    def _unreadable(self) -> dict[str, str]:
+        return {
             f"partition {tp.partition}": f"cannot be read at offset {failure.offset}:"
             f" {failure.error}"
             for tp, failure in self._consumer.failures.items()
             if failure.times > 1
         }
-        return self._positions.obstacles() | unreadable
 
     def rebalanced(self, assigned: set[TP], revoked: set[TP]) -> None:
         """Take note that partitions were assigned to us and revoked.

@@ -183,7 +183,7 @@ class Reader:
 
 
 def _read(tp: TopicPartition, found: Any, limit: int) -> Records:
-    """What aiokafka's `FetchResult.getall` gives, but what precedes a bad batch is given, too."""
+    """What aiokafka would give of a partition, but what precedes a bad batch is given, too."""
     if isinstance(found, FetchError):
         found.check_raise()
     assert isinstance(found, FetchResult)
