@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Final, TypeVar
@@ -30,6 +31,9 @@ log: Final = get_logger(__name__)
 PLACE_PAUSE_S: Final = 0.5
 """Pause between two looks for where partitions stand. Should a broker contradict itself, or not be
 able to tell, it is asked so often and no more."""
+
+PLACE_LATE_S: Final = 10.0
+"""Time after which a partition of which it is not known where to go on is an obstacle."""
 
 T = TypeVar("T")
 
@@ -54,8 +58,11 @@ class BatchAgent:
         self._positions = positions
         self._metrics = metrics
         self._order = InOrder()
-        self._unplaced: set[TP] = set()
-        """Partitions of which it is not known where to go on; none of their batches is applied."""
+        self._unplaced: dict[TP, float] = {}
+        """Partitions of which it is not known where to go on, and since when (monotonic seconds);
+        none of their batches is applied."""
+        self._untold: set[TP] = set()
+        """Partitions of which no broker could tell how far their logs go."""
         self._rebalances = 0
         self._turn = asyncio.Lock()
         self._placing: asyncio.Task[None] | None = None
@@ -120,6 +127,7 @@ class BatchAgent:
             self._misplaced(self._consumer.assignment())
         standings = await self._consumer.standings()
         self._positions.measure(standings)
+        self._untold = self._consumer.assignment() - standings.keys()
         self._metrics.unreadable_partitions.set(len(self._unreadable()))
         if self._settling is None or self._settling.done():
             # Not waited for: it waits for the store.
@@ -127,7 +135,17 @@ class BatchAgent:
 
     def obstacles(self) -> dict[str, str]:
         """What keeps partitions from being read, by the name of the part."""
-        return self._positions.obstacles() | self._unreadable()
+        now = time.monotonic()
+        waiting = {
+            f"partition {tp.partition}": "not known yet where to go on reading it"
+            for tp, since in self._unplaced.items()
+            if now - since > PLACE_LATE_S
+        }
+        untold = {
+            f"partition {tp.partition}": "no broker can tell of it: has it a leader?"
+            for tp in self._untold
+        }
+        return waiting | self._positions.obstacles() | untold | self._unreadable()
 
     def _unreadable(self) -> dict[str, str]:
         return {
@@ -137,6 +155,12 @@ class BatchAgent:
             if failure.times > 1
         }
 
+    def close(self) -> None:
+        """Look after nothing any more."""
+        for task in (self._placing, self._settling):
+            if task is not None:
+                task.cancel()
+
     def rebalanced(self, assigned: set[TP], revoked: set[TP]) -> None:
         """Take note that partitions were assigned to us and revoked.
 
@@ -144,7 +168,8 @@ class BatchAgent:
         changed, so it is found out anew where each partition stands.
         """
         self._rebalances += 1
-        self._unplaced = set(assigned)
+        self._untold.clear()
+        self._unplaced = dict.fromkeys(assigned, time.monotonic())
         self._positions.forget(revoked - assigned)
         consumer = self._consumer
         consumer.resume_at = lambda: self._positions.next
@@ -153,7 +178,8 @@ class BatchAgent:
 
     def _misplaced(self, partitions: AbstractSet[TP]) -> None:
         """Find out anew where the partitions stand: their logs are not as they were."""
-        self._unplaced |= partitions
+        for tp in partitions:
+            self._unplaced.setdefault(tp, time.monotonic())
         self._place_soon()
 
     def _place_soon(self) -> None:
@@ -180,7 +206,8 @@ class BatchAgent:
         )
         if rebalances == self._rebalances:
             await self._seek(offsets)
-            self._unplaced -= offsets.keys()
+            for tp in offsets:
+                self._unplaced.pop(tp, None)
 
     async def _continues(self, tp: TP, following: int, epoch: int, wanted: Wanted) -> bool:
         """Whether what was fetched continues the log; if not, the partition is placed anew."""

@@ -158,7 +158,7 @@ class Reader:
                     else:
                         if tp in self.failures and self.failures[tp].refused:
                             self._recovered(tp)
-                        self._note_epochs(tp, records)
+                        self._note_epochs(tp, records or b"")
         return answer
 
     def _refused(self, tp: TopicPartition, error: type[Exception]) -> None:

@@ -72,11 +72,6 @@ class FetchedBatch:
         """Offset of the first record."""
         return int(self.records[0].offset)
 
-    @property
-    def last(self) -> int:
-        """Offset of the last record."""
-        return int(self.records[-1].offset)
-
 
 class InOrder:
     """Tells whether a batch directly follows the one before it in its partition.

@@ -328,4 +328,5 @@ async def _stop_app(app: LifelongApp) -> None:
         await asyncio.wait_for(asyncio.ensure_future(app.stop()), STOP_S)
     except Exception as error:  # noqa: BLE001 - all that matters is in the store
         log.info("consumer did not stop cleanly", error=typed_line(error))
+    app.batch_agent.close()
     await asyncio.to_thread(app.writer.close)

@@ -140,15 +140,6 @@ def require_topic(broker: BrokerSettings | str, name: str, *, timeout_s: float =
             raise _no_topic(broker, name, topics)
 
 
-def _no_topic(broker: BrokerSettings | str, name: str, topics: Iterable[str]) -> BrokerError:
-    near = nearest(name, [topic for topic in topics if not topic.startswith("__")])
-    return BrokerError(
-        f"there is no topic {name} on Kafka at {bootstrap_of(broker)}: "
-        + (f"did you mean {near}? " if near else "")
-        + "Correct the name, create the topic, or set broker.create_topics"
-    )
-
-
 @contextmanager
 def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
     """An admin client whose failures are `BrokerError`s that name the place and the cause."""
@@ -180,6 +171,15 @@ def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
         ):
             raise BrokerError(_unreachable(where, timeout_s, [*causes, failure])) from None
         raise BrokerError(f"Kafka at {where} refused: {one_line(failure.str())}") from None
+
+
+def _no_topic(broker: BrokerSettings | str, name: str, topics: Iterable[str]) -> BrokerError:
+    near = nearest(name, [topic for topic in topics if not topic.startswith("__")])
+    return BrokerError(
+        f"there is no topic {name} on Kafka at {bootstrap_of(broker)}: "
+        + (f"did you mean {near}? " if near else "")
+        + "correct its name, create it, or set broker.create_topics"
+    )
 
 
 def _cluster(metadata: Any) -> Cluster:

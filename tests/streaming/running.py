@@ -239,6 +239,7 @@ async def running(
         yield worker
     finally:
         await app.stop()
+        app.batch_agent.close()
         await asyncio.to_thread(app.writer.close)
         await asyncio.to_thread(letters.close)
 
