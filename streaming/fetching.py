@@ -116,9 +116,14 @@ class Reader:
         return int(state.position) if state.has_valid_position else -1
 
     def epoch(self, tp: TopicPartition, offset: int) -> int:
-        """Epoch of the leader that took the record at an offset fetched lately; -1: not known."""
-        epochs = self._epochs.get(tp, ())
-        return next((epoch for first, epoch in reversed(epochs) if first <= offset), -1)
+        """Epoch of the leader that took the record at an offset fetched lately; -1: not known.
+
+        Where there were too many to remember, a later one: it would only hide a loss, where an
+        earlier one would make it seem that there was one.
+        """
+        epochs = self._epochs.get(tp, [])
+        found = [epoch for first, epoch in epochs if first <= offset] or [e for _, e in epochs[:1]]
+        return found[-1] if found else -1
 
     def _rests(self, tp: TopicPartition) -> bool:
         """Whether what was fetched is known to be bad; after a while it is fetched again."""

@@ -17,7 +17,7 @@ from infra.telemetry import get_logger
 from streaming.lives import Life, Start, read_lives, start, write_life
 from streaming.topic import TopicIdentity
 from streaming.transport import BatchConsumer, FetchedBatch, Standing
-from streaming.writer import BatchWriter
+from streaming.writer import BatchWriter, GivenUp
 
 log: Final = get_logger(__name__)
 
@@ -75,8 +75,8 @@ class Positions:
         return {tp: at.next for tp, at in self._at.items()}
 
     def source(self, tp: TP) -> Source:
-        """The source that the partition is now."""
-        return self._at[tp].source
+        """The source that the partition is now; raises `GivenUp` if it is not ours any more."""
+        return self._of(tp).source
 
     def forget(self, revoked: Collection[TP]) -> None:
         """Know nothing any more; partitions that are not ours are told of no longer."""
@@ -126,7 +126,7 @@ class Positions:
             await self._begin(tp, begin, reached[number], found.bounds.end, wanted)
             if begin.offset != (found.committed or 0):
                 consumer.acknowledge(tp, begin.offset, anew=True)
-        return {tp: self._at[tp].next for tp in logs}
+        return {tp: self._of(tp).next for tp in logs}
 
     async def continues(
         self, consumer: BatchConsumer, tp: TP, following: int, epoch: int, wanted: Wanted
@@ -136,7 +136,7 @@ class Positions:
         Asked whenever another leader took it than what came before: then the log may have lost
         its tail meanwhile, and have grown again. Raises as `find` does.
         """
-        at = self._at[tp]
+        at = self._of(tp)
         life = at.life
         if epoch in (-1, life.epoch) or (epoch < life.epoch and following <= at.fed):
             return True
@@ -144,18 +144,18 @@ class Positions:
             found = (await consumer.logs({tp: life.epoch})).get(tp)
             if found is None or found.epoch_end is None or found.epoch_end < at.fed:
                 return False
-        at.life = msgspec.structs.replace(life, epoch=epoch)
+        at.life = msgspec.structs.replace(life, epoch=max(epoch, life.epoch))
         await self._keep_life(tp, at.life, wanted)
         return True
 
     def applied(self, batch: FetchedBatch) -> None:
         """Take note that the store has a batch."""
-        if batch.tp in self._at:  # else there was a rebalance meanwhile
+        if batch.tp in self._at:  # else the partition is placed anew, after a rebalance
             self._moved(self._at[batch.tp], batch.next)
 
     async def settle(self, consumer: BatchConsumer, tp: TP, following: int, wanted: Wanted) -> None:
         """Go past what is no event: the end of a transaction, and what one took back."""
-        at = self._at[tp]
+        at = self._of(tp)
         await self._writer.reach(at.source, following - 1, wanted)
         self._moved(at, following)
         consumer.acknowledge(tp, following)
@@ -187,6 +187,11 @@ class Positions:
             for tp, at in list(self._at.items())
             if at.held_at is not None and now - at.held_since > self._held_max_s
         }
+
+    def _of(self, tp: TP) -> _Position:
+        if tp not in self._at:  # there was a rebalance meanwhile
+            raise GivenUp
+        return self._at[tp]
 
     async def _begin(
         self, tp: TP, begin: Start, reached: int | None, end: int, wanted: Wanted

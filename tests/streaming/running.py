@@ -19,7 +19,14 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Self
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from prometheus_client import CollectorRegistry
 
 from infra.behaviors import Source
@@ -35,6 +42,11 @@ from streaming.dead_letters import DeadLetter, DeadLetters, KafkaDeadLetters
 from streaming.worker import run_worker
 
 PATIENCE_S = 40.0
+NOT_YET = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 NOW = 1_700_000_000_000
 
 
@@ -98,9 +110,17 @@ def committed(settings: Settings) -> dict[int, int]:
     partitions = [
         TopicPartition(settings.broker.topic, n) for n in range(settings.broker.partitions)
     ]
+    deadline = time.monotonic() + PATIENCE_S
     try:
-        found = consumer.committed(partitions, timeout=10)
-        return {p.partition: p.offset for p in found if p.offset >= 0}
+        while True:
+            try:
+                found = consumer.committed(partitions, timeout=10)
+            except KafkaException as error:  # a broker that has just started again
+                if error.args[0].code() not in NOT_YET or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                return {p.partition: p.offset for p in found if p.offset >= 0}
     finally:
         consumer.close()
 
