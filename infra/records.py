@@ -234,6 +234,7 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
     now_ms: int,
     bundle: int = 0,
     states: int = STATES,
+    dead: tuple[int, ...] = (),
 ) -> Grown:
     """Apply ``new`` to a head; the tail is left unsealed.
 
@@ -242,7 +243,9 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
     tail is read with the head anyway, and counts in a ranking behavior by behavior.
 
     Behaviors at or below the mark of ``source`` and event keys in the recent window are skipped, so
-    that the sequence is the same however its events were cut into appends, and repeated.
+    that the sequence is the same however its events were cut into appends, and repeated. The marks
+    of ``dead`` sources go when the first of ``source`` is set, so that a log that begins anew again
+    and again leaves one mark a user, not one each time.
 
     Raises:
         RecordDamaged: the head is not what was written.
@@ -304,6 +307,8 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
 
     if moved:
         updated = now_ms
+        if at < 0 and dead:
+            marks = _without(marks, dead)
         if at >= 0:
             marks = marks[:at] + _MARK.pack(source, mark) + marks[at + 16 :]
         elif len(marks) < MAX_MARKS * 16:
@@ -616,6 +621,15 @@ def _find(packed: bytes, key: int, stride: int) -> int:
     while at >= 0 and at % stride:
         at = packed.find(needle, at + 1)
     return at
+
+
+def _without(marks: bytes, dead: tuple[int, ...]) -> bytes:
+    """Packed marks less those of some sources."""
+    return b"".join(
+        _MARK.pack(source, offset)
+        for source, offset in _MARK.iter_unpack(marks)
+        if source not in dead
+    )
 
 
 def _damaged(user: str, why: str) -> RecordDamaged:

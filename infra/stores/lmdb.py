@@ -557,7 +557,9 @@ class LmdbStore:
             if self._ttl_ms and head and records.expired(head, new.user, self._ttl_ms, now_ms):
                 self._remove(txn, key)
                 head = None
-            return records.grow(head, source.key, source.owner, new, now_ms, bundle, states)
+            return records.grow(
+                head, source.key, source.owner, new, now_ms, bundle, states, source.dead
+            )
         except RecordDamaged as error:
             self._mending.head(error)
             self._remove(txn, key)

@@ -499,7 +499,7 @@ class AerospikeStore:
         def grow(i: int, head: bytes | None) -> bytes | None:
             try:
                 grown = records.grow(
-                    head, source.key, source.owner, part[i], now_ms, bundle, states
+                    head, source.key, source.owner, part[i], now_ms, bundle, states, source.dead
                 )
             except RecordDamaged as error:
                 self._mending.head(error)
