@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 
 from extractor.systems import load_system
-from infra.errors import BrokerError, LifelongError
-from infra.kafka.admin import ping, topic_partitions
+from infra.behaviors import partition_source
+from infra.errors import BrokerError, LifelongError, StoreFull
+from infra.kafka.admin import ping, standings, topic_id, topic_partitions
+from infra.kafka.logs import LogBounds
 from infra.settings import Settings
+from infra.store import Store
 from infra.stores import open_store
+from infra.stores.lmdb import LmdbStore
+from streaming.lives import read_lives, start
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,17 @@ class Finding:
     problem: str | None = None
 
 
+NEEDS: Final = {
+    "topic": ("broker",),
+    "dead letters": ("broker",),
+    "progress": ("broker", "topic", "store"),
+}
+"""Which checks must have gone well before one is worth asking."""
+
+WRITTEN: Final = 65_536
+"""Bytes of the write that is tried: more than any record of a user."""
+
+
 def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
     """Run every check, also after one has failed; prints unless ``quiet``."""
     checks: dict[str, Callable[[Settings], str]] = {
@@ -32,13 +48,16 @@ def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
         "topic": _check_topic,
         "dead letters": _check_dead_letters,
         "store": _check_store,
+        "progress": _check_progress,
         "bundle": _check_bundle,
     }
     findings: list[Finding] = []
     for name, check in checks.items():
-        if name in {"topic", "dead letters"} and findings[1].problem is not None:
-            # Each question would wait as long as the first, and be answered the same.
-            findings.append(Finding(name, "", "not looked at, since the broker does not answer"))
+        # Each question would wait as long as the first, and be answered the same.
+        lacking = [one.name for one in findings if one.name in NEEDS.get(name, ()) and one.problem]
+        if lacking:
+            why = "does not answer" if lacking[0] == "broker" else "is not as it should be"
+            findings.append(Finding(name, "", f"not looked at, since the {lacking[0]} {why}"))
         else:
             findings.append(_run(name, check, settings))
     if not quiet:
@@ -108,11 +127,7 @@ def _check_store(settings: Settings) -> str:
     if identity is not None:  # otherwise opening it would bring it up to date
         # As it is: looking must not be what gives it other names of actions for good.
         as_it_is = settings.store.model_copy(update={"ttl_s": identity.ttl_s})
-        open_to_write = open_store(as_it_is, actions=identity.actions)
-        try:
-            open_to_write.ping()
-        finally:
-            open_to_write.close()
+        _check_writes(open_store(as_it_is, actions=identity.actions))
     said = f"{settings.store.masked_url} answers, {'has users' if some else 'is empty'}"
     if identity is None:
         return f"{said}; made by an earlier version, a worker will bring it up to date"
@@ -120,6 +135,52 @@ def _check_store(settings: Settings) -> str:
         f"{said}; {identity.name}, id {identity.id}, layout {identity.layout}, keeps"
         f" {identity.length} behaviors per user, last opened with ttl_s {identity.ttl_s:g}"
     )
+
+
+def _check_writes(store: Store) -> None:
+    """Write as much as a user's largest record takes, and look how much room is left."""
+    try:
+        store.put_bookmark("check", bytes(WRITTEN))
+        store.put_bookmark("check", None)
+        room = store.room() if isinstance(store, LmdbStore) else None
+    finally:
+        store.close()
+    if room is not None and room.low:
+        raise StoreFull(
+            f"the store has used {room.share:.0%} of what it may have, {room.used} bytes of"
+            f" {room.limit}, with {room.disk_free} free on the disk: raise max_size in store.url,"
+            " make room on the disk, or set store.ttl_s"
+        )
+
+
+def _check_progress(settings: Settings) -> str:
+    """Hold what the store was fed against the topic's logs, as a worker does that starts."""
+    broker, topic = settings.broker, settings.broker.topic
+    partitions = standings(broker, broker.group, topic)
+    identity = topic_id(broker, topic)
+    store = open_store(settings.store, read_only=True)
+    try:
+        lives = read_lives(store, identity, partitions)
+        keys = [partition_source(topic, identity, n, lives[n].number).key for n in partitions]
+        reached = store.positions(keys)
+    finally:
+        store.close()
+    behind, trouble = 0, []
+    for (number, (log, committed)), fed in zip(partitions.items(), reached, strict=True):
+        bounds = LogBounds(log.start, log.stop, log.stop)
+        begin = start(lives[number], fed, committed, bounds)
+        behind += log.stop - begin.offset
+        for offsets, what in ((begin.gone, "are gone from Kafka"), (begin.cut, "were cut off")):
+            if offsets:
+                span = f"{offsets.start} to {offsets.stop - 1}"
+                trouble.append(f"offsets {span} of partition {number} {what}")
+    if trouble:
+        more = f" (and {len(trouble) - 1} more)" if len(trouble) > 1 else ""
+        raise BrokerError(
+            f"{trouble[0]}{more}: a worker goes on behind them; see docs/losses.md for what that"
+            " costs"
+        )
+    return f"{behind} events of {topic} are not in the store yet"
 
 
 def _check_bundle(settings: Settings) -> str:

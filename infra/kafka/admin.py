@@ -11,7 +11,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.errors import BrokerError, nearest, one_line
@@ -23,6 +29,11 @@ if TYPE_CHECKING:
 
 _MOCK_CLUSTER: Final = "mockCluster"  # how librdkafka's mock begins its cluster id
 _DOWN: Final = KafkaError._ALL_BROKERS_DOWN  # said in addition to what is wrong with each
+_STARTING: Final = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
 _NO_TOPIC_ID: Final = "A" * 22  # sixteen zero bytes: a Kafka older than topic ids
 
 
@@ -126,6 +137,60 @@ def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: floa
         # All topics are listed: asked for one by its name, a broker may create it.
         topic = admin.list_topics(timeout=timeout_s).topics.get(name)
         return 0 if topic is None else len(topic.partitions)
+
+
+class Standing(NamedTuple):
+    """How far a partition's log goes, and a group came in it."""
+
+    log: range
+    """The offsets that the log holds."""
+    committed: int | None
+    """The offset that the group committed; None: it did not."""
+
+
+def standings(
+    broker: BrokerSettings | str, group: str, name: str, *, timeout_s: float = 5.0
+) -> dict[int, Standing]:
+    """How far a group came in each partition of a topic.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or does not tell.
+    """
+    partitions = [
+        TopicPartition(name, number)
+        for number in range(topic_partitions(broker, name, timeout_s=timeout_s))
+    ]
+    # A consumer and not an admin client, whose list_consumer_group_offsets ends the process
+    # (confluent-kafka 2.12, a segmentation fault) where a coordinator has yet to load its groups.
+    consumer = Consumer({**client_config(broker), "group.id": group, "enable.auto.commit": False})
+    try:
+        committed = _committed(consumer, partitions, timeout_s)
+        logs = [consumer.get_watermark_offsets(tp, timeout=timeout_s) for tp in partitions]
+    except KafkaException as error:
+        raise BrokerError(
+            f"Kafka at {bootstrap_of(broker)} does not tell how far group {group} came in {name}:"
+            f" {one_line(error.args[0].str())}"
+        ) from None
+    finally:
+        consumer.close()
+    return {
+        tp.partition: Standing(range(*log), tp.offset if tp.offset >= 0 else None)
+        for tp, log in zip(committed, logs, strict=True)
+    }
+
+
+def _committed(
+    consumer: Consumer, partitions: list[TopicPartition], timeout_s: float
+) -> list[TopicPartition]:
+    """What the consumer's group committed, asked until a broker that has just started tells."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return list(consumer.committed(partitions, timeout=timeout_s))
+        except KafkaException as error:
+            if error.args[0].code() not in _STARTING or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 def require_topic(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0) -> None:

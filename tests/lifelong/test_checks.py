@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.behaviors import Source, pack_behavior
+from infra.behaviors import Source, pack_behavior, partition_source
+from infra.errors import StoreFull
+from infra.kafka.admin import topic_id
+from infra.kafka.local import LocalKafka
 from infra.kafka.mock import MockCluster
 from infra.settings import BrokerSettings, Settings, StoreSettings
 from infra.store import Append, Group
 from infra.stores import open_store
 from lifelong.checks import run_checks
+from tests.streaming.kafka_harm import delete_records
+from tests.streaming.running import create_topics, event, new_settings, produce
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +100,83 @@ def test_looking_changes_nothing_of_what_a_store_says_of_itself(settings: Settin
     assert (identity.ttl_s, identity.actions) == (60, ("view", "click"))
 
 
-def test_a_store_that_cannot_be_written_is_told(settings: Settings, tmp_path: Path) -> None:
-    open_store(settings.store).close()
-    size = (tmp_path / "store" / "data.mdb").stat().st_size
-    full = settings.store.model_copy(update={"url": f"{settings.store.url}?max_size={size}"})
+def test_a_store_that_cannot_be_written_is_told(settings: Settings) -> None:
+    url = f"{settings.store.url}?max_size={256 * 1024}"
+    small = settings.store.model_copy(update={"url": url})
+    store = open_store(small)
+    with contextlib.suppress(StoreFull):
+        for number in range(1000):
+            store.put_bookmark(f"{number}", bytes(1000))
+    store.close()
 
-    found = check_store(settings.model_copy(update={"store": full}))
+    found = check_store(settings.model_copy(update={"store": small}))
 
     assert not found["ok"]
     assert "raise max_size" in found["detail"]
+
+
+def test_a_store_that_is_nearly_full_is_told(settings: Settings) -> None:
+    url = f"{settings.store.url}?max_size={1024 * 1024}"
+    small = settings.store.model_copy(update={"url": url})
+    store = open_store(small)
+    store.put_bookmark("much", bytes(850_000))
+    store.close()
+
+    found = check_store(settings.model_copy(update={"store": small}))
+
+    assert not found["ok"]
+    assert "of what it may have" in found["detail"]
+
+
+def check_progress(settings: Settings) -> dict[str, Any]:
+    checks = run_checks(settings, quiet=True)["checks"]
+    found: dict[str, Any] = next(check for check in checks if check["name"] == "progress")
+    return found
+
+
+def feed(settings: Settings, upto: int) -> None:
+    """Have the store of the one partition fed up to an offset."""
+    source = partition_source(
+        settings.broker.topic, topic_id(settings.broker, settings.broker.topic), 0
+    )
+    store = open_store(settings.store)
+    store.append([Group(source, [], upto)], 1)
+    store.close()
+
+
+@pytest.fixture
+def fed(kafka: LocalKafka, tmp_path: Path) -> Settings:
+    """A topic of one partition with 20 events, and a store that was fed 5 of them."""
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    store = StoreSettings(url=f"lmdb://{tmp_path / 'store'}")
+    settings = settings.model_copy(update={"store": store})
+    create_topics(settings)
+    produce(settings, [("a", event("a", number)) for number in range(20)])
+    feed(settings, 4)
+    return settings
+
+
+def test_what_the_store_lacks_is_told(fed: Settings) -> None:
+    found = check_progress(fed)
+    assert found["ok"], found["detail"]
+    assert found["detail"].startswith("15 events")
+
+
+def test_what_kafka_has_removed_before_it_was_read_is_told(fed: Settings) -> None:
+    delete_records(fed, 10)
+    found = check_progress(fed)
+    assert not found["ok"]
+    assert "offsets 5 to 9 of partition 0 are gone from Kafka" in found["detail"]
+
+
+def test_a_log_that_ends_before_what_the_store_was_fed_is_told(fed: Settings) -> None:
+    feed(fed, 29)
+    found = check_progress(fed)
+    assert not found["ok"]
+    assert "offsets 20 to 29 of partition 0 were cut off" in found["detail"]
+
+
+def test_progress_is_not_asked_for_without_a_topic(settings: Settings) -> None:
+    found = check_progress(settings)
+    assert not found["ok"]
+    assert found["detail"].startswith("not looked at")
