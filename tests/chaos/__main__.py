@@ -1,0 +1,89 @@
+"""``python -m tests.chaos``: a proof by fault injection, on a Kafka and workers of its own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from infra.kafka.jars import apache_obstacle
+from tests.chaos.faults import FAULTS
+from tests.chaos.report import compose, page, seconds, show
+from tests.chaos.run import Injected, Run, run_seed
+from tests.chaos.scene import Size
+
+WRONG = 3
+"""Exit status where something was found."""
+
+
+def main(
+    *,
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs.")] = 20,
+    first: Annotated[int, typer.Option(help="The first seed.")] = 1,
+    events: Annotated[int, typer.Option(min=1000, help="Events of a run.")] = 1_000_000,
+    users: Annotated[int, typer.Option(min=1)] = 3000,
+    rate: Annotated[float, typer.Option(help="Events a second during a fault.")] = 10_000,
+    extra: Annotated[int, typer.Option(min=0, help="Faults of a run beyond one of each.")] = 4,
+    fault: Annotated[list[str] | None, typer.Option(help="Only these faults.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep logs, broker and store here.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="- for standard output.")
+    ] = None,
+    page_out: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE", help="Write the page, Markdown.")
+    ] = None,
+) -> None:
+    """Inject faults at moments drawn from seeds, and check that nothing is lost or doubled."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    obstacle = apache_obstacle()
+    if obstacle is not None:
+        raise typer.BadParameter(f"Apache Kafka cannot run here: {obstacle}")
+    unknown = set(fault or ()) - set(FAULTS)
+    if unknown:
+        raise typer.BadParameter(f"no fault {min(unknown)!r}; there are {', '.join(FAULTS)}")
+
+    def told(one: Injected) -> None:
+        console.print(
+            f"  {one.at_s:6.1f} s  {one.fault}: {one.what};"
+            f" lasted {one.lasted_s:.1f} s, recovery {seconds(one.recovery_s)}"
+        )
+
+    same = [f"--events={events}", f"--users={users}", f"--rate={rate:g}", f"--extra={extra}"]
+    same += [f"--fault={one}" for one in fault or ()]
+    runs: list[Run] = []
+    for seed in range(first, first + seeds):
+        console.print(f"seed {seed}")
+        run = run_seed(
+            seed,
+            Size(events, users, rate),
+            tuple(fault or FAULTS),
+            extra=extra,
+            keep=keep,
+            told=told,
+        )
+        runs.append(run)
+        console.print(f"  {run.seconds:6.1f} s  {'; '.join(run.wrong) or 'nothing wrong'}")
+        if run.wrong:
+            again = ["--seeds=1", f"--first={seed}", *same]
+            console.print(f"  again: python -m tests.chaos {shlex.join(again)}")
+    command = shlex.join([f"--seeds={seeds}", f"--first={first}", *same])
+    report = compose(runs, f"python -m tests.chaos {command}")
+    show(console, report)
+    if json_out is not None:
+        text = json.dumps(report, indent=1)
+        if str(json_out) == "-":
+            print(text)  # noqa: T201 - the result
+        else:
+            json_out.write_text(text + "\n")
+    if page_out is not None:
+        page_out.write_text(page(report))
+    sys.exit(WRONG if report["wrong"] else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
