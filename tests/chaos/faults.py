@@ -44,6 +44,14 @@ time.sleep(600)
 """A program that takes every free reader slot of a store."""
 
 
+_SNAPSHOT: Final = """\
+import sys, lmdb
+with lmdb.open(sys.argv[1], readonly=True, max_dbs=16).begin():
+    print(1, flush=True)
+    sys.stdin.read()
+"""
+"""A program that reads a snapshot of the store until its input ends."""
+
 _LOCKER: Final = """\
 import sys, lmdb
 environment = lmdb.open(sys.argv[1], max_dbs=16)
@@ -198,15 +206,16 @@ def fill_store(scene: Scene, chance: random.Random) -> str:
     scene.crew.start(store__url=url)
     scene.crew.wait_ready()
     began = time.monotonic()
-    while not (full := _says_full(scene.crew.said()[said:])):
-        if time.monotonic() - began > FILL_S:
-            break
-        if scene.ledger.sent < len(scene.ledger.users) * 0.9:
+    # While the snapshot is in use, no page that is freed after it can be used again.
+    with _program(scene, _SNAPSHOT):
+        while not (full := any("StoreFull" in line for line in scene.crew.said()[said:])):
+            if time.monotonic() - began > FILL_S or scene.ledger.left < scene.size.events // 10:
+                break
             scene.producer.send(_burst(scene, chance) // 4)
-        time.sleep(0.5)
+            time.sleep(0.2)
     scene.crew.stop()
     scene.crew.start()
-    return f"at {size / 1e6:.0f} MB, {'full' if full else 'never full'}"
+    return f"at {size / 1e6:.0f} MB{'' if full else ', which was enough'}"
 
 
 def use_up_readers(scene: Scene, chance: random.Random) -> str:
@@ -285,10 +294,6 @@ def _program(scene: Scene, text: str) -> Iterator[int]:
 def _burst(scene: Scene, chance: random.Random) -> int:
     """How many events a fault sends by itself."""
     return int(scene.size.events * chance.uniform(0.01, 0.02))
-
-
-def _says_full(lines: list[str]) -> bool:
-    return any("StoreFull" in line for line in lines)
 
 
 @contextlib.contextmanager

@@ -54,6 +54,11 @@ class Ledger:
         assert self.sent <= len(self.users), "more events than users were drawn for"
         return range(first, self.sent)
 
+    @property
+    def left(self) -> int:
+        """How many more can be sent."""
+        return len(self.users) - self.sent
+
     def delivered(self, number: int) -> Callable[[Any, Any], None]:
         """What the producer calls once the broker took the event, or failed to."""
 
