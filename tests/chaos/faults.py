@@ -23,43 +23,46 @@ from infra.kafka.admin import create_topic, topic_id
 from infra.kafka.clients import client_config
 from infra.processes import die_with_parent
 from tests.chaos.log_tail import cut_tail
-from tests.chaos.scene import CHECK_S, PARTITIONS, SESSION_S, NotInTime, Scene
+from tests.chaos.scene import (
+    CHECK_S,
+    PARTITIONS,
+    SESSION_S,
+    CommandFailed,
+    NotInTime,
+    Scene,
+)
 
 CODECS: Final = ("lz4", "zstd", "snappy", "gzip")
 
 FILL_S: Final = 30.0
 """Longest that a store is filled."""
 
-_READER: Final = """\
-import sys, time, lmdb
-environment = lmdb.open(sys.argv[1], readonly=True, max_dbs=16)
+_OPEN: Final = "import sys, lmdb\nstore = lmdb.open(sys.argv[1], max_dbs=16, map_size=1 << 38)\n"
+
+_TAKE_SLOTS: Final = """\
 held = []
 try:
     while True:
-        held.append(environment.begin())
+        held.append(store.begin())
 except lmdb.ReadersFullError:
     print(len(held), flush=True)
-time.sleep(600)
+    sys.stdin.read()
 """
-"""A program that takes every free reader slot of a store."""
-
+"""A program that takes every free reader slot of the store until its input ends."""
 
 _SNAPSHOT: Final = """\
-import sys, lmdb
-with lmdb.open(sys.argv[1], readonly=True, max_dbs=16).begin():
+with store.begin():
     print(1, flush=True)
     sys.stdin.read()
 """
-"""A program that reads a snapshot of the store until its input ends."""
+"""A program that reads a snapshot of the store."""
 
-_LOCKER: Final = """\
-import sys, lmdb
-environment = lmdb.open(sys.argv[1], max_dbs=16)
-with environment.begin(write=True):
+_LOCK: Final = """\
+with store.begin(write=True):
     print(1, flush=True)
     sys.stdin.read()
 """
-"""A program that holds the store's write lock until its input ends."""
+"""A program that holds the store's write lock."""
 
 KNOWN_S: Final = 2.5 * CHECK_S
 """Time after which every worker has asked how far the logs go."""
@@ -121,7 +124,7 @@ def renew_topic(scene: Scene, chance: random.Random) -> str:
     """Delete the topic with events that nobody has stored but all know of, and make it anew."""
     broker = scene.settings.broker
     before = topic_id(broker, broker.topic)
-    with _program(scene, _LOCKER):
+    with _program(scene, _LOCK):
         burst = scene.producer.send(_burst(scene, chance))
         time.sleep(KNOWN_S)
         with _admin(scene) as admin:
@@ -143,7 +146,7 @@ def renew_topic(scene: Scene, chance: random.Random) -> str:
 def lose_tail(scene: Scene, chance: random.Random) -> str:
     """Kill the broker and cut the newest batches off one partition, stored before or not."""
     stored = chance.random() < 0.5
-    with contextlib.nullcontext() if stored else _program(scene, _LOCKER):
+    with contextlib.nullcontext() if stored else _program(scene, _LOCK):
         burst = scene.producer.send(_burst(scene, chance))
         if stored:
             scene.wait_until(scene.drained, "the tail is stored", 60)
@@ -220,14 +223,14 @@ def fill_store(scene: Scene, chance: random.Random) -> str:
 
 def use_up_readers(scene: Scene, chance: random.Random) -> str:
     """A program takes every reader slot of the store, and is killed with them."""
-    with _program(scene, _READER) as taken:
+    with _program(scene, _TAKE_SLOTS) as taken:
         time.sleep(chance.uniform(0.5, 3))
     return f"{taken} slots"
 
 
 def lock_store(scene: Scene, chance: random.Random) -> str:
     """A program holds the store's write lock for longer than the session, and is killed with it."""
-    with _program(scene, _LOCKER):
+    with _program(scene, _LOCK):
         seconds = SESSION_S * chance.uniform(1, 1.5)
         time.sleep(seconds)
     return f"for {seconds:.1f} s"
@@ -246,20 +249,20 @@ def restore_store(scene: Scene, chance: random.Random) -> str:
 
 
 FAULTS: Final[dict[str, Fault]] = {
-    "worker killed": Fault(kill_worker),
-    "worker paused": Fault(pause_worker),
-    "rolling restart": Fault(restart_workers),
-    "partitions added": Fault(add_partitions),
-    "broker killed": Fault(kill_broker),
-    "topic made anew": Fault(renew_topic, alone=True),
-    "log tail lost": Fault(lose_tail, alone=True),
-    "transactions aborted": Fault(abort_transactions, alone=True),
+    "worker-killed": Fault(kill_worker),
+    "worker-paused": Fault(pause_worker),
+    "rolling-restart": Fault(restart_workers),
+    "partitions-added": Fault(add_partitions),
+    "broker-killed": Fault(kill_broker),
+    "topic-made-anew": Fault(renew_topic, alone=True),
+    "log-tail-lost": Fault(lose_tail, alone=True),
+    "transactions-aborted": Fault(abort_transactions, alone=True),
     "compressed": Fault(compress, alone=True),
-    "retention overtaking": Fault(overtake, alone=True),
-    "store full": Fault(fill_store, alone=True),
-    "reader slots used up": Fault(use_up_readers),
-    "store locked": Fault(lock_store),
-    "store restored": Fault(restore_store, alone=True),
+    "retention-overtaking": Fault(overtake, alone=True),
+    "store-full": Fault(fill_store, alone=True),
+    "reader-slots-used-up": Fault(use_up_readers),
+    "store-locked": Fault(lock_store),
+    "store-restored": Fault(restore_store, alone=True),
 }
 """Each by its name."""
 
@@ -279,14 +282,17 @@ def _kill_broker(scene: Scene) -> None:
 def _program(scene: Scene, text: str) -> Iterator[int]:
     """Run a program on the store, which says a number once it has what it wants; then kill it."""
     with subprocess.Popen(
-        [sys.executable, "-c", text, str(scene.store_path)],
+        [sys.executable, "-c", _OPEN + text, str(scene.store_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         preexec_fn=die_with_parent,  # noqa: PLW1509 - makes one system call
     ) as program:
         try:
             assert program.stdout is not None
-            yield int(program.stdout.readline() or 0)
+            said = program.stdout.readline()
+            if not said:
+                raise CommandFailed("the program that was to use the store has ended")
+            yield int(said)
         finally:
             program.kill()
 
