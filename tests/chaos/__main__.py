@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -56,6 +56,7 @@ def main(
     same = [f"--events={events}", f"--users={users}", f"--rate={rate:g}", f"--extra={extra}"]
     same += [f"--fault={one}" for one in fault or ()]
     runs: list[Run] = []
+    report: dict[str, Any] = {}
     for seed in range(first, first + seeds):
         console.print(f"seed {seed}")
         run = run_seed(
@@ -69,20 +70,26 @@ def main(
         runs.append(run)
         console.print(f"  {run.seconds:6.1f} s  {'; '.join(run.wrong) or 'nothing wrong'}")
         if run.wrong:
-            again = ["--seeds=1", f"--first={seed}", *same]
-            console.print(f"  again: python -m tests.chaos {shlex.join(again)}")
-    command = shlex.join([f"--seeds={seeds}", f"--first={first}", *same])
-    report = compose(runs, f"python -m tests.chaos {command}")
+            console.print(f"  again: {_command(1, seed, same)}")
+        # After each, so that a run that is interrupted leaves what was found.
+        report = compose(runs, _command(len(runs), first, same))
+        _write(report, json_out, page_out)
     show(console, report)
-    if json_out is not None:
-        text = json.dumps(report, indent=1)
-        if str(json_out) == "-":
-            print(text)  # noqa: T201 - the result
-        else:
-            json_out.write_text(text + "\n")
+    if str(json_out) == "-":
+        print(json.dumps(report, indent=1))  # noqa: T201 - the result
+    sys.exit(WRONG if report["wrong"] else 0)
+
+
+def _command(seeds: int, first: int, options: list[str]) -> str:
+    """What repeats these seeds."""
+    return "python -m tests.chaos " + shlex.join([f"--seeds={seeds}", f"--first={first}", *options])
+
+
+def _write(report: dict[str, Any], json_out: Path | None, page_out: Path | None) -> None:
+    if json_out is not None and str(json_out) != "-":
+        json_out.write_text(json.dumps(report, indent=1) + "\n")
     if page_out is not None:
         page_out.write_text(page(report))
-    sys.exit(WRONG if report["wrong"] else 0)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from lifelong.demo.processes import ServiceProcess, free_port
 
@@ -43,14 +45,12 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, *places: int, **changes: Any) -> None:
-        """Start workers; ``changes`` are settings, dots written as two underscores."""
-        settings = [f"--set={k.replace('__', '.')}={v}" for k, v in changes.items()]
+    def start(self, *places: int) -> None:
         for place in places or self.places:
             port = self._ports[place]
             self._workers[place] = ServiceProcess(
                 f"worker {place}",
-                ["worker", f"--config={self._config}", f"--metrics-port={port}", *settings],
+                ["worker", f"--config={self._config}", f"--metrics-port={port}"],
                 self._directory / f"worker-{next(self._started):03}.log",
                 f"http://127.0.0.1:{port}/health/ready",
             )
@@ -89,6 +89,19 @@ class Crew:
             self._paused.remove(place)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._workers[place].pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def limited(self, size: int) -> Iterator[None]:
+        """Let no file of theirs grow beyond so many bytes."""
+        self._limit(size)
+        try:
+            yield
+        finally:
+            self._limit(resource.RLIM_INFINITY)
+
+    def _limit(self, size: int) -> None:
+        for worker in self._workers.values():
+            resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def check(self) -> None:
         """Raise `ServiceFailed` if one of them has ended by itself."""

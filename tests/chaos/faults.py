@@ -34,6 +34,9 @@ from tests.chaos.scene import (
 
 CODECS: Final = ("lz4", "zstd", "snappy", "gzip")
 
+CANNOT_WRITE: Final = "cannot write, will retry"
+"""What a worker says."""
+
 FILL_S: Final = 30.0
 """Longest that a store is filled."""
 
@@ -201,23 +204,18 @@ def overtake(scene: Scene, chance: random.Random) -> str:
 
 
 def fill_store(scene: Scene, chance: random.Random) -> str:
-    """Workers whose store may not grow, until they say so; then others that may."""
-    scene.crew.stop()
+    """Let the store's file grow no more, as on a full disk, until workers say so."""
     size = (scene.store_path / "data.mdb").stat().st_size
     said = len(scene.crew.said())
-    url = f"{scene.settings.store.url}?max_size={size + chance.randint(0, 64) * 4096}"
-    scene.crew.start(store__url=url)
-    scene.crew.wait_ready()
     began = time.monotonic()
     # While the snapshot is in use, no page that is freed after it can be used again.
-    with _program(scene, _SNAPSHOT):
-        while not (full := any("StoreFull" in line for line in scene.crew.said()[said:])):
+    with scene.crew.limited(size), _program(scene, _SNAPSHOT):
+        while not (full := any(CANNOT_WRITE in line for line in scene.crew.said()[said:])):
             if time.monotonic() - began > FILL_S or scene.ledger.left < scene.size.events // 10:
                 break
             scene.producer.send(_burst(scene, chance) // 4)
             time.sleep(0.2)
-    scene.crew.stop()
-    scene.crew.start()
+        time.sleep(chance.uniform(0, 3))
     return f"at {size / 1e6:.0f} MB{'' if full else ', which was enough'}"
 
 

@@ -148,6 +148,8 @@ def _play(scene: Scene, run: Run, plan: list[Injection], told: Callable[[Injecte
             injected = _inject(scene, injection, chunk, began)
             run.injected.append(injected)
             told(injected)
+            if injected.recovery_s is None:
+                break  # what comes after it would say nothing
         scene.producer.send(chunk)
         ended = time.monotonic()
         try:

@@ -33,6 +33,9 @@ SESSION_S: Final = 4.0
 CHECK_S: Final = 1.0
 """How often a worker asks how far the logs go."""
 
+FETCH_MAX: Final = 400
+"""Records of a batch: few, so that a worker does not hold all that is sent before a fault."""
+
 WORKERS: Final = 3
 PARTITIONS: Final = 4
 
@@ -112,7 +115,12 @@ class Scene:
                     "partitions": PARTITIONS,
                 },
                 "store": {"url": f"lmdb://{self.store_path}", "length": max(self._length, 1000)},
-                "worker": {"session_timeout_s": SESSION_S, "retry_max_s": 1.0, "check_s": CHECK_S},
+                "worker": {
+                    "session_timeout_s": SESSION_S,
+                    "retry_max_s": 1.0,
+                    "check_s": CHECK_S,
+                    "fetch_max": FETCH_MAX,
+                },
                 "bundle": {"path": str(BUNDLE)},
                 "log": {"format": "json"},
             }
