@@ -58,6 +58,8 @@ bundle: $(STAMPS)/train
 bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench stream $(ARGS)
 	$(BIN)/lifelong bench extract $(ARGS)
+	$(BIN)/lifelong bench store $(ARGS)
+	$(BIN)/lifelong bench catalog $(ARGS)
 	$(BIN)/lifelong bench train $(ARGS)
 
 chaos: $(STAMPS)/serve

@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             new.unlink()
 
 
-def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
+def write_directory(path: Path, files: Mapping[str, bytes | memoryview]) -> None:
     """A new directory with these files, in the place of what stood at ``path``.
 
     Raises:

@@ -104,6 +104,9 @@ class BrokerSettings(Section):
     """Topic that takes the events that could not be read, each with its reason."""
     group: Annotated[str, Field(min_length=1, max_length=255)] = "lifelong"
     """Consumer group of the workers."""
+    create_topics: bool = False
+    """Whether a worker creates topics that are not there; otherwise that is an error, since a
+    mistyped name is not to become a topic. `lifelong broker` and `lifelong demo` create theirs."""
     partitions: Positive = 8
     """Partitions of a topic that is created by us; an existing topic keeps its own."""
     replication: Positive = 1
@@ -219,6 +222,9 @@ class WorkerSettings(Section):
     check_s: Seconds = 3.0
     """How often the broker and the store are asked whether they are there. A broker may take twice
     as long to answer."""
+    held_max_s: Seconds = 120.0
+    """Time for which a producer's open transaction may hold a partition back before the worker
+    reports itself as not ready. Producers' own limit is a minute unless they set it."""
     stall_s: Seconds = 60.0
     """Time without progress, while there are records to read, after which the worker reports
     itself as not live."""
@@ -241,6 +247,11 @@ class ScorerSettings(Section):
     """Requests that may wait for a process; the next one is refused with 503."""
     deadline_s: Seconds = 2.0
     """Time after which a waiting request is given up with 503."""
+    store_timeout_s: Seconds = 0.1
+    """Time within which a server that is the store must have answered a read."""
+    without_store: Literal["degrade", "refuse"] = "degrade"
+    """What becomes of rankings while the store does not answer: scored without the user's history
+    and marked as degraded, or refused with 503."""
 
 
 class EventSettings(Section):

@@ -106,7 +106,9 @@ def _check_store(settings: Settings) -> str:
     finally:
         store.close()
     if identity is not None:  # otherwise opening it would bring it up to date
-        open_to_write = open_store(settings.store, actions=actions)
+        # As it is: looking must not be what gives it other names of actions for good.
+        as_it_is = settings.store.model_copy(update={"ttl_s": identity.ttl_s})
+        open_to_write = open_store(as_it_is, actions=identity.actions)
         try:
             open_to_write.ping()
         finally:
@@ -124,5 +126,6 @@ def _check_bundle(settings: Settings) -> str:
     bundle, _ = load_system(settings)
     return (
         f"{bundle.manifest.name} {bundle.version[:8]}: {bundle.manifest.n_items} items,"
-        f" checksums and {len(bundle.golden)} golden requests agree"
+        f" checksums, {len(bundle.golden)} golden requests and {len(bundle.sequences)} golden"
+        " sequences agree"
     )

@@ -454,12 +454,15 @@ def export(
     run: Annotated[Path, typer.Argument(help="Directory of a finished training run.")],
     bundle: Annotated[Path, typer.Argument(help="Directory of the bundle to write.")],
     *,
+    half: Annotated[
+        bool, typer.Option("--half", help="Have interests stored in 16 bits a number, not 32.")
+    ] = False,
     json_out: JsonOut = None,
 ) -> None:
     """Export a trained model to a bundle, and check that both give the same CTRs."""
     with _extra("train"):
         from lifelong.learning import run_export
-    _write_json(run_export(run, bundle), json_out)
+    _write_json(run_export(run, bundle, half=half), json_out)
 
 
 @app.command()
@@ -531,6 +534,32 @@ def bench_extract(
     with _extra("bench"):
         from lifelong.bench import extract
     _report_bench(lambda: extract.run(quick=quick), "extract", chart, json_out)
+
+
+@bench.command("store")
+def bench_store(
+    *,
+    quick: Quick = False,
+    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Bytes that a user takes in an LMDB file, and that an event costs in writing."""
+    from lifelong.bench import store
+
+    _report_bench(lambda: store.run(quick=quick), "store", chart, json_out)
+
+
+@bench.command("catalog")
+def bench_catalog(
+    *,
+    quick: Quick = False,
+    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Ten million items: loading, lookups beside a binary search, memory that processes share."""
+    from lifelong.bench import catalog
+
+    _report_bench(lambda: catalog.run(quick=quick), "catalog", chart, json_out)
 
 
 @bench.command("train")

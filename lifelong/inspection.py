@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,7 +31,7 @@ def run_inspect(settings: Settings, user: str | None, last: int, *, quiet: bool)
         SettingsError: the store has no such user.
         BundleError, StoreError: the bundle or the store cannot be read.
     """
-    bundle, system = load_system(settings)
+    bundle, system = load_system(settings, serving=False)
     store = open_store(
         settings.store, read_only=True, actions=settings.events.declared_actions.names
     )
@@ -52,9 +53,10 @@ def _describe_all(bundle: Bundle, store: Store) -> dict[str, Any]:
         "bundle": {
             "name": manifest.name,
             "version": bundle.version,
-            "system": manifest.system,
             "items": manifest.n_items,
-            **{letter: getattr(manifest, letter) for letter in ("d", "m", "K", "L", "M", "T")},
+            **{letter: getattr(manifest, letter) for letter in ("d", "L", "M")},
+            **msgspec.to_builtins(manifest.offline),
+            "stored": [f"{name} {tensor.dtype}" for name, tensor in manifest.stored.items()],
             **{name: round(value, 4) for name, value in manifest.metrics.items()},
         },
         "users": store.users(b"", 20).users[:20],

@@ -13,10 +13,13 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from extractor.systems import open_system
+from extractor.systems.golden import check_sequences
 from infra.errors import DataError
 from infra.settings import EventSettings
 from lifelong.shipped import ITEMS, PURCHASES
 from models.allocator import keep_freed_memory
+from models.bundle import Bundle
 from models.config import DataConfig, RunConfig, load_config
 from models.data.interactions import Interactions
 from models.data.live import Live, LiveSplit, split_live
@@ -176,13 +179,23 @@ def _trackers(config: RunConfig, out: Path) -> tuple[Tracker, ...]:
     return tuple(trackers)
 
 
-def run_export(run: Path, bundle: Path) -> dict[str, Any]:
-    """Export a run's network to a bundle; prints what was checked."""
-    checks = export(run, bundle)
-    Console(stderr=True).print(
+def run_export(run: Path, bundle: Path, *, half: bool = False) -> dict[str, Any]:
+    """Export a run's network to a bundle; prints what was checked.
+
+    Raises:
+        TrainingError, BundleError: it cannot be exported, or what the services make of it differs
+            from the network.
+    """
+    checks = export(run, bundle, half=half)
+    told = (
         f"{bundle}: {checks.requests} requests agree with the torch network to"
-        f" {checks.max_ctr_difference:.1e}, items to {checks.max_item_difference:.1e}",
-        highlight=False,
-        soft_wrap=True,
+        f" {checks.max_ctr_difference:.1e}, items to {checks.max_item_difference:.1e}"
     )
-    return asdict(checks)
+    report = asdict(checks)
+    if checks.sequences:
+        loaded = Bundle.load(bundle)
+        served = check_sequences(loaded, open_system(loaded))
+        report["max_sequence_difference"] = served.max_difference
+        told += f", {served.requests} sequences to {served.max_difference:.1e}"
+    Console(stderr=True).print(told, highlight=False, soft_wrap=True)
+    return report

@@ -80,8 +80,9 @@ def run_backfill(
     finally:
         store.close()
     seconds = time.perf_counter() - begin
+    deleted = f" {done.deleted:,} of deleted users," if done.deleted else ""
     _tell(
-        f"{_count(done.applied, 'event')} applied, {done.replayed:,} there already,"
+        f"{_count(done.applied, 'event')} applied, {done.replayed:,} there already,{deleted}"
         f" {_count(done.skipped, 'row')} skipped",
         seconds,
     )

@@ -50,8 +50,16 @@ def run_compact(settings: Settings) -> dict[str, Any]:
 def run_forget(settings: Settings, users: Sequence[str]) -> dict[str, Any]:
     """Delete users, and keep out what they did before now."""
     # Whoever mistypes the store must not be told that all is deleted.
-    open_store(settings.store, read_only=True).close()
-    store = open_store(settings.store, actions=settings.events.declared_actions.names)
+    reader = open_store(settings.store, read_only=True)
+    identity = reader.identity
+    reader.close()
+    if identity is None:
+        raise SettingsError(
+            f"store.url: {settings.store.masked_url} was made by an earlier version; start a worker"
+            " of this one, which brings it up to date"
+        )
+    as_it_is = settings.store.model_copy(update={"ttl_s": identity.ttl_s})
+    store = open_store(as_it_is, actions=identity.actions)
     now_ms = wall_clock_ms()
     try:
         known = sum(

@@ -2,7 +2,8 @@
 
 Every method exports alike: scorer.onnx is what it does online, from a stored state; golden requests
 are sequences that the network's own offline stage summarized, degenerate ones among them. What the
-method computes per item (a projection, a hash signature) is a graph of its own.
+method computes per item (a projection, a hash signature) is a graph of its own. What the services
+serve carries golden sequences besides (`models.golden_sequences`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -25,17 +26,20 @@ from infra.arrays import F32
 from infra.errors import TrainingError
 from models.bundle import (
     BundleContents,
+    Catalog,
+    EncodeOffline,
     GoldenRequest,
     Manifest,
     StateTensor,
+    TableEntry,
     Tensor,
-    Vocabulary,
     golden_differences,
     make_session,
     save_bundle,
 )
 from models.config import RunConfig
 from models.features import CROSS_FEATURES
+from models.golden_sequences import golden_sequences
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
 from models.networks.encode import Encode
@@ -43,6 +47,9 @@ from models.runs import load_run
 
 OPSET: Final = 18
 """ONNX operator set of the graphs; onnxruntime has read it since 1.14."""
+
+PROJECTED: Final = "projected"
+"""Output of the graph over the items, and with ENCODE an item table."""
 
 EXPORT_TOLERANCE: Final = 1e-5
 """Largest difference between a graph and the network that it was exported from."""
@@ -57,10 +64,15 @@ class ExportChecks:
     max_ctr_difference: float
     max_item_difference: float
     """Largest difference of the graph over the item table; 0 where the method has none."""
+    sequences: int = 0
+    """Golden sequences that were written; none where the services do not serve the method."""
 
 
-def export(run_dir: Path, out: Path) -> ExportChecks:
+def export(run_dir: Path, out: Path, *, half: bool = False) -> ExportChecks:
     """Export a finished training run into a bundle; one that is at ``out`` is replaced.
+
+    Args:
+        half: see `export_network`.
 
     Raises:
         TrainingError: there is no readable run, or a graph disagrees with the network.
@@ -74,6 +86,7 @@ def export(run_dir: Path, out: Path) -> ExportChecks:
         popularity=np.array(run.vocabulary.popularity, np.float32),
         data=run.data,
         metrics=run.metrics,
+        half=half,
     )
     save_bundle(contents, out)
     return checks
@@ -88,6 +101,7 @@ def export_network(
     popularity: F32,
     data: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
+    half: bool = False,
 ) -> tuple[BundleContents, ExportChecks]:
     """The contents of a network's bundle, and how well its graphs agree with it.
 
@@ -97,9 +111,13 @@ def export_network(
     Args:
         item_ids, titles: n + 1 entries, row 0 ("") for unknown items.
         popularity: f32[n + 1], behaviors per million.
+        half: have stored interests kept as float16; centers, which the next clustering starts
+            from, are small and stay as they are.
 
     Raises:
-        TrainingError: a graph differs from the network by more than EXPORT_TOLERANCE.
+        TrainingError: a graph differs from the network by more than EXPORT_TOLERANCE, or the
+            services do not serve the method, so that nothing is stored that could be ``half``.
+        BundleIncompatible: the items' ids are none that a bundle can hold.
     """
     network = network.cpu().eval()
     known = [0, *(int(row) for row in np.flatnonzero(popularity[1:] > 0) + 1)]
@@ -112,9 +130,10 @@ def export_network(
         raise TrainingError("the network's CTRs are no numbers: it has diverged, train again")
     scorer_model = export_scorer(network, table, config.seed)
     item_model = export_item_graph(network)
+    differences = golden_differences(make_session(scorer_model), golden)
     checks = ExportChecks(
         requests=len(golden),
-        max_ctr_difference=float(golden_differences(make_session(scorer_model), golden).max()),
+        max_ctr_difference=float(np.max(list(differences.values()))),
         max_item_difference=_compare_items(item_model, network, embeddings),
     )
     # np.max, unlike max, does not lose a NaN on the way.
@@ -124,10 +143,8 @@ def export_network(
             f"the exported graphs differ from the network by {worst:.2g} "
             f"(at most {EXPORT_TOLERANCE:g}); the network may have diverged, train again"
         )
-    vocabulary = Vocabulary(
-        [item_ids[row] for row in known],
-        [titles[row] for row in known],
-        [float(popularity[row]) for row in known],
+    catalog = Catalog.of(
+        [item_ids[row] for row in known], [titles[row] for row in known], popularity[known]
     )
     manifest = Manifest(
         system=str(config.long_term.__struct_config__.tag),
@@ -136,7 +153,7 @@ def export_network(
         d=network.config.d,
         L=config.long_term.L,
         M=network.config.M,
-        **_encode_fields(network),
+        **_served_fields(network, half=half),
         u=network.tower.user.in_features,
         c=len(CROSS_FEATURES),
         long_term=msgspec.to_builtins(config.long_term),
@@ -148,28 +165,56 @@ def export_network(
         data=dict(data or {}),
         metrics=dict(metrics or {}),
     )
+    if half and not np.abs(embeddings).max() < np.finfo(np.float16).max:
+        raise TrainingError("embeddings are too large for float16; leave half out, or train again")
+    tables = {}
+    if manifest.tables:
+        assert item_model is not None
+        names = list(manifest.tables)
+        computed = make_session(item_model).run(names, {"embeddings": embeddings})
+        tables = dict(zip(names, computed, strict=True))
     contents = BundleContents(
-        manifest, vocabulary, embeddings, scorer_model, golden, item_model, _tables(network, known)
+        manifest=manifest,
+        catalog=catalog,
+        embeddings=embeddings,
+        scorer_model=scorer_model,
+        golden=golden,
+        projection_model=item_model,
+        tables=tables,
+        sequences=golden_sequences(network, manifest, catalog, known) if manifest.offline else [],
+        attributes=_attributes(network, known),
     )
-    return contents, checks
+    return contents, replace(checks, sequences=len(contents.sequences))
 
 
-def _encode_fields(network: Network) -> dict[str, Any]:
-    """Fields of the manifest that ENCODE's offline stage needs in the service; else none."""
-    long = network.long
-    if not isinstance(long, Encode):
+def _served_fields(network: Network, *, half: bool) -> dict[str, Any]:
+    """Fields of the manifest by which the services run the offline stage; none where they do not
+    serve the method, or not as it is configured.
+    """
+    long, schema = network.long, network.inputs.schema
+    seen = schema.user or schema.behavior
+    if seen or not isinstance(long, Encode) or long.config.clustering != "k-means":
+        if half:
+            raise TrainingError(
+                "half is for interests that the services store, and they do not serve this run;"
+                " leave it out"
+            )
         return {}
-    names = ("m", "K", "T", "beta", "beta_mode")
-    settings = {name: getattr(long.config, name) for name in names}
-    stored = {
-        "centers": StateTensor("float32", ("k", long.config.m)),
-        "interests": StateTensor("float32", ("k", network.config.d)),
-        "sizes": StateTensor("uint32", ("k",)),
+    m, d = long.config.m, network.config.d
+    return {
+        "offline": EncodeOffline(
+            m=m, K=long.config.K, T=long.config.T, scale=float(long.scale.detach())
+        ),
+        "tables": {PROJECTED: TableEntry("float32", m)},
+        "stored": {
+            "centers": StateTensor("float32", ("k", m)),
+            "interests": StateTensor("float16" if half else "float32", ("k", d)),
+            "sizes": StateTensor("uint32", ("k",)),
+        },
     }
-    return {**settings, "scale": float(long.scale.detach()), "stored": stored}
 
 
-def _tables(network: Network, known: list[int]) -> bytes | None:
+def _attributes(network: Network, known: list[int]) -> bytes | None:
     """Embeddings of user attributes and behavior features, and the items' categories, as npz."""
     arrays: dict[str, Any] = {}
     for name, weight in network.user_tables().items():
@@ -225,7 +270,7 @@ def export_item_graph(network: Network) -> bytes | None:
         _PerItem(network),
         {"embeddings": example},
         ({0: rows},),
-        "projected",
+        PROJECTED,
     )
 
 

@@ -22,7 +22,6 @@ import torch
 
 from infra.errors import TrainingError, one_line
 from infra.files import replacing, write_directory
-from models.bundle import Vocabulary
 from models.config import RunConfig, read_config
 from models.data.schema import Inputs
 from models.data.splits import AnySplit
@@ -36,6 +35,14 @@ WEIGHTS: Final = "weights.pt"
 INPUTS: Final = "inputs.msgpack"
 RUN: Final = "run.json"
 VOCABULARY: Final = "vocabulary.msgpack"
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """vocabulary.msgpack: one entry an item, row 0 ("") for unknown ones."""
+
+    item_ids: list[str]
+    titles: list[str]
+    popularity: list[float]
 
 
 class Epoch(msgspec.Struct, frozen=True):

@@ -57,3 +57,5 @@ class RankAnswer(msgspec.Struct):
     """Behaviors newer than `as_of`, which counted one by one."""
     as_of: AsOf | msgspec.UnsetType = msgspec.UNSET
     """Left out where there is no history."""
+    degraded: bool = False
+    """Whether the store did not answer, so that whatever the user did counted for nothing."""

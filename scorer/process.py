@@ -57,7 +57,8 @@ class ScorerProcess:
         registry = new_registry()
         self._settings = settings
         self._metrics = ScorerMetrics(registry)
-        self._service = Service(Readiness(self._metrics))
+        self._degrades = settings.scorer.without_store == "degrade"
+        self._service = Service(Readiness(self._metrics, degrades=self._degrades))
         self._store: Store | None = None
         self._failure: Exception | None = None
         self._server = _Server(
@@ -88,9 +89,9 @@ class ScorerProcess:
         """
         bundle, system = load_system(self._settings)
         store = self._store = self._opened_store()
-        ranker = Ranker(store, bundle, system, self._metrics)
+        ranker = Ranker(store, bundle, system, self._metrics, degrade=self._degrades)
         self._metrics.use_bundle(bundle.version)
-        self._service.serve(ranker, store.ping)
+        self._service.serve(ranker, StoreQuestion(store))
         log.info(
             "scorer ready", model=bundle.manifest.name, version=bundle.version, pid=os.getpid()
         )
@@ -130,6 +131,7 @@ class ScorerProcess:
                     self._settings.store,
                     read_only=True,
                     wait_s=0,
+                    timeout_s=self._settings.scorer.store_timeout_s,
                     actions=self._settings.events.declared_actions.names,
                     damage=counted(self._metrics.store_damage),
                 )
@@ -145,6 +147,23 @@ class ScorerProcess:
         await self._service.readiness.reason()
         if orphaned():
             self._server.should_exit = True
+
+
+class StoreQuestion:
+    """What readiness asks of the store: whether it answers, and whether anybody is in it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._empty = True
+
+    def __call__(self) -> str | None:
+        """What is odd about the store; None: nothing."""
+        self._store.ping()
+        # Once somebody was found it is the right store, and need not be looked through again.
+        self._empty = self._empty and not self._store.users(b"", 1).users
+        if not self._empty:
+            return None
+        return "the store has no users: everybody is scored as a stranger; is it the right one?"
 
 
 class _Server(uvicorn.Server):

@@ -18,7 +18,7 @@ from extractor.state import InterestState
 from extractor.system import Candidates, System, UserHistory
 from infra.arrays import F32, U64, Array, Bools
 from infra.behaviors import BEHAVIOR
-from infra.errors import StoreCorrupt
+from infra.errors import StoreCorrupt, StoreError, StoreUnavailable
 from infra.metrics import HISTORIES, STAGES, ScorerMetrics
 from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall_clock_ms
 from infra.telemetry import get_logger
@@ -44,6 +44,8 @@ class Ranking:
     """What the interests cover; None: nothing."""
     newer: int = 0
     """Behaviors newer than that, which counted as well."""
+    degraded: bool = False
+    """The store did not answer, so that nothing is known of the user."""
     unknown_items: list[str] = field(default_factory=list)
     """The distinct unknown candidates, in the order given. Empty when scored by key."""
 
@@ -60,9 +62,15 @@ class _Found(NamedTuple):
     history: UserHistory | None
     whole: StoredSequence | None = None
     """The sequence, where a state must be extracted from it within the request."""
+    degraded: bool = False
 
 
 STRANGER: Final = _Found("none", None)
+DEGRADED: Final = _Found("none", None, degraded=True)
+
+AWAY_S: Final = 1.0
+"""How long the store is not asked after it did not answer: rankings run one after another, and each
+would wait for it as long as the first."""
 NO_BEHAVIORS: Final[Behaviors] = np.zeros(0, BEHAVIOR)
 
 
@@ -76,8 +84,20 @@ class Ranker:
         system: System,
         metrics: ScorerMetrics,
         clock_ms: Callable[[], int] = wall_clock_ms,
+        *,
+        degrade: bool = True,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a warm session. Do this after any fork.
+
+        Args:
+            store: where users are read.
+            bundle, system: how they are scored.
+            metrics: where all of it is counted.
+            clock_ms: the time for which to score, ms since epoch.
+            degrade: whether to score without history where the store does not answer; otherwise its
+                error is raised.
+            monotonic: seconds, by which a store that is away is asked again.
 
         Raises:
             BundleIncompatible: onnxruntime cannot run the bundle's scorer.
@@ -87,6 +107,10 @@ class Ranker:
         self._system = system
         self._session = bundle.scorer_session()
         self._clock_ms = clock_ms
+        self._degrade = degrade
+        self._monotonic = monotonic
+        self._ask_again_at = 0.0
+        self._away = False
         self._metrics = metrics
         self._stage = {name: metrics.stage_seconds.labels(stage=name) for name in STAGES}
         self._kind = {kind: metrics.history.labels(kind=kind) for kind in HISTORIES}
@@ -101,7 +125,7 @@ class Ranker:
             time_ms: the moment for which to score, ms since epoch; None: now.
 
         Raises:
-            StoreError: the user's record could not be read.
+            StoreError: the store did not answer, and rankings are not to be degraded.
         """
         started = time.perf_counter()
         keys = item_keys(candidates)
@@ -119,7 +143,7 @@ class Ranker:
         self, user: str, candidate_keys: U64, time_ms: int | None, hashing_s: float
     ) -> Ranking:
         started = time.perf_counter()
-        found = self._read(user)
+        found = self._read_if_there(user)
         read = time.perf_counter()
         history = found.history
         if found.whole is not None:
@@ -142,7 +166,30 @@ class Ranker:
             unknown=unknown,
             as_of=state.version if state is not None else None,
             newer=newer,
+            degraded=found.degraded,
         )
+
+    def _read_if_there(self, user: str) -> _Found:
+        """What the store has of the user; if it does not answer, what there is without it."""
+        if self._monotonic() < self._ask_again_at:
+            self._metrics.degraded.inc()
+            return DEGRADED
+        try:
+            found = self._read(user)
+        except StoreError as error:
+            if not self._degrade:
+                raise
+            if not self._away:  # one line an outage, however many requests it meets
+                log.warning("store does not answer, ranking without history", error=str(error))
+            if isinstance(error, StoreUnavailable):
+                self._away = True
+                self._ask_again_at = self._monotonic() + AWAY_S
+            self._metrics.degraded.inc()
+            return DEGRADED
+        if self._away:
+            self._away = False
+            log.info("store answers again")
+        return found
 
     def _read(self, user: str) -> _Found:
         """What the store has of the user, as the system wants it, or nothing."""

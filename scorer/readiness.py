@@ -22,31 +22,43 @@ STOPPING: Final = "the process is stopping"
 
 
 class Readiness:
-    """Why a process is not ready, if it is not. Used from its event loop."""
+    """Why a process is not ready, if it is not. Used from its event loop.
+
+    A store that does not answer makes a process unready whose rankings would be refused; one that
+    degrades them goes on, and warns. All scorers have the same store: if each said that it is not
+    ready, nobody would be left to answer.
+    """
 
     def __init__(
         self,
         metrics: ScorerMetrics,
+        *,
+        degrades: bool = False,
         interval_s: float = CHECK_INTERVAL_S,
         timeout_s: float = CHECK_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
+        self._degrades = degrades
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._clock = clock
-        self._ask: Callable[[], object] | None = None
+        self._ask: Callable[[], str | None] | None = None
         self._loading = LOADING
         self._stopping = False
         self._found: str | None = None
         self._found_at = float("-inf")
-        self._check: asyncio.Future[str | None] | None = None
+        self._check: asyncio.Future[_Said] | None = None
+        self.warnings: list[str] = []
+        """What a person should know of a process that is ready all the same, as of the last time
+        it was asked."""
         # A thread of its own: the scoring thread may be the one that the store keeps waiting.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="readiness")
         metrics.ready.set(0)
 
-    def loaded(self, ask: Callable[[], object]) -> None:
-        """Note that the bundle is loaded and warm; ``ask`` reads something of the store, or raises.
+    def loaded(self, ask: Callable[[], str | None]) -> None:
+        """Note that the bundle is loaded and warm; ``ask`` reads something of the store, returns
+        what is odd about it, or raises.
 
         It must not write: a full store has rankings in it all the same, and a scorer has no
         business in the way of the workers' writes. So `Store.ping` of one opened for reading alone.
@@ -73,20 +85,24 @@ class Readiness:
         if self._ask is None:
             return self._loading
         if self._clock() - self._found_at >= self._interval_s:
-            self._found = await self._asked(self._ask)
+            trouble, warning = await self._asked(self._ask)
+            if self._degrades and trouble is not None:
+                trouble, warning = None, f"rankings are degraded: {trouble}"
+            self._found = trouble
+            self.warnings = [] if warning is None else [warning]
             self._found_at = self._clock()
             self._metrics.ready.set(self._found is None)
         return self._found
 
-    async def _asked(self, ask: Callable[[], object]) -> str | None:
+    async def _asked(self, ask: Callable[[], str | None]) -> _Said:
         """The answer of the one question under way, which probes share."""
         if self._check is None:
             loop = asyncio.get_running_loop()
-            self._check = loop.run_in_executor(self._thread, _store_trouble, ask)
+            self._check = loop.run_in_executor(self._thread, _ask_store, ask)
         check = self._check
         await asyncio.wait((check,), timeout=self._timeout_s)
         if not check.done():
-            return f"the store has not answered for {self._timeout_s:g} s"
+            return f"the store has not answered for {self._timeout_s:g} s", None
         if self._check is check:
             self._check = None
         return check.result()
@@ -96,12 +112,14 @@ class Readiness:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _store_trouble(ask: Callable[[], object]) -> str | None:
-    """Why the store cannot be read; None: it can."""
+_Said = tuple[str | None, str | None]
+"""Why the store cannot be read, and what is odd about it; None: it can, and nothing is."""
+
+
+def _ask_store(ask: Callable[[], str | None]) -> _Said:
     try:
-        ask()
+        return None, ask()
     except StoreError as error:
-        return f"the store does not answer: {error}"
+        return f"the store does not answer: {error}", None
     except Exception as error:  # noqa: BLE001  # whatever it is, a store that raises is no use
-        return f"the store does not answer: {type(error).__name__}: {error}"
-    return None
+        return f"the store does not answer: {type(error).__name__}: {error}", None

@@ -34,12 +34,13 @@ class Service:
             raise Refused(503, "loading", "model", "is being loaded; come again", RETRY_AFTER_S)
         return self._ranker
 
-    def serve(self, ranker: Ranker, ask_store: Callable[[], object]) -> None:
+    def serve(self, ranker: Ranker, ask_store: Callable[[], str | None]) -> None:
         """Answer with this ranker from now on, and be ready. Called once, when loading is done.
 
         Args:
             ranker: warm, so that no request waits for what is made at first use.
-            ask_store: reads something of the store or raises, for readiness.
+            ask_store: reads something of the store and returns what is odd about it, or raises; for
+                readiness.
         """
         self._ranker = ranker
         self.readiness.loaded(ask_store)

@@ -74,7 +74,8 @@ class Renewal:
         self._clock = clock
         self._total = 0
         self._ours: frozenset[int] = frozenset()
-        self._reached: dict[int, bytes] = {}
+        self._reached: dict[str, bytes] = {}
+        """By the name of the bookmark, which is another where the topic has more partitions."""
         self._kept_at = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
@@ -101,7 +102,8 @@ class Renewal:
             StoreError: the store failed; the page is looked at again.
         """
         ours, total = self._ours, self._total
-        at = {number: self._bookmark(number) for number in ours}
+        names = {number: self._name(number, total) for number in ours}
+        at = {number: self._bookmark(name) for number, name in names.items()}
         waiting = {number: mark for number, mark in at.items() if mark != _DONE}
         self._metrics.renewal_partitions.set(len(waiting))
         if not waiting:
@@ -121,9 +123,9 @@ class Renewal:
             self._renew(number, share)
         keep = page.after is None or self._clock() - self._kept_at >= KEEP_MS
         for number in behind:
-            self._reached[number] = reached
+            self._reached[names[number]] = reached
             if keep:
-                self._store.put_bookmark(self._name(number), reached)
+                self._store.put_bookmark(names[number], reached)
         if keep:
             self._kept_at = self._clock()
         self._metrics.renewal_users.labels("seen").inc(len(page.users))
@@ -139,13 +141,13 @@ class Renewal:
         due = self._store.mark_due(owner, self._system.digest, users, self._clock())
         self._metrics.renewal_users.labels("due").inc(due)
 
-    def _bookmark(self, number: int) -> bytes:
-        if number not in self._reached:
-            self._reached[number] = self._store.get_bookmark(self._name(number)) or b""
-        return self._reached[number]
+    def _bookmark(self, name: str) -> bytes:
+        if name not in self._reached:
+            self._reached[name] = self._store.get_bookmark(name) or b""
+        return self._reached[name]
 
-    def _name(self, number: int) -> str:
-        return f"states/{self._system.digest.hex()}/{self._topic}/{self._total}/{number}"
+    def _name(self, number: int, total: int) -> str:
+        return f"states/{self._system.digest.hex()}/{self._topic}/{total}/{number}"
 
     def _run(self) -> None:
         failures = 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ PAGE_BATCHES: Final = 2
 """Batches taken from one owner in a pass. More would let an owner with a backlog delay the others;
 fewer would cost more looks at the store."""
 
+TOGETHER: Final = 64
+"""Users of a batch whose sequences are in memory at once; of a batch of 256 they could be
+64 MB, where sequences are long."""
+
 BACKOFF_MS: Final = 1000
 BACKOFF_MAX_MS: Final = 300_000
 """Pause before a user whose reclustering failed is tried again: doubled at each failure."""
@@ -62,6 +67,14 @@ SWEEP_USERS: Final = 1000
 """Most users removed at once, since reclustering waits meanwhile. Where there are more, it goes on
 after the next pass."""
 
+TROUBLE_MS: Final = 10_000
+"""How long passes may fail before it is no hiccup."""
+
+STUCK_USERS: Final = 8
+STUCK_MS: Final = 60_000
+"""Users on a pause, and time in which none was stored, beyond which it is not those users who
+are at fault."""
+
 RETRY_S: Final = 0.05
 """First pause after the store failed; doubled up to `WorkerSettings.retry_max_s`."""
 
@@ -75,6 +88,14 @@ class _Due(NamedTuple):
     user: str
     since: int
     waiting: int
+
+
+class _Found(NamedTuple):
+    """A user who was read, to be reclustered."""
+
+    due: _Due
+    sequence: StoredSequence
+    previous: InterestState | None
 
 
 @dataclass(slots=True)
@@ -125,6 +146,13 @@ class Reclusterer:
         self._thread: threading.Thread | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._backlog = False
+        self._oldest: int | None = None
+        self._failing: tuple[int, str] | None = None
+        """Since when passes fail, and why the last one did."""
+        self._stored_at = clock()
+        self._user_failure = ""
+        # By the clock of whoever asks: a thread that is stuck shows in it.
+        metrics.due_oldest_seconds.set_function(self._oldest_seconds)
 
     @property
     def owners(self) -> frozenset[int]:
@@ -141,6 +169,16 @@ class Reclusterer:
     def alive(self) -> bool:
         """Whether the thread runs that `start` began."""
         return self._thread is not None and self._thread.is_alive()
+
+    def trouble(self) -> str | None:
+        """Why interests do not get fresher although they should; None: they do, or just failed."""
+        now = self._clock()
+        if self._failing is not None and now - self._failing[0] >= TROUBLE_MS:
+            return self._failing[1]
+        stuck = len(self._pauses)
+        if stuck >= STUCK_USERS and now - self._stored_at >= STUCK_MS:
+            return f"no user can be reclustered, {stuck} were tried: {self._user_failure}"
+        return None
 
     def start(self) -> None:
         """Begin passes in a thread of their own."""
@@ -207,6 +245,8 @@ class Reclusterer:
             except Exception as error:  # freshness must outlive any one failure
                 pause = min(self._retry_max_s, RETRY_S * 2 ** min(failures, 16))
                 failures += 1
+                since = self._clock() if self._failing is None else self._failing[0]
+                self._failing = since, typed_line(error)
                 if failures == 1:
                     log.warning("reclustering waits", error=typed_line(error))
                     if not isinstance(error, LifelongError):
@@ -216,6 +256,7 @@ class Reclusterer:
             if failures:
                 log.info("reclustering goes on", failures=failures)
                 failures = 0
+                self._failing = None
             if not self._backlog:
                 self._stopping.wait(self._poll_s)
 
@@ -228,14 +269,15 @@ class Reclusterer:
             self._turn = (self._turn + 1) % len(owners)
             owners = owners[self._turn :] + owners[: self._turn]
         queues: list[list[_Due]] = []
-        due, oldest = 0, now
+        due = 0
+        oldest: int | None = None
         self._backlog = False
         page = PAGE_BATCHES * self._batch + len(self._pauses)
         for owner in owners:
             found = self._list(owner, page)
             if found:
                 due += len(found)
-                oldest = min(oldest, found[0].since)
+                oldest = min(oldest or found[0].since, found[0].since)
             queue = [_Due(owner, *user) for user in found]
             if self._pauses:
                 queue = [due for due in queue if not self._paused(due.user, now)]
@@ -243,8 +285,12 @@ class Reclusterer:
             self._backlog |= more
             queues.append(queue[: PAGE_BATCHES * self._batch])
         self._metrics.due_users.set(due)
-        self._metrics.due_oldest_seconds.set(max(0, now - oldest) / 1000)
+        self._oldest = oldest
         return _interleave(queues)
+
+    def _oldest_seconds(self) -> float:
+        oldest = self._oldest
+        return 0.0 if oldest is None else max(0, self._clock() - oldest) / 1000
 
     def _list(self, owner: int, limit: int) -> list[DueUser]:
         try:
@@ -288,22 +334,40 @@ class Reclusterer:
             raise
 
     def _extracted(self, batch: Sequence[_Due]) -> Iterator[tuple[_Due, InterestWrite]]:
-        for due, sequence, state in self._read(batch):
-            if sequence is None:
-                # The sequence expired. Its due mark goes when the store sweeps.
-                self._metrics.reclusters.labels("gone").inc()
-                self._pause(due.user)
-                continue
-            started = time.perf_counter()
-            try:
-                new = self._system.extract(sequence, self._previous(due, state))
-                record = self._system.layout.encode(new)
+        for start in range(0, len(batch), TOGETHER):
+            found = []
+            for due, sequence, record in self._read(batch[start : start + TOGETHER]):
+                if sequence is None:
+                    # The sequence expired. Its due mark goes when the store sweeps.
+                    self._metrics.reclusters.labels("gone").inc()
+                    self._pause(due.user)
+                else:
+                    found.append(_Found(due, sequence, self._previous(due, record)))
+            yield from self._renewed(found)
+
+    def _renewed(self, users: Sequence[_Found]) -> Iterator[tuple[_Due, InterestWrite]]:
+        """The new states of users who were read."""
+        done = 0
+        started = time.perf_counter()
+        try:
+            states = self._system.extract_many(
+                [user.sequence for user in users], [user.previous for user in users]
+            )
+            for state, (due, sequence, _) in zip(states, users, strict=True):
+                record = self._system.layout.encode(state)
                 write = InterestWrite(due.user, self._system.digest, sequence.version, record)
-            except Exception as error:  # noqa: BLE001  # whatever one user's record does to it
-                self._fail(due.user, error)
-                continue
-            self._metrics.recluster_seconds.observe(time.perf_counter() - started)
-            yield due, write
+                done += 1
+                yield due, write
+        except Exception as error:  # noqa: BLE001  # whatever one user's record does to it
+            if len(users) == 1:
+                self._fail(users[0].due.user, error)
+                return
+            for user in users[done:]:  # find whose
+                yield from self._renewed([user])
+            users = users[:done]
+        took = (time.perf_counter() - started) / max(len(users), 1)
+        for _ in users:
+            self._metrics.recluster_seconds.observe(took)
 
     def _read(
         self, batch: Sequence[_Due]
@@ -357,10 +421,12 @@ class Reclusterer:
                 return 0
             return sum(self._write([write]) for write in writes)
         stored = 0
+        for outcome, users in Counter(outcomes).items():
+            self._metrics.reclusters.labels(outcome.name.lower()).inc(users)
         for (due, _), outcome in zip(writes, outcomes, strict=True):
-            self._metrics.reclusters.labels(outcome.name.lower()).inc()
             if outcome is Written.STORED:
                 stored += 1
+                self._stored_at = now
                 self._metrics.freshness_seconds.observe(max(0, now - due.since) / 1000)
                 if self._pauses:
                     with self._pauses_lock:
@@ -372,6 +438,7 @@ class Reclusterer:
 
     def _fail(self, user: str, error: Exception) -> None:
         self._metrics.reclusters.labels("failed").inc()
+        self._user_failure = typed_line(error)
         pause = self._pause(user)
         log.warning(
             "user not reclustered", user=user, error=typed_line(error), retry_s=pause / 1000

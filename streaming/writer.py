@@ -110,23 +110,26 @@ class BatchWriter:
         """
         started = time.monotonic()
         self.progress.moved()
-        appended, refused = await self._until_done(
-            lambda: self._append(source, decoded, batch.last), wanted
+        appended, refused = await self.until_done(
+            lambda: self._append(source, decoded, batch.next - 1), wanted
         )
         rejects = decoded.rejects + _refusals(batch, refused)
         if rejects:
             letters = _letters(batch, rejects)
-            await self._until_done(lambda: self._dead_letters.send(letters), wanted)
+            await self.until_done(lambda: self._dead_letters.send(letters), wanted)
         self._measure(batch, appended, rejects, time.monotonic() - started)
         self.progress.moved()
 
-    def close(self) -> None:
-        """Wait for what is being written; the store may be closed afterwards."""
-        self._decoding.shutdown(wait=True, cancel_futures=True)
-        self._writing.shutdown(wait=True, cancel_futures=True)
+    async def reach(self, source: Source, last: int, wanted: Callable[[], bool]) -> None:
+        """Tell the store that the source is dealt with up to an offset; raises as `write` does."""
+        await self.until_done(lambda: self._apply(Group(source, [], last)), wanted)
 
-    async def _until_done(self, call: Callable[[], T], wanted: Callable[[], bool]) -> T:
-        """What ``call`` returns, called in the thread until it succeeds, with growing pauses."""
+    async def until_done(self, call: Callable[[], T], wanted: Callable[[], bool]) -> T:
+        """What ``call`` returns, called in the thread until it succeeds, with growing pauses.
+
+        Raises:
+            GivenUp: it did not, and is not wanted any more.
+        """
         pause = RETRY_MIN_S
         loop = asyncio.get_running_loop()
         while True:
@@ -147,6 +150,11 @@ class BatchWriter:
                 log.info("writing again", after=self.progress.failure)
                 self.progress.failure = None
             return result
+
+    def close(self) -> None:
+        """Wait for what is being written; the store may be closed afterwards."""
+        self._decoding.shutdown(wait=True, cancel_futures=True)
+        self._writing.shutdown(wait=True, cancel_futures=True)
 
     def _report(self, error: Exception) -> None:
         """Count each failure, log the first of a row."""
@@ -214,8 +222,6 @@ class BatchWriter:
         metrics.batches.inc()
         metrics.batch_seconds.observe(seconds)
         metrics.last_batch_timestamp_seconds.set(self._clock() / 1000)
-        lag = max(0, batch.highwater - batch.last - 1)
-        metrics.consumer_lag.labels(str(batch.tp.partition)).set(lag)
 
 
 _Refused = tuple[Append, LifelongError]

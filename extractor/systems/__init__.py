@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from infra.errors import BundleIncompatible, BundleMissing, SettingsError, hint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from extractor.system import System
     from infra.behaviors import ActionNames
     from infra.settings import Settings
     from models.bundle import Bundle, Manifest
 
-SYSTEMS = ("encode",)
-"""Names of systems as manifests have them."""
+
+def _open_encode(bundle: Bundle) -> System:
+    from extractor.systems.encode import EncodeSystem
+
+    return EncodeSystem(bundle)
 
 
-def load_system(settings: Settings) -> tuple[Bundle, System]:
+SYSTEMS: Final[Mapping[str, Callable[[Bundle], System]]] = {"encode": _open_encode}
+"""The systems that the services serve, by their names in manifests."""
+
+
+def load_system(settings: Settings, *, serving: bool = True) -> tuple[Bundle, System]:
     """The bundle that the settings name, and its system; neither is warm yet.
+
+    Args:
+        serving: also repeat the golden sequences; who only looks into states need not wait for the
+            kernels to be compiled.
 
     Raises:
         BundleError: there is none, or it cannot be used.
@@ -36,7 +49,12 @@ def load_system(settings: Settings) -> tuple[Bundle, System]:
             " bundle"
         )
     check_actions(bundle.manifest, settings.events.declared_actions)
-    return bundle, open_system(bundle)
+    system = open_system(bundle)
+    if serving:
+        from extractor.systems.golden import check_sequences
+
+        check_sequences(bundle, system)
+    return bundle, system
 
 
 def check_actions(manifest: Manifest, declared: ActionNames) -> None:
@@ -63,10 +81,8 @@ def open_system(bundle: Bundle) -> System:
         BundleIncompatible: the services do not serve it, or not with such settings.
     """
     name = bundle.manifest.system
-    if name == "encode":
-        from extractor.systems.encode import EncodeSystem
-
-        return EncodeSystem(bundle)
-    raise BundleIncompatible(
-        f"{bundle.path} is of system {name!r}, which is not served; {hint(name, SYSTEMS)}"
-    )
+    if name not in SYSTEMS:
+        raise BundleIncompatible(
+            f"{bundle.path} is of system {name!r}, which is not served; {hint(name, SYSTEMS)}"
+        )
+    return SYSTEMS[name](bundle)

@@ -8,28 +8,38 @@ behavior, which is an interest of its own: a cluster of one, whose u is its embe
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import accumulate
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from extractor.history import count_items
+from extractor.history import count_items, slices
 from extractor.state import InterestState, Layout
 from extractor.system import Candidates, NamedPart, UserHistory, common_feed
-from infra.arrays import F32, I32, U32, U64, Array
+from infra.arrays import F32, I32, I64, U32, U64, Array
 from infra.behaviors import BEHAVIOR
+from infra.errors import BundleIncompatible
 from infra.store import StoredSequence, Version
-from models.bundle import Bundle
-from models.features import History
-from models.kernels.attention import attend_kernel
-from models.kernels.clustering import cluster_kernel, plain_f32
-from models.kernels.compiling import kernel
+from models.bundle import MANIFEST, Bundle, EncodeOffline, StateTensor, TableEntry
+from models.kernels.interests import interests_kernel
 
 NEWEST: Final = 256
 """Most behaviors that become interests of their own. Each costs as much attention as a cluster;
 beyond this many, clustering the whole sequence on the spot (~0.1 ms) is cheaper."""
 
+PROJECTED: Final = "projected"
+"""The item table of what is clustered."""
+
+TOGETHER: Final = 16
+"""Users extracted by one call of the kernels: more would hardly share its cost any further, and
+their arrays would be so large that each call had them from the system, page by page."""
+
 TYPICAL: Final = 3
 """Items that name an interest."""
+
+_F32: Final[np.dtype[Any]] = np.dtype(np.float32)
 
 
 class EncodeTensors(NamedTuple):
@@ -37,8 +47,8 @@ class EncodeTensors(NamedTuple):
 
     centers: F32
     """f32[k,m], unit length: the clusters' centers in the projected space."""
-    interests: F32
-    """f32[k,d]: the clusters' interests u (Eq. 8) in the embedding space."""
+    interests: npt.NDArray[np.floating]
+    """f32[k,d] or f16[k,d]: the clusters' interests u (Eq. 8) in the embedding space."""
     sizes: U32
     """u32[k]: behaviors in each cluster."""
 
@@ -49,15 +59,7 @@ def interests_of(state: InterestState) -> EncodeTensors:
 
 
 class Dimensions(Protocol):
-    """What the extractor reads of a bundle's manifest, in the papers' letters."""
-
-    @property
-    def m(self) -> int:
-        """Width of a projected behavior."""
-
-    @property
-    def K(self) -> int:  # noqa: N802  # the papers' letter
-        """Clusters of a user."""
+    """What the extractor reads of a bundle's manifest beside the offline settings."""
 
     @property
     def L(self) -> int:  # noqa: N802  # the papers' letter
@@ -66,14 +68,6 @@ class Dimensions(Protocol):
     @property
     def M(self) -> int:  # noqa: N802  # the papers' letter
         """Recent behaviors that are attended to one by one, at most."""
-
-    @property
-    def T(self) -> int:  # noqa: N802  # the papers' letter
-        """Iterations of k-means, at most."""
-
-    @property
-    def scale(self) -> float:
-        """What the cosine is multiplied with (Eq. 9)."""
 
 
 class ItemTable(Protocol):
@@ -92,8 +86,8 @@ class ItemTable(Protocol):
         """f32[n + 1, d], row 0 for unknown items."""
 
     @property
-    def projected(self) -> F32:
-        """f32[n + 1, m], h = W_h^T e of every row (Eq. 4)."""
+    def tables(self) -> Mapping[str, Array]:
+        """Item tables by name; `PROJECTED` is f32[n + 1, m], h = W_h^T e of every row (Eq. 4)."""
 
     def rows(self, item_keys: U64) -> I32:
         """i32[n]: the items' rows, 0 where the bundle does not know one."""
@@ -107,13 +101,16 @@ class EncodeSystem:
     newest: Final = NEWEST
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        self._extractor = Extractor(bundle)
+        offline = _check(bundle)
+        interests = np.dtype(bundle.manifest.stored["interests"].dtype)
+        self._bundle, self._clusters = bundle, offline.K
+        self._extractor = Extractor(bundle, offline, interests)
         self.digest = bundle.digest
         self.layout = Layout(bundle.manifest.stored)
 
     def warm(self) -> None:
-        behaviors = np.zeros(self._bundle.manifest.K + 1, BEHAVIOR)
+        self._bundle.warm()
+        behaviors = np.zeros(self._clusters + 1, BEHAVIOR)
         behaviors["item"] = np.arange(len(behaviors))
         state = self.extract(StoredSequence(Version(1, len(behaviors)), behaviors, {}))
         keys = np.ascontiguousarray(behaviors["item"])
@@ -124,6 +121,11 @@ class EncodeSystem:
         self, sequence: StoredSequence, previous: InterestState | None = None
     ) -> InterestState:
         return self._extractor.extract(sequence, previous)
+
+    def extract_many(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
+        return self._extractor.extract_many(sequences, previous)
 
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int
@@ -158,7 +160,7 @@ class EncodeSystem:
         rows = rows[rows > 0]
         if not len(rows) or not len(of.sizes):
             return []
-        projected = self._bundle.projected[rows]
+        projected = self._bundle.tables[PROJECTED][rows]
         norms = np.linalg.norm(projected, axis=1, keepdims=True)
         cosines = projected / np.maximum(norms, 1e-12) @ of.centers.T
         member_of, nearness = np.argmax(cosines, axis=1), cosines.max(axis=1)
@@ -184,9 +186,20 @@ class Extractor:
     does the same; in the history each of them counts by itself.
     """
 
-    def __init__(self, bundle: ItemTable) -> None:
-        self._bundle = bundle
-        self._projected = _table(bundle.projected)
+    def __init__(
+        self,
+        bundle: ItemTable,
+        offline: EncodeOffline,
+        interests: np.dtype[Any] = _F32,
+    ) -> None:
+        """Take the tables of a bundle.
+
+        Args:
+            offline: how behaviors become interests.
+            interests: the type in which interests are stored, float32 or float16.
+        """
+        self._bundle, self._offline, self._interests = bundle, offline, interests
+        self._projected = _table(bundle.tables[PROJECTED])
         self._embeddings = _table(bundle.embeddings)
 
     def extract(
@@ -200,40 +213,109 @@ class Extractor:
                 `WARM_ITERATIONS` at most) where it is of the same bundle and the same life of the
                 user's record, and has seen at least half of these behaviors.
         """
-        bundle, dimensions = self._bundle, self._bundle.manifest
-        behaviors = sequence.behaviors[-dimensions.L :]
-        keys = np.ascontiguousarray(behaviors["item"])
-        counted = count_items(keys, np.ascontiguousarray(behaviors["time"]))
-        rows, counts, h = _points_kernel(
-            bundle.rows(counted.item_keys), counted.place, counted.counts, self._projected
+        (state,) = self._extract([sequence], [previous])
+        return state
+
+    def extract_many(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
+        """The states of several users, each as by `extract`."""
+        for start in range(0, len(sequences), TOGETHER):
+            part = slice(start, start + TOGETHER)
+            yield from self._extract(sequences[part], previous[part])
+
+    def _extract(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
+        bundle, dimensions, offline = self._bundle, self._bundle.manifest, self._offline
+        behaviors = [sequence.behaviors[-dimensions.L :] for sequence in sequences]
+        keys = np.concatenate([one["item"] for one in behaviors])
+        times = np.concatenate([one["time"] for one in behaviors])
+        ends = _bounds(behaviors)
+        counted = count_items(keys, times, ends)
+        starts = list(map(self._start, sequences, previous))
+        centers, interests, sizes, bounds = interests_kernel(
+            bundle.rows(counted.items),
+            counted.counts,
+            counted.bounds,
+            np.concatenate(starts),
+            _bounds(starts),
+            self._projected,
+            self._embeddings,
+            offline.K,
+            offline.T,
+            np.float32(offline.scale),
         )
-        assign, centers, sizes, _ = cluster_kernel(
-            h, counts, self._start(sequence, previous), dimensions.K, dimensions.T
-        )
-        interests = attend_kernel(
-            h, assign, centers, rows, self._embeddings, np.float32(dimensions.scale), counts
-        )
-        there = sizes > 0
-        return InterestState(
-            bundle=bundle.digest,
-            version=sequence.version,
-            last_time_ms=counted.last_time_ms,
-            recent=keys[-dimensions.M :],
-            history=History(counted.item_keys, counted.item_counts, counted.item_last),
-            tensors=EncodeTensors(centers[there], interests[there], sizes[there])._asdict(),
-        )
+        for sequence, newest, end, mine, history, last_time_ms in zip(
+            sequences,
+            behaviors,
+            ends[1:].tolist(),
+            slices(bounds),
+            counted.histories(),
+            counted.last_times_ms.tolist(),
+            strict=True,
+        ):
+            of = interests[mine].astype(self._interests, copy=False)
+            tensors = EncodeTensors(centers[mine], of, sizes[mine])
+            yield InterestState(
+                bundle=bundle.digest,
+                version=sequence.version,
+                last_time_ms=last_time_ms,
+                recent=keys[end - min(dimensions.M, len(newest)) : end],
+                history=history,
+                tensors=tensors._asdict(),
+            )
 
     def _start(self, sequence: StoredSequence, previous: InterestState | None) -> F32:
         """The centers to begin with, f32[<=K,m]; none for a cold start."""
-        manifest = self._bundle.manifest
         if (
             previous is None
             or previous.bundle != self._bundle.digest
             or previous.epoch != sequence.version.epoch
             or 2 * (sequence.version.count - previous.count) > len(sequence.behaviors)
         ):
-            return np.empty((0, manifest.m), np.float32)
-        return plain_f32(interests_of(previous).centers)
+            return np.empty((0, self._offline.m), np.float32)
+        return interests_of(previous).centers
+
+
+def _check(bundle: Bundle) -> EncodeOffline:
+    """The offline settings of a bundle that is ENCODE's and is run here as it was trained.
+
+    Raises:
+        BundleIncompatible: it is not.
+    """
+    manifest, file = bundle.manifest, bundle.path / MANIFEST
+    clustering = manifest.long_term.get("clustering", "k-means")
+    if clustering != "k-means":
+        raise BundleIncompatible(
+            f"{file}: the network learned with clustering {clustering!r}, the services "
+            "cluster by k-means; train with that"
+        )
+    offline = manifest.offline
+    if offline is None:
+        raise BundleIncompatible(
+            f"{file} has no settings of the offline stage; export the bundle again"
+        )
+    m, d = offline.m, manifest.d
+    if manifest.tables.get(PROJECTED) != TableEntry("float32", m):
+        raise BundleIncompatible(
+            f"{file} lists no item table {PROJECTED!r} of float32 and width {m}; export the bundle"
+            " again"
+        )
+    layouts = [
+        {
+            "centers": StateTensor("float32", ("k", m)),
+            "interests": StateTensor(interests, ("k", d)),
+            "sizes": StateTensor("uint32", ("k",)),
+        }
+        for interests in ("float32", "float16")
+    ]
+    if manifest.stored not in layouts:
+        raise BundleIncompatible(
+            f"{file} lays out states otherwise than this version stores them; export the bundle"
+            " again"
+        )
+    return offline
 
 
 def _table(array: F32) -> F32:
@@ -243,28 +325,6 @@ def _table(array: F32) -> F32:
     return view
 
 
-@kernel
-def _points_kernel(
-    sorted_rows: I32, place: I32, counts: U32, projected: F32
-) -> tuple[I32, U32, F32]:
-    """The points to cluster, in the order in which their items first appear: rows i32[n], counts
-    u32[n] and h f32[n,m]. Unknown items (row 0) become one point, where the first of them stands.
-    """
-    m = projected.shape[1]
-    rows = np.empty(len(place), np.int32)
-    weights = np.empty(len(place), np.uint32)
-    h = np.empty((len(place), m), np.float32)
-    unknown = -1
-    n = 0
-    for i in range(len(place)):
-        row = sorted_rows[place[i]]
-        if row == 0 and unknown >= 0:
-            weights[unknown] += counts[i]
-            continue
-        if row == 0:
-            unknown = n
-        rows[n], weights[n] = row, counts[i]
-        for j in range(m):
-            h[n, j] = projected[row, j]
-        n += 1
-    return rows[:n], weights[:n], h[:n]
+def _bounds(parts: Iterable[Sized]) -> I64:
+    """Where each part begins and the last one ends, put end to end."""
+    return np.array([0, *accumulate(map(len, parts))], np.int64)

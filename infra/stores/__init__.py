@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from infra.errors import SettingsError
-from infra.store import OPEN_WAIT_S, Damage, Store, StoreOptions, unheard
+from infra.store import OPEN_WAIT_S, Damage, Interrupted, Store, StoreOptions, unheard, unheeded
 
 if TYPE_CHECKING:
     from infra.settings import StoreSettings
@@ -18,8 +18,10 @@ def open_store(
     *,
     read_only: bool = False,
     wait_s: float = OPEN_WAIT_S,
+    timeout_s: float | None = None,
     actions: tuple[str, ...] = (),
     damage: Damage = unheard,
+    interrupted: Interrupted = unheeded,
 ) -> Store:
     """Open the store that ``settings.url`` names; its adapter is imported only then.
 
@@ -28,8 +30,10 @@ def open_store(
         read_only: for reading alone: nothing is made or written, and the store must be there.
         wait_s: how long to wait for a server that is away or starting; 0 for those who ask again
             themselves, and meanwhile tell what they are waiting for.
+        timeout_s: within which a server must answer a call; None: as long as workers wait.
         actions: the platform's names of actions, in the order of their codes.
         damage: told of damaged records.
+        interrupted: told when the store stops to answer.
 
     Raises:
         SettingsError: the URL names no store.
@@ -46,6 +50,7 @@ def open_store(
         id=settings.id,
         actions=actions,
         damage=damage,
+        interrupted=interrupted,
     )
     scheme = urlsplit(url).scheme
     if scheme == "memory":
@@ -55,9 +60,12 @@ def open_store(
     if scheme == "lmdb":
         return _open_lmdb(settings, options)
     if scheme == "aerospike":
+        from infra.stores.aerospike.client import TIMEOUT_S
         from infra.stores.aerospike.store import AerospikeStore
 
-        return AerospikeStore.open(url, options, wait_s=wait_s)
+        return AerospikeStore.open(
+            url, options, wait_s=wait_s, timeout_s=TIMEOUT_S if timeout_s is None else timeout_s
+        )
     raise SettingsError(
         f"store.url: {settings.masked_url!r} names no store; use lmdb://PATH,"
         " aerospike://HOST:PORT/NAMESPACE or memory://"

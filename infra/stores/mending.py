@@ -32,10 +32,17 @@ class Mending:
         self._damage = damage
         self._lock = threading.Lock()
         self._segments: dict[str, dict[int, str]] = {}
+        self._heads: dict[str, None] = {}
 
     def head(self, error: RecordDamaged) -> None:
-        """A head cannot be read; who writes the user next begins anew."""
-        self._damage("head", str(error))
+        """A head cannot be read; who writes its user next begins anew."""
+        with self._lock:
+            new = error.user not in self._heads
+            self._heads[error.user] = None
+            if len(self._heads) > MOST_USERS:
+                del self._heads[next(iter(self._heads))]
+        if new:
+            self._damage("head", str(error))
 
     def segments(self, user: str, damaged: dict[int, str]) -> None:
         """Segments cannot be read, by number and why."""
@@ -51,10 +58,11 @@ class Mending:
             self._damage("segment", f"segment {number} of user {user!r} {what}")
 
     def take(self, user: str) -> list[int]:
-        """Numbers of the user's segments that are to be mended now."""
-        if user not in self._segments:
+        """Numbers of the segments that are to be mended now, of a user whose head was written."""
+        if user not in self._segments and user not in self._heads:
             return []
         with self._lock:
+            self._heads.pop(user, None)
             return list(self._segments.pop(user, {}))
 
 

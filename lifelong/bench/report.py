@@ -53,14 +53,15 @@ def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
     table = Table(title=f"{title}: {result['machine']}", title_justify="left")
     table.add_column("")
     table.add_column(result["results"][0]["unit"], justify="right", no_wrap=True, min_width=9)
-    table.add_column("ours is", justify="right", no_wrap=True, min_width=14)
+    if ratios:
+        table.add_column("ours is", justify="right", no_wrap=True, min_width=14)
     table.add_column("", width=BAR)
     for row in result["results"]:
         faster = f"{ratios[row['name']]:.1f} x faster" if row["name"] in ratios else ""
         table.add_row(
             row["name"],
             f"{row['value']:,.0f}",
-            faster,
+            *([faster] if ratios else []),
             Bar(most, 0, row["value"], width=BAR),
         )
     console.print(table)

@@ -36,13 +36,14 @@ def show(console: Console, report: dict[str, Any]) -> None:
         for name in SLICES:
             if len(report["slices"][name]) > 1:
                 _show(console, _slices(report, name))
-    if "golden" in report:
-        golden = report["golden"]
-        _say(
-            console,
-            f"{golden['requests']} golden requests repeated: CTRs differ by"
-            f" {golden['max_difference']:.1e} at most",
-        )
+    for name in ("golden", "golden_sequences"):
+        if name in report:
+            golden, kind = report[name], "requests" if name == "golden" else "sequences"
+            _say(
+                console,
+                f"{golden['requests']} golden {kind} repeated: CTRs differ by"
+                f" {golden['max_difference']:.1e} at most",
+            )
     if "relevance" in report:
         _show(console, _relevance(report["relevance"]))
     if "baseline" in report:

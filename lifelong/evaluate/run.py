@@ -13,6 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from extractor.systems import SYSTEMS, open_system
+from extractor.systems.golden import check_sequences
 from infra.arrays import F32
 from infra.behaviors import item_key
 from infra.errors import SettingsError, TrainingError
@@ -122,7 +124,7 @@ def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subj
     report |= {"kind": "bundle", "name": manifest.name, "method": manifest.system}
     report["golden"] = asdict(golden)
     sees = [name for name in ("user", "behavior") if manifest.schema.get(name)]
-    if manifest.system != bundles.SERVED or sees:
+    if manifest.system not in SYSTEMS or sees:
         why = f"sees schema.{sees[0]}" if sees else f"is of {manifest.system}"
         note = (
             f"the bundle {why}, which the services do not serve, so that only its golden requests"
@@ -137,6 +139,8 @@ def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subj
         )
     config = _overridden(manifest.training, options.overrides, path / bundles.MANIFEST)
     loaded = bundles.Bundle.load(path, verify=False)  # just done
+    sequences = check_sequences(loaded, open_system(loaded))
+    report["golden_sequences"] = asdict(sequences)
     return _Subject(path, "bundle", config, manifest.data, _by_bundle(loaded), golden=golden)
 
 

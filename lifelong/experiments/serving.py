@@ -36,11 +36,11 @@ from infra.store import Behaviors, StoredSequence, Version
 from lifelong.experiments.tables import REFERENCE
 from lifelong.experiments.timing import Times, one_thread, time_in_turns
 from lifelong.machine import machine
-from models.bundle import Bundle, Manifest, make_session, save_bundle
+from models.bundle import Bundle, Catalog, Manifest, make_session, save_bundle
 from models.config import RunConfig
 from models.data.schema import AGE_BUCKETS, Inputs, Schema
 from models.export import export_network, export_scorer
-from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES, History
+from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network, NetworkConfig
 from models.networks.encode import EncodeConfig
@@ -204,9 +204,9 @@ class _Shop:
         state = InterestState(
             bundle=bundle.digest,
             version=self.version,
-            last_time_ms=found.last_time_ms,
+            last_time_ms=int(found.last_times_ms[0]),
             recent=keys[-bundle.manifest.M :],
-            history=History(found.item_keys, found.item_counts, found.item_last),
+            history=next(found.histories()),
             tensors={},
         )
         return UserHistory(self.version, state, self.behaviors[:0])
@@ -236,7 +236,7 @@ class _Shop:
 
 
 def _table(network: NetworkConfig, L: int, ids: Sequence[str], rng: np.random.Generator) -> Bundle:
-    n, method = len(ids) - 1, EncodeConfig()
+    n = len(ids) - 1
     embeddings = rng.normal(scale=network.d**-0.5, size=(n + 1, network.d)).astype(np.float32)
     embeddings[0] = 0
     popularity = np.full(n + 1, PER_MILLION / n, np.float32)
@@ -245,24 +245,19 @@ def _table(network: NetworkConfig, L: int, ids: Sequence[str], rng: np.random.Ge
         name="table",
         n_items=n,
         d=network.d,
-        m=method.m,
-        K=method.K,
+        system="encode",
         L=L,
         M=network.M,
         u=len(USER_FEATURES),
         c=len(CROSS_FEATURES),
-        T=method.T,
-        scale=1 / method.beta,
     )
     return Bundle(
         path=Path("table"),
         manifest=manifest,
         digest=bytes(16),
-        item_ids=list(ids),
-        titles=[""] * (n + 1),
-        popularity=popularity,
+        catalog=Catalog.of(ids, [""] * (n + 1), popularity),
         embeddings=embeddings,
-        projected=embeddings[:, : method.m].copy(),
+        tables={},
         scorer_model=b"",
         golden=[],
     )

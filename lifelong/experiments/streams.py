@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -17,11 +17,12 @@ import numpy.typing as npt
 import torch
 
 from extractor.state import DIGEST_BYTES, InterestState
-from extractor.systems.encode import Extractor, interests_of
-from infra.arrays import F32, I32, I64, U64, Bools
+from extractor.systems.encode import PROJECTED, Extractor, interests_of
+from infra.arrays import F32, I32, I64, U64, Array, Bools
 from infra.behaviors import BEHAVIOR
 from infra.settings import StoreSettings
 from infra.store import Behaviors, StoredSequence, Version
+from models.bundle import EncodeOffline
 from models.data.splits import Split
 from models.network import Network
 from models.networks.encode import Encode
@@ -51,12 +52,8 @@ class States(NamedTuple):
 
 
 class _Dimensions(NamedTuple):
-    m: int
-    K: int
     L: int
     M: int
-    T: int
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,9 @@ class Items:
 
     digest: bytes
     manifest: _Dimensions
+    offline: EncodeOffline
     embeddings: F32
-    projected: F32
+    tables: Mapping[str, Array]
     known: Bools
     """bool[n + 1]: items with a behavior in the training part; others have row 0."""
 
@@ -81,9 +79,10 @@ class Items:
         config = long.config
         return cls(
             digest=bytes(DIGEST_BYTES),
-            manifest=_Dimensions(config.m, config.K, L, network.config.M, config.T, scale),
+            manifest=_Dimensions(L, network.config.M),
+            offline=EncodeOffline(m=config.m, K=config.K, T=config.T, scale=scale),
             embeddings=table.numpy(),
-            projected=projected.numpy(),
+            tables={PROJECTED: projected.numpy()},
             known=known,
         )
 
@@ -104,9 +103,10 @@ class Stream:
     """Clusters users' sequences again and again as they grow."""
 
     def __init__(self, items: Items) -> None:
-        self._items, self._extractor = items, Extractor(items)
-        norms = np.linalg.norm(items.projected, axis=1, keepdims=True)
-        self._directions = items.projected / np.maximum(norms, 1e-30)
+        self._items, self._extractor = items, Extractor(items, items.offline)
+        projected = items.tables[PROJECTED]
+        norms = np.linalg.norm(projected, axis=1, keepdims=True)
+        self._directions = projected / np.maximum(norms, 1e-30)
         self._directed = norms[:, 0] > 0
         self._length = max(items.manifest.L, StoreSettings().length)
         self._turn = 0
@@ -117,7 +117,7 @@ class Stream:
         """Both clusterings after each ``step`` behaviors: how many behaviors had come, the states,
         and FIGURES but for the user.
         """
-        K, L = self._items.manifest.K, self._items.manifest.L
+        K, L = self._items.offline.K, self._items.manifest.L
         before: States | None = None
         self._turn += 1
         for warm_starts, seen in enumerate(range(step, len(behaviors) + 1, step)):

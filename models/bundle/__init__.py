@@ -1,26 +1,39 @@
 """The model bundle: one directory that holds all that serving needs of a trained model.
 
     manifest.json        what it is: system, dimensions, training, metrics, sha256 of every file
-    vocabulary.msgpack   item ids, titles and popularity, in the order of the embeddings' rows
+    item_ids.npy         item ids, UTF-8 end to end, in the order of the embeddings' rows;
+                         item_ids-offsets.npy i64[n + 2]: where each begins, and where the last ends
+    titles.npy           their titles, likewise
+    popularity.npy       f32[n + 1], training behaviors of the item per million
+    lookup.npy           the hash table from item keys to rows (`models.kernels.lookup.SLOT`)
     embeddings.npy       f32[n + 1, d], row 0 for items unknown to the bundle
-    projection.onnx      embeddings[n, d] -> what the method computes of each item by itself:
-                         ENCODE's projected[n, m] (Eq. 4), SDIM's hash signatures; if any
+    table-NAME.npy       an item table [n + 1, width] of the manifest's ``tables``: what the method
+                         computes of each item by itself, such as ENCODE's "projected" (Eq. 4)
+    projection.onnx      embeddings[n, d] -> the item tables, each an output by its name; if any
     scorer.onnx          one user's state and B candidates -> ctr[B]
-    tables.npz           embeddings of user attributes and behavior features, if any
+    attributes.npz       embeddings of user attributes and behavior features, if any
     golden.msgpack       requests with the CTRs that the trained network gave them
+    golden-sequences.msgpack   the same from behaviors on, where the services serve the method
 
-Bundles of all methods look alike, and `verify` checks any; `Bundle` reads those that the services
-serve, ENCODE's. This module needs no torch: it is the one that the services import.
+All arrays are memory-mapped: processes share them, and loading takes as long as hashing does.
+
+Bundles of all methods look alike, `verify` checks any, and `Bundle` reads those whose network sees
+what the services have; which of them are served is said in `extractor.systems`. This module needs
+no torch: it is the one that the services import.
 """
 
 from __future__ import annotations
 
+from models.bundle.catalog import Catalog, Texts
 from models.bundle.golden import (
     GOLDEN_TOLERANCE,
     GoldenChecks,
     GoldenRequest,
+    GoldenSequence,
     Tensor,
+    cannot_be_run,
     check_golden,
+    ctr_difference,
     golden_differences,
     make_session,
 )
@@ -29,56 +42,73 @@ from models.bundle.loading import (
     Bundle,
     BundleContents,
     Verified,
-    Vocabulary,
     save_bundle,
     verify,
 )
 from models.bundle.manifest import (
+    ATTRIBUTES,
     EMBEDDINGS,
     FILES,
     FORMAT,
     GOLDEN,
+    ITEM_IDS,
+    LOOKUP,
     MANIFEST,
     NAME,
+    POPULARITY,
     PROJECTION,
     SCORER,
-    SERVED,
-    TABLES,
-    VOCABULARY,
+    SEQUENCES,
+    TITLES,
+    EncodeOffline,
     FileEntry,
     Manifest,
     StateTensor,
+    TableEntry,
+    offsets_of,
     states_of,
+    table_file,
 )
 
 __all__ = [
+    "ATTRIBUTES",
     "EMBEDDINGS",
     "FILES",
     "FORMAT",
     "GOLDEN",
     "GOLDEN_TOLERANCE",
+    "ITEM_IDS",
+    "LOOKUP",
     "MANIFEST",
     "NAME",
+    "POPULARITY",
     "PROJECTION",
     "SCORER",
     "SCORER_INPUTS",
-    "SERVED",
-    "TABLES",
-    "VOCABULARY",
+    "SEQUENCES",
+    "TITLES",
     "Bundle",
     "BundleContents",
+    "Catalog",
+    "EncodeOffline",
     "FileEntry",
     "GoldenChecks",
     "GoldenRequest",
+    "GoldenSequence",
     "Manifest",
     "StateTensor",
+    "TableEntry",
     "Tensor",
+    "Texts",
     "Verified",
-    "Vocabulary",
+    "cannot_be_run",
     "check_golden",
+    "ctr_difference",
     "golden_differences",
     "make_session",
+    "offsets_of",
     "save_bundle",
     "states_of",
+    "table_file",
     "verify",
 ]

@@ -1,9 +1,14 @@
-"""Golden requests: what a scorer graph must answer, wherever it runs."""
+"""Golden requests and sequences: what a bundle must answer, wherever it runs.
+
+A request is what a scorer graph is fed, so that any method has some. A sequence goes the whole way,
+from a user's behaviors to CTRs, and holds whoever serves the bundle to what the network gave
+(`extractor.systems.golden`).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -11,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 import numpy as np
 
-from infra.arrays import F64, Array
+from infra.arrays import F32, Array
 from infra.errors import BundleIncompatible, one_line
 
 if TYPE_CHECKING:
@@ -53,6 +58,26 @@ class GoldenRequest(msgspec.Struct, frozen=True):
         return {name: tensor.array() for name, tensor in self.inputs.items()}
 
 
+class GoldenSequence(msgspec.Struct, frozen=True):
+    """A user's behaviors and candidates, and the CTRs that the trained network gave."""
+
+    name: str
+    items: list[str]
+    """Ids of the behaviors' items, oldest first."""
+    times: list[int]
+    """Their event times, ms since epoch."""
+    newer: int
+    """How many of them, the last ones, are newer than the user's state."""
+    count: int
+    """Behaviors of the user ever applied, of which these are the last."""
+    candidates: list[str]
+    """B item ids."""
+    now_ms: int
+    """The moment for which to score, ms since epoch."""
+    ctr: Tensor
+    """f32[B]."""
+
+
 def make_session(model: bytes) -> onnxruntime.InferenceSession:
     """A session of onnxruntime on one core, which does not spin while it waits.
 
@@ -76,12 +101,27 @@ def make_session(model: bytes) -> onnxruntime.InferenceSession:
 
 @dataclass(frozen=True)
 class GoldenChecks:
-    """How a scorer.onnx does on the golden requests of its bundle."""
+    """How a bundle does on its golden requests, or on its golden sequences."""
 
     requests: int
-    """Golden requests repeated."""
+    """How many were repeated."""
     max_difference: float
     """Largest difference from their CTRs."""
+
+    @classmethod
+    def of(cls, differences: Mapping[str, float], what: object, file: str) -> GoldenChecks:
+        """The checks, by the largest difference of ``what`` from the CTRs of each in ``file``.
+
+        Raises:
+            BundleIncompatible: one is larger than GOLDEN_TOLERANCE.
+        """
+        for name, difference in differences.items():
+            if not difference <= GOLDEN_TOLERANCE:  # not a number is no agreement
+                raise BundleIncompatible(
+                    f"{what} differs by {difference:.2g} from {file} ({name}); "
+                    "export the bundle again"
+                )
+        return cls(len(differences), max(differences.values(), default=0.0))
 
 
 def check_golden(
@@ -96,34 +136,30 @@ def check_golden(
         differences = golden_differences(session, golden)
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
         raise cannot_be_run(file, error) from error
-    for request, difference in zip(golden, differences, strict=True):
-        if not difference <= GOLDEN_TOLERANCE:  # not a number is no agreement
-            raise BundleIncompatible(
-                f"{file} differs by {difference:.2g} from {GOLDEN} ({request.name}); "
-                "export the bundle again"
-            )
-    return GoldenChecks(len(golden), float(differences.max(initial=0.0)))
+    return GoldenChecks.of(differences, file, GOLDEN)
 
 
 def golden_differences(
     session: onnxruntime.InferenceSession, golden: Sequence[GoldenRequest]
-) -> F64:
-    """Differences of a scorer.onnx from the CTRs of golden requests.
-
-    Returns:
-        f64[G]: the largest difference from each request's CTRs; infinite where their number is
-        another one, and not a number where a CTR is none.
-    """
+) -> dict[str, float]:
+    """The largest difference of a scorer.onnx from the CTRs of each golden request, by its name."""
     # A method that reads nothing of an input leaves it out of its graph.
     inputs = {node.name for node in session.get_inputs()}
-    differences = np.full(len(golden), np.inf)
-    for at, request in enumerate(golden):
+    differences = {}
+    for request in golden:
         feed = {name: values for name, values in request.feed().items() if name in inputs}
         (ctrs,) = session.run(None, feed)
-        expected = request.ctr.array()
-        if ctrs.shape == expected.shape:
-            differences[at] = np.abs(ctrs - expected).max(initial=0.0)
+        differences[request.name] = ctr_difference(ctrs, request.ctr)
     return differences
+
+
+def ctr_difference(ctrs: F32, expected: Tensor) -> float:
+    """The largest difference from expected CTRs: infinite where their number is another one, and
+    not a number where a CTR is none.
+    """
+    if ctrs.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(ctrs - expected.array()).max(initial=0.0))
 
 
 def cannot_be_run(file: Path, error: Exception) -> BundleIncompatible:

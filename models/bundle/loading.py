@@ -1,11 +1,11 @@
-"""A bundle read, checked and ready to look items up; and how one is written."""
+"""A bundle read, checked and mapped, ready to look items up; and how one is written."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from infra.arrays import F32, I32, U64
+from infra.arrays import F32, I32, U64, Array
 from infra.behaviors import item_key
 from infra.errors import BundleCorrupt, BundleIncompatible, one_line
 from infra.files import write_directory
+from models.bundle.catalog import Catalog, Texts
 from models.features import CROSS_FEATURES, USER_FEATURES
+from models.kernels.lookup import SLOT
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -25,26 +27,31 @@ if TYPE_CHECKING:
 from models.bundle.golden import (
     GoldenChecks,
     GoldenRequest,
+    GoldenSequence,
     cannot_be_run,
     check_golden,
     make_session,
 )
 from models.bundle.manifest import (
+    ATTRIBUTES,
     EMBEDDINGS,
-    FILES,
     GOLDEN,
+    ITEM_IDS,
+    LOOKUP,
     MANIFEST,
+    POPULARITY,
     PROJECTION,
     SCORER,
-    SERVED,
-    TABLES,
-    VOCABULARY,
+    SEQUENCES,
+    TITLES,
     FileEntry,
     Manifest,
     check_name,
     decode_manifest,
+    offsets_of,
     read_manifest,
     sealed,
+    table_file,
 )
 
 SCORER_INPUTS: Final = (
@@ -56,19 +63,23 @@ SCORER_INPUTS: Final = (
     "candidates",
     "cross",
 )
-"""Inputs of scorer.onnx, all float32: interests[K', d], sizes[K'] (behaviors of each),
+"""Inputs of ENCODE's scorer.onnx, all float32: interests[K', d], sizes[K'] (behaviors of each),
 recent[M', d] (newest last, M' <= M), recent_mask[M'], user[u], candidates[B, d], cross[B, c]. K'
 and M' are at least 1; rows of mask 0 are ignored, and their content with them as long as it is
-finite.
+finite. Other systems have others in the place of the first two (`Manifest.state`).
 """
 
+HASHED_AT_ONCE: Final = 4
+"""Files whose sha256 is taken at once: most bytes are in two or three of them."""
 
-class Vocabulary(msgspec.Struct, frozen=True):
-    """vocabulary.msgpack: one entry an item, row 0 ("") for unknown ones."""
+SAMPLED: Final = 1024
+"""Rows, spread over the catalog, of which lookup and item tables are checked at load."""
 
-    item_ids: list[str]
-    titles: list[str]
-    popularity: list[float]
+TABLE_TOLERANCE: Final = 1e-4
+"""Largest difference of an item table from projection.onnx, beside values of about 1."""
+
+PAGE: Final = 4096
+"""Bytes that are mapped together, at least."""
 
 
 class Verified(NamedTuple):
@@ -91,11 +102,10 @@ def verify(path: Path | str) -> Verified:
     """
     path = Path(path)
     manifest = decode_manifest(path, read_manifest(path))
-    names = {VOCABULARY, EMBEDDINGS, SCORER, GOLDEN} | manifest.files.keys()
-    content = {name: _read_file(path, name, manifest, verify=True) for name in sorted(names)}
-    golden = _decode(path, GOLDEN, content[GOLDEN], list[GoldenRequest])
+    _check_files(path, manifest, verify=True)
+    golden = _decode(path / GOLDEN, list[GoldenRequest])
     try:
-        session = make_session(content[SCORER])
+        session = make_session((path / SCORER).read_bytes())
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
         raise cannot_be_run(path / SCORER, error) from error
     return Verified(manifest, check_golden(path / SCORER, session, golden))
@@ -103,34 +113,36 @@ def verify(path: Path | str) -> Verified:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded, verified bundle. Immutable, and safe to share between threads."""
+    """A loaded, verified bundle. Immutable, and safe to share between threads.
+
+    Its arrays are mapped files: processes that load the same directory share their memory, and a
+    directory that is replaced (`save_bundle`) leaves them what they have.
+    """
 
     path: Path
     manifest: Manifest
     digest: bytes
     """16 bytes that name the bundle's content; an interest state carries those it was made with."""
-    item_ids: list[str]
-    """n + 1 ids; row 0 is "" and stands for unknown items."""
-    titles: list[str]
-    """n + 1 titles, "" where there is none."""
-    popularity: F32
-    """f32[n + 1]: training behaviors of the item per million; 0 for unknown items."""
+    catalog: Catalog
     embeddings: F32
     """f32[n + 1, d], read-only."""
-    projected: F32
-    """f32[n + 1, m], read-only: h = W_h^T e of every row (Eq. 4)."""
+    tables: Mapping[str, Array]
+    """The item tables by name, [n + 1, width] each, read-only."""
     scorer_model: bytes
-    """scorer.onnx; inputs as in SCORER_INPUTS."""
+    """scorer.onnx; for ENCODE, inputs as in SCORER_INPUTS."""
     golden: list[GoldenRequest]
+    sequences: list[GoldenSequence] = field(default_factory=list)
+    """What the services must answer; none where they do not serve the method."""
 
     @classmethod
     def load(cls, path: Path | str, verify: bool = True, *, pinned: str | None = None) -> Bundle:
-        """Read a bundle, check it, and project its item table.
+        """Read a bundle and check it; whether it can be served, `extractor.systems` knows.
 
         Args:
             path: the bundle's directory.
-            verify: also hash every file and repeat the golden requests, as `verify` does. Only to
-                be turned off for a directory that this machine has just verified.
+            verify: also hash every file, repeat the golden requests as `verify` does, and hold
+                rows of lookup and item tables against what they are made from. Only to be turned
+                off for a directory that this machine has just verified.
             pinned: the version (`Bundle.version`) that it must be, or the beginning of it.
 
         Raises:
@@ -147,25 +159,27 @@ class Bundle:
                 f"{path} is version {digest.hex()}, bundle.version asks for {pinned}; correct one"
                 " of the two"
             )
-        _check_served(path / MANIFEST, manifest)
-        content = {name: _read_file(path, name, manifest, verify) for name in FILES}
-        vocabulary = _decode(path, VOCABULARY, content[VOCABULARY], Vocabulary)
-        embeddings = _decode_embeddings(path, content[EMBEDDINGS])
-        _check_shapes(path, manifest, vocabulary, embeddings)
+        _check_network(path / MANIFEST, manifest)
+        _check_files(path, manifest, verify=verify)
+        rows = manifest.n_items + 1
         bundle = cls(
             path=path,
             manifest=manifest,
             digest=digest,
-            item_ids=vocabulary.item_ids,
-            titles=vocabulary.titles,
-            popularity=_frozen(np.array(vocabulary.popularity, np.float32)),
-            embeddings=_frozen(embeddings),
-            projected=_frozen(_project(path, content[PROJECTION], embeddings, manifest.m)),
-            scorer_model=content[SCORER],
-            golden=_decode(path, GOLDEN, content[GOLDEN], list[GoldenRequest]),
+            embeddings=_mapped(path / EMBEDDINGS, "float32", (rows, manifest.d)),
+            catalog=_read_catalog(path, rows),
+            tables={
+                name: _mapped(path / table_file(name), table.dtype, (rows, table.width))
+                for name, table in manifest.tables.items()
+            },
+            scorer_model=(path / SCORER).read_bytes(),
+            golden=_decode(path / GOLDEN, list[GoldenRequest]),
+            sequences=_decode(path / SEQUENCES, list[GoldenSequence]) if manifest.offline else [],
         )
         if verify:
-            check_golden(path / SCORER, bundle.scorer_session(), bundle.golden)
+            _check_lookup(bundle)
+            _check_tables(bundle)
+            bundle.scorer_session()
         return bundle
 
     @property
@@ -173,43 +187,51 @@ class Bundle:
         """The digest in hexadecimal, for people and metrics."""
         return self.digest.hex()
 
-    @cached_property
-    def _keys(self) -> tuple[U64, I32]:
-        keys = np.array([item_key(item_id) for item_id in self.item_ids[1:]], np.uint64)
-        order = np.argsort(keys)
-        return keys[order], (order + 1).astype(np.int32)
+    @property
+    def item_ids(self) -> Texts:
+        """n + 1 ids; row 0 is "" and stands for unknown items."""
+        return self.catalog.item_ids
+
+    @property
+    def titles(self) -> Texts:
+        """n + 1 titles, "" where there is none."""
+        return self.catalog.titles
+
+    @property
+    def popularity(self) -> F32:
+        """f32[n + 1], read-only: training behaviors of the item per million."""
+        return self.catalog.popularity
 
     def rows(self, item_keys: U64) -> I32:
-        """The rows of items in this bundle's tables.
+        """The rows of items in this bundle's tables, i32[n]; 0 where it does not know one.
 
         Args:
             item_keys: u64[n], `infra.behaviors.item_key` of the items.
-
-        Returns:
-            i32[n]; 0 where the bundle does not know the item.
         """
-        keys, rows = self._keys
-        if not len(keys):
-            return np.zeros(len(item_keys), np.int32)
-        place = np.searchsorted(keys, item_keys)
-        place[place == len(keys)] = 0
-        return np.where(keys[place] == item_keys, rows[place], np.int32(0))
+        return self.catalog.rows(item_keys)
+
+    def warm(self) -> None:
+        """Bring all that requests read into this process's memory: a page that it has not seen yet
+        costs half a microsecond, one an item that is looked up.
+        """
+        self.rows(np.zeros(1, np.uint64))
+        read = (self.catalog.slots, self.popularity, self.embeddings, *self.tables.values())
+        for array in read:
+            array.reshape(-1).view(np.uint8)[::PAGE].max(initial=0)
 
     def scorer_session(self) -> onnxruntime.InferenceSession:
-        """A fresh, warm session of scorer.onnx; make it after a fork, one a process.
+        """A session of scorer.onnx, warm from the golden requests, which it answers as it should;
+        make it after a fork, one a process.
 
         Raises:
-            BundleIncompatible: onnxruntime cannot run the graph, or its inputs are others.
+            BundleIncompatible: onnxruntime cannot run the graph, or its CTRs are others.
         """
+        file = self.path / SCORER
         try:
             session = make_session(self.scorer_model)
-            names = {node.name for node in session.get_inputs()}
-            if names != set(SCORER_INPUTS):
-                raise ValueError(f"its inputs are {', '.join(sorted(names))}")
-            for request in self.golden:
-                session.run(None, request.feed())
         except Exception as error:  # onnxruntime raises its own and plain exceptions alike
-            raise cannot_be_run(self.path / SCORER, error) from error
+            raise cannot_be_run(file, error) from error
+        check_golden(file, session, self.golden)
         return session
 
 
@@ -219,15 +241,18 @@ class BundleContents:
 
     manifest: Manifest
     """What the bundle is; its ``files`` are filled in on writing."""
-    vocabulary: Vocabulary
+    catalog: Catalog
     embeddings: F32
     """f32[n + 1, d]."""
     scorer_model: bytes
     golden: Sequence[GoldenRequest]
     projection_model: bytes | None = None
     """The graph over the item table, where the method has one."""
-    tables: bytes | None = None
-    """tables.npz, where the schema has more than items."""
+    tables: Mapping[str, Array] = field(default_factory=dict)
+    """The item tables that the manifest lists."""
+    sequences: Sequence[GoldenSequence] = ()
+    attributes: bytes | None = None
+    """attributes.npz, where the schema has more than items."""
 
 
 def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
@@ -237,18 +262,28 @@ def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
         The manifest as written, with the checksums.
     """
     path = Path(path)
-    embeddings = BytesIO()
-    np.save(embeddings, np.ascontiguousarray(contents.embeddings, "<f4"), allow_pickle=False)
-    files = {
-        VOCABULARY: msgspec.msgpack.encode(contents.vocabulary),
-        EMBEDDINGS: embeddings.getvalue(),
+    catalog = contents.catalog
+    arrays: dict[str, Array] = {
+        ITEM_IDS: catalog.item_ids.utf8,
+        offsets_of(ITEM_IDS): catalog.item_ids.offsets,
+        TITLES: catalog.titles.utf8,
+        offsets_of(TITLES): catalog.titles.offsets,
+        POPULARITY: catalog.popularity,
+        LOOKUP: catalog.slots,
+        EMBEDDINGS: np.asarray(contents.embeddings, np.float32),
+        **{table_file(name): table for name, table in contents.tables.items()},
+    }
+    files: dict[str, bytes | memoryview] = {name: _npy(array) for name, array in arrays.items()}
+    files |= {
         SCORER: contents.scorer_model,
         GOLDEN: msgspec.msgpack.encode(list(contents.golden)),
     }
+    if contents.manifest.offline is not None:
+        files[SEQUENCES] = msgspec.msgpack.encode(list(contents.sequences))
     if contents.projection_model is not None:
         files[PROJECTION] = contents.projection_model
-    if contents.tables is not None:
-        files[TABLES] = contents.tables
+    if contents.attributes is not None:
+        files[ATTRIBUTES] = contents.attributes
     entries = {
         name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()
     }
@@ -259,118 +294,145 @@ def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
     return manifest
 
 
-def _check_served(file: Path, manifest: Manifest) -> None:
-    if manifest.system != SERVED:
+def _npy(array: Array) -> memoryview:
+    file = BytesIO()
+    little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    np.save(file, little, allow_pickle=False)
+    return file.getbuffer()
+
+
+def _check_network(file: Path, manifest: Manifest) -> None:
+    """Refuse a network that sees what no service has."""
+    for name, found, expected in (
+        ("user_features", manifest.user_features, USER_FEATURES),
+        ("cross_features", manifest.cross_features, CROSS_FEATURES),
+    ):
+        if found != expected:
+            raise BundleIncompatible(
+                f"{file}: {name} are {', '.join(found)}, this version computes "
+                f"{', '.join(expected)}; train again"
+            )
+    seen = [name for name in ("user", "behavior") if manifest.schema.get(name)]
+    if seen:
         raise BundleIncompatible(
-            f"{file} is of system {manifest.system!r}, the services serve {SERVED!r}; "
-            "export a run of that"
+            f"{file}: the network sees schema.{seen[0]}, which the services do not "
+            "have; train without it"
         )
-    _check_features(file, "user_features", manifest.user_features, USER_FEATURES)
-    _check_features(file, "cross_features", manifest.cross_features, CROSS_FEATURES)
+    for name, given, computed in (
+        ("u", manifest.u, len(USER_FEATURES)),
+        ("c", manifest.c, len(CROSS_FEATURES)),
+    ):
+        if given != computed:
+            raise BundleIncompatible(f"{file}: {name} is {given}, this version computes {computed}")
 
 
-def _check_features(
-    file: Path, name: str, found: tuple[str, ...], expected: tuple[str, ...]
-) -> None:
-    if found != expected:
-        raise BundleIncompatible(
-            f"{file}: {name} are {', '.join(found)}, this version computes "
-            f"{', '.join(expected)}; train again"
-        )
+def _check_files(path: Path, manifest: Manifest, *, verify: bool) -> None:
+    names = dict.fromkeys((*manifest.needed, *sorted(manifest.files)))
+
+    def check(name: str) -> None:
+        _check_file(path / name, manifest.files.get(name), verify=verify)
+
+    # Hashing releases the interpreter's lock.
+    with ThreadPoolExecutor(HASHED_AT_ONCE, "sha256") as pool:
+        list(pool.map(check, names))
 
 
-def _read_file(path: Path, name: str, manifest: Manifest, verify: bool) -> bytes:
-    file = path / name
-    entry = manifest.files.get(name)
+def _check_file(file: Path, entry: FileEntry | None, *, verify: bool) -> None:
     if entry is None:
-        raise BundleCorrupt(f"{path / MANIFEST} lists no {name}; export the bundle again")
+        raise BundleCorrupt(
+            f"{file.with_name(MANIFEST)} lists no {file.name}; export the bundle again"
+        )
     try:
-        data = file.read_bytes()
+        with file.open("rb") as opened:
+            size = opened.seek(0, 2)
+            opened.seek(0)
+            found = hashlib.file_digest(opened, "sha256").hexdigest() if verify else entry.sha256
     except FileNotFoundError as error:
         raise BundleCorrupt(f"{file} is absent; export or copy the bundle again") from error
     except OSError as error:
         raise BundleCorrupt(f"{file} cannot be read: {one_line(error)}") from error
-    if len(data) != entry.size:
+    if size != entry.size:
         raise BundleCorrupt(
-            f"{file} has {len(data)} bytes instead of {entry.size}; export or copy the bundle again"
+            f"{file} has {size} bytes instead of {entry.size}; export or copy the bundle again"
         )
-    if verify and hashlib.sha256(data).hexdigest() != entry.sha256:
+    if found != entry.sha256:
         raise BundleCorrupt(
             f"{file} does not match its sha256 in {MANIFEST}; export or copy the bundle again"
         )
-    return data
 
 
-def _decode(path: Path, name: str, data: bytes, kind: Any) -> Any:
+def _decode(file: Path, kind: Any) -> Any:
     try:
-        return msgspec.msgpack.decode(data, type=kind)
+        return msgspec.msgpack.decode(file.read_bytes(), type=kind)
     except msgspec.DecodeError as error:  # of which ValidationError is one
-        raise BundleCorrupt(f"{path / name} cannot be decoded: {one_line(error)}") from error
+        raise BundleCorrupt(f"{file} cannot be decoded: {one_line(error)}") from error
 
 
-def _decode_embeddings(path: Path, data: bytes) -> F32:
+def _mapped(file: Path, dtype: Any, shape: tuple[int | None, ...]) -> Any:
+    """The array of a file, read where it lies, read-only; None: an axis of any length."""
     try:
-        table = np.load(BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BundleCorrupt(f"{path / EMBEDDINGS} cannot be decoded: {one_line(error)}") from error
-    return np.ascontiguousarray(table, np.float32)
-
-
-def _check_shapes(path: Path, manifest: Manifest, vocabulary: Vocabulary, embeddings: F32) -> None:
-    rows = manifest.n_items + 1
-    if embeddings.shape != (rows, manifest.d):
+        array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+        expected = np.dtype(dtype).newbyteorder("<")
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise BundleCorrupt(f"{file} cannot be decoded: {one_line(error)}") from error
+    fits = len(array.shape) == len(shape) and all(
+        size in {None, found} for size, found in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype != expected or not array.flags.c_contiguous:
         raise BundleIncompatible(
-            f"{path / EMBEDDINGS} has shape {embeddings.shape}, "
-            f"{MANIFEST} says {(rows, manifest.d)}; export the bundle again"
+            f"{file} has {array.dtype} of shape {array.shape}, {MANIFEST} asks for"
+            f" {np.dtype(dtype)} of {shape}; export the bundle again"
         )
-    for name, values in _columns(vocabulary):
-        if len(values) != rows:
-            raise BundleIncompatible(
-                f"{path / VOCABULARY} has {len(values)} {name}, {MANIFEST} says {rows}; "
-                "export the bundle again"
-            )
-    clustering = manifest.long_term.get("clustering", "k-means")
-    if clustering != "k-means":
-        raise BundleIncompatible(
-            f"{path / MANIFEST}: the network learned with clustering {clustering!r}, the services "
-            "cluster by k-means; train with that"
-        )
-    seen = [name for name in ("user", "behavior") if manifest.schema.get(name)]
-    if seen:
-        raise BundleIncompatible(
-            f"{path / MANIFEST}: the network sees schema.{seen[0]}, which the services do not "
-            "have; train without it"
-        )
-    for name, given, expected in (
-        ("u", manifest.u, len(USER_FEATURES)),
-        ("c", manifest.c, len(CROSS_FEATURES)),
-    ):
-        if given != expected:
-            raise BundleIncompatible(
-                f"{path / MANIFEST}: {name} is {given}, this version computes {expected}"
-            )
-
-
-def _columns(vocabulary: Vocabulary) -> Iterable[tuple[str, Sequence[object]]]:
-    yield "item_ids", vocabulary.item_ids
-    yield "titles", vocabulary.titles
-    yield "popularity", vocabulary.popularity
-
-
-def _project(path: Path, model: bytes, embeddings: F32, m: int) -> F32:
-    """Project the whole item table once: h does not depend on the user."""
-    try:
-        (projected,) = make_session(model).run(None, {"embeddings": embeddings})
-    except Exception as error:  # onnxruntime raises its own and plain exceptions alike
-        raise cannot_be_run(path / PROJECTION, error) from error
-    if projected.shape != (len(embeddings), m):
-        raise BundleIncompatible(
-            f"{path / PROJECTION} gives shape {projected.shape}, "
-            f"{MANIFEST} says {(len(embeddings), m)}; export the bundle again"
-        )
-    return np.ascontiguousarray(projected, np.float32)
-
-
-def _frozen(array: F32) -> F32:
-    array.flags.writeable = False
     return array
+
+
+def _read_catalog(path: Path, rows: int) -> Catalog:
+    return Catalog(
+        item_ids=_read_texts(path, ITEM_IDS, rows),
+        titles=_read_texts(path, TITLES, rows),
+        popularity=_mapped(path / POPULARITY, np.float32, (rows,)),
+        slots=_mapped(path / LOOKUP, SLOT, (None,)),
+    )
+
+
+def _read_texts(path: Path, name: str, rows: int) -> Texts:
+    offsets = _mapped(path / offsets_of(name), np.int64, (rows + 1,))
+    return Texts(_mapped(path / name, np.uint8, (int(offsets[-1]),)), offsets)
+
+
+def _sample(rows: int) -> I32:
+    """Rows spread over all, both ends among them."""
+    return np.unique(np.linspace(0, rows - 1, SAMPLED).astype(np.int32))
+
+
+def _check_lookup(bundle: Bundle) -> None:
+    rows = _sample(len(bundle.item_ids))[1:]  # nobody's key finds the unknown
+    keys = np.array([item_key(bundle.item_ids[row]) for row in rows.tolist()], np.uint64)
+    if not np.array_equal(bundle.rows(keys), rows):
+        raise BundleIncompatible(
+            f"{bundle.path / LOOKUP} finds other items than {ITEM_IDS} has; export the bundle again"
+        )
+
+
+def _check_tables(bundle: Bundle) -> None:
+    """Hold rows of the item tables against what projection.onnx makes of their embeddings."""
+    if not bundle.tables:
+        return
+    file = bundle.path / PROJECTION
+    rows = _sample(len(bundle.embeddings))
+    names = list(bundle.tables)
+    try:
+        session = make_session(file.read_bytes())
+        computed = session.run(names, {"embeddings": bundle.embeddings[rows]})
+    except Exception as error:  # onnxruntime raises its own and plain exceptions alike
+        raise cannot_be_run(file, error) from error
+    for name, values in zip(names, computed, strict=True):
+        table = bundle.tables[name][rows]
+        same = table.shape == values.shape and np.allclose(
+            table, values, rtol=TABLE_TOLERANCE, atol=TABLE_TOLERANCE
+        )
+        if not same:
+            raise BundleIncompatible(
+                f"{bundle.path / table_file(name)} is not what {PROJECTION} makes of {EMBEDDINGS};"
+                " export the bundle again"
+            )

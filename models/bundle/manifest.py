@@ -5,19 +5,27 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
 from models.features import CROSS_FEATURES, USER_FEATURES
 
-FORMAT: Final = 2
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+FORMAT: Final = 3
 """Version of the directory's format. Raised when an older reader would misread it."""
 
 MANIFEST: Final = "manifest.json"
 
-VOCABULARY: Final = "vocabulary.msgpack"
+ITEM_IDS: Final = "item_ids.npy"
+TITLES: Final = "titles.npy"
+"""UTF-8, end to end; where each text begins stands in a file beside it (`offsets_of`)."""
+
+POPULARITY: Final = "popularity.npy"
+
+LOOKUP: Final = "lookup.npy"
 
 EMBEDDINGS: Final = "embeddings.npy"
 
@@ -27,13 +35,33 @@ SCORER: Final = "scorer.onnx"
 
 GOLDEN: Final = "golden.msgpack"
 
-TABLES: Final = "tables.npz"
+SEQUENCES: Final = "golden-sequences.msgpack"
 
-SERVED: Final = "encode"
-"""The system that the services serve."""
+ATTRIBUTES: Final = "attributes.npz"
 
-FILES: Final = (VOCABULARY, EMBEDDINGS, PROJECTION, SCORER, GOLDEN)
-"""Files of a bundle that is served; one of another method may have no projection."""
+
+def offsets_of(texts: str) -> str:
+    """The file of where the texts of another file begin."""
+    return texts.replace(".npy", "-offsets.npy")
+
+
+def table_file(name: str) -> str:
+    """The file of an item table."""
+    return f"table-{name}.npy"
+
+
+FILES: Final = (
+    ITEM_IDS,
+    offsets_of(ITEM_IDS),
+    TITLES,
+    offsets_of(TITLES),
+    POPULARITY,
+    LOOKUP,
+    EMBEDDINGS,
+    SCORER,
+    GOLDEN,
+)
+"""Files of every bundle; `Manifest.needed` adds those of its method."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What a bundle may be called: it becomes part of paths, of URLs and of log lines."""
@@ -56,21 +84,47 @@ class StateTensor(msgspec.Struct, frozen=True):
     """-1, or the axis's name, where it depends on the user's behaviors."""
 
 
+class TableEntry(msgspec.Struct, frozen=True):
+    """An item table: what the method computes of each item by itself, as projection.onnx gives it.
+
+    Its file holds [n + 1, width], a row an item as the embeddings have them.
+    """
+
+    dtype: str
+    """Element type, as numpy names it."""
+    width: int
+
+
+class EncodeOffline(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="system", tag="encode"
+):
+    """ENCODE's offline stage; letters are the paper's."""
+
+    m: Count
+    """Width of a projected embedding, in the item table "projected" (Eq. 4)."""
+    K: Count
+    """Clusters, hence interests, of a user, at most."""
+    T: Count
+    """Iterations of k-means, at most."""
+    scale: float
+    """What the cosine is multiplied with in Eq. 8, whichever way beta came about."""
+
+
+Offline = EncodeOffline
+"""Settings of a system's offline stage, by which the services run it; a union as systems come."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """manifest.json. Letters are the papers': L behaviors, K clusters, M recent behaviors."""
+    """manifest.json. Letters are the papers': L behaviors, M recent behaviors."""
 
     format: int = FORMAT
-    system: str = SERVED
+    system: str
     """The method: the tag of its configuration."""
     name: str
     n_items: int
-    """Items of the vocabulary, the unknown one (row 0) not counted."""
+    """Items of the catalog, the unknown one (row 0) not counted."""
     d: int
     """Width of an embedding."""
-    m: int = 0
-    """ENCODE: width of a projected embedding."""
-    K: int = 0
-    """ENCODE: clusters, hence interests, of a user."""
     L: int
     """Behaviors that the offline stage sees, at most."""
     M: int
@@ -79,16 +133,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """User features (`models.features.USER_FEATURES`)."""
     c: int
     """Cross features (`models.features.CROSS_FEATURES`)."""
-    T: int = 0
-    """ENCODE: iterations of k-means, at most."""
-    beta: float = 0.0
-    """ENCODE: scaling factor of Eq. 9."""
-    beta_mode: str = ""
-    """ENCODE: whether beta divides the cosine (the paper), multiplies it or is learned."""
-    scale: float = 0.0
-    """ENCODE: what the cosine is multiplied with in Eqs. 8 and 10, whichever way it came about."""
+    offline: Offline | None = None
+    """What the services need to know of its offline stage; None: they do not serve it."""
+    tables: dict[str, TableEntry] = {}
+    """The item tables, by name; each is an output of projection.onnx."""
     long_term: dict[str, Any] = {}
-    """Settings of the method."""
+    """Settings of the method, as it was trained with them."""
     state: dict[str, StateTensor] = {}
     """What scorer.onnx is fed of a user's long-term state."""
     stored: dict[str, StateTensor] = {}
@@ -111,6 +161,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileEntry] = {}
     checksum: str = ""
     """sha256 of all the rest: a scale or an L that somebody changed is noticed."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The files without which it is no bundle."""
+        tables = tuple(map(table_file, self.tables))
+        return (
+            *FILES,
+            *((PROJECTION, *tables) if tables else ()),
+            *((SEQUENCES,) if self.offline is not None else ()),
+        )
 
 
 def read_manifest(path: Path) -> bytes:
@@ -167,10 +227,7 @@ def decode_manifest(path: Path, raw: bytes) -> Manifest:
 def sealed(manifest: Manifest) -> Manifest:
     """The manifest with its checksum."""
     bare = msgspec.structs.replace(manifest, checksum="")
-    said: dict[str, Any] = msgspec.to_builtins(bare, order="deterministic")
-    if not manifest.actions:  # as in the bundles that were sealed before there was this field
-        del said["actions"]
-    encoded = msgspec.json.encode(said)
+    encoded = msgspec.json.encode(bare, order="deterministic")
     return msgspec.structs.replace(bare, checksum=hashlib.sha256(encoded).hexdigest())
 
 

@@ -36,7 +36,7 @@ def attend(
             that nobody copies s out of the table.
         embeddings: f32[N,d], the item table.
         scale: what the cosine is multiplied with: 1/beta where beta divides (Eq. 9 as written),
-            beta where it multiplies (`models.bundle.Manifest.scale`).
+            beta where it multiplies (`models.bundle.EncodeOffline.scale`).
         counts: u32[L], how many behaviors each row stands for; None: one each.
 
     Returns:

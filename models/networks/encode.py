@@ -142,10 +142,16 @@ class Encode(LongTerm):
         """Interests by Algorithm 1, as `models.kernels.attention` makes them in the services.
         Centers and assignments are constants: gradients reach the projection through the weights
         alone.
+
+        A behavior whose projection is zero points nowhere and is in no cluster: that of an unknown
+        item, as long as nothing has taught row 0. One that is newer is a cluster of its own anyway.
         """
-        K, mask, newer = self.config.K, sequence.mask, sequence.newer
+        K, newer = self.config.K, sequence.newer
         directions = sequence.directions(self.projection)
-        older = mask if newer is None else mask & ~newer
+        older = sequence.mask & directions.detach().ne(0).any(-1)
+        mask = older
+        if newer is not None:
+            older, mask = older & ~newer, older | (newer & sequence.mask)
         # Only without features of their own have behaviors of one item one direction.
         rows = None if sequence.feature_tables else sequence.rows
         labels, centers = self._cluster(directions.detach().float(), older, rows)

@@ -28,7 +28,7 @@ class StoredUser:
     """What is stored of a user: an interest state, and the behaviors newer than it."""
 
     tensors: Mapping[str, Array]
-    """What the system stores besides: "interests" f32[k, d] and "sizes" u32[k]; none where there
+    """What the system stores besides: "interests" [k, d] and "sizes" u32[k]; none where there
     is no state."""
     recent: U64
     """u64[<= M]: item keys of the newest behaviors that the state covers, newest last."""
@@ -109,16 +109,17 @@ def extract_plainly(
     Args:
         count: behaviors ever applied, where ``item_keys`` is not all of them.
     """
-    manifest = bundle.manifest
+    manifest, offline = bundle.manifest, bundle.manifest.offline
+    assert offline is not None
     kept = item_keys[-manifest.L :]
     history = add_to_history(EMPTY_HISTORY, kept, times_ms[-manifest.L :])
-    interests = np.zeros((manifest.K, manifest.d), np.float32)
-    sizes = np.zeros(manifest.K, np.uint32)
+    interests = np.zeros((offline.K, manifest.d), np.float32)
+    sizes = np.zeros(offline.K, np.uint32)
     rows, first, counts = np.unique(bundle.rows(kept), return_index=True, return_counts=True)
     order = np.argsort(first)
     rows, weights = rows[order], counts[order].astype(np.float32)
-    projected = bundle.projected[rows]
-    labels, centers = cluster(projected, weights, manifest.K, manifest.T)
+    projected = bundle.tables["projected"][rows]
+    labels, centers = cluster(projected, weights, offline.K, offline.T)
     for k in range(len(centers)):
         inside = labels == k
         if inside.any():
@@ -127,11 +128,12 @@ def extract_plainly(
                 projected[inside],
                 centers[k],
                 weights[inside],
-                manifest.scale,
+                offline.scale,
             )
             sizes[k] = int(weights[inside].sum())
+    stored = np.dtype(manifest.stored["interests"].dtype)
     return StoredUser(
-        tensors={"interests": interests, "sizes": sizes},
+        tensors={"interests": interests.astype(stored), "sizes": sizes},
         recent=kept[-manifest.M :],
         history=history,
         newer=np.empty(0, np.uint64),

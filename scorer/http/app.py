@@ -34,6 +34,8 @@ from scorer.service import Service
 
 JSON: Final = "application/json"
 BINARY: Final = "application/octet-stream"
+DEGRADED: Final = {"lifelong-degraded": "store"}
+"""The header of an answer that was made without the store."""
 
 log = get_logger(__name__)
 
@@ -85,8 +87,8 @@ class Endpoints:
     async def rank(self, request: Request) -> Response:
         check_content_type(request, JSON)
         body = await request.body()
-        answer = await self._service.run(lambda ranker: self._v1.answer(ranker, body))
-        return Response(answer, media_type=JSON)
+        answer, degraded = await self._service.run(lambda ranker: self._v1.answer(ranker, body))
+        return Response(answer, media_type=JSON, headers=DEGRADED if degraded else None)
 
     async def infer(self, request: Request) -> Response:
         self._named(request)
@@ -94,9 +96,10 @@ class Endpoints:
         check_content_type(request, *(JSON,) if length is None else (BINARY, JSON))
         body = await request.body()
         answer = await self._service.run(lambda ranker: self._kserve.answer(ranker, body, length))
+        headers = dict(DEGRADED) if answer.degraded else {}
         if answer.header_length is None:
-            return Response(answer.body, media_type=JSON)
-        headers = {HEADER_LENGTH: str(answer.header_length)}
+            return Response(answer.body, media_type=JSON, headers=headers)
+        headers[HEADER_LENGTH] = str(answer.header_length)
         return Response(answer.body, media_type=BINARY, headers=headers)
 
     async def live(self, _request: Request) -> Response:
@@ -127,10 +130,14 @@ class Endpoints:
         return Response(body, headers={"content-type": content_type})
 
     async def _readiness(self, about: dict[str, object]) -> Response:
-        reason = await self._service.readiness.reason()
-        if reason is None:
-            return json_response(200, {**about, "ready": True})
-        return json_response(503, {**about, "ready": False, "reason": reason})
+        readiness = self._service.readiness
+        reason = await readiness.reason()
+        said: dict[str, object] = {**about, "ready": reason is None}
+        if reason is not None:
+            said["reason"] = reason
+        if readiness.warnings:
+            said["warnings"] = readiness.warnings
+        return json_response(200 if reason is None else 503, said)
 
     def _named(self, request: Request) -> Ranker:
         """The ranker, if the path names its model."""

@@ -89,8 +89,8 @@ class InferAnswer(msgspec.Struct):
     model_version: str
     outputs: list[OutputTensor]
     parameters: Parameters
-    """history, newer, unknown_items (how many), and as_of_epoch and as_of_count where there is
-    history; as in the answer of /v1/rank."""
+    """history, newer, unknown_items (how many), as_of_epoch and as_of_count where there is history,
+    degraded where it is; as in the answer of /v1/rank."""
     id: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -99,6 +99,7 @@ class EncodedAnswer(NamedTuple):
 
     body: bytes
     header_length: int | None
+    degraded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class KServe:
 
         Raises:
             RequestError: the body is malformed or exceeds a limit; names the field or tensor.
-            StoreError: the user's record could not be read.
+            StoreError: the store did not answer, and rankings are not to be degraded.
         """
         head, tail = _split(body, header_length)
         request = decode_json(self._request, head)
@@ -212,6 +213,8 @@ class KServe:
             "newer": ranking.newer,
             "unknown_items": int(np.count_nonzero(ranking.unknown)),
         }
+        if ranking.degraded:
+            parameters["degraded"] = True
         if ranking.as_of is not None:
             parameters["as_of_epoch"] = ranking.as_of.epoch
             parameters["as_of_count"] = ranking.as_of.count
@@ -232,8 +235,8 @@ class KServe:
             InferAnswer(bundle.manifest.name, bundle.version, outputs, parameters, request.id)
         )
         if not blobs:
-            return EncodedAnswer(head, None)
-        return EncodedAnswer(b"".join((head, *blobs)), len(head))
+            return EncodedAnswer(head, None, ranking.degraded)
+        return EncodedAnswer(b"".join((head, *blobs)), len(head), ranking.degraded)
 
 
 def metadata(manifest: Manifest, version: str) -> dict[str, object]:

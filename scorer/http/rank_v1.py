@@ -19,17 +19,20 @@ class RankV1:
         self._decoder = msgspec.json.Decoder(RankRequest)
         self._encoder = msgspec.json.Encoder()
 
-    def answer(self, ranker: Ranker, body: bytes) -> bytes:
+    def answer(self, ranker: Ranker, body: bytes) -> tuple[bytes, bool]:
         """Rank what a body asks for.
+
+        Returns:
+            The answer's body, and whether it is degraded.
 
         Raises:
             RequestError: the body is malformed or exceeds a limit; names the field.
-            StoreError: the user's record could not be read.
+            StoreError: the store did not answer, and rankings are not to be degraded.
         """
         request = self.decode(body)
         ranking = ranker.rank(request.user, request.candidates, request.time)
         as_of = ranking.as_of
-        return self._encoder.encode(
+        answer = self._encoder.encode(
             RankAnswer(
                 user=request.user,
                 model=ranker.bundle.manifest.name,
@@ -39,8 +42,10 @@ class RankV1:
                 unknown_items=ranking.unknown_items,
                 newer=ranking.newer,
                 as_of=msgspec.UNSET if as_of is None else AsOf(as_of.epoch, as_of.count),
+                degraded=ranking.degraded,
             )
         )
+        return answer, ranking.degraded
 
     def decode(self, body: bytes) -> RankRequest:
         """The request held in a body.

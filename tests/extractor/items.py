@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from extractor.systems.encode import Extractor
+from extractor.systems.encode import PROJECTED, Extractor
 from infra.arrays import F32, I32, U64
 from infra.behaviors import BEHAVIOR
 from infra.store import Behaviors, StoredSequence, Version
+from models.bundle import EncodeOffline
 
 N_ITEMS = 500
 START_MS = 1_300_000_000_000
@@ -28,6 +30,10 @@ class SmallDimensions:
     T: int = 15
     scale: float = 1 / 20
 
+    @property
+    def offline(self) -> EncodeOffline:
+        return EncodeOffline(m=self.m, K=self.K, T=self.T, scale=self.scale)
+
 
 @dataclass(frozen=True)
 class SmallTable:
@@ -41,6 +47,10 @@ class SmallTable:
     def embeddings(self) -> F32:
         rng = np.random.default_rng(self.seed)
         return rng.normal(size=(N_ITEMS + 1, self.manifest.d)).astype(np.float32)
+
+    @property
+    def tables(self) -> Mapping[str, F32]:
+        return {PROJECTED: self.projected}
 
     @property
     def projected(self) -> F32:
@@ -70,4 +80,8 @@ def random_sequence(length: int, seed: int) -> StoredSequence:
 
 
 def small_extractor(**dimensions: float) -> Extractor:
-    return Extractor(SmallTable(SmallDimensions(**dimensions)))  # type: ignore[arg-type]
+    return extractor_of(SmallTable(SmallDimensions(**dimensions)))  # type: ignore[arg-type]
+
+
+def extractor_of(items: SmallTable) -> Extractor:
+    return Extractor(items, items.manifest.offline)

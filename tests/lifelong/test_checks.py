@@ -79,6 +79,21 @@ def test_a_store_that_is_another_one_is_told(settings: Settings) -> None:
     assert "store.id" in found["detail"]
 
 
+def test_looking_changes_nothing_of_what_a_store_says_of_itself(settings: Settings) -> None:
+    open_store(settings.store, actions=("view", "click")).close()
+    shorter = settings.store.model_copy(update={"ttl_s": 5})
+    events = settings.events.model_copy(update={"action_names": ("view", "click", "a typo")})
+
+    found = check_store(settings.model_copy(update={"store": shorter, "events": events}))
+
+    assert found["ok"]
+    store = open_store(settings.store, read_only=True)
+    identity = store.identity
+    store.close()
+    assert identity is not None
+    assert (identity.ttl_s, identity.actions) == (60, ("view", "click"))
+
+
 def test_a_store_that_cannot_be_written_is_told(settings: Settings, tmp_path: Path) -> None:
     open_store(settings.store).close()
     size = (tmp_path / "store" / "data.mdb").stat().st_size

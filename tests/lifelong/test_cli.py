@@ -34,6 +34,11 @@ COMMANDS = (
     "scorer",
     "replay",
     "backfill",
+    "forget",
+    "store backup",
+    "store restore",
+    "store compact",
+    "bench store",
     "train",
     "evaluate",
     "export",
@@ -41,6 +46,7 @@ COMMANDS = (
     "check",
     "bench stream",
     "bench extract",
+    "bench catalog",
 )
 NOBODY = "127.0.0.1:9"
 EVENT = {"user_id": "ann", "item_id": "22423", "action": "click", "event_time": 1_700_000_000_000}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.errors import LifelongError
+from infra.errors import LifelongError, TrainingError
 from lifelong.learning import read_interactions, read_samples, run_export, run_train
 from models.bundle import Bundle
 from models.config import DataConfig, load_config, read_config
@@ -104,6 +104,20 @@ def test_a_file_of_ones_own_becomes_a_bundle(
     assert bundle.manifest.n_items == 40
     assert bundle.manifest.data["reader"] == "columns"
     assert bundle.manifest.metrics == pytest.approx(told["metrics"])
+
+    halved = run_export(out, config.parent / "bundle", half=True)
+    assert halved["sequences"] == checks["sequences"] > 5
+    assert halved["max_sequence_difference"] <= 1e-4
+    stored = Bundle.load(config.parent / "bundle").manifest.stored
+    assert stored["interests"].dtype == "float16"
+
+
+def test_what_is_not_stored_cannot_be_half(config: Path) -> None:
+    out = config.parent / "run"
+    run_train(config, out, {"long_term": {"network": "din"}}, resume=False)
+    with pytest.raises(TrainingError, match="half is for interests that the services store"):
+        run_export(out, config.parent / "bundle", half=True)
+    assert not (config.parent / "bundle").exists()
 
 
 def test_flags_override_the_file(config: Path) -> None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,20 +21,28 @@ from infra.errors import BundleCorrupt, BundleError, BundleIncompatible, BundleM
 from infra.files import write_directory
 from models import bundle as bundles
 from models.bundle import (
+    EMBEDDINGS,
     FILES,
+    LOOKUP,
     MANIFEST,
     PROJECTION,
     SCORER,
     SCORER_INPUTS,
+    SEQUENCES,
+    TITLES,
     Bundle,
     Manifest,
     check_golden,
+    table_file,
     verify,
 )
 from models.bundle.manifest import sealed
 from tests.bundles import tiny_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PROJECTED = table_file("projected")
+SERVED_FILES = (*FILES, PROJECTED, PROJECTION, SEQUENCES)
+"""Files of a bundle that the services serve."""
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +76,21 @@ def refused(path: Path, error: type[BundleError], *words: str) -> None:
         assert word in message
 
 
+def replace_file(path: Path, name: str, array: np.ndarray) -> None:
+    """Put another array into a file, and its checksum into the manifest."""
+    np.save(path / name, array)
+    data = (path / name).read_bytes()
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    edit_manifest(path, lambda manifest: manifest["files"].update({name: entry}))  # type: ignore[attr-defined]
+
+
 def test_a_bundle_comes_back_as_it_was_saved(path: Path) -> None:
     bundle = Bundle.load(path)
     assert bundle.manifest.n_items == 50
     assert bundle.item_ids[:2] == ["", "item-1"]
     assert bundle.titles[1] == "Item 1"
     assert bundle.embeddings.shape == (51, 8)
-    assert bundle.projected.shape == (51, 4)
+    assert bundle.tables["projected"].shape == (51, 4)
     assert bundle.popularity[0] == 0
     assert bundle.popularity.sum() == pytest.approx(1e6, rel=1e-4)
     assert len(bundle.digest) == 16
@@ -87,7 +105,7 @@ def test_rows_follow_item_keys_and_are_zero_for_strangers(path: Path) -> None:
 
 def test_the_tables_cannot_be_written(path: Path) -> None:
     bundle = Bundle.load(path)
-    for table in (bundle.embeddings, bundle.projected, bundle.popularity):
+    for table in (bundle.embeddings, *bundle.tables.values(), bundle.popularity):
         with pytest.raises(ValueError, match="read-only"):
             table[0] = 1
 
@@ -123,20 +141,20 @@ def test_a_directory_without_manifest_is_corrupt(path: Path) -> None:
     refused(path, BundleCorrupt, MANIFEST)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SERVED_FILES)
 def test_an_absent_file_is_named(path: Path, name: str) -> None:
     (path / name).unlink()
     refused(path, BundleCorrupt, name, "absent")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SERVED_FILES)
 def test_a_truncated_file_is_named(path: Path, name: str) -> None:
     data = (path / name).read_bytes()
     (path / name).write_bytes(data[: len(data) // 2])
     refused(path, BundleCorrupt, name, "bytes instead of")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SERVED_FILES)
 def test_a_flipped_bit_is_named(path: Path, name: str) -> None:
     data = bytearray((path / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -150,20 +168,10 @@ def test_a_manifest_that_is_none_is_refused_by_name(path: Path, content: bytes) 
     refused(path, BundleError, MANIFEST)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None])
 def test_another_format_is_incompatible(path: Path, version: object) -> None:
     edit_manifest(path, lambda manifest: manifest.update(format=version))
     refused(path, BundleIncompatible, MANIFEST, "format")
-
-
-def test_another_system_is_incompatible(path: Path) -> None:
-    edit_manifest(path, lambda manifest: manifest.update(system="oracle"))
-    refused(path, BundleIncompatible, MANIFEST, "oracle")
-
-
-def test_clusters_that_the_service_would_not_find_are_incompatible(path: Path) -> None:
-    edit_manifest(path, lambda manifest: manifest.update(long_term={"clustering": "random"}))
-    refused(path, BundleIncompatible, MANIFEST, "clustering 'random'")
 
 
 @pytest.mark.parametrize("name", ["user_features", "cross_features"])
@@ -174,7 +182,7 @@ def test_features_that_are_not_computed_here_are_incompatible(path: Path, name: 
 
 @pytest.mark.parametrize(
     ("field", "file"),
-    [("n_items", "embeddings.npy"), ("d", "embeddings.npy"), ("m", "projection.onnx"), ("c", "c")],
+    [("n_items", "embeddings.npy"), ("d", "embeddings.npy"), ("c", "c"), ("u", "u")],
 )
 def test_dimensions_that_do_not_fit_are_incompatible(path: Path, field: str, file: str) -> None:
     edit_manifest(path, lambda manifest: manifest.update({field: 7}))
@@ -198,6 +206,58 @@ def test_a_graph_that_disagrees_with_the_golden_requests_is_refused(
     refused(path, BundleIncompatible, SCORER, "golden")
 
 
+@pytest.mark.parametrize("row", [0, 1, 50])
+def test_an_item_table_that_the_graph_does_not_give_is_refused(path: Path, row: int) -> None:
+    table = np.load(path / PROJECTED)
+    table[row] += 0.01
+    replace_file(path, PROJECTED, table)
+    refused(path, BundleIncompatible, PROJECTED, f"not what {PROJECTION} makes of {EMBEDDINGS}")
+
+
+@pytest.mark.parametrize("change", [lambda table: table[:, 1:], lambda table: table.astype("f8")])
+def test_an_item_table_that_the_manifest_does_not_describe_is_refused(
+    path: Path, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    replace_file(path, PROJECTED, change(np.load(path / PROJECTED)).copy())
+    refused(path, BundleIncompatible, PROJECTED, "asks for float32 of (51, 4)")
+
+
+def test_a_lookup_of_other_items_is_refused(path: Path) -> None:
+    slots = np.load(path / LOOKUP)
+    slots["row"][slots["row"] == 3] = 4
+    replace_file(path, LOOKUP, slots)
+    refused(path, BundleIncompatible, LOOKUP, "finds other items")
+
+
+def test_an_array_that_is_none_is_corrupt(path: Path) -> None:
+    (path / EMBEDDINGS).write_bytes(b"no array")
+    entry = {"sha256": hashlib.sha256(b"no array").hexdigest(), "size": 8}
+    edit_manifest(path, lambda manifest: manifest["files"].update({EMBEDDINGS: entry}))  # type: ignore[attr-defined]
+    refused(path, BundleCorrupt, EMBEDDINGS, "cannot be decoded")
+
+
+def test_arrays_are_mapped_so_that_processes_share_them(path: Path) -> None:
+    bundle = Bundle.load(path)
+    catalog = bundle.catalog
+    texts = (catalog.item_ids, catalog.titles)
+    arrays: list[Any] = [array for text in texts for array in (text.utf8, text.offsets)]
+    arrays += [catalog.popularity, catalog.slots, bundle.embeddings, *bundle.tables.values()]
+    for array in arrays:
+        owner: Any = array
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert isinstance(owner, mmap.mmap)
+
+
+def test_a_bundle_that_is_replaced_stays_as_it_was_for_who_has_it(tmp_path: Path) -> None:
+    path = tiny_bundle(tmp_path / "bundle")
+    first, before = Bundle.load(path), np.load(path / EMBEDDINGS)
+    tiny_bundle(path, seed=1)
+    assert np.array_equal(first.embeddings, before)
+    assert not np.array_equal(Bundle.load(path).embeddings, before)
+    assert first.titles[50] == "Item 50"
+
+
 def test_a_bundle_that_is_as_it_was_is_verified(path: Path) -> None:
     manifest, golden = verify(path)
     assert manifest == Bundle.load(path).manifest
@@ -215,7 +275,7 @@ def test_verifying_nothing_finds_it_missing(tmp_path: Path) -> None:
         verify(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SERVED_FILES)
 def test_verifying_names_a_file_that_was_altered(path: Path, name: str) -> None:
     data = bytearray((path / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -224,7 +284,7 @@ def test_verifying_names_a_file_that_was_altered(path: Path, name: str) -> None:
         verify(path)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != PROJECTION])
+@pytest.mark.parametrize("name", SERVED_FILES)
 def test_verifying_misses_a_file_that_every_bundle_has(path: Path, name: str) -> None:
     edit_manifest(path, lambda manifest: manifest["files"].pop(name))  # type: ignore[attr-defined]
     with pytest.raises(BundleCorrupt, match=f"lists no {name}"):
@@ -253,9 +313,9 @@ def test_ctrs_that_cannot_be_compared_do_not_agree(
 
 
 def test_without_verification_contents_are_taken_on_trust(path: Path) -> None:
-    data = bytearray((path / "vocabulary.msgpack").read_bytes())
+    data = bytearray((path / TITLES).read_bytes())
     data[data.index(b"Item 7")] ^= 1
-    (path / "vocabulary.msgpack").write_bytes(data)
+    (path / TITLES).write_bytes(data)
     assert Bundle.load(path, verify=False).titles[7] == "Htem 7"
 
 
@@ -277,7 +337,7 @@ def test_a_failed_write_leaves_the_old_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("scale", 3.0), ("K", 3), ("L", 65), ("T", 1), ("metrics", {"auc": 0.99})]
+    ("name", "value"), [("offline", None), ("L", 65), ("metrics", {"auc": 0.99})]
 )
 def test_a_manifest_that_somebody_changed_is_noticed(path: Path, name: str, value: object) -> None:
     edit_manifest(path, lambda manifest: manifest.update({name: value}), seal=False)
@@ -318,8 +378,8 @@ def test_a_manifest_of_before_there_were_actions_is_whole(path: Path) -> None:
 
 
 def test_the_documented_files_are_the_written_ones(path: Path) -> None:
-    assert {entry.name for entry in path.iterdir()} == {MANIFEST, *FILES}
-    assert int(bundles.FORMAT) == 2
+    assert {entry.name for entry in path.iterdir()} == {MANIFEST, *SERVED_FILES}
+    assert int(bundles.FORMAT) == 3
 
 
 def test_the_runtime_leaves_nothing_behind(path: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from infra.errors import BundleIncompatible, TrainingError
-from models.bundle import SERVED, Bundle, BundleContents, make_session, save_bundle
+from models.bundle import Bundle, BundleContents, make_session, save_bundle
 from models.config import RunConfig
 from models.data.batches import Batch
 from models.data.schema import Inputs, Schema
@@ -259,14 +259,12 @@ def test_the_graph_over_the_items_says_what_the_network_does(
         np.testing.assert_allclose(computed, expected[rows].numpy(), atol=EXPORT_TOLERANCE)
 
 
-def test_a_method_that_is_not_served_is_refused_by_name(
+def test_a_network_that_sees_what_no_service_has_is_refused(
     method: tuple[Network, RunConfig, BundleContents], tmp_path: Path
 ) -> None:
     _, _, contents = method
     save_bundle(contents, tmp_path / "bundle")
-    words = f"of system '{contents.manifest.system}'"
-    if contents.manifest.system == SERVED:
-        words = "sees schema.user, which the services do not have"
+    words = "sees schema.user, which the services do not have"
     with pytest.raises(BundleIncompatible, match=words) as caught:
         Bundle.load(tmp_path / "bundle")
     assert "\n" not in str(caught.value)
@@ -286,8 +284,8 @@ def test_items_that_were_never_met_are_left_out(network: Network) -> None:
         network, config_of(), item_ids=NAMES, titles=NAMES, popularity=popularity
     )
     assert contents.manifest.n_items == ITEMS - 2
-    assert "item-4" not in contents.vocabulary.item_ids
-    assert len(contents.embeddings) == len(contents.vocabulary.item_ids) == ITEMS - 1
-    # And the manifest says how beta was used.
-    assert contents.manifest.beta_mode == "divide"
-    assert contents.manifest.scale == pytest.approx(10.0)
+    assert "item-4" not in contents.catalog.item_ids
+    assert len(contents.embeddings) == len(contents.catalog.item_ids) == ITEMS - 1
+    # And the manifest says what came of beta.
+    assert contents.manifest.offline is not None
+    assert contents.manifest.offline.scale == pytest.approx(10.0)

@@ -21,6 +21,7 @@ from infra.stores import open_store
 from infra.stores.memory import MemoryStore
 from models.bundle import Bundle
 from scorer.http.app import create_app
+from scorer.process import StoreQuestion
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
 from scorer.service import Service
@@ -114,14 +115,32 @@ def bundle_directory(parent: Path) -> Path:
 @pytest.fixture
 def world(bundle: Bundle) -> Iterator[World]:
     """The application's parts, with user "u" clustered at 30 behaviors."""
+    yield from made_world(bundle, degrade=True)
+
+
+@pytest.fixture
+def strict_world(bundle: Bundle) -> Iterator[World]:
+    """The same of a scorer that refuses to rank without its store."""
+    yield from made_world(bundle, degrade=False)
+
+
+def made_world(bundle: Bundle, *, degrade: bool) -> Iterator[World]:
     registry = CollectorRegistry()
     metrics = ScorerMetrics(registry)
     store = FragileStore()
     system = open_system(bundle)
     clock = Clock()
-    service = Service(Readiness(metrics, clock=clock))
-    ranker = Ranker(store, bundle, system, metrics, clock_ms=lambda: NOW_MS)
-    service.serve(ranker, store.ping)
+    service = Service(Readiness(metrics, degrades=degrade, clock=clock))
+    ranker = Ranker(
+        store,
+        bundle,
+        system,
+        metrics,
+        clock_ms=lambda: NOW_MS,
+        degrade=degrade,
+        monotonic=clock,
+    )
+    service.serve(ranker, StoreQuestion(store))
     settings = ScorerSettings(max_candidates=200, max_body_bytes=20_000)
     world = World(bundle, store, system, ranker, service, metrics, registry, settings, clock)
     world.append("u", [f"item-{1 + i % 20}" for i in range(30)], NOW_MS - 10_000_000)

@@ -139,9 +139,12 @@ def test_a_body_far_beyond_the_limit_is_told_as_such(ask: Any, url: str) -> None
 
 
 @BOTH
-def test_a_store_that_is_away_is_unavailable(ask: Any, url: str, world: World) -> None:
-    world.store.away = True
-    with pytest.raises(ScorerUnavailable, match="cannot be reached") as unavailable:
+def test_a_strict_scorer_without_its_store_is_unavailable(ask: Any, strict_world: World) -> None:
+    strict_world.store.away = True
+    with (
+        serving(strict_world) as url,
+        pytest.raises(ScorerUnavailable, match="cannot be reached") as unavailable,
+    ):
         ask(url, {"user": "u", "candidates": ["a"]})
     assert unavailable.value.retry_after_s == 1
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import xxhash
 from prometheus_client import CollectorRegistry
 
 from extractor.history import add_behaviors
@@ -20,7 +21,7 @@ from infra.store import Behaviors, InterestWrite, Profile, Version
 from models.bundle import Bundle
 from models.features import cross_features, user_features
 from models.reference.serving import StoredUser, score_stored
-from scorer.ranking import Ranker, item_keys
+from scorer.ranking import AWAY_S, Ranker, item_keys
 from tests.bundles import tiny_bundle
 from tests.scorer.conftest import NOW_MS, World
 
@@ -169,7 +170,7 @@ def test_a_newer_behavior_is_a_cluster_of_one(world: World) -> None:
         recent=np.concatenate([state.recent, newer["item"]])[-world.bundle.manifest.M :],
         history=add_behaviors(state.history, newer),
         tensors={
-            "centers": np.concatenate([of.centers, world.bundle.projected[row]]),
+            "centers": np.concatenate([of.centers, world.bundle.tables["projected"][row]]),
             "sizes": np.concatenate([of.sizes, np.ones(1, np.uint32)]),
             "interests": np.concatenate([of.interests, world.bundle.embeddings[row]]),
         },
@@ -388,10 +389,43 @@ def test_the_request_may_say_what_time_it_is(world: World) -> None:
     assert np.abs(at_later - world.ranker.rank("u", CANDIDATES).ctrs).max() > 1e-6
 
 
-def test_a_store_that_is_away_is_an_error(world: World) -> None:
-    world.store.away = True
+def test_a_store_that_is_away_is_an_error_to_a_strict_ranker(strict_world: World) -> None:
+    strict_world.store.away = True
     with pytest.raises(StoreUnavailable):
-        world.ranker.rank("u", CANDIDATES)
+        strict_world.ranker.rank("u", CANDIDATES)
+
+
+def test_without_its_store_everybody_is_ranked_as_a_stranger(world: World) -> None:
+    stranger = world.ranker.rank("nobody", CANDIDATES)
+    world.store.away = True
+    degraded = world.ranker.rank("u", CANDIDATES)
+    assert (degraded.degraded, degraded.history) == (True, "none")
+    np.testing.assert_array_equal(degraded.ctrs, stranger.ctrs)
+    assert not stranger.degraded
+    assert world.registry.get_sample_value("lifelong_scorer_degraded_total") == 1
+
+
+def test_a_store_that_is_away_is_asked_once_in_a_while(world: World) -> None:
+    world.store.away = True
+    world.store.reads = 0
+    for _ in range(5):
+        assert world.ranker.rank("u", CANDIDATES).degraded
+    assert world.store.reads == 1
+    world.clock.now += AWAY_S
+    assert world.ranker.rank("u", CANDIDATES).degraded
+    assert world.store.reads == 2
+    world.store.away = False
+    world.clock.now += AWAY_S
+    assert world.ranker.rank("u", CANDIDATES).history == "interests"
+
+
+def test_a_record_of_a_later_version_degrades_its_user_alone(world: World) -> None:
+    world.append("new", ["item-1"])
+    head = world.store._heads["new"]
+    body = bytes([9]) + head[1:-8]
+    world.store._heads["new"] = body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+    assert world.ranker.rank("new", CANDIDATES).degraded
+    assert world.ranker.rank("u", CANDIDATES).history == "interests"
 
 
 def test_a_ranking_leaves_its_figures(world: World) -> None:

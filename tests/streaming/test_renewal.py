@@ -338,6 +338,17 @@ def test_a_partition_that_is_given_to_this_worker_later_is_looked_at_too(house: 
     assert len(house.due()) == 30
 
 
+def test_a_topic_with_more_partitions_has_other_shares_to_look_at(house: House) -> None:
+    """Whoever is in another share now may have been in one that nobody had looked at."""
+    for number in range(60):
+        house.add(f"u{number}")
+    house.renewal = house.again([0])
+    house.finish()
+    house.renewal.set_partitions(range(5), 5)
+    house.finish()
+    assert len(house.due(range(5))) == 60
+
+
 def test_progress_is_counted(house: House) -> None:
     house.add("u1")
     house.add("u2", 3)

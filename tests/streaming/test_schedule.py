@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,14 @@ from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from models.bundle import Bundle, StateTensor
 from models.features import EMPTY_HISTORY
-from streaming.schedule import SWEEP_EVERY_MS, SWEEP_USERS, Reclusterer
+from streaming.schedule import (
+    STUCK_MS,
+    STUCK_USERS,
+    SWEEP_EVERY_MS,
+    SWEEP_USERS,
+    TROUBLE_MS,
+    Reclusterer,
+)
 from tests.bundles import tiny_bundle
 from tests.extractor.systems.whole import WholeSystem
 
@@ -680,3 +688,64 @@ def test_the_thread_survives_every_error(caplog: pytest.LogCaptureFixture) -> No
     assert house.reclusterer.alive
     house.reclusterer.stop()
     assert house.covered("u1") == SEGMENT
+
+
+# What keeps interests from getting fresher
+
+
+def unavailable(_: Any) -> None:
+    raise StoreUnavailable("the store is away")
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what the thread is about to do."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_oldest_due_user_gets_older_while_the_store_is_away(house: House) -> None:
+    house.act("u1")
+    house.store.faults["sequences"] = unavailable
+    with pytest.raises(StoreUnavailable):
+        house.reclusterer.run_once()
+    house.clock.now += 5_000
+    assert house.metric("due_oldest_seconds") == 5
+
+
+def test_a_store_that_stays_away_is_trouble_and_a_hiccup_is_none() -> None:
+    house = House(MemoryStore(), recluster_poll_s=0.01)
+    house.act("u1")
+    house.store.faults["due"] = unavailable
+    house.reclusterer.start()
+    until(lambda: house.metric("store_errors_total", error="StoreUnavailable"))
+    assert house.reclusterer.trouble() is None
+    house.clock.now += TROUBLE_MS
+    until(house.reclusterer.trouble)
+    assert "away" in str(house.reclusterer.trouble())
+    house.store.faults.clear()
+    until(lambda: house.reclusterer.trouble() is None)
+    house.reclusterer.stop()
+
+
+def test_users_of_whom_none_can_be_reclustered_are_trouble(house: House) -> None:
+    for number in range(STUCK_USERS):
+        house.system.users_failing.add(number)
+        house.act(f"u{number}")
+    house.reclusterer.run_once()
+    assert house.reclusterer.trouble() is None
+    house.clock.now += STUCK_MS
+    assert "no interests for this one" in str(house.reclusterer.trouble())
+    house.act("u99")
+    house.reclusterer.run_once()
+    assert house.reclusterer.trouble() is None
+
+
+def test_a_few_users_who_cannot_be_reclustered_are_no_trouble(house: House) -> None:
+    house.system.users_failing.add(1)
+    house.act("u1")
+    house.reclusterer.run_once()
+    house.clock.now += 10 * STUCK_MS
+    house.reclusterer.run_once()
+    assert house.reclusterer.trouble() is None

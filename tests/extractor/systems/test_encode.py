@@ -21,6 +21,7 @@ from tests.extractor.items import (
     SmallDimensions,
     SmallTable,
     behaviors_on,
+    extractor_of,
     random_sequence,
     sequence_of,
     small_extractor,
@@ -57,7 +58,7 @@ def sizes_of(state: InterestState) -> list[int]:
 def test_interests_are_those_of_algorithm_1(beta_mode: str) -> None:
     items = SmallTable(SmallDimensions(scale=1 / 20 if beta_mode == "divide" else 20.0))
     keys = np.random.default_rng(1).permutation(N_ITEMS)[:150] + 1
-    state = Extractor(items).extract(sequence_of(behaviors_on(keys)))
+    state = extractor_of(items).extract(sequence_of(behaviors_on(keys)))
     h, s = items.projected[keys], items.embeddings[keys]
     assign, centers = reference.kmeans(h, reference.farthest_first(h, 6), 15)
     np.testing.assert_allclose(interests_of(state).centers, centers, atol=1e-5)
@@ -117,7 +118,7 @@ def test_an_untrained_table_of_zeros_gives_no_interests() -> None:
         def projected(self) -> F32:
             return np.zeros((N_ITEMS + 1, 4), np.float32)
 
-    state = Extractor(Zeros()).extract(random_sequence(50, seed=4))
+    state = extractor_of(Zeros()).extract(random_sequence(50, seed=4))
     assert sizes_of(state) == []
     assert len(state.recent) == 10
 

@@ -31,7 +31,7 @@ def sequence_of(items: Sequence[str]) -> StoredSequence:
 def state_around(bundle: Bundle, sizes: dict[int, int]) -> InterestState:
     """A state whose clusters are centered on the items of these rows and have these sizes."""
     rows = np.array([*sizes], int)
-    norms = np.linalg.norm(bundle.projected[rows], axis=1, keepdims=True)
+    norms = np.linalg.norm(bundle.tables["projected"][rows], axis=1, keepdims=True)
     return InterestState(
         bundle=bundle.digest,
         version=Version(1, sum(sizes.values())),
@@ -39,7 +39,7 @@ def state_around(bundle: Bundle, sizes: dict[int, int]) -> InterestState:
         recent=np.empty(0, np.uint64),
         history=EMPTY_HISTORY,
         tensors={
-            "centers": bundle.projected[rows] / norms,
+            "centers": bundle.tables["projected"][rows] / norms,
             "interests": np.zeros((len(rows), bundle.manifest.d), np.float32),
             "sizes": np.array([*sizes.values()], np.uint32),
         },
@@ -64,7 +64,9 @@ def test_the_largest_interest_comes_first_with_its_share(bundle: Bundle) -> None
 
 def test_an_interest_is_named_by_the_items_nearest_to_its_center(bundle: Bundle) -> None:
     rows = np.arange(1, 21)
-    unit = bundle.projected[rows] / np.linalg.norm(bundle.projected[rows], axis=1, keepdims=True)
+    unit = bundle.tables["projected"][rows] / np.linalg.norm(
+        bundle.tables["projected"][rows], axis=1, keepdims=True
+    )
     nearest = rows[np.argsort(-(unit @ unit[6]))][:TYPICAL]
 
     [only] = describe(

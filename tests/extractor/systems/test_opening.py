@@ -40,6 +40,25 @@ def test_a_bundle_of_another_system_is_refused_by_name(path: Path) -> None:
         open_system(replace(bundle, manifest=manifest))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"long_term": {"clustering": "random"}}, "clustering 'random'"),
+        ({"offline": None}, "no settings of the offline stage"),
+        ({"tables": {}}, "no item table 'projected' of float32 and width 4"),
+        ({"stored": {}}, "lays out states otherwise"),
+    ],
+)
+def test_a_bundle_of_encode_that_is_not_run_here_is_refused(
+    path: Path, change: dict[str, Any], words: str
+) -> None:
+    bundle = Bundle.load(path)
+    manifest = msgspec.structs.replace(bundle.manifest, **change)
+    with pytest.raises(BundleIncompatible, match=words) as caught:
+        open_system(replace(bundle, manifest=manifest))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_store_that_keeps_too_little_is_an_error_at_the_start(path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^store.length = 63 is less than the 64 .* tiny "):
         load_system(settings(path, store={"length": 63}))

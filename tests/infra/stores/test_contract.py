@@ -171,6 +171,19 @@ def test_a_topic_made_again_is_another_source(store: Store) -> None:
     assert feed(store, again, [append("ann", 0)], now_ms=2).applied == 1
 
 
+def test_a_log_that_lost_its_tail_is_another_source_and_leaves_no_mark(store: Store) -> None:
+    lives = [partition_source("behaviors", "topic-1", 0, life) for life in range(3)]
+    for life, source in enumerate(lives):
+        new = [append("ann", life, offset=5)]
+        assert feed(store, source, new, now_ms=1).applied == 1
+        assert feed(store, source, new, now_ms=1).replayed == 1
+    feed(store, OTHER, [append("ann", 5)], now_ms=1)
+
+    (sequence,) = store.sequences(["ann"])
+    assert sequence is not None
+    assert set(sequence.marks) == {lives[-1].key, OTHER.key}
+
+
 def test_an_event_its_producer_sent_twice_is_applied_once(store: Store) -> None:
     feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
     done = feed(store, SOURCE, [append("ann", 1, 3, offset=10)], now_ms=2)
@@ -689,6 +702,18 @@ def test_a_user_whose_head_is_damaged_can_be_deleted(watched: Store, heard: Hear
     watched.forget(["ann"], now_ms=5_000)
     assert feed(watched, SOURCE, [append("ann", 200)], now_ms=6_000).deleted == 1
     assert "head" in heard.kinds
+
+
+def test_a_damaged_head_is_told_once_until_it_is_mended(watched: Store, heard: Heard) -> None:
+    feed(watched, SOURCE, [append("ann", 0, 3)], now_ms=1)
+    put_head(watched, "ann", b"rubbish")
+    for _ in range(3):
+        watched.sequences(["ann"])
+    feed(watched, SOURCE, [append("ann", 3)], now_ms=2)
+    assert heard.kinds == ["head"]
+    put_head(watched, "ann", b"rubbish")
+    watched.sequences(["ann"])
+    assert heard.kinds == ["head", "head"]
 
 
 def later_format(head: bytes) -> bytes:

@@ -67,7 +67,8 @@ def test_what_it_holds_in_memory_is_told(worker: ServiceProcess) -> None:
 
 
 def test_a_service_that_ends_is_told_with_its_last_word(tmp_path: Path) -> None:
-    arguments = ["worker", "--bundle", str(tmp_path / "nowhere")]
+    free_port = ["--set", "worker.metrics_port=0"]
+    arguments = ["worker", "--bundle", str(tmp_path / "nowhere"), *free_port]
     service = ServiceProcess("worker", arguments, tmp_path / "log", NOBODY)
 
     with service, pytest.raises(ServiceFailed, match=r"worker ended with code 1: .*nowhere"):

@@ -126,6 +126,8 @@ def test_a_bundle_scores_like_its_run(make: Make, bundle: Path) -> None:
 
     assert by_bundle["kind"] == "bundle"
     assert by_bundle["golden"]["max_difference"] < 1e-5
+    assert by_bundle["golden_sequences"]["requests"] > 5
+    assert by_bundle["golden_sequences"]["max_difference"] < 1e-5
     assert by_bundle["requests"] == by_run["requests"]
     for name, value in by_run["measures"].items():
         # Clusterings that tie may fall out otherwise.

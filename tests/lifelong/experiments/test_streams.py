@@ -31,7 +31,7 @@ def test_warm_and_cold_begin_as_one_and_warm_goes_on_from_itself(
     planted: Split, planted_runs: dict[str, Path]
 ) -> None:
     items = items_of(planted, planted_runs)
-    extractor = Extractor(items)
+    extractor = Extractor(items, items.offline)
     behaviors = behaviors_of(planted, 0, 72)
     first, second, third, *_ = Stream(items).run(behaviors, 8)
     np.testing.assert_array_equal(

@@ -144,6 +144,19 @@ def test_no_behavior_at_all_gives_zeros() -> None:
 
 
 @torch.no_grad()
+def test_a_behavior_without_a_direction_is_in_no_cluster_unless_it_is_newer() -> None:
+    """What an unknown item is, as long as nothing has taught row 0; the services do the same."""
+    network = module(K=2, beta=0.3)
+    sequence = sequence_of([6], 6)
+    table = sequence.table.detach().clone()
+    table[0] = 0
+    rows = torch.tensor([[0, 4, 0, 4, 9, 0]])
+    pooled = network.extract(with_newer(BehaviorSequence(rows, sequence.mask, table), 1))
+    assert pooled.sizes.tolist() == [[2, 1, 1]]
+    torch.testing.assert_close(pooled.interests[0], table[[4, 9, 0]])
+
+
+@torch.no_grad()
 def test_one_behavior_is_the_interest() -> None:
     sequence = sequence_of([1], 5)
     interest = module()(sequence, targets_of(sequence))

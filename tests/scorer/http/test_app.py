@@ -12,8 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from infra.behaviors import Source, pack_behavior
 from infra.metrics import ScorerMetrics
+from infra.store import Append, Group
+from infra.stores.memory import MemoryStore
 from scorer.http.app import create_app
+from scorer.process import StoreQuestion
 from scorer.ranking import Ranker, Ranking
 from scorer.readiness import LOADING, Readiness
 from scorer.service import Service
@@ -176,13 +180,27 @@ async def test_another_path_is_refused(http: httpx.AsyncClient) -> None:
     assert_refused(await http.get("/v1/nothing"), 404, "path", "/v1/nothing")
 
 
-async def test_a_store_that_is_away_is_a_503_that_says_when_to_retry(
-    http: httpx.AsyncClient, world: World
+async def test_without_its_store_a_strict_scorer_is_a_503_that_says_when_to_retry(
+    strict_world: World,
 ) -> None:
-    world.store.away = True
-    response = await http.post("/v1/rank", json={"user": "u", "candidates": ["item-1"]})
+    strict_world.store.away = True
+    async with client_of(strict_world) as http:
+        response = await http.post("/v1/rank", json={"user": "u", "candidates": ["item-1"]})
     assert_refused(response, 503, "store", "cannot be reached")
     assert int(response.headers["retry-after"]) > 0
+
+
+async def test_without_its_store_a_ranking_says_that_it_is_degraded(
+    http: httpx.AsyncClient, world: World
+) -> None:
+    request = {"user": "u", "candidates": ["item-1"]}
+    assert (await http.post("/v1/rank", json=request)).json()["degraded"] is False
+    world.store.away = True
+    response = await http.post("/v1/rank", json=request)
+    assert response.status_code == 200
+    assert response.headers["lifelong-degraded"] == "store"
+    answer = response.json()
+    assert (answer["degraded"], answer["history"]) == (True, "none")
 
 
 async def test_a_bug_is_told_without_a_traceback(http: httpx.AsyncClient, world: World) -> None:
@@ -321,20 +339,49 @@ def unloaded(world: World) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://scorer")
 
 
-async def test_ready_follows_the_store(http: httpx.AsyncClient, world: World) -> None:
-    assert (await http.get("/v2/health/ready")).json() == {"ready": True}
-    assert world.registry.get_sample_value("lifelong_scorer_ready") == 1
+async def test_a_strict_scorer_s_readiness_follows_the_store(strict_world: World) -> None:
+    async with client_of(strict_world) as http:
+        assert (await http.get("/v2/health/ready")).json() == {"ready": True}
+        assert strict_world.registry.get_sample_value("lifelong_scorer_ready") == 1
 
+        strict_world.store.away = True
+        strict_world.clock.now += 2
+        response = await http.get("/v2/health/ready")
+        assert response.status_code == 503
+        assert "cannot be reached" in response.json()["reason"]
+        assert strict_world.registry.get_sample_value("lifelong_scorer_ready") == 0
+
+        strict_world.store.away = False
+        strict_world.clock.now += 2
+        assert (await http.get("/v2/health/ready")).json() == {"ready": True}
+
+
+async def test_a_scorer_that_degrades_is_ready_without_its_store_and_says_so(
+    http: httpx.AsyncClient, world: World
+) -> None:
     world.store.away = True
     world.clock.now += 2
     response = await http.get("/v2/health/ready")
-    assert response.status_code == 503
-    assert "cannot be reached" in response.json()["reason"]
-    assert world.registry.get_sample_value("lifelong_scorer_ready") == 0
-
+    assert response.status_code == 200
+    (warning,) = response.json()["warnings"]
+    assert warning.startswith("rankings are degraded: ")
+    assert "cannot be reached" in warning
     world.store.away = False
     world.clock.now += 2
-    assert (await http.get("/v2/health/ready")).status_code == 200
+    assert (await http.get("/v2/health/ready")).json() == {"ready": True}
+
+
+async def test_a_store_without_a_single_user_is_a_warning(
+    http: httpx.AsyncClient, world: World
+) -> None:
+    store = MemoryStore()
+    world.service.readiness.loaded(StoreQuestion(store))
+    (warning,) = (await http.get("/v2/health/ready")).json()["warnings"]
+    assert "has no users" in warning
+    behavior = pack_behavior(1, 1, 0, 0, 1)
+    store.append([Group(Source(1, 1), [Append("u", [behavior], [0], [0])])], 1)
+    world.clock.now += 2
+    assert (await http.get("/v2/health/ready")).json() == {"ready": True}
 
 
 async def test_many_probes_are_one_question_to_the_store(
@@ -346,7 +393,7 @@ async def test_many_probes_are_one_question_to_the_store(
 
 
 async def test_a_store_that_does_not_answer_is_not_ready(
-    metrics: ScorerMetrics, until: Callable[[], bool]
+    metrics: ScorerMetrics, until: Callable[[], None]
 ) -> None:
     readiness = Readiness(metrics, timeout_s=0.05)
     readiness.loaded(until)
@@ -363,7 +410,11 @@ def metrics(world: World) -> ScorerMetrics:
 def until() -> Any:
     """A question that is answered only when the test is over."""
     over = threading.Event()
-    yield over.wait
+
+    def ask() -> None:
+        over.wait()
+
+    yield ask
     over.set()
 
 

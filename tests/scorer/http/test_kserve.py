@@ -196,3 +196,16 @@ async def test_bytes_that_belong_to_no_tensor_are_refused(http: httpx.AsyncClien
     response = await http.post(INFER, content=head + b"more", headers=headers)
     assert response.status_code == 400
     assert "after the last tensor" in response.json()["error"]["message"]
+
+
+async def test_a_degraded_answer_says_so_in_parameter_and_header(
+    http: httpx.AsyncClient, world: World
+) -> None:
+    world.store.away = True
+    inputs = [
+        {"name": "user", "shape": [1], "datatype": "BYTES", "data": ["u"]},
+        {"name": "candidates", "shape": [1], "datatype": "BYTES", "data": ["item-1"]},
+    ]
+    response = await http.post(INFER, json={"inputs": inputs})
+    assert response.headers["lifelong-degraded"] == "store"
+    assert response.json()["parameters"]["degraded"] is True

@@ -1,0 +1,218 @@
+"""Golden sequences: behaviors and candidates, and the CTRs that the torch network gives for them.
+
+They hold the whole way of the services against the network: items looked up, the part that a state
+covers extracted by the manifest's settings and stored, newer behaviors and features added, the
+graph run. A service with another scale, K, L or T gives other CTRs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice
+from typing import Final
+
+import msgspec
+import numpy as np
+import torch
+
+from infra.arrays import F32, I64, U64
+from infra.behaviors import item_key
+from models.bundle import GOLDEN_TOLERANCE, Catalog, GoldenSequence, Manifest, Tensor
+from models.features import EMPTY_HISTORY, cross_features, user_features
+from models.modules.sequence import BehaviorSequence, Target
+from models.network import Network
+from models.reference.serving import add_to_history
+
+NOW_MS: Final = 1_700_000_000_000
+HOUR_MS: Final = 3_600_000
+
+NOISE: Final = 1e-6
+"""Relative change of all embeddings that a golden sequence must bear: some times what another
+processor's rounding amounts to."""
+
+STEADY: Final = GOLDEN_TOLERANCE / 2
+"""Largest change of its CTRs at that: numbers rounded to 16 bits may fall to the other side. A
+sequence whose clustering hangs on a tie would be refused by another machine."""
+
+SHAKEN: Final = 3
+"""How often a sequence is tried with noise."""
+
+LATE: Final = "late"
+"""The sequence whose event times do not ascend."""
+
+DRAWS: Final = 20
+"""Draws of a sequence until it is steady; one that never is gets left out."""
+
+
+def golden_sequences(
+    network: Network, manifest: Manifest, catalog: Catalog, known: Sequence[int]
+) -> list[GoldenSequence]:
+    """The golden sequences of a network that the services serve.
+
+    Args:
+        manifest: of its bundle: L, K, and how states are stored.
+        catalog: of its bundle.
+        known: n + 1 rows of the network's own item table, in the bundle's order.
+    """
+    found: dict[str, GoldenSequence] = {}
+    for draw in range(DRAWS):
+        rng = np.random.default_rng((manifest.seed, draw))
+        missing = [one for one in _draw(rng, manifest, catalog) if one.name not in found]
+        answered = answer_sequences(network, manifest, catalog, known, missing)
+        found |= {one.name: one for one in answered}
+    return list(found.values())
+
+
+def answer_sequences(
+    network: Network,
+    manifest: Manifest,
+    catalog: Catalog,
+    known: Sequence[int],
+    sequences: Iterable[GoldenSequence],
+) -> list[GoldenSequence]:
+    """Sequences with the CTRs of a network; those that hang on a tie are left out.
+
+    Args:
+        manifest, catalog, known: as of `golden_sequences`.
+        sequences: whatever CTRs they have.
+    """
+    asked = _Asked(network, manifest, catalog, known)
+    answered = map(asked.answer, sequences)
+    return [one for one in answered if one is not None]
+
+
+def _draw(
+    rng: np.random.Generator, manifest: Manifest, catalog: Catalog
+) -> Iterator[GoldenSequence]:
+    """Sequences of all kinds without their CTRs; rows are the bundle's, negative: unknown to it."""
+    assert manifest.offline is not None
+    n, L, K = manifest.n_items, manifest.L, manifest.offline.K
+    items = rng.permutation(n) + 1
+    few, many = items[:K], items[: 3 * K]
+    unknown = -rng.integers(1, 6, 60)
+    mixed = np.where(rng.random(60) < 0.4, unknown, rng.choice(many, 60))
+    # The oldest behavior that is covered, and the one before it, are on items met nowhere else: as
+    # candidates they tell whether L is one more or one less.
+    others = items[2:] if n > 2 else items
+    long = np.concatenate((items[:2], rng.choice(others, L - 1 + 20)))
+    ids = _Ids(catalog)
+    for name, rows, newer in (
+        ("no behavior", items[:0], 0),
+        ("one behavior, newer", items[:1], 1),
+        ("one behavior, covered", items[:1], 0),
+        ("all alike", np.repeat(items[:1], 70), 6),
+        ("K items", rng.permutation(np.repeat(few, 3)), 0),
+        ("more items than K", rng.choice(many, 5 * K + 10), 10),
+        ("no state", rng.choice(many, 40), 40),
+        ("known and unknown", mixed, 20),
+        ("unknown alone", unknown[:12], 4),
+        (LATE, rng.choice(many, 50), 8),
+        ("longer than L", long, 20),
+    ):
+        # Of the sequence's ends, of all, unknown ones, and one twice.
+        candidates = (rows[:2], rows[-4:], rng.integers(1, n + 1, 8), [-1, -6], rows[:1])
+        times = NOW_MS - HOUR_MS * np.arange(len(rows), 0, -1, dtype=np.int64)
+        yield GoldenSequence(
+            name=name,
+            items=ids.of(rows),
+            times=(rng.permutation(times) if name == LATE else times).tolist(),
+            newer=newer,
+            count=len(rows) if len(rows) <= L else 10 * L,
+            candidates=ids.of(np.concatenate(candidates).astype(np.int64)),
+            now_ms=NOW_MS,
+            ctr=Tensor.of(np.zeros(0, np.float32)),
+        )
+
+
+class _Ids:
+    """Item ids by row of the bundle, and for negative rows such as no item has."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        drawn = (f"unknown {number}" for number in count(1))
+        self._unknown = list(islice((one for one in drawn if not _rows(catalog, [one])[0]), 6))
+
+    def of(self, rows: I64) -> list[str]:
+        known, unknown = self._catalog.item_ids, self._unknown
+        return [known[row] if row > 0 else unknown[-row - 1] for row in rows.tolist()]
+
+
+class _Asked:
+    """A network that is asked about users of a bundle's items."""
+
+    def __init__(
+        self, network: Network, manifest: Manifest, catalog: Catalog, known: Sequence[int]
+    ) -> None:
+        self._network, self._manifest, self._catalog = network, manifest, catalog
+        self._known = np.array(known, np.int64)
+        self._table = network.item_table().detach()
+
+    def answer(self, golden: GoldenSequence) -> GoldenSequence | None:
+        """The sequence with its CTRs; None: they hang on a tie."""
+        rows = _rows(self._catalog, [*golden.items, *golden.candidates])
+        # Of ten million items, those that it is about.
+        used, places = np.unique(self._known[rows], return_inverse=True)
+        table, at = self._table[torch.from_numpy(used)], torch.from_numpy(places)
+        ctr = self._ctrs(golden, table, at)
+        rng = np.random.default_rng(self._manifest.seed)
+        for _ in range(SHAKEN):
+            noise = torch.from_numpy(rng.standard_normal(table.shape, np.float32))
+            shaken = self._ctrs(golden, table * (1 + NOISE * noise), at)
+            if not np.abs(shaken - ctr).max() <= STEADY:
+                return None
+        return msgspec.structs.replace(golden, ctr=Tensor.of(ctr))
+
+    @torch.no_grad()
+    def _ctrs(self, golden: GoldenSequence, table: torch.Tensor, at: torch.Tensor) -> F32:
+        """CTRs f32[B] by the network; the state is of the last L behaviors that are not newer.
+
+        Args:
+            table: embeddings of the items that the sequence is about.
+            at: i64[n + B]: the rows in it of behaviors and candidates.
+        """
+        network, n = self._network, len(golden.items)
+        kept = slice(max(n - golden.newer - self._manifest.L, 0), n)
+        items, times = golden.items[kept], np.array(golden.times[kept], np.int64)
+        # One that is masked where there are none: no sequence is of length 0.
+        rows = at[kept].unsqueeze(0) if items else torch.zeros(1, 1, dtype=torch.long)
+        mask = torch.full(rows.shape, bool(items))
+        newer = mask & (torch.arange(len(rows[0])) >= len(rows[0]) - golden.newer)
+        sequence = BehaviorSequence(rows, mask, table, newer=newer)
+        recent = sequence.latest(network.config.M)
+        user = user_features(golden.count, int(times.max(initial=0)), golden.now_ms)
+        cross = cross_features(
+            _keys(golden.candidates),
+            self._catalog.popularity[_rows(self._catalog, golden.candidates)],
+            add_to_history(EMPTY_HISTORY, _keys(items), times),
+            golden.now_ms,
+        )
+        logits = network.logits(
+            self._stored(network.long.summarize(sequence)),
+            recent.embeddings[0],
+            recent.mask[0].float(),
+            torch.from_numpy(user),
+            Target(table[at[n:]], torch.zeros_like(at[n:]), at[n:]),
+            torch.from_numpy(cross),
+        )
+        ctrs: F32 = torch.sigmoid(logits).numpy()
+        return ctrs
+
+    def _stored(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """One user's state as it comes back from the store. Behind the K clusters stand newer
+        behaviors, which are not stored.
+        """
+        assert self._manifest.offline is not None
+        K, found = self._manifest.offline.K, {}
+        for name, (tensor,) in state.items():
+            half = self._manifest.stored[name].dtype == "float16"
+            clusters = tensor[:K].half().float() if half else tensor[:K]
+            found[name] = torch.cat((clusters, tensor[K:]))
+        return found
+
+
+def _keys(items: Sequence[str]) -> U64:
+    return np.array([item_key(item) for item in items], np.uint64)
+
+
+def _rows(catalog: Catalog, items: Sequence[str]) -> I64:
+    return catalog.rows(_keys(items)).astype(np.int64)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from infra.behaviors import Source, pack_behavior
+from infra.errors import SettingsError, StoreUnavailable
+from infra.settings import Settings, StoreSettings
+from infra.store import Append, Group
+from infra.stores import open_store
+from lifelong.upkeep import run_backup, run_compact, run_forget, run_restore
+
+SOURCE = Source(1, 1)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A store with ann and bob."""
+    settings = Settings(store=StoreSettings(url=f"lmdb://{tmp_path / 'store'}"))
+    add(settings, ["ann", "bob"])
+    return settings
+
+
+def add(settings: Settings, users: Sequence[str], *, offset: int = 0, time_ms: int = 1) -> None:
+    store = open_store(settings.store, actions=("buy",))
+    behavior = pack_behavior(1, time_ms, 0, 0, 1)
+    appends = [Append(user, [behavior], [0], [offset]) for user in users]
+    store.append([Group(SOURCE, appends)], time_ms)
+    store.close()
+
+
+def users(settings: Settings) -> list[str]:
+    store = open_store(settings.store, read_only=True)
+    found = store.users(b"", 10).users
+    store.close()
+    return found
+
+
+def test_forgetting_deletes_and_keeps_out_what_came_before(settings: Settings) -> None:
+    report = run_forget(settings, ["ann", "nobody"])
+    assert (report["deleted"], report["unknown"]) == (1, 1)
+    add(settings, ["ann", "nobody"], offset=1, time_ms=report["until_ms"])
+    assert users(settings) == ["bob"]
+    add(settings, ["ann"], offset=2, time_ms=report["until_ms"] + 1)
+    assert users(settings) == ["ann", "bob"]
+
+
+def test_forgetting_leaves_the_store_s_identity_as_it_is(settings: Settings) -> None:
+    other = settings.store.model_copy(update={"ttl_s": 60})
+    run_forget(settings.model_copy(update={"store": other}), ["ann"])
+    store = open_store(settings.store, read_only=True)
+    assert store.identity is not None
+    assert (store.identity.ttl_s, store.identity.actions) == (0, ("buy",))
+    store.close()
+
+
+def test_forgetting_in_a_mistyped_store_is_told(settings: Settings, tmp_path: Path) -> None:
+    absent = settings.store.model_copy(update={"url": f"lmdb://{tmp_path / 'stroe'}"})
+    with pytest.raises(StoreUnavailable, match="there is no store"):
+        run_forget(settings.model_copy(update={"store": absent}), ["ann"])
+    assert not (tmp_path / "stroe").exists()
+
+
+def test_a_backup_is_restored(settings: Settings, tmp_path: Path) -> None:
+    made = run_backup(settings, tmp_path / "copy")
+    run_forget(settings, ["ann", "bob"])
+    restored = run_restore(settings, tmp_path / "copy", replace=True)
+    assert users(settings) == ["ann", "bob"]
+    assert restored["store"]["id"] == made["store"]["id"]
+
+
+def test_compacting_keeps_all(settings: Settings) -> None:
+    report = run_compact(settings)
+    assert 0 < report["bytes_after"] <= report["bytes_before"]
+    assert users(settings) == ["ann", "bob"]
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"), [("aerospike://127.0.0.1:1/test", "asbackup"), ("memory://", "its process")]
+)
+def test_another_store_is_told_how_it_is_backed_up(
+    settings: Settings, tmp_path: Path, url: str, advice: str
+) -> None:
+    other = settings.model_copy(update={"store": StoreSettings(url=url)})
+    with pytest.raises(SettingsError, match=advice):
+        run_backup(other, tmp_path / "copy")
