@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +45,7 @@ def main(
     ] = None,
 ) -> None:
     """Inject faults at moments drawn from seeds, and check that nothing is lost or doubled."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = _console()
     obstacle = apache_obstacle()
     if obstacle is not None:
         raise typer.BadParameter(f"Apache Kafka cannot run here: {obstacle}")
@@ -47,26 +53,16 @@ def main(
     if unknown:
         raise typer.BadParameter(f"no fault {min(unknown)!r}; there are {', '.join(FAULTS)}")
 
-    def told(one: Injected) -> None:
-        console.print(
-            f"  {one.at_s:6.1f} s  {one.fault}: {one.what};"
-            f" lasted {one.lasted_s:.1f} s, recovery {seconds(one.recovery_s)}"
-        )
-
     same = [f"--events={events}", f"--users={users}", f"--rate={rate:g}", f"--extra={extra}"]
     same += [f"--fault={one}" for one in fault or ()]
     runs: list[Run] = []
     report: dict[str, Any] = {}
     for seed in range(first, first + seeds):
         console.print(f"seed {seed}")
-        run = run_seed(
-            seed,
-            Size(events, users, rate),
-            tuple(fault or FAULTS),
-            extra=extra,
-            keep=keep,
-            told=told,
-        )
+        with _directory(keep, seed) as directory:
+            run = _run_apart(
+                seed, Size(events, users, rate), directory, tuple(fault or FAULTS), extra
+            )
         runs.append(run)
         console.print(f"  {run.seconds:6.1f} s  {'; '.join(run.wrong) or 'nothing wrong'}")
         if run.wrong:
@@ -78,6 +74,40 @@ def main(
     if str(json_out) == "-":
         print(json.dumps(report, indent=1))  # noqa: T201 - the result
     sys.exit(WRONG if report["wrong"] else 0)
+
+
+def _run_apart(seed: int, size: Size, directory: Path, faults: tuple[str, ...], extra: int) -> Run:
+    """A seed's run in a process of its own, so that none can spoil another."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(
+                run_seed, seed, size, directory, faults, extra=extra, told=_tell
+            ).result()
+        except BrokenProcessPool:
+            return Run(seed, failure="the process that injected the faults has crashed")
+
+
+def _tell(one: Injected) -> None:
+    _console().print(
+        f"  {one.at_s:6.1f} s  {one.fault}: {one.what};"
+        f" lasted {one.lasted_s:.1f} s, recovery {seconds(one.recovery_s)}"
+    )
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _directory(keep: Path | None, seed: int) -> Iterator[Path]:
+    """Where a run keeps its files."""
+    if keep is not None:
+        directory = keep / f"seed-{seed}"
+        directory.mkdir(parents=True, exist_ok=True)
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="lifelong-chaos-") as name:
+        yield Path(name)
 
 
 def _command(seeds: int, first: int, options: list[str]) -> str:

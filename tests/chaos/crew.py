@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from lifelong.demo.processes import ServiceProcess, free_port
 
-READY_S: Final = 90.0
+READY_S: Final = 180.0
 """Longest wait for a worker to be ready, on a busy machine."""
 
 

@@ -6,7 +6,6 @@ stored sequence; no event carries an id, so that only the marks can tell repetit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -59,16 +58,13 @@ class Ledger:
         """How many more can be sent."""
         return len(self.users) - self.sent
 
-    def delivered(self, number: int) -> Callable[[Any, Any], None]:
-        """What the producer calls once the broker took the event, or failed to."""
-
-        def note(error: Any, message: Any) -> None:
-            if error is None:
-                self.topics[number] = self.topic
-                self.offsets[number] = message.offset()
-                self.partitions[number] = message.partition()
-
-        return note
+    def delivered(self, error: Any, message: Any) -> None:
+        """What the producer calls once the broker took an event, or failed to."""
+        if error is None:
+            number = message.timestamp()[1] - EPOCH_MS
+            self.topics[number] = self.topic
+            self.offsets[number] = message.offset()
+            self.partitions[number] = message.partition()
 
     def abort(self, numbers: range) -> None:
         """These were sent in a transaction that is aborted."""

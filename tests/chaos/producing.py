@@ -95,7 +95,8 @@ class NumberedProducer:
                         self._broker.topic,
                         json.dumps(event).encode(),
                         user.encode(),
-                        on_delivery=self._ledger.delivered(number),
+                        on_delivery=self._ledger.delivered,
+                        timestamp=time_of(number),
                     )
                     break
                 except BufferError:

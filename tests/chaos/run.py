@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,24 +117,23 @@ class Run:
 def run_seed(
     seed: int,
     size: Size,
+    directory: Path,
     faults: Sequence[str] = tuple(FAULTS),
     *,
     extra: int = 0,
-    keep: Path | None = None,
     told: Callable[[Injected], None] = lambda _: None,
 ) -> Run:
     """Inject what the seed draws, and check what came of it.
 
-    Nothing that was started here runs on, and no file is left unless ``keep`` names a directory.
+    Nothing that was started here runs on. ``directory`` takes broker, store and logs.
     """
     run = Run(seed)
     began = time.monotonic()
-    with _directory(keep, seed) as directory:
-        try:
-            with Scene(directory, size, np.random.default_rng(seed)) as scene:
-                _play(scene, run, draw_plan(seed, faults, extra), told)
-        except LifelongError as error:
-            run.failure = f"{type(error).__name__}: {error}"
+    try:
+        with Scene(directory, size, np.random.default_rng(seed)) as scene:
+            _play(scene, run, draw_plan(seed, faults, extra), told)
+    except LifelongError as error:
+        run.failure = f"{type(error).__name__}: {error}"
     run.seconds = time.monotonic() - began
     return run
 
@@ -247,14 +245,3 @@ def _not_current(scene: Scene) -> int:
 
 def _pages(names: Sequence[str]) -> Iterator[Sequence[str]]:
     return (names[start : start + READ] for start in range(0, len(names), READ))
-
-
-@contextmanager
-def _directory(keep: Path | None, seed: int) -> Iterator[Path]:
-    if keep is not None:
-        directory = keep / f"seed-{seed}"
-        directory.mkdir(parents=True, exist_ok=True)
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix="lifelong-chaos-") as name:
-        yield Path(name)

@@ -20,5 +20,5 @@ def test_faults_lose_and_double_nothing(tmp_path: Path) -> None:
     obstacle = apache_obstacle()
     if obstacle is not None:
         pytest.skip(f"Apache Kafka cannot run here: {obstacle}")
-    run = run_seed(SEED, Size(events=40_000, users=400, a_second=5_000), keep=tmp_path)
+    run = run_seed(SEED, Size(events=40_000, users=400, a_second=5_000), tmp_path)
     assert not run.wrong, run.injected
