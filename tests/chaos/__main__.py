@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from infra.kafka.jars import apache_obstacle
 from tests.chaos.faults import FAULTS
-from tests.chaos.report import compose, page, seconds, show
-from tests.chaos.run import Injected, Run, run_seed
+from tests.chaos.report import compose, new_console, page, show, tell
+from tests.chaos.run import Run, run_seed
 from tests.chaos.scene import Size
 
 WRONG = 3
@@ -45,7 +44,7 @@ def main(
     ] = None,
 ) -> None:
     """Inject faults at moments drawn from seeds, and check that nothing is lost or doubled."""
-    console = _console()
+    console = new_console()
     obstacle = apache_obstacle()
     if obstacle is not None:
         raise typer.BadParameter(f"Apache Kafka cannot run here: {obstacle}")
@@ -81,21 +80,10 @@ def _run_apart(seed: int, size: Size, directory: Path, faults: tuple[str, ...], 
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(
-                run_seed, seed, size, directory, faults, extra=extra, told=_tell
+                run_seed, seed, size, directory, faults, extra=extra, told=tell
             ).result()
         except BrokenProcessPool:
             return Run(seed, failure="the process that injected the faults has crashed")
-
-
-def _tell(one: Injected) -> None:
-    _console().print(
-        f"  {one.at_s:6.1f} s  {one.fault}: {one.what};"
-        f" lasted {one.lasted_s:.1f} s, recovery {seconds(one.recovery_s)}"
-    )
-
-
-def _console() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -65,6 +65,19 @@ def by_fault(injected: Iterable[Injected]) -> list[dict[str, Any]]:
     return rows
 
 
+def new_console() -> Console:
+    """Standard output is for the result."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def tell(one: Injected) -> None:
+    """Print a fault that has been injected."""
+    new_console().print(
+        f"  {one.at_s:6.1f} s  {one.fault}: {one.what};"
+        f" lasted {one.lasted_s:.1f} s, recovery {seconds(one.recovery_s)}"
+    )
+
+
 def show(console: Console, report: dict[str, Any]) -> None:
     """Print what was injected and what was found."""
     faults = Table(title=f"Faults, {report['machine']}", title_justify="left")
