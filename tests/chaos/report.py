@@ -29,15 +29,15 @@ SUMMED: Final = (
 def compose(runs: Sequence[Run], command: str) -> dict[str, Any]:
     """The report of some runs."""
     rows = [run.row() for run in runs]
-    recoveries = [one.recovery_s for run in runs for one in run.injected if one.recovery_s]
+    recoveries = [one.recovery_s for run in runs for one in run.injected]
     return {
         "machine": machine(),
         "command": command,
         "runs": len(runs),
         **{name: sum(row.get(name, 0) for row in rows) for name in SUMMED},
-        "injections": sum(len(run.injected) for run in runs),
-        "recovery_s_max": max(recoveries, default=0.0),
-        "never_recovered": sum(one.recovery_s is None for run in runs for one in run.injected),
+        "injections": len(recoveries),
+        "recovery_s_max": max((s for s in recoveries if s is not None), default=0.0),
+        "never_recovered": recoveries.count(None),
         "current_s_max": max((row["current_s"] for row in rows), default=0.0),
         "wrong": sum(bool(run.wrong) for run in runs),
         "faults": by_fault(one for run in runs for one in run.injected),
@@ -130,7 +130,8 @@ are made by
 
     {report["command"]}
 
-on {report["machine"]}. `make chaos SEEDS=1 ARGS="--first 7"` repeats seed 7.
+on {report["machine"]}. The same with `--seeds=1 --first=7` repeats seed 7; `make chaos`
+runs more and longer.
 
 | {" | ".join(total)} |
 |{" ---: |" * len(total)}

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from infra.errors import LifelongError
+from infra.errors import typed_line
 from infra.segments import SEGMENT
 from tests.chaos.checking import Found, compare
 from tests.chaos.faults import FAULTS
@@ -61,6 +61,7 @@ class Run:
     not_current: int = 0
     """Users with a full segment that their interests do not cover."""
     current_s: float = 0
+    """From the last event until all users' interests were current."""
     seconds: float = 0
     failure: str | None = None
     """Why the run did not come to its end."""
@@ -132,8 +133,8 @@ def run_seed(
     try:
         with Scene(directory, size, np.random.default_rng(seed)) as scene:
             _play(scene, run, draw_plan(seed, faults, extra), told)
-    except LifelongError as error:
-        run.failure = f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001 - whatever it is, other seeds are run and reported
+        run.failure = typed_line(error)
     run.seconds = time.monotonic() - began
     return run
 
@@ -152,9 +153,7 @@ def _play(scene: Scene, run: Run, plan: list[Injection], told: Callable[[Injecte
         ended = time.monotonic()
         try:
             scene.wait_until(scene.drained, "all is in the store", RECOVERY_S)
-            run.current_s = scene.wait_until(
-                lambda: not _not_current(scene), "interests are current", CURRENT_S
-            )
+            scene.wait_until(lambda: not _not_current(scene), "interests are current", CURRENT_S)
         except NotInTime:
             run.not_current = _not_current(scene)
         run.current_s = time.monotonic() - ended
