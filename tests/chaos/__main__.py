@@ -7,9 +7,10 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.kafka.jars import apache_obstacle
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, PROVED
 from tests.chaos.report import compose, new_console, page, show, tell
 from tests.chaos.run import Run, run_seed
 from tests.chaos.scene import Size
@@ -35,6 +36,7 @@ def main(
     rate: Annotated[float, typer.Option(help="Events a second during a fault.")] = 10_000,
     extra: Annotated[int, typer.Option(min=0, help="Faults of a run beyond one of each.")] = 4,
     fault: Annotated[list[str] | None, typer.Option(help="Only these faults.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds run at the same time.")] = 1,
     keep: Annotated[Path | None, typer.Option(help="Keep logs, broker and store here.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="- for standard output.")
@@ -56,19 +58,22 @@ def main(
     same += [f"--fault={one}" for one in fault or ()]
     runs: list[Run] = []
     report: dict[str, Any] = {}
-    for seed in range(first, first + seeds):
-        console.print(f"seed {seed}")
+    size, chosen = Size(events, users, rate), tuple(fault or PROVED)
+
+    def run_apart(seed: int) -> Run:
         with _directory(keep, seed) as directory:
-            run = _run_apart(
-                seed, Size(events, users, rate), directory, tuple(fault or FAULTS), extra
-            )
-        runs.append(run)
-        console.print(f"  {run.seconds:6.1f} s  {'; '.join(run.wrong) or 'nothing wrong'}")
-        if run.wrong:
-            console.print(f"  again: {_command(1, seed, same)}")
-        # After each, so that a run that is interrupted leaves what was found.
-        report = compose(runs, _command(len(runs), first, same))
-        _write(report, json_out, page_out)
+            return _run_apart(seed, size, directory, chosen, extra)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for run in pool.map(run_apart, range(first, first + seeds)):
+            runs.append(run)
+            wrong = "; ".join(run.wrong)
+            console.print(f"seed {run.seed} {run.seconds:6.1f} s  {wrong or 'nothing wrong'}")
+            if wrong:
+                console.print(f"  again: {_command(1, run.seed, same)}")
+            # After each, so that a run that is interrupted leaves what was found.
+            report = compose(runs, _command(len(runs), first, same))
+            _write(report, json_out, page_out)
     show(console, report)
     if str(json_out) == "-":
         print(json.dumps(report, indent=1))  # noqa: T201 - the result
@@ -80,7 +85,7 @@ def _run_apart(seed: int, size: Size, directory: Path, faults: tuple[str, ...], 
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(
-                run_seed, seed, size, directory, faults, extra=extra, told=tell
+                run_seed, seed, size, directory, faults, extra=extra, told=partial(tell, seed)
             ).result()
         except BrokenProcessPool:
             return Run(seed, failure="the process that injected the faults has crashed")

@@ -70,10 +70,10 @@ def new_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def tell(one: Injected) -> None:
+def tell(seed: int, one: Injected) -> None:
     """Print a fault that has been injected."""
     new_console().print(
-        f"  {one.at_s:6.1f} s  {one.fault}: {one.what};"
+        f"seed {seed} {one.at_s:6.1f} s  {one.fault}: {one.what};"
         f" lasted {one.lasted_s:.1f} s, recovery {seconds(one.recovery_s)}"
     )
 
