@@ -64,6 +64,8 @@ class BatchAgent:
         self._untold: set[TP] = set()
         """Partitions of which no broker could tell how far their logs go."""
         self._rebalances = 0
+        self._back_ms: int | None = None
+        """From when on partitions that are placed are read again, ms since epoch."""
         self._turn = asyncio.Lock()
         self._placing: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
@@ -109,6 +111,7 @@ class BatchAgent:
                 source = self._positions.source(batch.tp)
                 await self._writer.write(batch, decoded, source, wanted)
             except GivenUp:
+                self._go_back_if_interrupted()
                 return False
             self._order.done(batch)
             self._positions.applied(batch)
@@ -120,6 +123,7 @@ class BatchAgent:
         Raises:
             BrokerError, KafkaError: the brokers do not answer, or there is no such topic.
         """
+        self._go_back_if_interrupted()
         found = await self._topic.read()
         if self._topic.id is None:
             return
@@ -182,6 +186,15 @@ class BatchAgent:
             self._unplaced.setdefault(tp, time.monotonic())
         self._place_soon()
 
+    def _go_back_if_interrupted(self) -> None:
+        """Have all partitions go back to before an outage of the store, if there was one."""
+        since_ms = self._writer.interruptions.take()
+        if since_ms is None:
+            return
+        log.warning("store was away, what it may have lost is read again", since_ms=since_ms)
+        self._back_ms = since_ms if self._back_ms is None else min(since_ms, self._back_ms)
+        self._misplaced(self._consumer.assignment())
+
     def _place_soon(self) -> None:
         """Place what is not placed, whether batches come or not."""
         if self._placing is None or self._placing.done():
@@ -200,14 +213,16 @@ class BatchAgent:
 
     async def _place(self, wanted: Wanted) -> None:
         """Find out where the unplaced partitions stand, and go on there."""
-        rebalances, unplaced = self._rebalances, set(self._unplaced)
+        rebalances, unplaced, back_ms = self._rebalances, set(self._unplaced), self._back_ms
         offsets = await self._patiently(
-            lambda: self._positions.find(self._consumer, unplaced, wanted), wanted
+            lambda: self._positions.find(self._consumer, unplaced, wanted, back_ms), wanted
         )
         if rebalances == self._rebalances:
             await self._seek(offsets)
             for tp in offsets:
                 self._unplaced.pop(tp, None)
+            if not self._unplaced and self._back_ms == back_ms:
+                self._back_ms = None
 
     async def _continues(self, tp: TP, following: int, epoch: int, wanted: Wanted) -> bool:
         """Whether what was fetched continues the log; if not, the partition is placed anew."""

@@ -20,6 +20,7 @@ from infra.store import Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.agent import BatchAgent
 from streaming.dead_letters import DeadLetters
+from streaming.interruptions import Interruptions
 from streaming.positions import Positions
 from streaming.topic import TopicIdentity
 from streaming.transport import BatchTransport, faust_log
@@ -73,6 +74,7 @@ def create_app(
     *,
     topic_id: Callable[[], str],
     digest: bytes | None = None,
+    interruptions: Interruptions | None = None,
     on_assigned: Callable[[set[int]], None] = lambda _: None,
     clock: Callable[[], int] = wall_clock_ms,
 ) -> LifelongApp:
@@ -85,6 +87,7 @@ def create_app(
         metrics: where all of it is counted.
         topic_id: asks the broker for the topic's id, see `TopicIdentity`.
         digest: of the bundle that users are due for; None: for no other than they were.
+        interruptions: outages of the store, after which events are fed again.
         on_assigned: told the partitions that are ours, after each rebalance.
         clock: ms since epoch.
     """
@@ -92,7 +95,15 @@ def create_app(
     app.transport = BatchTransport(app.conf.broker, app)
     # Nothing is produced through Faust: dead letters have an idempotent producer of their own.
     app.boot_strategy.enable_kafka_producer = False
-    app.writer = BatchWriter(settings, store, dead_letters, metrics, digest=digest, clock=clock)
+    app.writer = BatchWriter(
+        settings,
+        store,
+        dead_letters,
+        metrics,
+        digest=digest,
+        interruptions=interruptions,
+        clock=clock,
+    )
     identity = TopicIdentity(settings.broker.topic, topic_id)
     held_max_s = settings.worker.held_max_s
     positions = Positions(identity, store, app.writer, metrics, held_max_s)

@@ -95,9 +95,14 @@ class Positions:
                     continue
 
     async def find(
-        self, consumer: BatchConsumer, partitions: Collection[TP], wanted: Wanted
+        self,
+        consumer: BatchConsumer,
+        partitions: Collection[TP],
+        wanted: Wanted,
+        back_ms: int | None = None,
     ) -> dict[TP, int]:
-        """Find out where to go on, from what the store, the group and the logs say.
+        """Find out where to go on, from what the store, the group and the logs say; with
+        ``back_ms``, ms since epoch, no later than at the first event since then.
 
         Returns:
             The offsets, without those of partitions of which no broker can tell now.
@@ -135,6 +140,12 @@ class Positions:
             if begin.offset != (found.committed or 0):
                 consumer.acknowledge(tp, begin.offset, anew=True)
         self._before.clear()
+        if back_ms is not None:
+            for tp, offset in (await consumer.offsets_since(logs, back_ms)).items():
+                at = self._of(tp)
+                if offset < at.next:
+                    at.next = max(offset, at.life.begins)
+                    consumer.acknowledge(tp, at.next, anew=True)
         return {tp: self._of(tp).next for tp in logs}
 
     async def continues(

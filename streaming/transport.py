@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final, TypeVar, cast
@@ -292,6 +292,19 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
             logs[TP(*tp)] = Log(bounds[tp], offset if offset >= 0 else None, ends[tp])
         return logs
 
+    async def offsets_since(self, partitions: Collection[TP], time_ms: int) -> Mapping[TP, int]:
+        """The offset of the first record since a time, of those of the partitions that are
+        assigned and have one. Raises `KafkaError` where the brokers cannot tell.
+        """
+        found: Mapping[TP, int] = await self._call(self._offsets_since, set(partitions), time_ms)
+        return found
+
+    async def _offsets_since(self, partitions: Collection[TP], time_ms: int) -> dict[TP, int]:
+        consumer = self._ensure_consumer()
+        asked = {tp: time_ms for tp in consumer.assignment() if TP(*tp) in partitions}
+        found = await consumer.offsets_for_times(asked) if asked else {}
+        return {TP(*tp): first.offset for tp, first in found.items() if first is not None}
+
     async def seek_to(self, offsets: Mapping[TP, int]) -> Mapping[TP, int]:
         """Position those of the partitions that are assigned.
 
@@ -430,6 +443,10 @@ class BatchConsumer(FaustConsumer):
     async def logs(self, epochs: Mapping[TP, int]) -> Mapping[TP, Log]:
         """See `BatchConsumerThread.logs`."""
         return await self._thread.logs(epochs)
+
+    async def offsets_since(self, partitions: Collection[TP], time_ms: int) -> Mapping[TP, int]:
+        """See `BatchConsumerThread.offsets_since`."""
+        return await self._thread.offsets_since(partitions, time_ms)
 
     async def standings(self) -> Mapping[TP, Standing]:
         """See `BatchConsumerThread.standings`."""

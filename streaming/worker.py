@@ -33,6 +33,7 @@ from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetters, KafkaDeadLetters
 from streaming.health import Health, serve_health
+from streaming.interruptions import Interruptions
 from streaming.renewal import Renewal
 from streaming.schedule import Reclusterer
 from streaming.transport import BatchConsumer
@@ -76,6 +77,7 @@ class Worker:
         dead_letters: takes what cannot be read.
         metrics: where all of it is counted.
         health: kept true, for the endpoints to tell.
+        interruptions: told of the store's outages by whoever opened it.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Worker:
         dead_letters: DeadLetters,
         metrics: WorkerMetrics,
         health: Health,
+        interruptions: Interruptions | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -93,6 +96,7 @@ class Worker:
         self._digest = system.digest if system.keeps_state else None
         self._metrics = metrics
         self._health = health
+        self._interruptions = interruptions or Interruptions()
         self._lively = True
         self._crashed_at = -math.inf
         self._partitions = 0
@@ -133,6 +137,7 @@ class Worker:
                 broker, broker.topic, timeout_s=2 * self._settings.worker.check_s
             ),
             digest=self._digest,
+            interruptions=self._interruptions,
             on_assigned=self._take_partitions,
         )
         checks = asyncio.create_task(self._check_broker(app))
@@ -262,11 +267,14 @@ async def _serve(settings: Settings) -> None:
     health = Health(settings.worker.stall_s)
     with serve_health(settings, registry, health):
         system = await asyncio.to_thread(_load_system, settings, metrics)
-        store = await _retried(lambda: _open_store(settings, metrics), "store", health, stop)
+        interruptions = Interruptions()
+        store = await _retried(
+            lambda: _open_store(settings, metrics, interruptions), "store", health, stop
+        )
         if store is None:
             return
         dead_letters = KafkaDeadLetters(settings.broker)
-        worker = Worker(settings, store, system, dead_letters, metrics, health)
+        worker = Worker(settings, store, system, dead_letters, metrics, health, interruptions)
         try:
             await worker.run(stop)
         finally:
@@ -285,7 +293,7 @@ def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
     return system
 
 
-def _open_store(settings: Settings, metrics: WorkerMetrics) -> Store:
+def _open_store(settings: Settings, metrics: WorkerMetrics, interruptions: Interruptions) -> Store:
     from infra.stores import open_store
 
     return open_store(
@@ -293,6 +301,7 @@ def _open_store(settings: Settings, metrics: WorkerMetrics) -> Store:
         wait_s=0,
         actions=settings.events.declared_actions.names,
         damage=counted(metrics.store_damage),
+        interrupted=interruptions,
     )
 
 

@@ -23,6 +23,7 @@ from infra.telemetry import get_logger
 from streaming.dead_letters import DeadLetter, DeadLetters
 from streaming.events.decoder import Decoded, EventDecoder
 from streaming.events.rejects import Reason, Reject
+from streaming.interruptions import Interruptions
 from streaming.transport import FetchedBatch
 
 log: Final = get_logger(__name__)
@@ -73,6 +74,7 @@ class BatchWriter:
         metrics: WorkerMetrics,
         *,
         digest: bytes | None = None,
+        interruptions: Interruptions | None = None,
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -81,6 +83,7 @@ class BatchWriter:
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
         self._digest = digest
+        self.interruptions = interruptions or Interruptions()
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._clock = clock
@@ -128,13 +131,17 @@ class BatchWriter:
         """What ``call`` returns, called in the thread until it succeeds, with growing pauses.
 
         Raises:
-            GivenUp: it did not, and is not wanted any more.
+            GivenUp: it did not, and is not wanted any more; or the store was away meanwhile, and
+                other events must come first.
         """
         pause = RETRY_MIN_S
         loop = asyncio.get_running_loop()
         while True:
             try:
                 result = await loop.run_in_executor(self._writing, call)
+            except GivenUp:
+                self.progress.failure = None
+                raise
             except Exception as error:
                 # Whatever it is: what is not written is not acknowledged, and tried again.
                 self._report(error)
@@ -196,6 +203,9 @@ class BatchWriter:
         return total, refused
 
     def _apply(self, group: Group) -> Appended:
+        # Looked at before each append, retries included: the store may have lost what came before.
+        if self.interruptions.pending:
+            raise GivenUp
         return self._store.append([group], self._clock(), digest=self._digest)
 
     def _measure(

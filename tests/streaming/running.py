@@ -39,6 +39,7 @@ from infra.store import Append, Appended, Group, StoreOptions
 from infra.stores.memory import MemoryStore
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetter, DeadLetters, KafkaDeadLetters
+from streaming.interruptions import Interruptions
 from streaming.worker import run_worker
 
 PATIENCE_S = 40.0
@@ -240,6 +241,7 @@ async def running(
     store: MemoryStore,
     dead_letters: DeadLetters | None = None,
     digest: bytes | None = None,
+    interruptions: Interruptions | None = None,
 ) -> AsyncIterator[Running]:
     """An app that consumes, until the block ends."""
     metrics = WorkerMetrics(CollectorRegistry())
@@ -251,6 +253,7 @@ async def running(
         metrics,
         topic_id=lambda: topic_id(settings.broker, settings.broker.topic),
         digest=digest,
+        interruptions=interruptions,
         on_assigned=lambda partitions: worker.assigned(partitions),  # noqa: PLW0108 - made below
     )
     worker = Running(app, metrics)

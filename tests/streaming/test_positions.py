@@ -8,8 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from infra.behaviors import item_key
 from infra.kafka.local import LocalKafka
 from infra.settings import Settings
+from infra.store import wall_clock_ms
+from streaming.interruptions import Interruptions
 from tests.infra.kafka.steps import delete_topic
 from tests.streaming.kafka_harm import delete_records, lose_tail, stopped
 from tests.streaming.running import (
@@ -235,3 +238,39 @@ async def test_a_new_group_goes_on_where_the_store_stands(kafka: LocalKafka) -> 
 
     assert store.counts() == {"a": 35}
     assert worker.events("replayed") == 0
+
+
+async def test_what_a_store_lost_in_an_outage_is_fed_again_before_anything_newer(
+    kafka: LocalKafka,
+) -> None:
+    """A server with one copy was killed, and had not flushed what it acknowledged last."""
+    settings, store, interruptions = one_partition(kafka), WatchedStore(), Interruptions()
+    await send(settings, of("a", 20))
+    async with running(settings, store, KeptLetters(), interruptions=interruptions):
+        await until(lambda: store.counts() == {"a": 20}, "all is applied")
+        flushed = copy(store)
+        await send(settings, of("a", 10, first=20))
+        await until(lambda: store.counts() == {"a": 30}, "the next are applied")
+        for name in ("_heads", "_segments", "_positions"):
+            setattr(store, name, getattr(flushed, name))
+        interruptions(wall_clock_ms())
+        await send(settings, of("a", 5, first=30))
+        await until(lambda: store.counts() == {"a": 35}, "all is there again")
+    (sequence,) = store.sequences(["a"])
+    assert sequence is not None
+    expected = [item_key(f"item-{number}") for number in range(35)]
+    assert sequence.behaviors["item"].tolist() == expected
+    assert not interruptions.pending
+
+
+async def test_an_outage_without_new_events_is_made_good_too(kafka: LocalKafka) -> None:
+    settings, store, interruptions = one_partition(kafka), WatchedStore(), Interruptions()
+    empty = copy(store)
+    await send(settings, of("a", 20))
+    async with running(settings, store, KeptLetters(), interruptions=interruptions) as worker:
+        await until(lambda: store.counts() == {"a": 20}, "all is applied")
+        for name in ("_heads", "_segments", "_positions"):
+            setattr(store, name, getattr(empty, name))
+        interruptions(wall_clock_ms())
+        await worker.app.batch_agent.check()
+        await until(lambda: store.counts() == {"a": 20}, "all is there again")
