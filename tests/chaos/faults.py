@@ -73,7 +73,8 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 bootstrap, topic, *places = sys.argv[1:]
 ends = [TopicPartition(topic, *map(int, place.split(":"))) for place in places]
-for done in AdminClient({"bootstrap.servers": bootstrap}).delete_records(ends).values():
+admin = AdminClient({"bootstrap.servers": bootstrap})
+for done in admin.delete_records(ends).values():
     done.result(30)
 """
 """A program that removes records. It is one since the client's `delete_records` spoils the memory

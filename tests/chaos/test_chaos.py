@@ -15,6 +15,7 @@ SEED = 1
 
 @pytest.mark.kafka
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_faults_lose_and_double_nothing(tmp_path: Path) -> None:
     """Slow: a broker and workers of its own, and fourteen faults, each waited for."""
     obstacle = apache_obstacle()
