@@ -221,7 +221,7 @@ class Positions:
         fed = max(
             begin.offset, begin.life.begins, -1 if reached is None or begin.cut else reached + 1
         )
-        before = self._at.get(tp) or self._before.get(tp)
+        before = self._at.get(tp)
         if begin.cut:
             # Kept before anything is applied under it.
             await self._keep_life(tp, begin.life, wanted)

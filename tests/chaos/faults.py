@@ -77,8 +77,8 @@ admin = AdminClient({"bootstrap.servers": bootstrap})
 for done in admin.delete_records(ends).values():
     done.result(30)
 """
-"""A program that removes records. It is one since the client's `delete_records` spoils the memory
-of its process, which dies of it at some later collection of garbage (confluent-kafka 2.12.2)."""
+"""A program that removes records. It is one since processes that called the client's
+`delete_records` themselves died at a later collection of garbage (confluent-kafka 2.12.2)."""
 
 KNOWN_S: Final = 2.5 * CHECK_S
 """Time after which every worker has asked how far the logs go."""

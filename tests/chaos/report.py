@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lifelong.machine import machine
+from tests.chaos.faults import GAPS
 from tests.chaos.run import Injected, Run
 
 SUMMED: Final = (
@@ -120,6 +121,11 @@ def page(report: dict[str, Any]) -> str:
         f" {seconds(row['recovery_s_max'])} |"
         for row in report["faults"]
     )
+    wrong = "\n".join(
+        f"- seed {row['seed']}: {'; '.join(row['wrong'])}"
+        for row in report["results"]
+        if row["wrong"]
+    )
     return f"""\
 # Proof by fault injection
 
@@ -130,8 +136,8 @@ are made by
 
     {report["command"]}
 
-on {report["machine"]}. The same with `--seeds=1 --first=7` repeats seed 7; `make chaos`
-runs more and longer.
+on {report["machine"]}. The same with `--seeds=1 --first=7` repeats
+seed 7; `make chaos` runs more and longer.
 
 | {" | ".join(total)} |
 |{" ---: |" * len(total)}
@@ -151,6 +157,12 @@ store. It holds the start of a worker where one was killed, and what was sent me
 | fault | injected | recovery, median | longest |
 | --- | ---: | ---: | ---: |
 {faults}
+
+Not injected, since known to go wrong (`GAPS` of `tests/chaos/faults.py`): {", ".join(GAPS)}.
+
+## What went wrong
+
+{wrong or "Nothing."}
 """
 
 

@@ -134,7 +134,7 @@ class Scene:
         self.crew.start()
         self.crew.wait_ready()
         self._store = self._open()
-        self._stack.callback(self._close)
+        self._stack.callback(lambda: self._store.close())  # noqa: PLW0108 - another one by then
 
     @contextmanager
     def reading(self) -> Iterator[Store]:
@@ -171,9 +171,6 @@ class Scene:
         except subprocess.CalledProcessError as error:
             said = one_line(error.stderr.decode(errors="replace"))
             raise CommandFailed(f"{' '.join(arguments)}: {said}") from error
-
-    def _close(self) -> None:
-        self._store.close()
 
     def _open(self) -> Store:
         # LMDB may be opened once a process, so one handle has to do for all that read here.
