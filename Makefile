@@ -5,6 +5,7 @@
 #   make lint      formatting, lint rules, types, and who imports whom
 #   make bundle    retrain the model that comes with the project
 #   make bench     measure it beside its peers
+#   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
 #   make install   only make .venv; install-train, install-bench: with an extra
 #   make lock      pin the requirements again      UPGRADE=--upgrade takes newer versions
 #   make clean     remove what these made
@@ -15,6 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 VENV  := .venv
 BIN   := $(VENV)/bin
 ARGS  ?=
+SEEDS ?= 20
 
 # The first Python 3.11 or newer, unless PYTHON names one.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -27,7 +29,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 STAMPS  := $(VENV)/stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bundle bench lock clean
+.PHONY: help install demo test lint bundle bench chaos lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -59,6 +61,9 @@ bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench store $(ARGS)
 	$(BIN)/lifelong bench catalog $(ARGS)
 	$(BIN)/lifelong bench train $(ARGS)
+
+chaos: $(STAMPS)/serve
+	@$(BIN)/python -m tests.chaos --seeds $(SEEDS) $(ARGS)
 
 $(VENV)/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "Lifelong needs Python 3.11 or newer on the PATH; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -38,7 +38,7 @@ CANDIDATE_BUCKETS: Final = (1, 10, 50, 100, 250, 500, 1000, 2000, 3000, 5000, 10
 NEWER_BUCKETS: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 
 EVENT_OUTCOMES: Final = ("applied", "replayed", "duplicate", "rejected")
-LOST_CAUSES: Final = ("retention", "truncation")
+LOST_CAUSES: Final = ("retention", "truncation", "deletion")
 RECLUSTER_OUTCOMES: Final = ("stored", "stale", "gone", "failed")
 STAGES: Final = ("store", "features", "model")
 HISTORIES: Final = ("interests", "sequence", "none")
@@ -230,7 +230,8 @@ class WorkerMetrics(_BundleInfo):
         self.lost_events = Counter(
             "lifelong_worker_lost_events",
             "Events that were gone from Kafka before they were read, by cause: retention (removed "
-            "by age, size or on request) or truncation (the log lost its tail).",
+            "by age, size or on request), truncation (the log lost its tail) or deletion (of the "
+            "topic).",
             ["cause"],
             registry=registry,
         )

@@ -68,6 +68,10 @@ class Positions:
         self._metrics = metrics
         self._held_max_s = held_max_s
         self._at: dict[TP, _Position] = {}
+        self._before: dict[TP, _Position] = {}
+        """Where partitions stood that have not been found anew since a rebalance."""
+        self._deleted: dict[TP, _Position] = {}
+        """Where partitions of a deleted topic stood, until it is told what was lost with them."""
 
     @property
     def next(self) -> dict[TP, int]:
@@ -80,6 +84,7 @@ class Positions:
 
     def forget(self, revoked: Collection[TP]) -> None:
         """Know nothing any more; partitions that are not ours are told of no longer."""
+        self._before |= self._at
         self._at.clear()
         metrics = self._metrics
         for tp in revoked:
@@ -111,6 +116,9 @@ class Positions:
             log.warning(
                 "topic was created anew, starting at its beginning", topic=self._topic.topic
             )
+            self._deleted |= self._before | self._at
+            self._before.clear()
+        await self._tell_deleted(wanted)
         numbers = [tp.partition for tp in partitions]
         lives = await self._writer.until_done(lambda: read_lives(store, topic, numbers), wanted)
         sources = {n: self._topic.source(n, life.number) for n, life in lives.items()}
@@ -131,6 +139,7 @@ class Positions:
             await self._begin(tp, begin, reached[number], found.bounds.end, wanted)
             if begin.offset != (found.committed or 0):
                 consumer.acknowledge(tp, begin.offset, anew=True)
+        self._before.clear()
         if back_ms is not None:
             for tp, offset in (await consumer.offsets_since(logs, back_ms)).items():
                 at = self._of(tp)
@@ -231,6 +240,18 @@ class Positions:
             await self._writer.reach(source, begin.offset - 1, wanted)
             self._lost(tp, "retention", begin.gone)
         self._at[tp] = _Position(begin.offset, fed, begin.life, source, end)
+
+    async def _tell_deleted(self, wanted: Wanted) -> None:
+        """Tell what a deleted topic held, as far as that is known, and the store was not fed."""
+        keys = [at.source.key for at in self._deleted.values()]
+        if not keys:
+            return
+        reached = await self._writer.until_done(lambda: self._store.positions(keys), wanted)
+        for (tp, at), fed in zip(self._deleted.items(), reached, strict=True):
+            following = at.next if fed is None else max(at.life.begins, fed + 1)
+            if at.end > following:
+                self._lost(tp, "deletion", range(following, at.end))
+        self._deleted.clear()
 
     def _lost(self, tp: TP, cause: str, offsets: range) -> None:
         self._metrics.lost_events.labels(cause).inc(len(offsets))

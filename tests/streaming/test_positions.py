@@ -13,6 +13,7 @@ from infra.kafka.local import LocalKafka
 from infra.settings import Settings
 from infra.store import wall_clock_ms
 from streaming.interruptions import Interruptions
+from tests.infra.kafka.steps import delete_topic
 from tests.streaming.kafka_harm import delete_records, lose_tail, stopped
 from tests.streaming.running import (
     KeptLetters,
@@ -169,6 +170,27 @@ async def test_who_never_read_a_topic_has_lost_nothing_of_it(kafka: LocalKafka) 
 
     assert store.counts() == {"a": 10}
     assert lost(worker, "retention") == 0
+
+
+@pytest.mark.kafka
+async def test_what_a_deleted_topic_held_unread_is_counted(kafka: LocalKafka) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 10))
+
+    async with running(settings, store, KeptLetters()) as worker:
+        await until(lambda: committed(settings) == {0: 10}, "all are committed")
+        store.failure = lambda _s, _a: OSError("the disk is gone")
+        await send(settings, of("a", 20, first=10))
+        await worker.app.batch_agent.check()
+        await asyncio.to_thread(delete_topic, settings.broker.bootstrap, settings.broker.topic)
+        await asyncio.to_thread(create_topics, settings)
+        store.failure = lambda _s, _a: None
+        await until(lambda: worker.events("applied") + lost(worker, "deletion") == 30, "told")
+        applied = worker.events("applied")
+        await send(settings, of("b", 5))
+        await until(lambda: store.counts().get("b") == 5, "the new topic is read")
+
+    assert store.counts()["a"] == applied
 
 
 @pytest.mark.kafka

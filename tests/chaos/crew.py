@@ -1,0 +1,114 @@
+"""The crew: the worker processes of a run, each started as a user would start it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Self
+
+from lifelong.demo.processes import ServiceProcess, free_port
+
+READY_S: Final = 180.0
+"""Longest wait for a worker to be ready, on a busy machine."""
+
+
+class Crew:
+    """So many workers at places of their own; where one ends another is started.
+
+    Args:
+        directory: takes what they say, a file for each process.
+        config: their settings, a file.
+        size: how many.
+    """
+
+    def __init__(self, directory: Path, config: Path, size: int) -> None:
+        self._directory = directory
+        self._config = config
+        self._ports = [free_port() for _ in range(size)]
+        self._workers: dict[int, ServiceProcess] = {}
+        self._paused: set[int] = set()
+        self._started = itertools.count()
+
+    @property
+    def places(self) -> list[int]:
+        return list(range(len(self._ports)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, *places: int) -> None:
+        for place in places or self.places:
+            port = self._ports[place]
+            self._workers[place] = ServiceProcess(
+                f"worker {place}",
+                ["worker", f"--config={self._config}", f"--metrics-port={port}"],
+                self._directory / f"worker-{next(self._started):03}.log",
+                f"http://127.0.0.1:{port}/health/ready",
+            )
+
+    def wait_ready(self, *places: int) -> None:
+        for place in places or self.places:
+            self._workers[place].wait_ready(READY_S)
+
+    def stop(self, *places: int) -> None:
+        """End workers as an operator would: asked, and all at once."""
+        ending = []
+        for place in places or self.places:
+            self.resume(place)
+            if place in self._workers:
+                ending.append(self._workers.pop(place))
+        for worker in ending:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGTERM)
+        for worker in ending:
+            worker.stop()
+
+    def kill(self, place: int) -> None:
+        worker = self._workers.pop(place)
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.stop()
+
+    def pause(self, place: int, seconds: float) -> None:
+        """Let a worker stand still for a while."""
+        self._paused.add(place)
+        os.kill(self._workers[place].pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        self.resume(place)
+
+    def resume(self, place: int) -> None:
+        if place in self._paused:
+            self._paused.remove(place)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._workers[place].pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def limited(self, size: int) -> Iterator[None]:
+        """Let no file of theirs grow beyond so many bytes."""
+        self._limit(size)
+        try:
+            yield
+        finally:
+            self._limit(resource.RLIM_INFINITY)
+
+    def _limit(self, size: int) -> None:
+        for worker in self._workers.values():
+            resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    def check(self) -> None:
+        """Raise `ServiceFailed` if one of them has ended by itself."""
+        for worker in self._workers.values():
+            worker.check()
+
+    def said(self) -> list[str]:
+        """Every line that any of them said, process after process."""
+        logs = sorted(self._directory.glob("worker-*.log"))
+        return [line for log in logs for line in log.read_text(errors="replace").splitlines()]

@@ -1,0 +1,246 @@
+"""One run: a scene, a plan, and what came of it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from infra.errors import typed_line
+from infra.segments import SEGMENT
+from tests.chaos.checking import Found, compare
+from tests.chaos.faults import FAULTS, PROVED
+from tests.chaos.ledger import Numbers
+from tests.chaos.plan import Injection, draw_plan
+from tests.chaos.reported import reported_lost
+from tests.chaos.sampling import Sampler
+from tests.chaos.scene import NotInTime, Scene, Size, numbers_of
+
+RECOVERY_S: Final = 60.0
+"""Longest wait after a fault until all is in the store."""
+
+CURRENT_S: Final = 60.0
+"""Longest wait after the last event until every full segment is in its user's interests."""
+
+SAMPLED: Final = 200
+READ: Final = 1000
+
+
+@dataclass
+class Injected:
+    """A fault as it was injected."""
+
+    fault: str
+    what: str
+    at_s: float
+    """Since the workers were ready."""
+    at_event: int
+    lasted_s: float
+    recovery_s: float | None
+    """From its end until the newest event of every partition was in the store; None: never."""
+
+
+@dataclass
+class Run:
+    """What came of a seed."""
+
+    seed: int
+    injected: list[Injected] = field(default_factory=list)
+    found: Found | None = None
+    committed: int = 0
+    reported: dict[str, int] = field(default_factory=dict)
+    """Events that the workers say Kafka destroyed before they were read, by cause."""
+    went_back: int = 0
+    not_current: int = 0
+    """Users with a full segment that their interests do not cover."""
+    current_s: float = 0
+    """From the last event until all users' interests were current."""
+    seconds: float = 0
+    failure: str | None = None
+    """Why the run did not come to its end."""
+
+    @property
+    def unreported(self) -> int:
+        """Events that Kafka destroyed before they were read, and that no worker told of."""
+        return sum(max(0, -count) for count in self._told_too_many())
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is not as it should be, in words."""
+        found = self.found or Found(0, 0, 0, 0, {})
+        wrong = {
+            "lost": found.lost,
+            "doubled": found.doubled,
+            "foreign": found.foreign,
+            "disordered": found.disordered,
+            "unreported": self.unreported,
+            "reported too many": sum(max(0, count) for count in self._told_too_many()),
+            "interests went back": self.went_back,
+            "interests not current": self.not_current,
+            "never recovered": sum(one.recovery_s is None for one in self.injected),
+        }
+        words = [f"{name}: {count:,}" for name, count in wrong.items() if count]
+        return words + ([self.failure] if self.failure else [])
+
+    def _told_too_many(self) -> list[int]:
+        """Events reported less those destroyed, for each cause."""
+        destroyed = self.found.destroyed if self.found else {}
+        return [count - destroyed.get(cause, 0) for cause, count in self.reported.items()]
+
+    def row(self) -> dict[str, Any]:
+        """The run for the report."""
+        found = asdict(self.found) if self.found else {"destroyed": {}}
+        return {
+            "seed": self.seed,
+            "events": self.committed,
+            **found,
+            "destroyed": sum(found["destroyed"].values()),
+            "destroyed_by": found["destroyed"],
+            "reported": sum(self.reported.values()),
+            "reported_by": self.reported,
+            "unreported": self.unreported,
+            "went_back": self.went_back,
+            "not_current": self.not_current,
+            "current_s": round(self.current_s, 1),
+            "seconds": round(self.seconds, 1),
+            "wrong": self.wrong,
+            "injected": [asdict(one) for one in self.injected],
+        }
+
+
+def run_seed(
+    seed: int,
+    size: Size,
+    directory: Path,
+    faults: Sequence[str] = PROVED,
+    *,
+    extra: int = 0,
+    told: Callable[[Injected], None] = lambda _: None,
+) -> Run:
+    """Inject what the seed draws, and check what came of it.
+
+    Nothing that was started here runs on. ``directory`` takes broker, store and logs.
+    """
+    run = Run(seed)
+    began = time.monotonic()
+    try:
+        with Scene(directory, size, np.random.default_rng(seed)) as scene:
+            _play(scene, run, draw_plan(seed, faults, extra), told)
+    except Exception as error:  # noqa: BLE001 - whatever it is, other seeds are run and reported
+        run.failure = typed_line(error)
+    run.seconds = time.monotonic() - began
+    return run
+
+
+def _play(scene: Scene, run: Run, plan: list[Injection], told: Callable[[Injected], None]) -> None:
+    began = time.monotonic()
+    chunk = scene.size.events // (len(plan) + 1)
+    with Sampler(scene, scene.names[:SAMPLED]) as sampler:
+        for injection in plan:
+            injected = _inject(scene, injection, chunk, began)
+            run.injected.append(injected)
+            told(injected)
+            if injected.recovery_s is None:
+                break  # what comes after it would say nothing
+        scene.producer.send(chunk)
+        ended = time.monotonic()
+        try:
+            scene.wait_until(scene.drained, "all is in the store", RECOVERY_S)
+            scene.wait_until(lambda: not _not_current(scene), "interests are current", CURRENT_S)
+        except NotInTime:
+            run.not_current = _not_current(scene)
+        run.current_s = time.monotonic() - ended
+        sampler.look()
+    scene.crew.stop()
+    run.went_back = sampler.went_back
+    run.committed = int(scene.ledger.committed.sum())
+    run.found = compare(scene.ledger, _stored(scene))
+    run.reported = reported_lost(scene.crew.said())
+
+
+def _inject(scene: Scene, injection: Injection, chunk: int, began: float) -> Injected:
+    """Inject a fault while events are sent, and wait until all is in the store."""
+    fault = FAULTS[injection.fault]
+    before = int(chunk * injection.share)
+    scene.producer.send(before)
+    pace = 0 if fault.alone else scene.size.a_second
+    with _sending(scene, chunk - before, pace, at_once=not fault.alone) as sending:
+        at, at_event = time.monotonic(), scene.ledger.sent
+        what = fault.inject(scene, random.Random(injection.seed))
+        ended = time.monotonic()
+        sending()
+    recovery: float | None
+    try:
+        scene.wait_until(scene.drained, "all is in the store", RECOVERY_S)
+        recovery = round(time.monotonic() - ended, 2)
+    except NotInTime:
+        recovery = None
+    return Injected(
+        injection.fault, what, round(at - began, 1), at_event, round(ended - at, 1), recovery
+    )
+
+
+@contextmanager
+def _sending(
+    scene: Scene, count: int, pace: float, *, at_once: bool
+) -> Iterator[Callable[[], None]]:
+    """Send in a thread, at once or when the yielded function is called, which waits for the end."""
+    failures: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            scene.producer.send(count, a_second=pace)
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            failures.append(error)
+
+    thread = threading.Thread(target=send, name="producer")
+
+    def finish() -> None:
+        if not at_once:
+            thread.start()
+        thread.join()
+        if failures:
+            raise failures[0]
+
+    if at_once:
+        thread.start()
+    try:
+        yield finish
+    finally:
+        if thread.ident is not None:
+            thread.join()
+
+
+def _stored(scene: Scene) -> list[Numbers]:
+    """The numbers of every user's stored events."""
+    stored: list[Numbers] = []
+    with scene.reading() as store:
+        for names in _pages(scene.names):
+            stored += [
+                np.empty(0, np.int64) if sequence is None else numbers_of(sequence)
+                for sequence in store.sequences(names)
+            ]
+    return stored
+
+
+def _not_current(scene: Scene) -> int:
+    """How many users have a full segment that their interests do not cover."""
+    behind = 0
+    with scene.reading() as store:
+        for names in _pages(scene.names):
+            for profile in store.profiles(names, scene.digest):
+                if profile is not None and (sealed := profile.version.count // SEGMENT):
+                    version = profile.interests_version
+                    behind += version is None or version.count < sealed * SEGMENT
+    return behind
+
+
+def _pages(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[start : start + READ] for start in range(0, len(names), READ))
