@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.arrays import F32, I32
+from models.bundle import SDIMOffline
 from models.kernels.buckets import LEAST_NORM, fill_buckets, read_buckets
 from models.modules.layers import EPSILON
 from models.modules.sequence import BehaviorSequence, Target
@@ -25,6 +26,7 @@ def module_of(m: int, tau: int, normalization: str, seed: int) -> SDIM:
 def read_by_kernels(module: SDIM, table: torch.Tensor, older: I32, newer: I32) -> F32:
     """What every item finds, f32[n + 1, d]: distinct older behaviors first, newer ones added."""
     offline = module.served(half=False).offline
+    assert isinstance(offline, SDIMOffline)
     embeddings = table.numpy()
     signatures = module.signatures(table).numpy().astype(offline.signature)
     buckets = np.zeros((offline.buckets, D), np.float32)
