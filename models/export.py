@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -118,7 +119,8 @@ def export_network(
         BundleIncompatible: the items' ids are none that a bundle can hold.
     """
     network = network.cpu().eval()
-    served = _served(network, half=half)
+    served = served_as(network, half=half)
+    finished = served is not None and served.finished
     if half and served is None:
         raise TrainingError(
             "half is for interests that the services store, and they do not serve this run;"
@@ -129,10 +131,10 @@ def export_network(
         known = list(range(len(item_ids)))
     table = network.item_table().detach()
     embeddings = table.numpy()[known].astype(np.float32)
-    golden = golden_requests(network, table, config.seed)
+    golden = golden_requests(network, table, config.seed, finished=finished)
     if not all(np.isfinite(request.ctr.array()).all() for request in golden):
         raise TrainingError("the network's CTRs are no numbers: it has diverged, train again")
-    scorer_model = export_scorer(network, table, config.seed)
+    scorer_model = export_scorer(network, table, config.seed, finished=finished)
     item_model = export_item_graph(network)
     differences = golden_differences(make_session(scorer_model), golden)
     checks = ExportChecks(
@@ -163,7 +165,7 @@ def export_network(
         u=network.tower.user.in_features,
         c=len(CROSS_FEATURES),
         long_term=msgspec.to_builtins(config.long_term),
-        state=state_tensors(network, table),
+        state=state_tensors(network, table, finished=finished),
         schema=msgspec.to_builtins(config.schema),
         actions=network.inputs.actions,
         seed=config.seed,
@@ -196,7 +198,7 @@ def export_network(
     return contents, replace(checks, sequences=len(contents.sequences))
 
 
-def _served(network: Network, *, half: bool = False) -> Served | None:
+def served_as(network: Network, *, half: bool = False) -> Served | None:
     """How the services serve a network; None: they do not, or not as it is configured."""
     schema = network.inputs.schema
     return None if schema.user or schema.behavior else network.long.served(half=half)
@@ -259,12 +261,19 @@ def export_item_graph(network: Network) -> bytes | None:
     return _export(_PerItem(network), {"embeddings": example}, ({0: rows},), names)
 
 
-def export_scorer(network: Network, table: torch.Tensor, seed: int = 0) -> bytes:
-    """The bytes of scorer.onnx; axes that depend on a user's behaviors or on B are dynamic."""
+def export_scorer(
+    network: Network, table: torch.Tensor, seed: int = 0, *, finished: bool = False
+) -> bytes:
+    """The bytes of scorer.onnx; axes that depend on a user's behaviors or on B are dynamic.
+
+    Args:
+        finished: begin at the long-term vectors (`LONG_TERM`), not at the state.
+    """
     rng = np.random.default_rng(seed)
     M = network.config.M
-    one = _inputs(network, table, _sequence(network, table, rng, 120, 3), rng, M - 1, 7)
-    two = _inputs(network, table, _sequence(network, table, rng, 130, 5), rng, M, 8)
+    few, more = _sequence(network, table, rng, 120, 3), _sequence(network, table, rng, 130, 5)
+    one = _inputs(network, table, few, rng, M - 1, 7, finished=finished)
+    two = _inputs(network, table, more, rng, M, 8, finished=finished)
     candidates = torch.export.Dim("candidates")
     named = dict.fromkeys(
         (LONG_TERM, "candidates", "cross", "candidate_categories", "candidate_rows"), candidates
@@ -282,23 +291,25 @@ def export_scorer(network: Network, table: torch.Tensor, seed: int = 0) -> bytes
                     sized.setdefault(sizes, torch.export.Dim(f"state_{len(sized)}", min=1))
                 axes[axis] = named.get(name) or sized[sizes]
         dynamic.append(axes or None)
-    state = [name for name in one if name in network_state(network, table)]
+    state = network_state(network, table, finished=finished)
     return _export(_Online(network, state), one, (tuple(dynamic),), ["ctr"])
 
 
-def network_state(network: Network, table: torch.Tensor) -> list[str]:
+def network_state(network: Network, table: torch.Tensor, *, finished: bool) -> list[str]:
     """The names of the inputs that hold the state, or what was read of it."""
-    if _finished(network):
+    if finished:
         return [LONG_TERM]
     rng = np.random.default_rng(0)
     return list(_summary(network, _sequence(network, table, rng, 1, 0)))
 
 
-def state_tensors(network: Network, table: torch.Tensor) -> dict[str, StateTensor]:
+def state_tensors(
+    network: Network, table: torch.Tensor, *, finished: bool
+) -> dict[str, StateTensor]:
     """Type and shape of the inputs that `network_state` names, -1 for axes that depend on the
     user's behaviors.
     """
-    if _finished(network):
+    if finished:
         return {LONG_TERM: StateTensor("float32", ("B", network.long.width))}
     rng = np.random.default_rng(0)
     short = _summary(network, _sequence(network, table, rng, 120, 3))
@@ -315,24 +326,24 @@ def state_tensors(network: Network, table: torch.Tensor) -> dict[str, StateTenso
     }
 
 
-def golden_requests(network: Network, table: torch.Tensor, seed: int) -> list[GoldenRequest]:
+def golden_requests(
+    network: Network, table: torch.Tensor, seed: int, *, finished: bool = False
+) -> list[GoldenRequest]:
     """Random and degenerate requests with the network's own CTRs."""
     rng = np.random.default_rng(seed)
     M = network.config.M
 
     def make(length: int, newer: int, recent: int, candidates: int) -> dict[str, torch.Tensor]:
-        sequence = _sequence(network, table, rng, length, newer)
-        return _inputs(network, table, sequence, rng, recent, candidates)
+        return inputs_of(_sequence(network, table, rng, length, newer), rng, recent, candidates)
 
-    nothing = _inputs(
-        network, table, _sequence(network, table, rng, 1, 0, present=False), rng, 1, 3
-    )
+    inputs_of = partial(_inputs, network, table, finished=finished)
+    nothing = inputs_of(_sequence(network, table, rng, 1, 0, present=False), rng, 1, 3)
     nothing["recent_mask"] = torch.zeros_like(nothing["recent_mask"])
     nothing["user"] = torch.zeros_like(nothing["user"])
-    alike = _inputs(network, table, _sequence(network, table, rng, 8, 0, alike=True), rng, 3, 5)
+    alike = inputs_of(_sequence(network, table, rng, 8, 0, alike=True), rng, 3, 5)
     alike["recent"] = table[1:2].expand_as(alike["recent"]).clone()
     alike["candidates"] = table[1:2].expand_as(alike["candidates"]).clone()
-    padded = _inputs(network, table, _sequence(network, table, rng, 30, 0, pad=20), rng, M, 6)
+    padded = inputs_of(_sequence(network, table, rng, 30, 0, pad=20), rng, M, 6)
     padded["recent_mask"][: max(M - 2, 1)] = 0
     cases = {
         "full": make(min(max(network.config.M, 200), 1000), 0, M, 20),
@@ -343,7 +354,7 @@ def golden_requests(network: Network, table: torch.Tensor, seed: int) -> list[Go
         "padded": padded,
         "all alike": alike,
     }
-    state = network_state(network, table)
+    state = network_state(network, table, finished=finished)
     online = _Online(network, state)
     requests = []
     for name, inputs in cases.items():
@@ -387,11 +398,6 @@ def _sequence(
     )
 
 
-def _finished(network: Network) -> bool:
-    served = _served(network)
-    return served is not None and served.finished
-
-
 def _summary(network: Network, sequence: BehaviorSequence) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         return {name: tensor[0] for name, tensor in network.long.summarize(sequence).items()}
@@ -404,6 +410,8 @@ def _inputs(
     rng: np.random.Generator,
     M: int,
     B: int,
+    *,
+    finished: bool,
 ) -> dict[str, torch.Tensor]:
     """A request on a sequence; embeddings are rows of the network's own table."""
     n = len(table)
@@ -411,7 +419,7 @@ def _inputs(
     candidates = torch.from_numpy(rng.integers(0, n, B))
     categories = torch.from_numpy(network.inputs.categories)[candidates]
     inputs = _summary(network, sequence)
-    if _finished(network):
+    if finished:
         target = Target(table[candidates], categories, candidates)
         inputs = {LONG_TERM: network.long.read(inputs, target)}
     inputs |= {
