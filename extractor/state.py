@@ -50,6 +50,7 @@ DIGEST_BYTES: Final = 16
 _PREFIX: Final = struct.Struct("<4sIQ")
 _HEADER: Final = struct.Struct("<4sIQ16sqQqII")
 _ALIGNED: Final = 8
+_PADDING: Final = bytes(_ALIGNED)
 _COMMON: Final[tuple[tuple[np.dtype[Any], int], ...]] = (
     (np.dtype("<u8"), 0),
     (np.dtype("<u8"), 1),
@@ -57,6 +58,7 @@ _COMMON: Final[tuple[tuple[np.dtype[Any], int], ...]] = (
     (np.dtype("<u2"), 1),
 )
 """Type of recent, item_keys, item_last and item_counts, and which length each has: r or n."""
+_COMMON_KINDS: Final = tuple(kind for kind, _ in _COMMON)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -116,35 +118,27 @@ class Layout:
         """The record. Raises ValueError where arrays fit neither each other nor the layout: a
         programming error, caught before it becomes somebody's corrupt record.
         """
-        lengths = self._check(state)
-        history = state.history
-        arrays: tuple[Array, ...] = (
-            state.recent,
-            history.item_keys,
-            history.last,
-            history.counts,
-        )
-        body = [self._lengths.pack(*lengths.values())]
-        size = _HEADER.size + self._lengths.size
-        pieces = [(array, kind) for array, (kind, _) in zip(arrays, _COMMON, strict=True)]
-        pieces += [(state.tensors[name], kind) for name, (kind, _) in self._specs.items()]
-        for array, kind in pieces:
-            pad = -size % _ALIGNED
-            data = np.ascontiguousarray(array, kind).tobytes()
-            body += (bytes(pad), data)
-            size += pad + len(data)
+        lengths, arrays = self._checked(state)
         header = _HEADER.pack(
             MAGIC,
             FORMAT,
             0,
             state.bundle,
-            state.epoch,
-            state.count,
+            state.version.epoch,
+            state.version.count,
             state.last_time_ms,
             len(state.recent),
-            len(history.item_keys),
+            len(state.history.item_keys),
         )
-        covered = b"".join((header[_PREFIX.size :], *body))
+        parts: list[Any] = [header[_PREFIX.size :], self._lengths.pack(*lengths.values())]
+        at = _HEADER.size + self._lengths.size
+        for array in arrays:
+            pad = -at % _ALIGNED
+            if pad:
+                parts.append(_PADDING[:pad])
+            parts.append(array)
+            at += pad + array.nbytes
+        covered = b"".join(parts)
         return _PREFIX.pack(MAGIC, FORMAT, xxhash.xxh3_64_intdigest(covered)) + covered
 
     def decode(self, record: bytes | memoryview, user: str | None = None) -> InterestState:
@@ -169,7 +163,7 @@ class Layout:
             (kind, ((r, n)[which],)) for kind, which in _COMMON
         ]
         shapes += [
-            (kind, tuple(lengths[axis] if isinstance(axis, str) else axis for axis in shape))
+            (kind, tuple([lengths[axis] if isinstance(axis, str) else axis for axis in shape]))
             for kind, shape in self._specs.values()
         ]
         places = []
@@ -182,10 +176,10 @@ class Layout:
             raise _corrupt(user, f"{len(record)} bytes where its header announces {at}")
         if xxhash.xxh3_64_intdigest(memoryview(record)[_PREFIX.size :]) != checksum:
             raise _corrupt(user, "fails its checksum")
-        recent, keys, last, counts, *tensors = (
-            np.frombuffer(record, kind, prod(shape), place).reshape(shape)
+        recent, keys, last, counts, *tensors = [
+            np.ndarray(shape, kind, record, place)
             for (kind, shape), place in zip(shapes, places, strict=True)
-        )
+        ]
         return InterestState(
             bundle=bundle,
             version=Version(epoch, count),
@@ -195,26 +189,29 @@ class Layout:
             tensors=dict(zip(self._specs, tensors, strict=True)),
         )
 
-    def _check(self, state: InterestState) -> dict[str, int]:
-        """The length of each named axis."""
+    def _checked(self, state: InterestState) -> tuple[dict[str, int], list[Array]]:
+        """The length of each named axis, and the arrays as a record has them."""
+        history, tensors = state.history, state.tensors
         if len(state.bundle) != DIGEST_BYTES:
             raise ValueError(f"bundle digest of {len(state.bundle)} bytes, not {DIGEST_BYTES}")
-        if not len(set(map(len, state.history))) == 1:
+        if not len(history.item_keys) == len(history.last) == len(history.counts):
             raise ValueError("the history's keys, counts and times differ in length")
-        if state.tensors.keys() != self._specs.keys():
-            raise ValueError(
-                f"tensors {', '.join(state.tensors)}; laid out: {', '.join(self._specs)}"
-            )
+        if tensors.keys() != self._specs.keys():
+            raise ValueError(f"tensors {', '.join(tensors)}; laid out: {', '.join(self._specs)}")
+        common = (state.recent, history.item_keys, history.last, history.counts)
+        arrays = list(map(np.ascontiguousarray, common, _COMMON_KINDS))
         lengths: dict[str, int] = {}
-        for name, (_, shape) in self._specs.items():
-            found = state.tensors[name].shape
+        for name, (kind, shape) in self._specs.items():
+            array = np.ascontiguousarray(tensors[name], kind)
+            arrays.append(array)
+            found = array.shape
             if len(found) != len(shape):
                 raise ValueError(f"{name} of shape {found}, laid out as {shape}")
             for axis, size in zip(shape, found, strict=True):
                 expected = lengths.setdefault(axis, size) if isinstance(axis, str) else axis
                 if size != expected:
                     raise ValueError(f"{name} of shape {found}, laid out as {shape}: {lengths}")
-        return lengths
+        return lengths, arrays
 
 
 def _corrupt(user: str | None, what: str) -> StoreCorrupt:

@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -89,6 +90,14 @@ class System(Protocol):
             previous: the user's last state, of this bundle or another; used where it helps.
         """
 
+    def extract_many(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
+        """The states of several users, each as by `extract`, as they are asked for: whoever encodes
+        one at once has it in the processor's caches still. A system that gains nothing by having
+        users together is `one_by_one`.
+        """
+
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int
     ) -> dict[str, Array]:
@@ -107,6 +116,15 @@ class System(Protocol):
 
     def summarize(self, state: InterestState) -> dict[str, Any]:
         """A state in a few plain numbers, for `lifelong inspect`."""
+
+
+def one_by_one(
+    extract: Callable[[StoredSequence, InterestState | None], InterestState],
+    sequences: Sequence[StoredSequence],
+    previous: Sequence[InterestState | None],
+) -> Iterator[InterestState]:
+    """`System.extract_many` by ``extract`` alone."""
+    return map(extract, sequences, previous)
 
 
 def common_feed(

@@ -127,16 +127,24 @@ def category_key(category_id: str | None) -> int:
     return xxhash.xxh32_intdigest(category_id.encode()) or 1 if category_id else 0
 
 
+MAX_DEAD: Final = 255
+"""Earlier lives of a log whose marks are looked for; a user holds no more of any."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where events come from: one partition of a topic, or one backfilled file."""
 
     key: int
     """u64 under which a sequence remembers the last offset applied (its mark). It holds the
-    topic's id, so that a topic deleted and created again is another source."""
+    topic's id, so that a topic deleted and created again is another source, and the life of the
+    partition's log, so that one that lost its tail and reuses offsets is, too."""
     owner: int
     """u64 under which due users are kept: the worker that consumes this partition reclusters
     them. It holds the topic's name, so that a re-created topic's worker finds them."""
+    dead: tuple[int, ...] = ()
+    """Keys of earlier lives of the log, the newest first. Nothing comes from them any more, so
+    their marks go when this one's first is set."""
 
 
 def partition_owner(topic: str, partition: int) -> int:
@@ -144,9 +152,14 @@ def partition_owner(topic: str, partition: int) -> int:
     return xxhash.xxh3_64_intdigest(f"{topic}/{partition}".encode())
 
 
-def partition_source(topic: str, topic_id: str, partition: int) -> Source:
-    """The source of one partition of the topic that carries ``topic_id`` (Kafka's UUID)."""
-    return Source(
-        key=xxhash.xxh3_64_intdigest(f"{topic_id}/{partition}".encode()),
-        owner=partition_owner(topic, partition),
-    )
+def partition_source(topic: str, topic_id: str, partition: int, life: int = 0) -> Source:
+    """The source of one partition of the topic that carries ``topic_id`` (Kafka's UUID).
+
+    ``life`` counts how often the partition's log lost its tail and went on from there.
+    """
+    name = f"{topic_id}/{partition}"
+    keys = [
+        xxhash.xxh3_64_intdigest((f"{name}/{number}" if number else name).encode())
+        for number in range(life, max(-1, life - 1 - MAX_DEAD), -1)
+    ]
+    return Source(keys[0], partition_owner(topic, partition), tuple(keys[1:]))

@@ -13,7 +13,7 @@ Each message is one line: what was wrong, where, and what to do about it.
     ├── StoreError               a store operation did not happen
     │   ├── StoreUnavailable     the store cannot be reached now; retry
     │   ├── StoreFull            the store has no room; retry once there is some
-    │   ├── StoreCorrupt         a record cannot be understood
+    │   ├── StoreCorrupt         a record, or a store's file, cannot be understood
     │   │   └── RecordDamaged    it is not what was written
     │   ├── StoreMismatch        the store is another one than the settings say
     │   └── RecordTooLarge       one user's record exceeds what the store can hold
@@ -114,7 +114,7 @@ class StoreFull(StoreError):
 
 
 class StoreCorrupt(StoreError):
-    """A stored record cannot be understood; the message names the user."""
+    """A stored record cannot be understood, and the message names the user; or a store's file."""
 
 
 class RecordDamaged(StoreCorrupt):

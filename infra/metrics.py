@@ -38,6 +38,7 @@ CANDIDATE_BUCKETS: Final = (1, 10, 50, 100, 250, 500, 1000, 2000, 3000, 5000, 10
 NEWER_BUCKETS: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 
 EVENT_OUTCOMES: Final = ("applied", "replayed", "duplicate", "rejected")
+LOST_CAUSES: Final = ("retention", "truncation")
 RECLUSTER_OUTCOMES: Final = ("stored", "stale", "gone", "failed")
 STAGES: Final = ("store", "features", "model")
 HISTORIES: Final = ("interests", "sequence", "none")
@@ -151,7 +152,8 @@ class WorkerMetrics(_BundleInfo):
         )
         self.recluster_seconds = Histogram(
             "lifelong_worker_recluster_seconds",
-            "Time to turn one user's sequence into an interest state, without the store.",
+            "Time to turn one user's sequence into an interest state, without the store: of those "
+            "extracted together, their mean.",
             buckets=USER_BUCKETS,
             registry=registry,
         )
@@ -200,8 +202,42 @@ class WorkerMetrics(_BundleInfo):
         )
         self.consumer_lag = Gauge(
             "lifelong_worker_consumer_lag",
-            "Events of the partition that are not stored yet.",
+            "Events of the partition that are not stored yet, those behind an open transaction "
+            "included: its log's end, as brokers tell it, less what is dealt with.",
             ["partition"],
+            registry=registry,
+        )
+        self.held_events = Gauge(
+            "lifelong_worker_held_events",
+            "Events of the partition that nobody may read yet, since a producer's transaction is "
+            "open before them.",
+            ["partition"],
+            registry=registry,
+        )
+        self.held_seconds = Gauge(
+            "lifelong_worker_held_seconds",
+            "How long the same open transaction has held the partition back. Above "
+            "worker.held_max_s the worker is not ready: a producer hangs.",
+            ["partition"],
+            registry=registry,
+        )
+        self.unreadable_partitions = Gauge(
+            "lifelong_worker_unreadable_partitions",
+            "Partitions that cannot be read: a damaged batch, or a broker that refuses. Others go "
+            "on; /health/ready says where and why.",
+            registry=registry,
+        )
+        self.lost_events = Counter(
+            "lifelong_worker_lost_events",
+            "Events that were gone from Kafka before they were read, by cause: retention (removed "
+            "by age, size or on request) or truncation (the log lost its tail).",
+            ["cause"],
+            registry=registry,
+        )
+        self.log_cuts = Counter(
+            "lifelong_worker_log_cuts",
+            "Partitions' logs found to end below what the store was fed: brokers lost records "
+            "(an unclean election, a disk), and give their offsets to other events.",
             registry=registry,
         )
         self.last_batch_timestamp_seconds = Gauge(
@@ -218,6 +254,8 @@ class WorkerMetrics(_BundleInfo):
         )
         for outcome in EVENT_OUTCOMES:
             self.events.labels(outcome)
+        for cause in LOST_CAUSES:
+            self.lost_events.labels(cause)
         for outcome in RECLUSTER_OUTCOMES:
             self.reclusters.labels(outcome)
 

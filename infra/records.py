@@ -34,7 +34,7 @@ import xxhash
 
 from infra.behaviors import BEHAVIOR
 from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
-from infra.segments import SEGMENT, decode_segments, encode_segment
+from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment
 from infra.store import STATES, Append, Behaviors, DueUser, StoredSequence, Version
 
 RECENT_EVENTS: Final = 32
@@ -47,12 +47,14 @@ MAX_MARKS: Final = 255
 _FORMAT: Final = 2
 _HEADER: Final = struct.Struct("<BBBBHxxQQQQQ")
 _HEADER_1: Final = struct.Struct("<BBBBHxxQQQQQQ")
+_NUMBERS: Final = struct.Struct("<QQQQQ")
 _COVERAGE: Final = struct.Struct("<QQQ")
 _MARK: Final = struct.Struct("<Qq")
 _KEY: Final = struct.Struct("<Q")
 _UPDATED: Final = struct.Struct("<Q")
 _UPDATED_AT: Final = 24
 _CHECKSUM: Final = struct.Struct("<Q")
+_NO_COUNT: Final = bytes(8)
 _TIME: Final = struct.Struct("<8xq")
 _BEHAVIOR_SIZE: Final = BEHAVIOR.itemsize
 _SEALED_SIZE: Final = SEGMENT * _BEHAVIOR_SIZE
@@ -108,7 +110,14 @@ class Counters:
 
     def coverage(self, bundle: int) -> Coverage:
         """A bundle's coverage; of nothing where it has none."""
-        return next((c for c in self.coverages if c.bundle == bundle), Coverage(bundle, 0, 0))
+        for coverage in self.coverages:
+            if coverage.bundle == bundle:
+                return coverage
+        return Coverage(bundle, 0, 0)
+
+    def is_due(self, bundle: int, owner: int, since: int) -> bool:
+        """Whether the user is listed as due there: `due`, of one place."""
+        return owner == self.owner and since == self.coverage(bundle).since
 
     def due_user(self, user: str, bundle: int) -> DueUser:
         """The user as due for a bundle."""
@@ -139,15 +148,19 @@ class Head(Counters):
 
     def uncovered(self, interests: Version | None, length: int) -> int:
         """How many of the newest behaviors a profile shows beside an interest state of that
-        version: all of the tail, and what is newer than the state, of at most ``length``.
+        version: what fills no segment, and what is newer than the state, of at most ``length``.
         """
         covered = interests.count if interests and interests.epoch == self.epoch else 0
-        return max(len(self.tail), min(self.count - covered, length))
+        return max(self.count % SEGMENT, min(self.count - covered, length))
 
     def segments(self, length: int) -> range:
         """Numbers of the segments that the newest ``length`` behaviors lie in, beside the tail."""
         full = self.count - len(self.tail)
         return range(max(0, self.count - length) // SEGMENT, full // SEGMENT)
+
+    def sealed_segments(self, length: int) -> range:
+        """Those numbers, and the numbers of the full segments in the tail."""
+        return range(max(0, self.count - length) // SEGMENT, self.count // SEGMENT)
 
     def newest(self, segments: Sequence[bytes | None], length: int) -> Newest:
         """The newest ``length`` behaviors (fewer where there are no more), oldest first.
@@ -156,16 +169,21 @@ class Head(Counters):
             segments: those that `segments` numbers; None: missing.
             length: how many.
         """
-        if not segments:
+        return self.joined(decode_segments(segments), length)
+
+    def joined(self, decoded: Decoded, length: int) -> Newest:
+        """`newest`, of segments that were decoded."""
+        if not len(decoded.behaviors) and not decoded.lost:
             return Newest(self.tail[max(0, len(self.tail) - length) :], 0, {})
-        decoded = decode_segments(segments)
         first = self.segments(length).start
         # Behaviors of the first segment that are older than the newest ``length``.
         older = max(0, self.count - length - first * SEGMENT)
         lost = len(decoded.lost) * SEGMENT
         if 0 in decoded.lost:
             lost, older = lost - older, 0
-        behaviors = np.concatenate((decoded.behaviors[older:], self.tail))
+        # By bytes: numpy would compare the types of arrays of records field by field.
+        joined = decoded.behaviors[older:].tobytes() + self.tail.tobytes()
+        behaviors = np.frombuffer(joined, BEHAVIOR)
         damaged = {first + place: what for place, what in decoded.damaged.items()}
         return Newest(behaviors, lost, damaged)
 
@@ -216,6 +234,7 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
     now_ms: int,
     bundle: int = 0,
     states: int = STATES,
+    dead: tuple[int, ...] = (),
 ) -> Grown:
     """Apply ``new`` to a head; the tail is left unsealed.
 
@@ -224,7 +243,9 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
     tail is read with the head anyway, and counts in a ranking behavior by behavior.
 
     Behaviors at or below the mark of ``source`` and event keys in the recent window are skipped, so
-    that the sequence is the same however its events were cut into appends, and repeated.
+    that the sequence is the same however its events were cut into appends, and repeated. The marks
+    of ``dead`` sources go when the first of ``source`` is set, so that a log that begins anew again
+    and again leaves one mark a user, not one each time.
 
     Raises:
         RecordDamaged: the head is not what was written.
@@ -286,6 +307,8 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
 
     if moved:
         updated = now_ms
+        if at < 0 and dead:
+            marks = _without(marks, dead)
         if at >= 0:
             marks = marks[:at] + _MARK.pack(source, mark) + marks[at + 16 :]
         elif len(marks) < MAX_MARKS * 16:
@@ -340,24 +363,33 @@ def seal(head: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
     """Move every full segment out of the tail of a head that was read: the trimmed head, and
     (number, bytes) per segment.
     """
-    numbers, coverages_at, marks_at, keys_at, tail_at, end = _parse(head, "")
+    segments = full_segments(head)
+    return trim(head, len(segments)), segments
+
+
+def full_segments(head: bytes) -> list[tuple[int, bytes]]:
+    """(number, bytes) of every full segment in the tail of a head that was read."""
+    numbers, _, _, _, tail_at, end = _parse(head, "")
     tail = head[tail_at:end]
-    full = len(tail) // _SEALED_SIZE
-    if not full:
-        return head, []
     first = (numbers[0] - len(tail) // _BEHAVIOR_SIZE) // SEGMENT
-    segments = [
+    return [
         (first + i, encode_segment(tail[i * _SEALED_SIZE : (i + 1) * _SEALED_SIZE]))
-        for i in range(full)
+        for i in range(len(tail) // _SEALED_SIZE)
     ]
-    trimmed = _pack(
+
+
+def trim(head: bytes, segments: int) -> bytes:
+    """A head that was read, without the first so many full segments of its tail."""
+    if not segments:
+        return head
+    numbers, coverages_at, marks_at, keys_at, tail_at, end = _parse(head, "")
+    return _pack(
         numbers,
         head[coverages_at:marks_at],
         head[marks_at:keys_at],
         head[keys_at:tail_at],
-        tail[full * _SEALED_SIZE :],
+        head[tail_at + segments * _SEALED_SIZE : end],
     )
-    return trimmed, segments
 
 
 def read_counters(head: bytes, user: str) -> Counters:
@@ -387,7 +419,7 @@ def expired(head: bytes, user: str, ttl_ms: int, now_ms: int) -> bool:
 
 def is_deleted(head: bytes) -> bool:
     """Whether a head only remembers that its user was deleted."""
-    if head[:1] != bytes([_FORMAT]) or any(head[8:16]):
+    if head[8:16] != _NO_COUNT or head[0] != _FORMAT:
         return False
     try:
         return _parse(head, "")[0][0] == 0
@@ -484,27 +516,31 @@ def _parse(head: bytes, user: str) -> _Parsed:
             f"the sequence record of user {user!r} has format {form}, this version reads up to"
             f" {_FORMAT}: use the version that wrote it, or a later one"
         )
-    _, n_marks, n_keys, n_coverages, n_tail, count, epoch, updated, owner, deleted = (
-        _HEADER.unpack_from(head)
-    )
-    marks = _HEADER.size + n_coverages * _COVERAGE.size
-    keys = marks + n_marks * 16
-    tail = keys + n_keys * 8
-    if end != tail + n_tail * _BEHAVIOR_SIZE:
+    numbers = _NUMBERS.unpack_from(head, 8)
+    marks, keys, tail, fits = _places(head)
+    if end != fits:
         raise _damaged(user, "its length does not fit its header")
-    return (count, epoch, updated, owner, deleted), _HEADER.size, marks, keys, tail, end
+    return numbers, _HEADER.size, marks, keys, tail, end
+
+
+def _places(head: bytes) -> tuple[int, int, int, int]:
+    """Where the marks, the event keys and the tail of a head begin that is known to be whole, and
+    where the tail ends.
+    """
+    marks = _HEADER_1.size if head[0] == 1 else _HEADER.size + head[3] * _COVERAGE.size
+    keys = marks + head[1] * 16
+    tail = keys + head[2] * 8
+    return marks, keys, tail, tail + tail_length(head) * _BEHAVIOR_SIZE
 
 
 def _parse_1(head: bytes, user: str) -> _Parsed:
     if len(head) < _HEADER_1.size:
         raise _damaged(user, f"it has {len(head)} bytes")
-    _, n_marks, n_keys, _, n_tail, count, epoch, updated, _, owner, _ = _HEADER_1.unpack_from(head)
-    marks = _HEADER_1.size
-    keys = marks + n_marks * 16
-    tail = keys + n_keys * 8
-    if len(head) != tail + n_tail * _BEHAVIOR_SIZE:
+    *_, count, epoch, updated, _, owner, _ = _HEADER_1.unpack_from(head)
+    marks, keys, tail, end = _places(head)
+    if len(head) != end:
         raise _damaged(user, "its length does not fit its header")
-    return (count, epoch, updated, owner, 0), marks, marks, keys, tail, len(head)
+    return (count, epoch, updated, owner, 0), marks, marks, keys, tail, end
 
 
 def _pack(
@@ -536,14 +572,9 @@ def _covered(
     """The head with other coverages, and perhaps another owner."""
     packed = _packed(coverages)
     owner = counters.owner if owner is None else owner
-    (count, epoch, updated, _, deleted), _, marks, keys, tail, end = _parse(head, "")
-    written = _pack(
-        (count, epoch, updated, owner, deleted),
-        packed,
-        head[marks:keys],
-        head[keys:tail],
-        head[tail:end],
-    )
+    numbers = counters.count, counters.epoch, counters.updated, owner, counters.deleted
+    marks, keys, tail, end = _places(head)
+    written = _pack(numbers, packed, head[marks:keys], head[keys:tail], head[tail:end])
     before, after = counters.due, _due_keys(packed, owner)
     return Changed(written, before - after, after - before, dropped)
 
@@ -590,6 +621,15 @@ def _find(packed: bytes, key: int, stride: int) -> int:
     while at >= 0 and at % stride:
         at = packed.find(needle, at + 1)
     return at
+
+
+def _without(marks: bytes, dead: tuple[int, ...]) -> bytes:
+    """Packed marks less those of some sources."""
+    return b"".join(
+        _MARK.pack(source, offset)
+        for source, offset in _MARK.iter_unpack(marks)
+        if source not in dead
+    )
 
 
 def _damaged(user: str, why: str) -> RecordDamaged:

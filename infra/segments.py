@@ -22,7 +22,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from functools import cache
-from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -42,6 +41,8 @@ _PLAIN: Final = SEGMENT * BEHAVIOR.itemsize
 _CHECKSUM: Final = struct.Struct("<I")
 _HEADER: Final = struct.Struct("<BBxxq")
 _WIDE, _CATEGORY, _DWELL, _ACTION = 1, 2, 4, 8
+_RECORDS: Final = -1
+"""In the place of flags: the segment is of 64 BEHAVIOR records."""
 _NARROW: Final = 2**32 - 1
 
 
@@ -80,56 +81,88 @@ class Decoded(NamedTuple):
 
 def decode_segments(segments: Sequence[bytes | None]) -> Decoded:
     """The behaviors of segments; None stands for one that is missing."""
-    behaviors = np.zeros(len(segments) * SEGMENT, BEHAVIOR)
-    lost: list[int] = []
-    damaged: dict[int, str] = {}
-    at = place = 0
-    # Those of one user are mostly alike, and are read together then.
-    for kind, alike in groupby(segments, _kind):
-        run = list(alike)
+    (decoded,) = decode_each([segments])
+    return decoded
+
+
+def decode_each(users: Sequence[Sequence[bytes | None]]) -> list[Decoded]:
+    """The behaviors of several users' segments: read together, they cost each less than alone."""
+    segments = [segment for of in users for segment in of]
+    kinds = _alike(segments) or list(map(_kind, segments))
+    behaviors = np.zeros((len(segments), SEGMENT), BEHAVIOR)
+    for kind in set(kinds):
         if isinstance(kind, str):
-            lost += range(place, place + len(run))
-            if kind:
-                damaged |= dict.fromkeys(range(place, place + len(run)), kind)
+            continue
+        if kinds.count(kind) == len(kinds):
+            _decode(kind, b"".join(segments), behaviors, slice(None))  # type: ignore[arg-type]
         else:
-            _decode(kind, b"".join(run), behaviors[at : at + len(run) * SEGMENT])  # type: ignore[arg-type]
-            at += len(run) * SEGMENT
-        place += len(run)
-    return Decoded(behaviors[:at], lost, damaged)
+            places = [place for place, other in enumerate(kinds) if other == kind]
+            run = b"".join([segments[place] for place in places])  # type: ignore[misc]
+            _decode(kind, run, behaviors, places)
+    end = 0
+    decoded = []
+    for of in users:
+        begin, end = end, end + len(of)
+        decoded.append(_left(behaviors[begin:end], kinds[begin:end]))
+    return decoded
 
 
-def _decode(kind: int | None, run: bytes, part: Behaviors) -> None:
-    """Write whole segments of one kind, joined, as behaviors."""
-    if kind is None:
-        part[:] = np.frombuffer(run, BEHAVIOR)
+def _alike(segments: Sequence[bytes | None]) -> list[int | str]:
+    """`_kind` of each, where all are whole and of one kind, as those of one platform mostly are:
+    found out for all at once. Empty: they are not.
+    """
+    if not segments or None in segments:
+        return []
+    size = len(segments[0])  # type: ignore[arg-type]
+    flags = segments[0][4] if size > _CHECKSUM.size else 0  # type: ignore[index]
+    if {size} != set(map(len, segments)) or size != _SIZES.get(flags):  # type: ignore[arg-type]
+        return []
+    rows = np.frombuffer(b"".join(segments), _layout(flags))  # type: ignore[arg-type]
+    digests = list(map(xxhash.xxh32_intdigest, [one[4:] for one in segments]))  # type: ignore[index]
+    if rows["checksum"].tolist() != digests or (rows["flags"] != flags).any():
+        return []
+    return [flags] * len(segments)
+
+
+def _left(behaviors: Behaviors, kinds: list[int | str]) -> Decoded:
+    """What is left of a user's segments, BEHAVIOR[n,64], some of which perhaps are lost."""
+    lost = [place for place, kind in enumerate(kinds) if isinstance(kind, str)]
+    if not lost:
+        return Decoded(behaviors.reshape(-1), lost, {})
+    damaged = {place: str(kinds[place]) for place in lost if kinds[place]}
+    return Decoded(np.delete(behaviors, lost, axis=0).reshape(-1), lost, damaged)
+
+
+def _decode(kind: int, run: bytes, behaviors: Behaviors, places: list[int] | slice) -> None:
+    """Write n whole segments of one kind, joined, into their rows of BEHAVIOR[*,64] zeros."""
+    if kind == _RECORDS:
+        behaviors[places] = np.frombuffer(run, BEHAVIOR).reshape(-1, SEGMENT)
         return
     rows = np.frombuffer(run, _layout(kind))
-    part["item"] = rows["item"].reshape(-1)
-    part["time"] = (rows["base"][:, None] + rows["time"]).reshape(-1)
+    behaviors["item"][places] = rows["item"]
+    behaviors["time"][places] = rows["base"][:, None] + rows["time"]
     if kind & _CATEGORY:
-        part["category"] = rows["category"].reshape(-1)
+        behaviors["category"][places] = rows["category"]
     if kind & _DWELL:
-        part["dwell"] = rows["dwell"].reshape(-1)
-    if kind & _ACTION:
-        part["action"] = rows["action"].reshape(-1)
-    else:
-        part["action"] = np.repeat(rows["only"], SEGMENT)
+        behaviors["dwell"][places] = rows["dwell"]
+    behaviors["action"][places] = rows["action"] if kind & _ACTION else rows["only"][:, None]
 
 
-def _kind(segment: bytes | None) -> int | str | None:
-    """The flags of a whole segment; None: it is of 64 BEHAVIOR records. A str: it cannot be read,
-    and why; empty: that is known.
+def _kind(segment: bytes | None) -> int | str:
+    """The flags of a whole segment, or _RECORDS. A str: it cannot be read, and why; empty: that is
+    known.
     """
     if segment is None:
         return "is missing"
-    if len(segment) == _PLAIN:
-        return None
+    size = len(segment)
+    if size == _PLAIN:
+        return _RECORDS
     if segment == LOST:
         return ""
-    flags = segment[4] if len(segment) > _CHECKSUM.size else 0
-    if flags > 15 or len(segment) != _layout(flags).itemsize:
-        return f"has {len(segment)} bytes"
-    if xxhash.xxh32_intdigest(memoryview(segment)[4:]) != _CHECKSUM.unpack_from(segment)[0]:
+    flags = segment[4] if size > _CHECKSUM.size else 0
+    if size != _SIZES.get(flags):
+        return f"has {size} bytes"
+    if xxhash.xxh32_intdigest(segment[4:]) != _CHECKSUM.unpack_from(segment)[0]:
         return "fails its checksum"
     return flags
 
@@ -153,3 +186,7 @@ def _layout(flags: int) -> np.dtype[Any]:
         if flags & flag:
             fields.append((name, kind, SEGMENT))
     return np.dtype(fields)
+
+
+_SIZES: Final = {flags: _layout(flags).itemsize for flags in range(2 * _ACTION)}
+"""Bytes of a segment, by its flags."""

@@ -104,6 +104,9 @@ class BrokerSettings(Section):
     """Topic that takes the events that could not be read, each with its reason."""
     group: Annotated[str, Field(min_length=1, max_length=255)] = "lifelong"
     """Consumer group of the workers."""
+    create_topics: bool = False
+    """Whether a worker creates topics that are not there; otherwise that is an error, since a
+    mistyped name is not to become a topic. `lifelong broker` and `lifelong demo` create theirs."""
     partitions: Positive = 8
     """Partitions of a topic that is created by us; an existing topic keeps its own."""
     replication: Positive = 1
@@ -219,6 +222,9 @@ class WorkerSettings(Section):
     check_s: Seconds = 3.0
     """How often the broker and the store are asked whether they are there. A broker may take twice
     as long to answer."""
+    held_max_s: Seconds = 120.0
+    """Time for which a producer's open transaction may hold a partition back before the worker
+    reports itself as not ready. Producers' own limit is a minute unless they set it."""
     stall_s: Seconds = 60.0
     """Time without progress, while there are records to read, after which the worker reports
     itself as not live."""

@@ -120,8 +120,8 @@ class Profile:
     version: Version
     """The sequence's version: its epoch and the behaviors ever applied."""
     recent: Behaviors
-    """The newest behaviors, at least all those of the head (<= 64) and, where they are still
-    kept, every one newer than the interest state; less those ``lost``."""
+    """The newest behaviors: those that no full segment holds (< 64) and, where they are still kept,
+    every one newer than the interest state; less those ``lost``."""
     interests: bytes | None
     """The payload of the bundle's interest state; None: it made none."""
     interests_version: Version | None
@@ -203,6 +203,28 @@ def unheard(kind: str, line: str) -> None:
     """A `Damage` that nobody hears of."""
 
 
+class Interrupted(Protocol):
+    """Told when a store stops to answer, or is found to have been started anew; whoever opens it
+    decides who hears of it.
+
+    What it acknowledged shortly before may be lost when it answers again, where the database writes
+    to disk later than it answers. Whoever can, feeds that again, from some seconds before
+    ``since_ms`` on and *before* anything newer: later events of a user raise the mark over those
+    that were lost, and below it they stay out. What is still there does not come in twice.
+    """
+
+    def __call__(self, since_ms: int) -> None:
+        """Take notice: in the thread whose call found it, before that call returns or raises. So
+        whoever looks before each append misses no outage in which a call failed; a `ping` finds
+        the others. Be quick, and leave the store alone. ``since_ms`` is when it last answered
+        before, ms since epoch.
+        """
+
+
+def unheeded(since_ms: int) -> None:
+    """An `Interrupted` that nobody hears of."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreOptions:
     """How a store is opened, whichever database is behind it."""
@@ -223,6 +245,8 @@ class StoreOptions:
     """The platform's names of actions, which must go on where those of the store end."""
     damage: Damage = unheard
     """Told of damaged records."""
+    interrupted: Interrupted = unheeded
+    """Told when the store stops to answer. One within the process never does."""
     clock: Callable[[], int] = wall_clock_ms
     """The time in ms since epoch, by which records expire."""
 
@@ -335,7 +359,7 @@ class Store(Protocol):
 
     def ping(self) -> None:
         """Prove that a read is answered and, unless the store was opened for reading, that a write
-        would be; raises `StoreError` otherwise.
+        and `due` would be; raises `StoreError` otherwise.
         """
         ...
 

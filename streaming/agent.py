@@ -7,21 +7,35 @@ fails, so that nothing is lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Mapping
-from typing import Any, Final
+import contextlib
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, TypeVar
 
 import faust
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from infra.errors import BrokerError, one_line
+from infra.errors import BrokerError, typed_line
 from infra.metrics import WorkerMetrics
 from infra.telemetry import get_logger
 from streaming.events.decoder import Decoded
+from streaming.positions import Positions, Wanted
 from streaming.topic import TopicIdentity
-from streaming.transport import BatchConsumer, FetchedBatch, InOrder
+from streaming.transport import BatchConsumer, FetchedBatch, InOrder, Standing
 from streaming.writer import RETRY_MIN_S, BatchWriter, GivenUp
 
 log: Final = get_logger(__name__)
+
+PLACE_PAUSE_S: Final = 0.5
+"""Pause between two looks for where partitions stand. Should a broker contradict itself, or not be
+able to tell, it is asked so often and no more."""
+
+PLACE_LATE_S: Final = 10.0
+"""Time after which a partition of which it is not known where to go on is an obstacle."""
+
+T = TypeVar("T")
 
 
 class BatchAgent:
@@ -31,15 +45,30 @@ class BatchAgent:
     """
 
     def __init__(
-        self, app: faust.App, writer: BatchWriter, topic: TopicIdentity, metrics: WorkerMetrics
+        self,
+        app: faust.App,
+        writer: BatchWriter,
+        topic: TopicIdentity,
+        positions: Positions,
+        metrics: WorkerMetrics,
     ) -> None:
         self._app = app
         self._writer = writer
         self._topic = topic
+        self._positions = positions
         self._metrics = metrics
         self._order = InOrder()
-        self._suspect = True  # whether the topic's id must be read before the next batch
+        self._unplaced: dict[TP, float] = {}
+        """Partitions of which it is not known where to go on, and since when (monotonic seconds);
+        none of their batches is applied."""
+        self._untold: set[TP] = set()
+        """Partitions of which no broker could tell how far their logs go."""
+        self._rebalances = 0
+        self._back_ms: int | None = None
+        """From when on partitions that are placed are read again, ms since epoch."""
         self._turn = asyncio.Lock()
+        self._placing: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
 
     async def consume(self, events: AsyncIterable[Any]) -> None:
         """Apply the batches of a stream: one is decoded while the one before it is written."""
@@ -69,90 +98,184 @@ class BatchAgent:
 
     async def apply(self, batch: FetchedBatch, decoded: Decoded) -> bool:
         """Apply the batch; returns whether it may be acknowledged. One that may not comes again."""
+        wanted = self._ours(batch.generation)
         async with self._turn:
-            if self._order.is_old(batch):
+            if batch.tp in self._unplaced or self._order.is_old(batch):
                 return False
             if not self._order.follows(batch):
                 await self._fetch_again(batch)
                 return False
             try:
-                if (self._suspect or batch.rewound) and await self._topic_changed(batch):
+                if not await self._continues(batch.tp, batch.next, batch.epoch, wanted):
                     return False
-                source = self._topic.source(batch.tp.partition)
-                await self._writer.write(batch, decoded, source, lambda: self._wanted(batch))
+                source = self._positions.source(batch.tp)
+                await self._writer.write(batch, decoded, source, wanted)
             except GivenUp:
+                self._go_back_if_interrupted()
                 return False
             self._order.done(batch)
+            self._positions.applied(batch)
             return True
 
-    async def check_topic(self) -> None:
-        """Start over if the topic was created anew.
+    async def check(self) -> None:
+        """Look after what no batch tells: another topic under the name, and how far the logs go.
 
         Raises:
-            BrokerError: the broker does not answer, or there is no such topic.
+            BrokerError, KafkaError: the brokers do not answer, or there is no such topic.
         """
+        self._go_back_if_interrupted()
         found = await self._topic.read()
-        if found == self._topic.id or self._topic.id is None:
+        if self._topic.id is None:
             return
-        async with self._turn:
-            # Read again: what was found may be older than what `apply` learned meanwhile.
-            await self._adopt(await self._topic.read())
+        if found != self._topic.id:
+            self._misplaced(self._consumer.assignment())
+        standings = await self._consumer.standings()
+        self._positions.measure(standings)
+        self._untold = self._consumer.assignment() - standings.keys()
+        self._metrics.unreadable_partitions.set(len(self._unreadable()))
+        if self._settling is None or self._settling.done():
+            # Not waited for: it waits for the store.
+            self._settling = asyncio.create_task(self._settle(standings))
+
+    def obstacles(self) -> dict[str, str]:
+        """What keeps partitions from being read, by the name of the part."""
+        now = time.monotonic()
+        waiting = {
+            f"partition {tp.partition}": "not known yet where to go on reading it"
+            for tp, since in self._unplaced.items()
+            if now - since > PLACE_LATE_S
+        }
+        untold = {
+            f"partition {tp.partition}": "no broker can tell of it: has it a leader?"
+            for tp in self._untold
+        }
+        return waiting | self._positions.obstacles() | untold | self._unreadable()
+
+    def _unreadable(self) -> dict[str, str]:
+        return {
+            f"partition {tp.partition}": f"cannot be read at offset {failure.offset}:"
+            f" {failure.error}"
+            for tp, failure in self._consumer.failures.items()
+            if failure.times > 1
+        }
+
+    def close(self) -> None:
+        """Look after nothing any more."""
+        for task in (self._placing, self._settling):
+            if task is not None:
+                task.cancel()
 
     def rebalanced(self, assigned: set[TP], revoked: set[TP]) -> None:
         """Take note that partitions were assigned to us and revoked.
 
-        The topic may be another one by now, so its id is read again before the next batch.
+        The topic may be another one by now, another worker may have gone on, and logs may have
+        changed, so it is found out anew where each partition stands.
         """
-        self._suspect = True
-        for tp in revoked - assigned:
-            try:
-                self._metrics.consumer_lag.remove(str(tp.partition))
-            except KeyError:
-                continue
+        self._rebalances += 1
+        self._untold.clear()
+        self._unplaced = dict.fromkeys(assigned, time.monotonic())
+        self._positions.forget(revoked - assigned)
+        consumer = self._consumer
+        consumer.resume_at = lambda: self._positions.next
+        consumer.on_misplaced = self._misplaced
+        self._place_soon()
 
-    def _wanted(self, batch: FetchedBatch) -> bool:
-        return batch.generation == self._app.consumer_generation_id
+    def _misplaced(self, partitions: AbstractSet[TP]) -> None:
+        """Find out anew where the partitions stand: their logs are not as they were."""
+        for tp in partitions:
+            self._unplaced.setdefault(tp, time.monotonic())
+        self._place_soon()
 
-    async def _topic_changed(self, batch: FetchedBatch) -> bool:
-        """Read the topic's id until the broker tells it; returns whether we start over for it."""
+    def _go_back_if_interrupted(self) -> None:
+        """Have all partitions go back to before an outage of the store, if there was one."""
+        since_ms = self._writer.interruptions.take()
+        if since_ms is None:
+            return
+        log.warning("store was away, what it may have lost is read again", since_ms=since_ms)
+        self._back_ms = since_ms if self._back_ms is None else min(since_ms, self._back_ms)
+        self._misplaced(self._consumer.assignment())
+
+    def _place_soon(self) -> None:
+        """Place what is not placed, whether batches come or not."""
+        if self._placing is None or self._placing.done():
+            self._placing = asyncio.create_task(self._place_all())
+
+    async def _place_all(self) -> None:
+        while self._unplaced and not self._app.should_stop:
+            async with self._turn:
+                try:
+                    await self._place(self._ours())
+                except GivenUp:
+                    continue
+                except Exception:
+                    log.exception("partitions not placed")
+            await asyncio.sleep(PLACE_PAUSE_S)
+
+    async def _place(self, wanted: Wanted) -> None:
+        """Find out where the unplaced partitions stand, and go on there."""
+        rebalances, unplaced, back_ms = self._rebalances, set(self._unplaced), self._back_ms
+        offsets = await self._patiently(
+            lambda: self._positions.find(self._consumer, unplaced, wanted, back_ms), wanted
+        )
+        if rebalances == self._rebalances:
+            await self._seek(offsets)
+            for tp in offsets:
+                self._unplaced.pop(tp, None)
+            if not self._unplaced and self._back_ms == back_ms:
+                self._back_ms = None
+
+    async def _continues(self, tp: TP, following: int, epoch: int, wanted: Wanted) -> bool:
+        """Whether what was fetched continues the log; if not, the partition is placed anew."""
+        continues = await self._patiently(
+            lambda: self._positions.continues(self._consumer, tp, following, epoch, wanted), wanted
+        )
+        if not continues:
+            self._misplaced({tp})
+        return continues
+
+    async def _settle(self, standings: Mapping[TP, Standing]) -> None:
+        """Go past what is no event in partitions of which all that was fetched is applied."""
+        wanted = self._ours()
+        async with self._turn:
+            placed = self._positions.next
+            for tp, standing in standings.items():
+                if tp not in placed or tp in self._unplaced or standing.next <= placed[tp]:
+                    continue
+                if self._order.is_last(tp, standing.seek, standing.number):
+                    with contextlib.suppress(GivenUp):
+                        if await self._continues(tp, standing.next, standing.epoch, wanted):
+                            await self._positions.settle(self._consumer, tp, standing.next, wanted)
+
+    def _ours(self, generation: int | None = None) -> Wanted:
+        """Tells whether the partitions of a generation, by default the present one, are ours."""
+        since = self._app.consumer_generation_id if generation is None else generation
+        return lambda: since == self._app.consumer_generation_id and not self._app.should_stop
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], wanted: Wanted) -> T:
+        """What ``call`` returns, once the brokers answer; raises `GivenUp` when unwanted."""
         pause = RETRY_MIN_S
         while True:
             try:
-                found = await self._topic.read()
-            except BrokerError:
+                return await call()
+            except (BrokerError, KafkaError, TimeoutError) as error:
+                log.info("brokers do not answer yet", error=typed_line(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
                 self._writer.progress.moved()
-                if not self._wanted(batch):
-                    raise GivenUp from None
-                continue
-            self._suspect = False
-            return await self._adopt(found)
-
-    async def _adopt(self, found: str) -> bool:
-        if not self._topic.adopt(found):
-            return False
-        log.warning("topic was created anew, starting at its beginning", topic=self._topic.topic)
-        self._expect(await self._consumer.rewind())
-        return True
+                if not wanted():
+                    raise GivenUp from error
 
     async def _fetch_again(self, batch: FetchedBatch) -> None:
-        """Go back to what is acknowledged: something before the batch got lost on its way."""
+        """Go back to what is applied: something before the batch got lost on its way."""
         log.info(
             "a batch was dropped on its way, fetching it again",
             partition=batch.tp.partition,
             offset=batch.first,
         )
-        try:
-            await self._consumer.perform_seek()
-        except Exception as error:  # noqa: BLE001 - the next batch does not follow either, and asks again
-            log.warning("cannot seek yet", error=one_line(error))
-            await asyncio.sleep(RETRY_MIN_S)
-            return
-        self._expect(self._consumer.seeks)
+        await self._seek(self._positions.next)
 
-    def _expect(self, seeks: Mapping[TP, int]) -> None:
-        for tp, seek in seeks.items():
+    async def _seek(self, offsets: Mapping[TP, int]) -> None:
+        for tp, seek in (await self._consumer.seek_to(offsets)).items():
             self._order.expect(tp, seek)
 
     @property

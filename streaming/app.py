@@ -20,6 +20,8 @@ from infra.store import Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.agent import BatchAgent
 from streaming.dead_letters import DeadLetters
+from streaming.interruptions import Interruptions
+from streaming.positions import Positions
 from streaming.topic import TopicIdentity
 from streaming.transport import BatchTransport, faust_log
 from streaming.writer import BatchWriter
@@ -72,6 +74,7 @@ def create_app(
     *,
     topic_id: Callable[[], str],
     digest: bytes | None = None,
+    interruptions: Interruptions | None = None,
     on_assigned: Callable[[set[int]], None] = lambda _: None,
     clock: Callable[[], int] = wall_clock_ms,
 ) -> LifelongApp:
@@ -84,6 +87,7 @@ def create_app(
         metrics: where all of it is counted.
         topic_id: asks the broker for the topic's id, see `TopicIdentity`.
         digest: of the bundle that users are due for; None: for no other than they were.
+        interruptions: outages of the store, after which events are fed again.
         on_assigned: told the partitions that are ours, after each rebalance.
         clock: ms since epoch.
     """
@@ -91,9 +95,19 @@ def create_app(
     app.transport = BatchTransport(app.conf.broker, app)
     # Nothing is produced through Faust: dead letters have an idempotent producer of their own.
     app.boot_strategy.enable_kafka_producer = False
-    app.writer = BatchWriter(settings, store, dead_letters, metrics, digest=digest, clock=clock)
+    app.writer = BatchWriter(
+        settings,
+        store,
+        dead_letters,
+        metrics,
+        digest=digest,
+        interruptions=interruptions,
+        clock=clock,
+    )
     identity = TopicIdentity(settings.broker.topic, topic_id)
-    app.batch_agent = agent = BatchAgent(app, app.writer, identity, metrics)
+    held_max_s = settings.worker.held_max_s
+    positions = Positions(identity, store, app.writer, metrics, held_max_s)
+    app.batch_agent = agent = BatchAgent(app, app.writer, identity, positions, metrics)
     topic = app.topic(
         settings.broker.topic, key_serializer="raw", value_serializer="raw", schema=_BatchSchema()
     )
@@ -143,7 +157,8 @@ def _faust_settings(settings: Settings) -> dict[str, Any]:
         "broker_rebalance_timeout": REBALANCE_TIMEOUT_S,
         "broker_max_poll_records": worker.fetch_max,
         "broker_commit_interval": COMMIT_INTERVAL_S,
-        "consumer_auto_offset_reset": "earliest",
+        # Where to go on is for us to find out, and to tell what is lost (`Positions`).
+        "consumer_auto_offset_reset": "none",
         "consumer_max_fetch_size": FETCH_BYTES,
         "consumer_metadata_max_age_ms": int(METADATA_MAX_AGE_S * 1000),
         "key_serializer": "raw",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ if TYPE_CHECKING:  # numba is slow to import; health answers meanwhile
 PAGE_BATCHES: Final = 2
 """Batches taken from one owner in a pass. More would let an owner with a backlog delay the others;
 fewer would cost more looks at the store."""
+
+TOGETHER: Final = 64
+"""Users of a batch whose sequences are in memory at once; of a batch of 256 they could be
+64 MB, where sequences are long."""
 
 BACKOFF_MS: Final = 1000
 BACKOFF_MAX_MS: Final = 300_000
@@ -83,6 +88,14 @@ class _Due(NamedTuple):
     user: str
     since: int
     waiting: int
+
+
+class _Found(NamedTuple):
+    """A user who was read, to be reclustered."""
+
+    due: _Due
+    sequence: StoredSequence
+    previous: InterestState | None
 
 
 @dataclass(slots=True)
@@ -321,22 +334,40 @@ class Reclusterer:
             raise
 
     def _extracted(self, batch: Sequence[_Due]) -> Iterator[tuple[_Due, InterestWrite]]:
-        for due, sequence, state in self._read(batch):
-            if sequence is None:
-                # The sequence expired. Its due mark goes when the store sweeps.
-                self._metrics.reclusters.labels("gone").inc()
-                self._pause(due.user)
-                continue
-            started = time.perf_counter()
-            try:
-                new = self._system.extract(sequence, self._previous(due, state))
-                record = self._system.layout.encode(new)
+        for start in range(0, len(batch), TOGETHER):
+            found = []
+            for due, sequence, record in self._read(batch[start : start + TOGETHER]):
+                if sequence is None:
+                    # The sequence expired. Its due mark goes when the store sweeps.
+                    self._metrics.reclusters.labels("gone").inc()
+                    self._pause(due.user)
+                else:
+                    found.append(_Found(due, sequence, self._previous(due, record)))
+            yield from self._renewed(found)
+
+    def _renewed(self, users: Sequence[_Found]) -> Iterator[tuple[_Due, InterestWrite]]:
+        """The new states of users who were read."""
+        done = 0
+        started = time.perf_counter()
+        try:
+            states = self._system.extract_many(
+                [user.sequence for user in users], [user.previous for user in users]
+            )
+            for state, (due, sequence, _) in zip(states, users, strict=True):
+                record = self._system.layout.encode(state)
                 write = InterestWrite(due.user, self._system.digest, sequence.version, record)
-            except Exception as error:  # noqa: BLE001  # whatever one user's record does to it
-                self._fail(due.user, error)
-                continue
-            self._metrics.recluster_seconds.observe(time.perf_counter() - started)
-            yield due, write
+                done += 1
+                yield due, write
+        except Exception as error:  # noqa: BLE001  # whatever one user's record does to it
+            if len(users) == 1:
+                self._fail(users[0].due.user, error)
+                return
+            for user in users[done:]:  # find whose
+                yield from self._renewed([user])
+            users = users[:done]
+        took = (time.perf_counter() - started) / max(len(users), 1)
+        for _ in users:
+            self._metrics.recluster_seconds.observe(took)
 
     def _read(
         self, batch: Sequence[_Due]
@@ -390,8 +421,9 @@ class Reclusterer:
                 return 0
             return sum(self._write([write]) for write in writes)
         stored = 0
+        for outcome, users in Counter(outcomes).items():
+            self._metrics.reclusters.labels(outcome.name.lower()).inc(users)
         for (due, _), outcome in zip(writes, outcomes, strict=True):
-            self._metrics.reclusters.labels(outcome.name.lower()).inc()
             if outcome is Written.STORED:
                 stored += 1
                 self._stored_at = now

@@ -21,16 +21,11 @@ class TopicIdentity:
         self.topic = topic
         self.id: str | None = None
         self._read = read
-        self._sources: dict[int, Source] = {}
 
-    def source(self, partition: int) -> Source:
-        """The source of a partition, as of the last `adopt`."""
-        source = self._sources.get(partition)
-        if source is None:
-            assert self.id is not None
-            source = partition_source(self.topic, self.id, partition)
-            self._sources[partition] = source
-        return source
+    def source(self, partition: int, life: int = 0) -> Source:
+        """The source of a life of a partition's log, as of the last `adopt`."""
+        assert self.id is not None
+        return partition_source(self.topic, self.id, partition, life)
 
     async def read(self) -> str:
         """The topic's id as the broker tells it now; raises `BrokerError` as ``read`` does."""
@@ -41,5 +36,4 @@ class TopicIdentity:
         if found == self.id:
             return False
         before, self.id = self.id, found
-        self._sources.clear()
         return before is not None

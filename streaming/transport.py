@@ -11,22 +11,24 @@ numbered when it leaves the fetcher, and `InOrder` lets only the direct successo
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.consumer.fetcher import OffsetResetStrategy
-from aiokafka.errors import ConsumerStoppedError, KafkaError
+from aiokafka.errors import ConsumerStoppedError, KafkaConnectionError, KafkaError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP, ConsumerMessage
 
 from infra.errors import typed_line
+from infra.kafka.logs import LogBounds, epoch_ends, log_bounds
 from infra.telemetry import get_logger
+from streaming.fetching import Failure, Reader
 
 log: Final = get_logger(__name__)
 
@@ -36,6 +38,15 @@ faust_log: Final = logging.getLogger("faust")
 
 FETCH_WAIT_MS: Final = 100
 """How long the broker may hold back the answer to a fetch when there is nothing new."""
+
+MOST_RECORDS: Final = 4000
+"""Records taken at once where Faust does not say; it does."""
+
+ASK_S: Final = 10.0
+"""Patience with brokers that are asked for offsets; a question holds a place in the thread's queue
+for as long."""
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -50,20 +61,16 @@ class FetchedBatch:
     """How many times the partition had been positioned (assigned, sought) before this fetch."""
     number: int
     """Place of this batch since then, from 1."""
-    highwater: int
-    """Offset that the partition's next record will have, as known at the fetch."""
-    rewound: bool = False
-    """The offsets went back without a seek: the topic was deleted and created again."""
+    next: int
+    """Offset at which the next fetch begins: behind the last record, and behind what follows it
+    that is no event (the end of a transaction, what a transaction took back)."""
+    epoch: int = -1
+    """Epoch of the leader that took what lies before it; -1: not known."""
 
     @property
     def first(self) -> int:
         """Offset of the first record."""
         return int(self.records[0].offset)
-
-    @property
-    def last(self) -> int:
-        """Offset of the last record."""
-        return int(self.records[-1].offset)
 
 
 class InOrder:
@@ -89,6 +96,10 @@ class InOrder:
         """Whether the partition was positioned anew since the batch was fetched."""
         return batch.seek < self._done.get(batch.tp, (0, 0))[0]
 
+    def is_last(self, tp: TP, seek: int, number: int) -> bool:
+        """Whether all batches up to that one are applied; 0: none was fetched since the seek."""
+        return number == 0 or self._done.get(tp) == (seek, number)
+
     def done(self, batch: FetchedBatch) -> None:
         """Note that the batch is applied: the next one follows it."""
         self._done[batch.tp] = (batch.seek, batch.number)
@@ -104,7 +115,6 @@ class _Place:
 
     seek: int = 1
     number: int = 0
-    last: int = -1
 
 
 @dataclass(slots=True)
@@ -120,17 +130,38 @@ class _Places:
         self.seeks += 1
         self.places[tp] = _Place(self.seeks)
 
-    def number(
-        self, tp: TP, records: list[ConsumerRecord[bytes, bytes]], generation: int, highwater: int
-    ) -> FetchedBatch:
-        """The records as the partition's next batch."""
+    def number(self, tp: TP) -> _Place:
+        """The place of the partition's next batch."""
         if tp not in self.places:
             self.sought(tp)
         place = self.places[tp]
-        rewound = records[0].offset <= place.last
         place.number += 1
-        place.last = records[-1].offset
-        return FetchedBatch(tp, records, generation, place.seek, place.number, highwater, rewound)
+        return place
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a partition was fetched, and how far that could go."""
+
+    log: LogBounds
+    seek: int
+    number: int
+    """The last batch, see `FetchedBatch`; 0: none since the seek."""
+    next: int
+    """Offset at which the next fetch begins; -1: not known."""
+    epoch: int
+    """Epoch of the leader that took what lies before it; -1: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A partition's log and what is known of it, when it is to be decided where to go on."""
+
+    bounds: LogBounds
+    committed: int | None
+    """Offset that the group has committed; None: none."""
+    epoch_end: int | None
+    """Where it ended with the epoch that was asked for (-1: none); None: not known."""
 
 
 class BatchConsumerThread(AIOKafkaConsumerThread):
@@ -141,13 +172,23 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._places = _Places()
+        self._reader: Reader | None = None
+        self.misplaced: frozenset[TopicPartition] = frozenset()
 
     def _create_worker_consumer(self, transport: FaustTransport) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         # Faust sets 1,500 with no setting for it. A partition that was just drained is not asked
         # for again before the fetch under way returns, and that waits for the quiet ones.
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        # Faust reads what was never committed, too, unless it is in a transaction itself.
+        consumer._isolation_level = "read_committed"
+        self._reader = Reader(consumer)
         return consumer
+
+    @property
+    def failures(self) -> Mapping[TopicPartition, Failure]:
+        """Partitions that cannot be read, and why."""
+        return {} if self._reader is None else self._reader.failures
 
     async def _fetch_records(  # type: ignore[override]
         self,
@@ -156,79 +197,144 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         timeout: float | None = None,  # noqa: ASYNC109 - the parent's signature
         max_records: int | None = None,
     ) -> dict[TP, FetchedBatch]:
-        """Fetch as the parent does, and number what was fetched.
+        """Fetch as the parent does, but partition by partition, and number what was fetched."""
+        if not self.consumer.flow_active:
+            return {}
+        fetcher = consumer._fetcher
+        if consumer._closed or fetcher._closed:
+            raise ConsumerStoppedError
+        if fetcher.error_future.done():
+            raise KafkaConnectionError("the fetcher has ended")
+        with fetcher._subscriptions.fetch_context():
+            if fetcher._subscriptions.reassignment_in_progress:
+                await fetcher._subscriptions.wait_for_assignment()
+            batches = self._take(consumer, active_partitions, max_records)
+            if batches or not timeout:
+                return batches
+            waiter = fetcher._create_fetch_waiter()
+            done, _ = await asyncio.wait([waiter], timeout=timeout)
+            if not done or fetcher._closed:
+                waiter.cancel()
+                return {}
+            waiter.result()  # raises what the group's coordinator has failed of
+            return self._take(consumer, active_partitions, max_records)
+
+    def _take(
+        self, consumer: AIOKafkaConsumer, partitions: set[TP], max_records: int | None
+    ) -> dict[TP, FetchedBatch]:
+        """What is there, as batches.
 
         Nothing is awaited between the moment the fetcher gives the records away and the moment
         they have their numbers, so no seek and no rebalance can come between.
         """
-        fetched: Mapping[Any, list[ConsumerRecord[bytes, bytes]]]
-        fetched = await super()._fetch_records(
-            consumer, active_partitions, timeout=timeout, max_records=max_records
-        )
-        if not fetched:
-            return {}
-        places = self._places
+        reader, places = self._reader, self._places
+        assert reader is not None
         subscription = consumer._subscription.subscription
         assignment = None if subscription is None else subscription.assignment
         if assignment is not places.assignment:
             places.assignment = assignment
             places.places.clear()
+            reader.failures = {}
         generation = self.app.consumer_generation_id
         batches = {}
-        for aiokafka_tp, records in fetched.items():
-            tp = TP(aiokafka_tp.topic, aiokafka_tp.partition)
-            highwater = consumer.highwater(aiokafka_tp) or 0
-            batches[tp] = places.number(tp, records, generation, highwater)
+        for aiokafka_tp, records in reader.take(partitions, max_records or MOST_RECORDS).items():
+            tp = TP(*aiokafka_tp)
+            place = places.number(tp)
+            following = reader.position(aiokafka_tp)
+            epoch = reader.epoch(aiokafka_tp, following - 1)
+            batches[tp] = FetchedBatch(
+                tp, records, generation, place.seek, place.number, following, epoch
+            )
+        self.misplaced = reader.misplaced
         return batches
 
-    async def seek_to_committed(self) -> Mapping[TP, int | None]:  # type: ignore[override]
-        """Position every partition at its committed offset, or at its beginning without one.
+    async def standings(self) -> Mapping[TP, Standing]:
+        """How far each partition was fetched; raises `KafkaError` where the brokers cannot tell."""
+        found: Mapping[TP, Standing] = await self._call(self._standings)
+        return found
 
-        The parent leaves a partition where it is when nothing was committed yet; what had been
-        fetched from it and dropped would be lost.
+    async def _standings(self) -> dict[TP, Standing]:
+        consumer, reader = self._ensure_consumer(), self._reader
+        assert reader is not None
+        bounds = await log_bounds(consumer._client, consumer.assignment())
+        standings = {}
+        for aiokafka_tp in consumer.assignment().intersection(bounds):
+            tp = TP(*aiokafka_tp)
+            place = self._places.places.get(tp, _Place())
+            following = reader.position(aiokafka_tp)
+            epoch = reader.epoch(aiokafka_tp, following - 1)
+            standings[tp] = Standing(
+                bounds[aiokafka_tp], place.seek, place.number, following, epoch
+            )
+        return standings
+
+    async def logs(self, epochs: Mapping[TP, int]) -> Mapping[TP, Log]:
+        """The logs of those of the partitions that are assigned; see `Log.epoch_end`.
+
+        Without those of which nobody can tell. Raises `KafkaError` where nobody can tell of any.
         """
-        positions: Mapping[TP, int | None] = await self.call_thread(self._seek_to_committed)
-        return positions
+        found: Mapping[TP, Log] = await self._call(self._logs, dict(epochs))
+        return found
 
-    async def _seek_to_committed(self) -> dict[TP, int | None]:
+    async def _logs(self, epochs: Mapping[TP, int]) -> dict[TP, Log]:
         consumer = self._ensure_consumer()
-        assigned = list(consumer.assignment())
-        committed = await consumer._coordinator.fetch_committed_offsets(assigned)
-        positions: dict[TP, int | None] = {}
-        for aiokafka_tp in consumer.assignment().intersection(assigned):
-            tp = TP(aiokafka_tp.topic, aiokafka_tp.partition)
-            known = committed.get(aiokafka_tp)
-            offset = known.offset if known is not None and known.offset >= 0 else None
-            positions[tp] = offset
-            self._seek(aiokafka_tp, offset)
-        return positions
+        asked = {tp: epochs.get(TP(*tp)) for tp in consumer.assignment() if TP(*tp) in epochs}
+        if not asked:
+            return {}
+        committed = await consumer._coordinator.fetch_committed_offsets(list(asked))
+        bounds = await log_bounds(consumer._client, asked)
+        known = {tp: epoch for tp, epoch in asked.items() if epoch is not None and epoch >= 0}
+        ends: dict[TopicPartition, int | None] = dict.fromkeys(asked.keys() - known.keys())
+        ends |= await epoch_ends(consumer._client, known)
+        logs = {}
+        for tp in bounds.keys() & ends.keys():
+            offset = committed[tp].offset if tp in committed else -1
+            logs[TP(*tp)] = Log(bounds[tp], offset if offset >= 0 else None, ends[tp])
+        return logs
 
-    def _seek(self, aiokafka_tp: TopicPartition, offset: int | None) -> None:
-        """Position the partition at an offset, or at its beginning, and number what follows anew.
-
-        Both at once: nothing is awaited, not even the offset of the beginning (aiokafka asks for
-        it between two fetches, which for a quiet topic takes a while).
+    async def offsets_since(self, partitions: Collection[TP], time_ms: int) -> Mapping[TP, int]:
+        """The offset of the first record since a time, of those of the partitions that are
+        assigned and have one. Raises `KafkaError` where the brokers cannot tell.
         """
-        self._places.sought(TP(aiokafka_tp.topic, aiokafka_tp.partition))
-        fetcher = self._ensure_consumer()._fetcher
-        if offset is not None:
-            fetcher.seek_to(aiokafka_tp, offset)
-        else:
-            fetcher.request_offset_reset([aiokafka_tp], OffsetResetStrategy.EARLIEST)
+        found: Mapping[TP, int] = await self._call(self._offsets_since, set(partitions), time_ms)
+        return found
 
-    async def rewind(self) -> Mapping[TP, int]:
-        """Position every partition at its beginning, whatever was committed.
+    async def _offsets_since(self, partitions: Collection[TP], time_ms: int) -> dict[TP, int]:
+        consumer = self._ensure_consumer()
+        asked = {tp: time_ms for tp in consumer.assignment() if TP(*tp) in partitions}
+        found = await consumer.offsets_for_times(asked) if asked else {}
+        return {TP(*tp): first.offset for tp, first in found.items() if first is not None}
+
+    async def seek_to(self, offsets: Mapping[TP, int]) -> Mapping[TP, int]:
+        """Position those of the partitions that are assigned.
 
         Returns:
-            The number of that seek for each partition.
+            The number of that seek for each of them.
         """
-        seeks: Mapping[TP, int] = await self.call_thread(self._rewind)
+        seeks: Mapping[TP, int] = await self.call_thread(self._seek_to, dict(offsets))
         return seeks
 
-    async def _rewind(self) -> dict[TP, int]:
-        for aiokafka_tp in self._ensure_consumer().assignment():
-            self._seek(aiokafka_tp, None)
-        return {tp: place.seek for tp, place in self._places.places.items()}
+    async def _seek_to(self, offsets: Mapping[TP, int]) -> dict[TP, int]:
+        """Position, and number what follows anew; nothing is awaited between the two."""
+        consumer = self._ensure_consumer()
+        seeks = {}
+        for aiokafka_tp in consumer.assignment():
+            tp = TP(*aiokafka_tp)
+            if tp in offsets:
+                self._places.sought(tp)
+                consumer._fetcher.seek_to(aiokafka_tp, offsets[tp])
+                seeks[tp] = self._places.places[tp].seek
+        self.misplaced = frozenset()
+        return seeks
+
+    async def _call(self, method: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Call a method in the consumer's thread that asks the brokers; it ends in time."""
+
+        async def asked() -> T:
+            return await asyncio.wait_for(method(*arguments), ASK_S)
+
+        answer: T = await self.call_thread(asked)
+        return answer
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """Commit; a broker that does not take it now is no reason to crash.
@@ -277,9 +383,15 @@ class BatchConsumer(FaustConsumer):
     _thread: BatchConsumerThread
     polled_at: float
     """When the fetcher last asked for records, monotonic seconds: a sign of life."""
+    resume_at: Callable[[], Mapping[TP, int]]
+    """Tells where to go on reading, of the partitions where that was found out."""
+    on_misplaced: Callable[[set[TP]], None]
+    """Told partitions whose logs have nothing at the offset where they are to be read."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.polled_at = monotonic()
+        self.resume_at = dict
+        self.on_misplaced = lambda _: None
         super().__init__(*args, **kwargs)
         self._read_offset = _NoOffsets()
 
@@ -299,10 +411,12 @@ class BatchConsumer(FaustConsumer):
         records, active = await self._wait_next_records(timeout)
         fetched = cast("dict[TP, FetchedBatch]", records or {})
         self.polled_at = monotonic()
+        if self._thread.misplaced:
+            self.on_misplaced({TP(*tp) for tp in self._thread.misplaced})
         if not fetched or self.should_stop:
             return
         if not self.flow_active:
-            await self._seek_back()
+            await self.perform_seek()
             return
         for tp, batch in fetched.items():
             if self._is_void(batch):
@@ -314,18 +428,51 @@ class BatchConsumer(FaustConsumer):
         """Whether a rebalance began or ended while the batch was on its way."""
         return not self.flow_active or batch.generation != self.app.consumer_generation_id
 
-    async def _seek_back(self) -> None:
-        try:
-            await self.perform_seek()
-        except Exception as error:  # noqa: BLE001 - the order check finds the gap and asks again
-            log.info("cannot seek yet", error=typed_line(error))
+    async def perform_seek(self) -> None:
+        """Go back to what is applied.
+
+        The parent goes to what is committed. Where it was not found out yet what is applied, the
+        fetcher stays where it is: nothing is applied before, and then it is positioned.
+        """
+        await self.seek_to(self.resume_at())
+
+    async def seek_to(self, offsets: Mapping[TP, int]) -> Mapping[TP, int]:
+        """Position partitions; returns the number of that seek for each that is assigned."""
+        return await self._thread.seek_to(offsets)
+
+    async def logs(self, epochs: Mapping[TP, int]) -> Mapping[TP, Log]:
+        """See `BatchConsumerThread.logs`."""
+        return await self._thread.logs(epochs)
+
+    async def offsets_since(self, partitions: Collection[TP], time_ms: int) -> Mapping[TP, int]:
+        """See `BatchConsumerThread.offsets_since`."""
+        return await self._thread.offsets_since(partitions, time_ms)
+
+    async def standings(self) -> Mapping[TP, Standing]:
+        """See `BatchConsumerThread.standings`."""
+        return await self._thread.standings()
+
+    @property
+    def failures(self) -> dict[TP, Failure]:
+        """Partitions that cannot be read, and why."""
+        return {TP(tp.topic, tp.partition): why for tp, why in self._thread.failures.items()}
+
+    def acknowledge(self, tp: TP, following: int, *, anew: bool = False) -> None:
+        """Let an offset be committed, below which all is dealt with.
+
+        ``anew`` lets it be lower than what was committed before, which is forgotten.
+        """
+        if anew:
+            self._committed_offset[tp] = None
+        self._acked[tp] = [following - 1]
+        self._acked_index[tp] = {following - 1}
 
     def _batch_message(self, batch: FetchedBatch) -> ConsumerMessage:
         last = batch.records[-1]
         return ConsumerMessage(
             batch.tp.topic,
             batch.tp.partition,
-            last.offset,
+            batch.next - 1,
             last.timestamp / 1000.0,
             last.timestamp_type,
             None,
@@ -337,24 +484,6 @@ class BatchConsumer(FaustConsumer):
             batch.tp,
             generation_id=batch.generation,
         )
-
-    @property
-    def seeks(self) -> dict[TP, int]:
-        """The number of each partition's last seek."""
-        return {tp: place.seek for tp, place in list(self._thread._places.places.items())}
-
-    async def rewind(self) -> Mapping[TP, int]:
-        """Start over with a topic that was created anew.
-
-        Returns:
-            The number of that seek for each partition.
-        """
-        for tp in self.assignment():
-            # What was committed and acknowledged are offsets of the topic's earlier life.
-            self._committed_offset[tp] = None
-            self._acked[tp] = []
-            self._acked_index[tp] = set()
-        return await self._thread.rewind()
 
     def on_buffer_full(self, tp: TP) -> None:
         """Do nothing: the stream's queue is a few batches long, and a full queue holds the fetcher.

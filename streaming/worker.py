@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -23,7 +24,7 @@ from infra.errors import (
     StoreUnavailable,
     typed_line,
 )
-from infra.kafka.admin import create_topic, topic_id, topic_partitions
+from infra.kafka.admin import create_topic, require_topic, topic_id, topic_partitions
 from infra.metrics import WorkerMetrics, new_registry
 from infra.settings import BrokerSettings, Settings
 from infra.store import Store
@@ -32,6 +33,7 @@ from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetters, KafkaDeadLetters
 from streaming.health import Health, serve_health
+from streaming.interruptions import Interruptions
 from streaming.renewal import Renewal
 from streaming.schedule import Reclusterer
 from streaming.transport import BatchConsumer
@@ -46,6 +48,9 @@ LOOK_S: Final = 0.5
 
 AGAIN_S: Final = 1.0
 """Pause before a part that is away is tried again, at the start and after a crash."""
+
+CALM_S: Final = 10.0
+"""How long a consumer that crashed must run before it is taken for sound again."""
 
 STOP_S: Final = 8.0
 """Time for a clean stop of Faust; what it leaves undone is safe to leave."""
@@ -72,6 +77,7 @@ class Worker:
         dead_letters: takes what cannot be read.
         metrics: where all of it is counted.
         health: kept true, for the endpoints to tell.
+        interruptions: told of the store's outages by whoever opened it.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class Worker:
         dead_letters: DeadLetters,
         metrics: WorkerMetrics,
         health: Health,
+        interruptions: Interruptions | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -89,7 +96,9 @@ class Worker:
         self._digest = system.digest if system.keeps_state else None
         self._metrics = metrics
         self._health = health
+        self._interruptions = interruptions or Interruptions()
         self._lively = True
+        self._crashed_at = -math.inf
         self._partitions = 0
         self._reclusterer = Reclusterer(store, system, settings.worker, metrics)
         self._renewal = Renewal(
@@ -128,6 +137,7 @@ class Worker:
                 broker, broker.topic, timeout_s=2 * self._settings.worker.check_s
             ),
             digest=self._digest,
+            interruptions=self._interruptions,
             on_assigned=self._take_partitions,
         )
         checks = asyncio.create_task(self._check_broker(app))
@@ -138,14 +148,19 @@ class Worker:
                 self._judge(app)
                 await _wait_at_most(stop.wait(), LOOK_S)
             if app.crash_reason is not None:
-                log.error("consumer crashed, starting it again", error=typed_line(app.crash_reason))
+                self._crashed("consumer crashed, starting it again", app.crash_reason)
         except Exception as error:  # noqa: BLE001 - a consumer that cannot start is tried again
-            log.warning("consumer did not start, trying again", error=typed_line(error))
+            self._crashed("consumer did not start, trying again", error)
         finally:
             checks.cancel()
             await _stop_app(app)
         if not stop.is_set():
             await _wait_at_most(stop.wait(), AGAIN_S)
+
+    def _crashed(self, what: str, error: BaseException) -> None:
+        log.error(what, error=typed_line(error))
+        self._crashed_at = time.monotonic()
+        self._health.blocked("consumer", typed_line(error))
 
     def _judge(self, app: LifelongApp) -> None:
         """Bring health up to date with every part's signs of life."""
@@ -162,27 +177,35 @@ class Worker:
         if self._lively and not health.alive():
             log.error("no progress, reported as not live", stall_s=health.stall_s)
         self._lively = health.alive()
-        if progress.failure is None:
-            health.obstacles = {k: v for k, v in health.obstacles.items() if k != "writing"}
-        else:
-            health.obstacles = health.obstacles | {"writing": progress.failure}
-        trouble = self._reclusterer.trouble()
-        if trouble is None:
-            health.cleared("reclustering")
-        else:
-            health.blocked("reclustering", trouble)
-        if progress.assigned:
-            health.cleared("group")
-        else:
-            health.obstacles = health.obstacles | {"group": "not joined yet"}
+        self._judge_parts(app)
         self._metrics.ready.set(health.ready())
 
+    def _judge_parts(self, app: LifelongApp) -> None:
+        """Bring up to date what keeps the worker from being ready."""
+        health, progress = self._health, app.writer.progress
+        # The writer logs its failures itself, and the group takes a moment to join.
+        silent = {"writing": progress.failure}
+        silent["group"] = None if progress.assigned else "not joined yet"
+        obstacles = {part: why for part, why in health.obstacles.items() if part not in silent}
+        health.obstacles = obstacles | {part: why for part, why in silent.items() if why}
+        found = app.batch_agent.obstacles()
+        if (trouble := self._reclusterer.trouble()) is not None:
+            found["reclustering"] = trouble
+        for part in obstacles:
+            judged = part == "reclustering" or part.startswith("partition ")
+            if judged and part not in found:
+                health.cleared(part)
+        if time.monotonic() - self._crashed_at > CALM_S:
+            health.cleared("consumer")
+        for part, why in found.items():
+            health.blocked(part, why)
+
     async def _check_broker(self, app: LifelongApp) -> None:
-        """Keep asking whether the broker answers; start over with a topic that was created anew."""
+        """Keep asking whether the broker answers, and how far its logs go."""
         while True:
             await asyncio.sleep(self._settings.worker.check_s)
             try:
-                await app.batch_agent.check_topic()
+                await app.batch_agent.check()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
                 self._health.blocked("broker", typed_line(error))
             else:
@@ -207,7 +230,10 @@ class Worker:
     def _prepare_topics(self) -> bool:
         broker = self._settings.broker
         for topic in (broker.topic, broker.dead_letter_topic):
-            _ensure_topic(broker, topic)
+            if broker.create_topics:
+                _ensure_topic(broker, topic)
+            else:
+                require_topic(broker, topic)
         self._partitions = topic_partitions(broker, broker.topic)
         return True
 
@@ -241,11 +267,14 @@ async def _serve(settings: Settings) -> None:
     health = Health(settings.worker.stall_s)
     with serve_health(settings, registry, health):
         system = await asyncio.to_thread(_load_system, settings, metrics)
-        store = await _retried(lambda: _open_store(settings, metrics), "store", health, stop)
+        interruptions = Interruptions()
+        store = await _retried(
+            lambda: _open_store(settings, metrics, interruptions), "store", health, stop
+        )
         if store is None:
             return
         dead_letters = KafkaDeadLetters(settings.broker)
-        worker = Worker(settings, store, system, dead_letters, metrics, health)
+        worker = Worker(settings, store, system, dead_letters, metrics, health, interruptions)
         try:
             await worker.run(stop)
         finally:
@@ -264,7 +293,7 @@ def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
     return system
 
 
-def _open_store(settings: Settings, metrics: WorkerMetrics) -> Store:
+def _open_store(settings: Settings, metrics: WorkerMetrics, interruptions: Interruptions) -> Store:
     from infra.stores import open_store
 
     return open_store(
@@ -272,6 +301,7 @@ def _open_store(settings: Settings, metrics: WorkerMetrics) -> Store:
         wait_s=0,
         actions=settings.events.declared_actions.names,
         damage=counted(metrics.store_damage),
+        interrupted=interruptions,
     )
 
 
@@ -312,4 +342,5 @@ async def _stop_app(app: LifelongApp) -> None:
         await asyncio.wait_for(asyncio.ensure_future(app.stop()), STOP_S)
     except Exception as error:  # noqa: BLE001 - all that matters is in the store
         log.info("consumer did not stop cleanly", error=typed_line(error))
+    app.batch_agent.close()
     await asyncio.to_thread(app.writer.close)

@@ -23,6 +23,7 @@ from infra.telemetry import get_logger
 from streaming.dead_letters import DeadLetter, DeadLetters
 from streaming.events.decoder import Decoded, EventDecoder
 from streaming.events.rejects import Reason, Reject
+from streaming.interruptions import Interruptions
 from streaming.transport import FetchedBatch
 
 log: Final = get_logger(__name__)
@@ -73,6 +74,7 @@ class BatchWriter:
         metrics: WorkerMetrics,
         *,
         digest: bytes | None = None,
+        interruptions: Interruptions | None = None,
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -81,6 +83,7 @@ class BatchWriter:
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
         self._digest = digest
+        self.interruptions = interruptions or Interruptions()
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._clock = clock
@@ -110,28 +113,35 @@ class BatchWriter:
         """
         started = time.monotonic()
         self.progress.moved()
-        appended, refused = await self._until_done(
-            lambda: self._append(source, decoded, batch.last), wanted
+        appended, refused = await self.until_done(
+            lambda: self._append(source, decoded, batch.next - 1), wanted
         )
         rejects = decoded.rejects + _refusals(batch, refused)
         if rejects:
             letters = _letters(batch, rejects)
-            await self._until_done(lambda: self._dead_letters.send(letters), wanted)
+            await self.until_done(lambda: self._dead_letters.send(letters), wanted)
         self._measure(batch, appended, rejects, time.monotonic() - started)
         self.progress.moved()
 
-    def close(self) -> None:
-        """Wait for what is being written; the store may be closed afterwards."""
-        self._decoding.shutdown(wait=True, cancel_futures=True)
-        self._writing.shutdown(wait=True, cancel_futures=True)
+    async def reach(self, source: Source, last: int, wanted: Callable[[], bool]) -> None:
+        """Tell the store that the source is dealt with up to an offset; raises as `write` does."""
+        await self.until_done(lambda: self._apply(Group(source, [], last)), wanted)
 
-    async def _until_done(self, call: Callable[[], T], wanted: Callable[[], bool]) -> T:
-        """What ``call`` returns, called in the thread until it succeeds, with growing pauses."""
+    async def until_done(self, call: Callable[[], T], wanted: Callable[[], bool]) -> T:
+        """What ``call`` returns, called in the thread until it succeeds, with growing pauses.
+
+        Raises:
+            GivenUp: it did not, and is not wanted any more; or the store was away meanwhile, and
+                other events must come first.
+        """
         pause = RETRY_MIN_S
         loop = asyncio.get_running_loop()
         while True:
             try:
                 result = await loop.run_in_executor(self._writing, call)
+            except GivenUp:
+                self.progress.failure = None
+                raise
             except Exception as error:
                 # Whatever it is: what is not written is not acknowledged, and tried again.
                 self._report(error)
@@ -147,6 +157,11 @@ class BatchWriter:
                 log.info("writing again", after=self.progress.failure)
                 self.progress.failure = None
             return result
+
+    def close(self) -> None:
+        """Wait for what is being written; the store may be closed afterwards."""
+        self._decoding.shutdown(wait=True, cancel_futures=True)
+        self._writing.shutdown(wait=True, cancel_futures=True)
 
     def _report(self, error: Exception) -> None:
         """Count each failure, log the first of a row."""
@@ -188,6 +203,9 @@ class BatchWriter:
         return total, refused
 
     def _apply(self, group: Group) -> Appended:
+        # Looked at before each append, retries included: the store may have lost what came before.
+        if self.interruptions.pending:
+            raise GivenUp
         return self._store.append([group], self._clock(), digest=self._digest)
 
     def _measure(
@@ -214,8 +232,6 @@ class BatchWriter:
         metrics.batches.inc()
         metrics.batch_seconds.observe(seconds)
         metrics.last_batch_timestamp_seconds.set(self._clock() / 1000)
-        lag = max(0, batch.highwater - batch.last - 1)
-        metrics.consumer_lag.labels(str(batch.tp.partition)).set(lag)
 
 
 _Refused = tuple[Append, LifelongError]

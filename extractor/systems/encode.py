@@ -8,24 +8,22 @@ behavior, which is an interest of its own: a cluster of one, whose u is its embe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import accumulate
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from extractor.history import count_items
+from extractor.history import count_items, slices
 from extractor.state import InterestState, Layout
 from extractor.system import Candidates, NamedPart, UserHistory, common_feed
-from infra.arrays import F32, I32, U32, U64, Array
+from infra.arrays import F32, I32, I64, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import StoredSequence, Version
 from models.bundle import MANIFEST, Bundle, EncodeOffline, StateTensor, TableEntry
-from models.features import History
-from models.kernels.attention import attend_kernel
-from models.kernels.clustering import cluster_kernel, plain_f32
-from models.kernels.compiling import kernel
+from models.kernels.interests import interests_kernel
 
 NEWEST: Final = 256
 """Most behaviors that become interests of their own. Each costs as much attention as a cluster;
@@ -33,6 +31,10 @@ beyond this many, clustering the whole sequence on the spot (~0.1 ms) is cheaper
 
 PROJECTED: Final = "projected"
 """The item table of what is clustered."""
+
+TOGETHER: Final = 16
+"""Users extracted by one call of the kernels: more would hardly share its cost any further, and
+their arrays would be so large that each call had them from the system, page by page."""
 
 TYPICAL: Final = 3
 """Items that name an interest."""
@@ -120,6 +122,11 @@ class EncodeSystem:
     ) -> InterestState:
         return self._extractor.extract(sequence, previous)
 
+    def extract_many(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
+        return self._extractor.extract_many(sequences, previous)
+
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int
     ) -> dict[str, Array]:
@@ -206,30 +213,58 @@ class Extractor:
                 `WARM_ITERATIONS` at most) where it is of the same bundle and the same life of the
                 user's record, and has seen at least half of these behaviors.
         """
+        (state,) = self._extract([sequence], [previous])
+        return state
+
+    def extract_many(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
+        """The states of several users, each as by `extract`."""
+        for start in range(0, len(sequences), TOGETHER):
+            part = slice(start, start + TOGETHER)
+            yield from self._extract(sequences[part], previous[part])
+
+    def _extract(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
         bundle, dimensions, offline = self._bundle, self._bundle.manifest, self._offline
-        behaviors = sequence.behaviors[-dimensions.L :]
-        keys = np.ascontiguousarray(behaviors["item"])
-        counted = count_items(keys, np.ascontiguousarray(behaviors["time"]))
-        rows, counts, h = _points_kernel(
-            bundle.rows(counted.item_keys), counted.place, counted.counts, self._projected
+        behaviors = [sequence.behaviors[-dimensions.L :] for sequence in sequences]
+        keys = np.concatenate([one["item"] for one in behaviors])
+        times = np.concatenate([one["time"] for one in behaviors])
+        ends = _bounds(behaviors)
+        counted = count_items(keys, times, ends)
+        starts = list(map(self._start, sequences, previous))
+        centers, interests, sizes, bounds = interests_kernel(
+            bundle.rows(counted.items),
+            counted.counts,
+            counted.bounds,
+            np.concatenate(starts),
+            _bounds(starts),
+            self._projected,
+            self._embeddings,
+            offline.K,
+            offline.T,
+            np.float32(offline.scale),
         )
-        assign, centers, sizes, _ = cluster_kernel(
-            h, counts, self._start(sequence, previous), offline.K, offline.T
-        )
-        interests = attend_kernel(
-            h, assign, centers, rows, self._embeddings, np.float32(offline.scale), counts
-        )
-        there = sizes > 0
-        return InterestState(
-            bundle=bundle.digest,
-            version=sequence.version,
-            last_time_ms=counted.last_time_ms,
-            recent=keys[-dimensions.M :],
-            history=History(counted.item_keys, counted.item_counts, counted.item_last),
-            tensors=EncodeTensors(
-                centers[there], interests[there].astype(self._interests, copy=False), sizes[there]
-            )._asdict(),
-        )
+        for sequence, newest, end, mine, history, last_time_ms in zip(
+            sequences,
+            behaviors,
+            ends[1:].tolist(),
+            slices(bounds),
+            counted.histories(),
+            counted.last_times_ms.tolist(),
+            strict=True,
+        ):
+            of = interests[mine].astype(self._interests, copy=False)
+            tensors = EncodeTensors(centers[mine], of, sizes[mine])
+            yield InterestState(
+                bundle=bundle.digest,
+                version=sequence.version,
+                last_time_ms=last_time_ms,
+                recent=keys[end - min(dimensions.M, len(newest)) : end],
+                history=history,
+                tensors=tensors._asdict(),
+            )
 
     def _start(self, sequence: StoredSequence, previous: InterestState | None) -> F32:
         """The centers to begin with, f32[<=K,m]; none for a cold start."""
@@ -240,7 +275,7 @@ class Extractor:
             or 2 * (sequence.version.count - previous.count) > len(sequence.behaviors)
         ):
             return np.empty((0, self._offline.m), np.float32)
-        return plain_f32(interests_of(previous).centers)
+        return interests_of(previous).centers
 
 
 def _check(bundle: Bundle) -> EncodeOffline:
@@ -290,28 +325,6 @@ def _table(array: F32) -> F32:
     return view
 
 
-@kernel
-def _points_kernel(
-    sorted_rows: I32, place: I32, counts: U32, projected: F32
-) -> tuple[I32, U32, F32]:
-    """The points to cluster, in the order in which their items first appear: rows i32[n], counts
-    u32[n] and h f32[n,m]. Unknown items (row 0) become one point, where the first of them stands.
-    """
-    m = projected.shape[1]
-    rows = np.empty(len(place), np.int32)
-    weights = np.empty(len(place), np.uint32)
-    h = np.empty((len(place), m), np.float32)
-    unknown = -1
-    n = 0
-    for i in range(len(place)):
-        row = sorted_rows[place[i]]
-        if row == 0 and unknown >= 0:
-            weights[unknown] += counts[i]
-            continue
-        if row == 0:
-            unknown = n
-        rows[n], weights[n] = row, counts[i]
-        for j in range(m):
-            h[n, j] = projected[row, j]
-        n += 1
-    return rows[:n], weights[:n], h[:n]
+def _bounds(parts: Iterable[Sized]) -> I64:
+    """Where each part begins and the last one ends, put end to end."""
+    return np.array([0, *accumulate(map(len, parts))], np.int64)

@@ -15,6 +15,7 @@ behaviors is exactly zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from extractor.history import count_items
 from extractor.state import InterestState, Layout
-from extractor.system import Candidates, NamedPart, UserHistory, common_feed
+from extractor.system import Candidates, NamedPart, UserHistory, common_feed, one_by_one
 from infra.arrays import F32, U32, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
@@ -36,7 +37,6 @@ from models.bundle import (
     TableEntry,
     table_file,
 )
-from models.features import History
 from models.kernels.buckets import Signatures, fill_buckets, read_buckets
 
 SIGNATURES: Final = "signatures"
@@ -99,17 +99,23 @@ class SDIMSystem:
         behaviors = sequence.behaviors[-manifest.L :]
         keys = np.ascontiguousarray(behaviors["item"])
         counted = count_items(keys, np.ascontiguousarray(behaviors["time"]))
-        rows = self._bundle.rows(counted.item_keys)[counted.place]
+        (history,) = counted.histories()
+        rows = self._bundle.rows(counted.items)
         buckets, sizes = self._empty()
         fill_buckets(rows, counted.counts, self._signatures, self._embeddings, buckets, sizes)
         return InterestState(
             bundle=self.digest,
             version=sequence.version,
-            last_time_ms=counted.last_time_ms,
+            last_time_ms=int(counted.last_times_ms[0]),
             recent=keys[-manifest.M :],
-            history=History(counted.item_keys, counted.item_counts, counted.item_last),
+            history=history,
             tensors=SDIMTensors(buckets.astype(self._stored, copy=False), sizes)._asdict(),
         )
+
+    def extract_many(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
+        return one_by_one(self.extract, sequences, previous)
 
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int

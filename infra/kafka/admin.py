@@ -7,14 +7,14 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from infra.errors import BrokerError, one_line
+from infra.errors import BrokerError, nearest, one_line
 from infra.kafka.clients import bootstrap_of, client_config
 from infra.kafka.mock import mock_clusters
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from infra.settings import BrokerSettings
 
 _MOCK_CLUSTER: Final = "mockCluster"  # how librdkafka's mock begins its cluster id
+_DOWN: Final = KafkaError._ALL_BROKERS_DOWN  # said in addition to what is wrong with each
 _NO_TOPIC_ID: Final = "A" * 22  # sixteen zero bytes: a Kafka older than topic ids
 
 
@@ -106,10 +107,7 @@ def topic_id(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0)
             # Spelt as Kafka's own tools do.
             found = topic and str(topic.topic_id).translate(str.maketrans("+/", "-_"))
         if found is None:
-            raise BrokerError(
-                f"there is no topic {name} on Kafka at {bootstrap_of(broker)}: create it, or "
-                "correct its name in the settings"
-            )
+            raise _no_topic(broker, name, metadata.topics)
         if found != _NO_TOPIC_ID:
             return found
         # A mock's id is a mere memory address; its port makes two of them differ.
@@ -130,12 +128,24 @@ def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: floa
         return 0 if topic is None else len(topic.partitions)
 
 
+def require_topic(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0) -> None:
+    """Make sure that topic ``name`` is there.
+
+    Raises:
+        BrokerError: it is not, or Kafka cannot be reached.
+    """
+    with _admin(broker, timeout_s) as admin:
+        topics = admin.list_topics(timeout=timeout_s).topics
+        if name not in topics:
+            raise _no_topic(broker, name, topics)
+
+
 @contextmanager
 def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
     """An admin client whose failures are `BrokerError`s that name the place and the cause."""
-    causes: list[str] = []
+    causes: list[KafkaError] = []
     config = client_config(broker) | {
-        "error_cb": lambda error: causes.append(error.str()),
+        "error_cb": causes.append,
         "reconnect.backoff.max.ms": 250,
     }
     where = bootstrap_of(broker)
@@ -159,12 +169,17 @@ def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
             KafkaError._RESOLVE,
             KafkaError._AUTHENTICATION,
         ):
-            cause = next((c for c in causes if "brokers are down" not in c), failure.str())
-            raise BrokerError(
-                f"Kafka at {where} did not answer within {timeout_s:g} s ({_cause(cause)}): "
-                "start it (`lifelong broker` starts a local one), or correct broker.bootstrap"
-            ) from None
+            raise BrokerError(_unreachable(where, timeout_s, [*causes, failure])) from None
         raise BrokerError(f"Kafka at {where} refused: {one_line(failure.str())}") from None
+
+
+def _no_topic(broker: BrokerSettings | str, name: str, topics: Iterable[str]) -> BrokerError:
+    near = nearest(name, [topic for topic in topics if not topic.startswith("__")])
+    return BrokerError(
+        f"there is no topic {name} on Kafka at {bootstrap_of(broker)}: "
+        + (f"did you mean {near}? " if near else "")
+        + "correct its name, create it, or set broker.create_topics"
+    )
 
 
 def _cluster(metadata: Any) -> Cluster:
@@ -196,6 +211,27 @@ def _wait_until_led(admin: Any, name: str, timeout_s: float) -> None:
                 "look at the broker's log"
             )
         time.sleep(0.02)
+
+
+def _unreachable(where: str, timeout_s: float, causes: list[Any]) -> str:
+    """Why Kafka does not answer, and what to do about it, from all that librdkafka noted."""
+    lines = [_cause(cause.str()) for cause in causes if cause.code() != _DOWN] or ["no broker"]
+    denied = [cause for cause in causes if cause.code() == KafkaError._AUTHENTICATION]
+    if denied:
+        return (
+            f"Kafka at {where} refused the login ({_cause(denied[0].str())}): correct "
+            "broker.sasl_username, broker.sasl_password or broker.sasl_mechanism"
+        )
+    if lines[0].startswith("SSL"):
+        return (
+            f"Kafka at {where} and we do not agree on TLS ({lines[0]}): correct "
+            "broker.security_protocol or broker.ca_file"
+        )
+    return (
+        f"Kafka at {where} did not answer within {timeout_s:g} s ({lines[0]}): start it "
+        "(`lifelong broker` starts a local one), or correct broker.bootstrap or "
+        "broker.security_protocol"
+    )
 
 
 def _cause(text: str) -> str:

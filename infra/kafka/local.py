@@ -18,6 +18,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +102,7 @@ class LocalKafka:
         log: takes the progress and the warning.
         cache: where Apache Kafka is fetched to; by default `default_cache`.
         java, maven: the commands that run them.
+        properties: further settings of Apache Kafka, over ours.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class LocalKafka:
         cache: Path | None = None,
         java: str = "java",
         maven: str = "mvn",
+        properties: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory.absolute()
         self._port = port
@@ -121,6 +124,7 @@ class LocalKafka:
         self._cache = cache
         self._java = java
         self._maven = maven
+        self._properties = dict(properties or {})
         self._guard: subprocess.Popen[bytes] | None = None
         self._pid: int | None = None
         self._mock: MockCluster | None = None
@@ -303,9 +307,9 @@ class LocalKafka:
     def _write_properties(self, name: str, data: str) -> Path:
         path = self.directory / name
         controller_port = _claim_port(0, taken=self._port)
-        path.write_text(
-            _PROPERTIES.format(port=self._port, controller_port=controller_port, data=data)
-        )
+        ours = _PROPERTIES.format(port=self._port, controller_port=controller_port, data=data)
+        more = "".join(f"{key}={value}\n" for key, value in self._properties.items())
+        path.write_text(ours + more)  # the last of two settings counts
         return path
 
     def _wait_until_it_answers(self, cluster_id: str, timeout_s: float, deadline: float) -> None:

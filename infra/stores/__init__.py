@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from infra.errors import SettingsError
-from infra.store import OPEN_WAIT_S, Damage, Store, StoreOptions, unheard
+from infra.store import OPEN_WAIT_S, Damage, Interrupted, Store, StoreOptions, unheard, unheeded
 
 if TYPE_CHECKING:
     from infra.settings import StoreSettings
@@ -21,6 +21,7 @@ def open_store(
     timeout_s: float | None = None,
     actions: tuple[str, ...] = (),
     damage: Damage = unheard,
+    interrupted: Interrupted = unheeded,
 ) -> Store:
     """Open the store that ``settings.url`` names; its adapter is imported only then.
 
@@ -32,6 +33,7 @@ def open_store(
         timeout_s: within which a server must answer a call; None: as long as workers wait.
         actions: the platform's names of actions, in the order of their codes.
         damage: told of damaged records.
+        interrupted: told when the store stops to answer.
 
     Raises:
         SettingsError: the URL names no store.
@@ -48,6 +50,7 @@ def open_store(
         id=settings.id,
         actions=actions,
         damage=damage,
+        interrupted=interrupted,
     )
     scheme = urlsplit(url).scheme
     if scheme == "memory":

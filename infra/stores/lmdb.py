@@ -7,10 +7,15 @@ one transaction, synced to disk before it returns.
 from __future__ import annotations
 
 import contextlib
-import errno
+import os
 import struct
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -18,14 +23,8 @@ import lmdb
 import msgspec
 
 from infra import records
-from infra.errors import (
-    RecordDamaged,
-    StoreError,
-    StoreFull,
-    StoreUnavailable,
-    one_line,
-)
-from infra.segments import LOST, decode_segments
+from infra.errors import RecordDamaged, StoreError, StoreUnavailable
+from infra.segments import LOST, decode_each, decode_segments
 from infra.store import (
     AS_IT_COMES,
     Append,
@@ -42,6 +41,8 @@ from infra.store import (
     Written,
 )
 from infra.stores.identity import agree, decode_identity, encode_identity, new_identity
+from infra.stores.lmdb_faults import disk_free, lock_holder, readers_full, told
+from infra.stores.lmdb_meta import check, read_meta
 from infra.stores.mending import Mending
 
 DEFAULT_MAX_SIZE: Final = 256 << 30
@@ -58,8 +59,28 @@ else, and the pages that appends free meanwhile cannot be used again."""
 SWEEP_BATCH: Final = 100
 """Expired users removed in one transaction: some 10 ms, for which appends wait."""
 
+WALKED: Final = 4
+"""From so many segments of a user on they are read in one walk over the ring, in which they lie
+side by side, and not each by a search of its own."""
+
+TOGETHER: Final = 16
+"""Users whose segments are decoded at once."""
+
+PATIENCE_S: Final = 5.0
+"""How long opening and pings wait for their turn at writing: a large group of appends takes one or
+two seconds."""
+
+TURN: Final = "lmdb-turn"
+"""Name of the thread that waits for a turn at writing."""
+
+LOW: Final = 0.8
+"""Share of the `Room` that there is at which it is time to make more."""
+
 DATA: Final = "data.mdb"
 """The file of an environment that holds the data."""
+
+LOCK: Final = "lock.mdb"
+"""The file of an environment by which its processes know of each other."""
 
 _SEGMENT_KEY: Final = struct.Struct(">I")
 _STATE_KEY: Final = struct.Struct(">Q")
@@ -93,8 +114,36 @@ class _Databases(NamedTuple):
     """one record"""
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much room an LMDB store has, in bytes."""
+
+    used: int
+    """In pages that hold something. Pages freed since are written over, unless somebody still reads
+    what they held."""
+    file: int
+    """In all pages, free ones included: the file never becomes smaller."""
+    limit: int
+    """What the file may grow to: the largest max_size with which a process has written it."""
+    disk_free: int
+    """What the disk could still take."""
+
+    @property
+    def share(self) -> float:
+        """How much is used of what the limit and the disk allow, from 0 to 1."""
+        return self.used / max(1, min(self.limit, self.file + self.disk_free))
+
+    @property
+    def low(self) -> bool:
+        """Whether it is time to raise max_size, or to make room on the disk."""
+        return self.share >= LOW
+
+
 class LmdbStore:
-    """`infra.store.Store` on LMDB."""
+    """`infra.store.Store` on LMDB.
+
+    What another process or the disk may do to it is told by its cause (`infra.stores.lmdb_faults`).
+    """
 
     def __init__(
         self,
@@ -103,38 +152,57 @@ class LmdbStore:
         *,
         max_size: int = DEFAULT_MAX_SIZE,
         sync: bool = True,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """Open the environment at ``path``, a directory; for writing, it is made where need be.
 
         Args:
             path: the directory.
             options: as of every store.
-            max_size: bytes at which the store reports `StoreFull`.
+            max_size: bytes at which the store reports `StoreFull`, unless it was written with a
+                larger one.
             sync: whether a write is on disk before it is acknowledged.
+            patience_s: how long opening and `ping` wait for their turn at writing.
 
         Raises:
-            StoreUnavailable: it cannot be opened; or, for reading, there is none.
+            StoreUnavailable: it cannot be opened; or, for reading, there is none; or, for writing,
+                another process keeps it locked.
+            StoreCorrupt: its data file is cut short, or none.
             StoreMismatch: it is another store than asked for (`infra.stores.identity.agree`).
         """
-        self._path = path
+        self._path = path.absolute()
+        self._data = self._path / DATA
         self._where = f"the LMDB store at {path}"
         self._length = options.length
         self._ttl_ms = int(options.ttl_s * 1000)
         self._states_kept = options.states
         self._read_only = options.read_only
-        self._max_size = max_size
+        self._map_size = max_size
         self._clock = options.clock
         self._mending = Mending(options.damage)
         self._sweep_from = b""
         """The user with whom the next `sweep` begins; empty: the first."""
-        self._env = self._open(path, sync)
+        self._patience_s = patience_s
+        self._turns = _Turns()
+        self._asking = threading.Lock()
+        self._asked: Future[None] | None = None
+        """A write that waits for its turn in a thread of its own (`_in_time`), or the last one."""
+        self._asked_at = 0.0
+        self._lock: int | None = None
+        """The lock file, of a store that is written."""
+        self._env = self._open(sync)
+        self._map_size = self._env.info()["map_size"]
+        self._file = _file_id(self._data)
         try:
-            self._dbs, self.identity = self._prepare(options)
+            if self._read_only:
+                self._prepare(options)
+            else:
+                self._in_time(partial(self._prepare, options))
         except BaseException:
-            self._env.close()
+            self.close()
             raise
         kept = self.identity.length if self.identity else options.length
-        self._ring = records.ring_size(kept)
+        self._keep(kept)
 
     def append(
         self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
@@ -189,10 +257,7 @@ class LmdbStore:
         if self.identity is None:
             self._brought_up_to_date()
 
-        def read(txn: lmdb.Transaction) -> list[StoredSequence | None]:
-            return [self._sequence(txn, user) for user in users]
-
-        return self._read(read)
+        return self._read(lambda txn: self._sequences(txn, users))
 
     def profiles(self, users: Sequence[str], digest: bytes) -> list[Profile | None]:
         if self.identity is None:
@@ -229,15 +294,15 @@ class LmdbStore:
                 more = cursor.set_range(_DUE_KEY.pack(bundle, owner, 0))
                 while more and len(found) < limit:
                     key = bytes(cursor.key())
-                    due = records.DueKey(*_DUE_KEY.unpack_from(key))
-                    if due[:2] != (bundle, owner):
+                    *listed, since = _DUE_KEY.unpack_from(key)
+                    if listed != [bundle, owner]:
                         break
                     name = key[_DUE_KEY.size :]
                     counters = self._counters(txn, name)
-                    if counters is None or due not in counters.due:
-                        orphans.append(key)
-                    else:
+                    if counters and counters.is_due(bundle, owner, since):
                         found.append(counters.due_user(name.decode(), bundle))
+                    else:
+                        orphans.append(key)
                     more = cursor.next()
             return found
 
@@ -253,8 +318,7 @@ class LmdbStore:
             marked = 0
             for user in users:
                 key = user.encode()
-                head = self._live_head(txn, key, user)
-                counters = self._counters(txn, key)
+                head, counters = self._live(txn, key, user)
                 if head is None or counters is None:
                     continue
                 changed = records.set_due(
@@ -329,27 +393,64 @@ class LmdbStore:
         return removed
 
     def ping(self) -> None:
+        """As of every store; and free what readers held that are no more."""
         if self._read_only:
+            self._run(self._env.reader_check)
             self._read(lambda txn: txn.get(b"ping", db=self._dbs.positions))
+            self._check_place()
         else:
-            self._write(lambda txn: txn.put(b"ping", b"", db=self._dbs.positions))
+            self._in_time(self._write_ping)
+
+    def _write_ping(self) -> None:
+        self._run(self._env.reader_check)
+        self._write(lambda txn: txn.put(b"ping", b"", db=self._dbs.positions))
+
+    def room(self) -> Room:
+        """How much room there is.
+
+        Raises:
+            StoreUnavailable: it cannot be read.
+        """
+
+        def read(txn: lmdb.Transaction) -> Room:
+            info = self._env.info()
+            stats = [self._env.stat(), *(txn.stat(db) for db in set(self._dbs))]
+            pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+            size = stats[0]["psize"]
+            file = (info["last_pgno"] + 1) * size
+            return Room(pages * size, file, info["map_size"], disk_free(self._path))
+
+        return self._read(read)
 
     def close(self) -> None:
+        """Release everything, at once or when the write that still waits has had its turn."""
+        if self._asked is None:
+            self._release()
+        else:
+            self._asked.add_done_callback(lambda _: self._release())
+
+    def _release(self) -> None:
         self._env.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     # Opening
 
-    def _open(self, path: Path, sync: bool) -> lmdb.Environment:
-        if self._read_only and not (path / DATA).exists():
-            raise StoreUnavailable(
-                f"there is no store at {path}; correct store.url, or start a worker, which makes it"
-            )
+    def _open(self, sync: bool) -> lmdb.Environment:
         try:
             if not self._read_only:
-                path.mkdir(parents=True, exist_ok=True)
-            return lmdb.open(
-                str(path),
-                map_size=self._max_size,
+                self._path.mkdir(parents=True, exist_ok=True)
+            if self._data.exists():
+                check(self._data)
+            elif self._read_only:
+                raise StoreUnavailable(
+                    f"there is no store at {self._path}; correct store.url, or start a worker,"
+                    " which makes it"
+                )
+            env = lmdb.open(
+                str(self._path),
+                map_size=self._map_size,
                 max_dbs=16,
                 max_readers=MAX_READERS,
                 readonly=self._read_only,
@@ -359,17 +460,21 @@ class LmdbStore:
                 readahead=False,
                 metasync=sync,
             )
+            env.reader_check()  # those that were killed keep their slots until somebody looks
+            if not self._read_only:
+                # As long as the environment is: closing it releases all locks of this process.
+                self._lock = os.open(self._path / LOCK, os.O_RDONLY)
         except (lmdb.Error, OSError) as error:
-            need = "readable" if self._read_only else "writable"
-            raise StoreUnavailable(
-                f"{self._where} cannot be opened: {one_line(error)};"
-                f" check that the directory is {need} and on a local disk"
-            ) from error
+            raise self._told(error) from error
+        return env
 
-    def _prepare(self, options: StoreOptions) -> tuple[_Databases, Identity | None]:
-        """The databases and the identity, written only where they are not as they should be: a
+    def _prepare(self, options: StoreOptions) -> None:
+        """Find the databases and the identity, written only where they are not as they should be: a
         store that is full, or written by another process just now, can still be opened.
         """
+        self._dbs, self.identity = self._found(options)
+
+    def _found(self, options: StoreOptions) -> tuple[_Databases, Identity | None]:
         try:
             dbs, found = self._databases()
         except lmdb.NotFoundError as error:
@@ -383,16 +488,23 @@ class LmdbStore:
 
     def _databases(self) -> tuple[_Databases, Identity]:
         """The databases of a store that is there, and its identity."""
-        dbs = _Databases(*map(self._database, _Databases._fields))
+        names = _Databases._fields
+        if self._read_only:
+            dbs = _Databases(*map(self._database, names))
+        else:
+            # Without a transaction LMDB begins one that writes, and waits for its turn with the
+            # interpreter's lock held.
+            dbs = self._write(lambda txn: _Databases(*(self._database(n, txn) for n in names)))
         record = self._read(lambda txn: _get(txn, _IDENTITY, dbs.identity))
         return dbs, decode_identity(record or b"", self._where)
 
-    def _database(self, name: str) -> lmdb._Database:
-        """A database that is there. Not within a transaction of ours: py-lmdb keeps those that read
-        for the next, and a handle opened in one would end with it.
+    def _database(self, name: str, txn: lmdb.Transaction | None = None) -> lmdb._Database:
+        """A database that is there. Not within a transaction that reads: the handle would end with
+        it.
         """
-        with self._reported():
-            return self._env.open_db(name.encode(), create=False)
+        if txn is not None:
+            return self._env.open_db(name.encode(), txn, create=False)
+        return self._run(lambda: self._env.open_db(name.encode(), create=False))
 
     def _of_layout_1(self, missing: lmdb.NotFoundError) -> _Databases:
         """The databases that a reader needs of a store that no worker of this version has opened
@@ -408,7 +520,12 @@ class LmdbStore:
         """Look whether a worker has brought the store to this layout since it was opened."""
         with contextlib.suppress(lmdb.NotFoundError):
             self._dbs, self.identity = self._databases()
-            self._ring = records.ring_size(self.identity.length)
+            self._keep(self.identity.length)
+
+    def _keep(self, length: int) -> None:
+        """Have a ring of segments for that many behaviors of each user."""
+        self._ring = records.ring_size(length)
+        self._places = [b"\0" + _SEGMENT_KEY.pack(place) for place in range(self._ring)]
 
     def _lay_out(self, wanted: Identity, txn: lmdb.Transaction) -> tuple[_Databases, Identity]:
         """Make what is missing, remove what layout 1 kept otherwise, write the identity."""
@@ -440,7 +557,9 @@ class LmdbStore:
             if self._ttl_ms and head and records.expired(head, new.user, self._ttl_ms, now_ms):
                 self._remove(txn, key)
                 head = None
-            return records.grow(head, source.key, source.owner, new, now_ms, bundle, states)
+            return records.grow(
+                head, source.key, source.owner, new, now_ms, bundle, states, source.dead
+            )
         except RecordDamaged as error:
             self._mending.head(error)
             self._remove(txn, key)
@@ -455,8 +574,7 @@ class LmdbStore:
 
     def _put_interest(self, txn: lmdb.Transaction, write: InterestWrite, now_ms: int) -> Written:
         key, bundle = write.user.encode(), records.bundle_key(write.digest)
-        head = self._live_head(txn, key, write.user)
-        counters = self._counters(txn, key)
+        head, counters = self._live(txn, key, write.user)
         if head is None or counters is None:
             return Written.GONE
         covered = write.version.count
@@ -554,13 +672,30 @@ class LmdbStore:
 
         return self._read(read)
 
-    def _sequence(self, txn: lmdb.Transaction, user: str) -> StoredSequence | None:
-        key = user.encode()
-        head = self._decoded(txn, key, user)
-        if head is None:
-            return None
-        newest = self._newest(txn, key, user, head, self._length)
-        return StoredSequence(head.version, newest.behaviors, head.marks, newest.lost)
+    def _sequences(
+        self, txn: lmdb.Transaction, users: Sequence[str]
+    ) -> list[StoredSequence | None]:
+        sequences: list[StoredSequence | None] = []
+        with txn.cursor(self._dbs.segments) as cursor:
+            for start in range(0, len(users), TOGETHER):
+                part = users[start : start + TOGETHER]
+                heads = [self._decoded(txn, user.encode(), user) for user in part]
+                segments = [
+                    self._segments(cursor, user.encode(), head.segments(self._length))
+                    for user, head in zip(part, heads, strict=True)
+                    if head is not None
+                ]
+                decoded = iter(decode_each(segments))
+                for user, head in zip(part, heads, strict=True):
+                    if head is None:
+                        sequences.append(None)
+                        continue
+                    newest = head.joined(next(decoded), self._length)
+                    self._mending.segments(user, newest.damaged)
+                    sequences.append(
+                        StoredSequence(head.version, newest.behaviors, head.marks, newest.lost)
+                    )
+        return sequences
 
     def _profile(self, txn: lmdb.Transaction, user: str, bundle: int) -> Profile | None:
         key = user.encode()
@@ -578,16 +713,32 @@ class LmdbStore:
     def _newest(
         self, txn: lmdb.Transaction, key: bytes, user: str, head: records.Head, length: int
     ) -> records.Newest:
-        newest = head.newest(
-            [
-                _get(txn, self._segment_key(key, number), self._dbs.segments)
-                for number in head.segments(length)
-            ],
-            length,
-        )
-        if newest.damaged:
-            self._mending.segments(user, newest.damaged)
+        with txn.cursor(self._dbs.segments) as cursor:
+            newest = head.newest(self._segments(cursor, key, head.segments(length)), length)
+        self._mending.segments(user, newest.damaged)
         return newest
+
+    def _segments(self, cursor: lmdb.Cursor, key: bytes, numbers: range) -> list[bytes | None]:
+        """A user's segments, by their numbers; None: missing."""
+        places = [key + self._places[number % self._ring] for number in numbers]
+        walked: dict[bytes, bytes] = {}
+        if len(places) >= WALKED and cursor.set_range(min(places)):
+            walked.update(islice(cursor.iternext(keys=True, values=True), self._ring))  # type: ignore[arg-type]
+        found = list(map(walked.get, places))
+        if None in found:  # missing, or behind a user's whose id begins alike
+            found = list(map(cursor.get, places))  # type: ignore[arg-type]
+        return found
+
+    def _live(
+        self, txn: lmdb.Transaction, key: bytes, user: str
+    ) -> tuple[bytes | None, records.Counters | None]:
+        """The head of a user who is there, and its numbers; None: as by `_counters`."""
+        head = self._live_head(txn, key, user)
+        try:
+            return head, None if head is None else records.read_counters(head, user)
+        except RecordDamaged as error:
+            self._mending.head(error)
+            return head, None
 
     def _counters(
         self, txn: lmdb.Transaction, key: bytes, *, live: bool = True
@@ -596,7 +747,9 @@ class LmdbStore:
         the user is expired or deleted.
         """
         user = key.decode()
-        head = self._live_head(txn, key, user) if live else _get(txn, key, self._dbs.heads)
+        if live:
+            return self._live(txn, key, user)[1]
+        head = _get(txn, key, self._dbs.heads)
         try:
             return None if head is None else records.read_counters(head, user)
         except RecordDamaged as error:
@@ -616,40 +769,170 @@ class LmdbStore:
         head = _get(txn, key, self._dbs.heads)
         if head is None or records.is_deleted(head):
             return None
-        with contextlib.suppress(RecordDamaged):  # whoever decodes it tells
-            if records.expired(head, user, self._ttl_ms, self._clock()):
-                return None
+        if self._ttl_ms:
+            with contextlib.suppress(RecordDamaged):  # whoever decodes it tells
+                if records.expired(head, user, self._ttl_ms, self._clock()):
+                    return None
         return head
 
     def _segment_key(self, key: bytes, number: int) -> bytes:
-        return key + b"\0" + _SEGMENT_KEY.pack(number % self._ring)
+        return key + self._places[number % self._ring]
+
+    # Transactions
 
     def _read(self, read: Callable[[lmdb.Transaction], T]) -> T:
-        with self._reported(), self._env.begin() as txn:
-            return read(txn)
+        def run() -> T:
+            with self._env.begin() as txn:
+                return read(txn)
+
+        return self._run(run)
 
     def _write(self, write: Callable[[lmdb.Transaction], T]) -> T:
-        with self._reported(), self._env.begin(write=True) as txn:
-            return write(txn)
+        """What ``write`` returns, done in one transaction; tried anew where need be."""
+        if self._read_only:
+            raise StoreUnavailable(f"{self._where} was opened for reading alone")
+
+        def run() -> T:
+            with self._env.begin(write=True) as txn:
+                return write(txn)
+
+        written = self._run(run)
+        # LMDB writes on into a file that was deleted. Looked at afterwards, so that nothing is
+        # acknowledged that was gone before.
+        self._check_place()
+        return written
+
+    def _run(self, transaction: Callable[[], T]) -> T:
+        """What a transaction returns; once more where the store only had to be put right."""
+        map_size = self._map_size
+        try:
+            try:
+                with self._turns:
+                    return transaction()
+            except lmdb.ReadersFullError:
+                self._env.reader_check()
+            except lmdb.MapResizedError:
+                self._follow()
+            except lmdb.MapFullError:
+                if read_meta(self._data).map_size <= map_size:
+                    raise
+                self._follow()
+            with self._turns:
+                return transaction()
+        except lmdb.NotFoundError:
+            raise
+        except lmdb.ReadersFullError as error:
+            raise readers_full(self._where, self._env.readers()) from error
+        except (lmdb.Error, OSError) as error:
+            raise self._told(error) from error
+
+    def _follow(self) -> None:
+        """Map as much as the process with the largest map."""
+        with self._turns.alone(self._patience_s) as alone:
+            if not alone:
+                raise StoreUnavailable(
+                    f"{self._where} was enlarged by another process, and a transaction of this one"
+                    " that does not end keeps it from following; restart the process"
+                )
+            wanted = read_meta(self._data).map_size
+            if wanted > self._map_size:
+                self._env.set_mapsize(wanted)
+                self._map_size = self._env.info()["map_size"]
+
+    def _in_time(self, work: Callable[[], None]) -> None:
+        """Do a write, and give up on it when its turn does not come.
+
+        Nobody can stop waiting for LMDB's lock: so it is a thread that waits, one at most. While it
+        does, whoever comes waits for it and not for a write of their own.
+        """
+        with self._asking:
+            if self._asked is None or self._asked.done():
+                self._asked, self._asked_at = Future(), time.monotonic()
+                work_on = (self._asked, work)
+                threading.Thread(target=_settle, args=work_on, name=TURN, daemon=True).start()
+            asked = self._asked
+        try:
+            asked.result(self._patience_s)
+        except TimeoutError:
+            assert self._lock is not None
+            waited = time.monotonic() - self._asked_at
+            raise StoreUnavailable(
+                f"{self._where} takes no writes: one has waited {waited:.0f} s for the lock, held"
+                f" by {lock_holder(self._lock)}"
+            ) from None
+
+    def _check_place(self) -> None:
+        """Notice that the data file is no more where it was.
+
+        Raises:
+            StoreUnavailable: it is not.
+        """
+        try:
+            now = _file_id(self._data)
+        except (FileNotFoundError, NotADirectoryError):
+            now = None
+        except OSError as error:
+            raise self._told(error) from error
+        if now != self._file:
+            what = "was deleted" if now is None else "was replaced by another one"
+            raise StoreUnavailable(
+                f"{self._where} {what} under this process: restart it, so that it opens what is"
+                " there now; the consumer group's offsets may be newer (docs/operations.md)"
+            )
+
+    def _told(self, error: lmdb.Error | OSError) -> StoreError:
+        return told(error, self._where, self._path, limit=self._map_size)
+
+
+class _Turns:
+    """Transactions go side by side; a change of the map goes alone, since it takes the map away
+    from under all others.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._running = 0
+        self._wanted = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._wanted:
+                self._changed.wait()
+            self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._running -= 1
+            if self._wanted:
+                self._changed.notify_all()
 
     @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except (StoreError, lmdb.NotFoundError):
-            raise
-        except lmdb.MapFullError as error:
-            raise StoreFull(
-                f"{self._where} has reached its limit of {self._max_size} bytes:"
-                " raise max_size in the store's URL, or set a TTL"
-            ) from error
-        except (lmdb.Error, OSError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error):
-                raise StoreFull(f"the disk of {self._where} is full: free some space") from error
-            raise StoreUnavailable(
-                f"{self._where} failed: {one_line(error)};"
-                " check the disk and the directory's permissions"
-            ) from error
+    def alone(self, patience_s: float) -> Iterator[bool]:
+        """Keep all others out; gives whether those that were under way ended in time."""
+        with self._changed:
+            while self._wanted:
+                self._changed.wait()
+            self._wanted = True
+            try:
+                yield self._changed.wait_for(lambda: not self._running, patience_s)
+            finally:
+                self._wanted = False
+                self._changed.notify_all()
+
+
+def _settle(asked: Future[None], work: Callable[[], None]) -> None:
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001  # it is raised again where it is waited for
+        asked.set_exception(error)
+    else:
+        asked.set_result(None)
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    """What tells a file from every other as long as somebody has it open."""
+    found = os.stat(path)  # noqa: PTH116  # at every write, and it takes half as long
+    return found.st_dev, found.st_ino
 
 
 def _get(txn: lmdb.Transaction, key: bytes, db: lmdb._Database) -> bytes | None:

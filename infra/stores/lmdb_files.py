@@ -17,12 +17,11 @@ from typing import Final
 
 import lmdb
 
-from infra.errors import StoreFull, StoreMismatch, StoreUnavailable, one_line
+from infra.errors import StoreFull, StoreMismatch, StoreUnavailable
 from infra.store import Identity, StoreOptions
-from infra.stores.lmdb import DATA, LmdbStore
-
-LOCK: Final = "lock.mdb"
-"""The file of an environment by which its processes know of each other."""
+from infra.stores.lmdb import DATA, LOCK, LmdbStore
+from infra.stores.lmdb_faults import told
+from infra.stores.lmdb_meta import check
 
 _KEEP_FREE: Final = 64 << 20
 """Bytes of the disk that a copy must leave free: whoever writes the store needs some, too."""
@@ -42,6 +41,7 @@ def backup(path: Path, target: Path) -> Copied:
 
     Raises:
         StoreUnavailable: there is no store, or it cannot be copied.
+        StoreCorrupt: its data file is cut short.
         StoreFull: the disk has no room for the copy.
         StoreMismatch: there is something at ``target``.
     """
@@ -100,6 +100,7 @@ def _copy(path: Path, beside: Path, *, lock: bool = True) -> Iterator[Path]:
         raise StoreUnavailable(f"there is no store at {path}")
     fresh = None
     try:
+        check(path / DATA)
         beside.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(beside).free
         if free < _size(path) + _KEEP_FREE:
@@ -109,13 +110,14 @@ def _copy(path: Path, beside: Path, *, lock: bool = True) -> Iterator[Path]:
             )
         fresh = Path(tempfile.mkdtemp(prefix=".lifelong-copy.", dir=beside))
         with lmdb.open(str(path), readonly=True, create=False, lock=lock, max_dbs=16) as env:
+            env.reader_check()
             env.copy(str(fresh), compact=True)
         _sync(fresh / DATA)
         fresh.chmod(0o755)
         yield fresh
         _sync(beside)
     except (lmdb.Error, OSError) as error:
-        raise StoreUnavailable(f"{path} cannot be copied: {one_line(error)}") from error
+        raise told(error, f"the copy of {path}", beside, limit=0) from error
     finally:
         if fresh is not None:
             shutil.rmtree(fresh, ignore_errors=True)

@@ -169,7 +169,14 @@ class MemoryStore:
                 self._remove(user)
                 head = None
             grown = records.grow(
-                head, source.key, source.owner, new, now_ms, bundle, self._states_kept
+                head,
+                source.key,
+                source.owner,
+                new,
+                now_ms,
+                bundle,
+                self._states_kept,
+                source.dead,
             )
         except RecordDamaged as error:
             self._mending.head(error)

@@ -1,4 +1,5 @@
-"""``lifelong bench extract``: one user's thousand behaviors into thirty clusters, ours and peers.
+"""``lifelong bench extract``: a user's thousand behaviors into thirty clusters, ours and peers; and
+the worker's whole way with them, from store to store.
 
 All systems cluster the same users at ENCODE's sizes, one core each, and alternate in rounds. Peers
 are handed the start that ours has to find, and are not asked for assignments where their interface
@@ -8,33 +9,47 @@ behaviors), the other half have none (a Gaussian), which takes every algorithm l
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, cast
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 
-from extractor.state import InterestState
-from extractor.systems.encode import PROJECTED, Extractor
-from infra.arrays import F32, I32, U64, Array
-from infra.behaviors import BEHAVIOR
-from infra.store import StoredSequence, Version
+from extractor.system import System
+from extractor.systems import open_system
+from infra.arrays import F32
+from infra.behaviors import BEHAVIOR, DEFAULT_ACTIONS, Source, item_key
+from infra.metrics import WorkerMetrics
+from infra.segments import SEGMENT
+from infra.settings import WorkerSettings
+from infra.store import Append, Group, StoreOptions, wall_clock_ms
+from infra.stores.lmdb import LmdbStore
 from lifelong.bench.report import compose
-from models.bundle import EncodeOffline
+from lifelong.shipped import BUNDLE
+from models.bundle import Bundle
 from models.kernels.clustering import cluster, farthest_first
+from streaming.schedule import Reclusterer
 
 L: Final = 1000
-d: Final = 32
 m: Final = 4
 K: Final = 30
 T: Final = 15
 
 OURS: Final = "lifelong"
 SEED: Final = 20
-ITEMS: Final = 5000
-NEWER: Final = 64
-"""Behaviors that came since the last clustering, in the warm rows (the worker's default)."""
+NEWER: Final = SEGMENT
+"""Behaviors that came since the last clustering, in the warm rows."""
+
+STORE: Final = "store to store"
+STORE_WARM: Final = "store to store, warm start"
+
+_SOURCE: Final = Source(key=1, owner=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +60,12 @@ class Load:
     users: int
     passes: int
     """How often ours goes over the users in a round: a round should outlast the clock's noise."""
+    stored: int
+    """Users in the store."""
 
 
-FULL: Final = Load(rounds=25, users=20, passes=20)
-QUICK: Final = Load(rounds=7, users=10, passes=20)
+FULL: Final = Load(rounds=25, users=20, passes=20, stored=256)
+QUICK: Final = Load(rounds=7, users=10, passes=20, stored=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +92,36 @@ def run(quick: bool) -> dict[str, Any]:
     load = QUICK if quick else FULL
     users = [_user(number) for number in range(load.users)]
     peers = {"scikit-learn": _scikit_learn(), "faiss": _faiss(), "torch": _torch()}
-    extract, extract_warm = _whole_extraction()
     ours: dict[str, Callable[[User], object]] = {
         OURS: lambda user: cluster(user.h, K, T),
         "lifelong, warm start": lambda user: cluster(user.h, K, T, start=user.old),
-        "lifelong, whole state": lambda _: extract(),
-        "lifelong, whole state, warm start": lambda _: extract_warm(),
     }
-    rounds: dict[str, list[float]] = {name: [] for name in (*ours, *peers)}
-    with threadpool_limits(1):  # scikit-learn's and faiss's OpenMP, numpy's BLAS
+    rounds: dict[str, list[float]] = {name: [] for name in (*ours, STORE, STORE_WARM, *peers)}
+    with (
+        threadpool_limits(1),  # scikit-learn's and faiss's OpenMP, numpy's BLAS
+        tempfile.TemporaryDirectory(prefix="lifelong-bench-") as directory,
+        closing(_StoreToStore(Path(directory) / "store", load.stored)) as stored,
+    ):
         for system in (*ours.values(), *peers.values()):
             _users_per_second(system, users[:2], 1)  # compiled, loaded, in the cache
+        stored.cold()
+        stored.warm()
         for _ in range(load.rounds):
             for name, system in ours.items():
                 rounds[name].append(_users_per_second(system, users, load.passes))
+            rounds[STORE].append(stored.cold())
+            rounds[STORE_WARM].append(stored.warm())
             for name, peer in peers.items():
                 rounds[name].append(_users_per_second(peer, users, 1))
         tightness = {name: _tightness(peer, users) for name, peer in peers.items()}
-    return {**compose(OURS, rounds, "users/s", list(peers)), "tightness": tightness}
+        record_bytes = stored.record_bytes()
+    figures = {
+        "store_to_store_users_per_second": round(median(rounds[STORE])),
+        "store_to_store_warm_users_per_second": round(median(rounds[STORE_WARM])),
+        "state_record_bytes": record_bytes,
+    }
+    result = compose(OURS, rounds, "users/s", list(peers))
+    return {**result, "tightness": tightness, "figures": figures}
 
 
 def _users_per_second(system: Callable[[User], object], users: list[User], passes: int) -> float:
@@ -173,43 +202,81 @@ def _inertia(h: F32, centers: F32) -> float:
     return float((1 - (h @ directions.T).max(axis=1)).sum())
 
 
-# --- the whole of it: from a stored sequence to an interest state ---
+# --- the whole of it: from a store to the store ---
 
 
-@dataclass(frozen=True, slots=True)
-class _Dimensions:
-    L: int = L
-    M: int = 50
+class _Renamed:
+    """A system under a digest of which the store has no states yet: every user is new to it."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self.digest = bytes(16)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._system, name)
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """An item table of random embeddings; item key i has row i."""
+class _StoreToStore:
+    """A worker's reclustering on an LMDB store with default settings, on one thread."""
 
-    embeddings: F32
-    tables: Mapping[str, Array]
-    keys: U64
-    digest: bytes = bytes(16)
-    manifest: _Dimensions = _Dimensions()
+    def __init__(self, directory: Path, users: int) -> None:
+        """Fill the store with users of L behaviors and more, in full segments."""
+        bundle = Bundle.load(BUNDLE)
+        self._keys = np.array([item_key(item_id) for item_id in bundle.item_ids[1:]], np.uint64)
+        self._rng = np.random.default_rng(SEED)
+        system = open_system(bundle)
+        system.warm()
+        self._system = _Renamed(system)
+        # One state a user, so that the store does not grow from round to round.
+        self._store = LmdbStore(directory, StoreOptions(length=bundle.manifest.L, states=1))
+        self._users = [f"user-{number}" for number in range(users)]
+        self._behaviors = 0
+        while self._behaviors < bundle.manifest.L:
+            self._seal()
+        settings = WorkerSettings(recluster_threads=1)
+        metrics = WorkerMetrics(CollectorRegistry())
+        self._reclusterer = Reclusterer(
+            self._store, cast("System", self._system), settings, metrics
+        )
+        self._reclusterer.set_owners({_SOURCE.owner})
 
-    def rows(self, item_keys: U64) -> I32:
-        """Rows of items by their keys, as a bundle looks them up."""
-        place = np.searchsorted(self.keys, item_keys)
-        return (place + 1).astype(np.int32)
+    def cold(self) -> float:
+        """Users a second of processor time whose states are made from nothing."""
+        digest = int.from_bytes(self._system.digest, "little") + 1
+        self._system.digest = digest.to_bytes(16, "little")
+        self._store.mark_due(_SOURCE.owner, self._system.digest, self._users, wall_clock_ms())
+        return self._reclustered()
 
+    def warm(self) -> float:
+        """Users a second of whom one more segment was sealed since their last state."""
+        self._seal()
+        return self._reclustered()
 
-def _whole_extraction() -> tuple[Callable[[], InterestState], Callable[[], InterestState]]:
-    """A user's whole extraction, cold and warm, as the worker runs it."""
-    rng = np.random.default_rng(SEED)
-    embeddings = rng.normal(size=(ITEMS + 1, d)).astype(np.float32)
-    projected = (embeddings @ rng.normal(size=(d, m))).astype(np.float32)
-    keys = np.sort(rng.integers(0, 2**64, ITEMS, dtype=np.uint64))
-    table = _Table(embeddings, {PROJECTED: projected}, keys)
-    extractor = Extractor(table, EncodeOffline(m=m, K=K, T=T, scale=1 / 20))
-    behaviors = np.zeros(L, BEHAVIOR)
-    behaviors["item"] = rng.choice(keys, L)
-    behaviors["time"] = 1_300_000_000_000 + 60_000 * np.arange(L)
-    now = StoredSequence(Version(1, L), behaviors, {})
-    before = StoredSequence(Version(1, L - NEWER), behaviors[: L - NEWER], {})
-    old = extractor.extract(before)
-    return lambda: extractor.extract(now), lambda: extractor.extract(now, old)
+    def record_bytes(self) -> int:
+        """Bytes of a user's state, on average."""
+        records = self._store.interests(self._users, self._system.digest)
+        return round(sum(len(record or b"") for record in records) / len(records))
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _seal(self) -> None:
+        """Give each user a segment more."""
+        offsets = list(range(self._behaviors, self._behaviors + SEGMENT))
+        appends = []
+        for user in self._users:
+            behaviors = np.zeros(SEGMENT, BEHAVIOR)
+            behaviors["item"] = self._rng.choice(self._keys, SEGMENT)
+            behaviors["time"] = 1_300_000_000_000 + 60_000 * np.array(offsets)
+            behaviors["action"] = DEFAULT_ACTIONS.codes["purchase"]
+            packed = behaviors.view(f"V{BEHAVIOR.itemsize}").tolist()
+            appends.append(Append(user, packed, [0] * SEGMENT, offsets))
+        self._store.append([Group(_SOURCE, appends)], wall_clock_ms())
+        self._behaviors += SEGMENT
+
+    def _reclustered(self) -> float:
+        began = time.process_time()
+        done = 0
+        while done < len(self._users):
+            done += self._reclusterer.run_once()
+        return done / (time.process_time() - began)

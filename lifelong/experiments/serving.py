@@ -40,7 +40,7 @@ from models.bundle import Bundle, Catalog, Manifest, make_session, save_bundle
 from models.config import RunConfig
 from models.data.schema import AGE_BUCKETS, Inputs, Schema
 from models.export import export_network, export_scorer, served_as
-from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES, History
+from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network, NetworkConfig
 from models.networks.encode import EncodeConfig
@@ -204,9 +204,9 @@ class _Shop:
         state = InterestState(
             bundle=bundle.digest,
             version=self.version,
-            last_time_ms=found.last_time_ms,
+            last_time_ms=int(found.last_times_ms[0]),
             recent=keys[-bundle.manifest.M :],
-            history=History(found.item_keys, found.item_counts, found.item_last),
+            history=next(found.histories()),
             tensors={},
         )
         return UserHistory(self.version, state, self.behaviors[:0])

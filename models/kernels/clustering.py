@@ -14,9 +14,6 @@ clusters, fifteen iterations, one user after another, on one core each. What mak
 
 A behavior without a direction (a zero vector, a NaN, an infinity) is in no cluster: its cosine to
 anything is undefined.
-
-The file is long because numba's cache on disk notices a change of a kernel's own file alone:
-kernels that call each other stand in one.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Training and serving both cluster by that kernel. This statement of the algorithm is for the
 reference evaluation (`models.reference.serving`) and for tests: it sums every center anew and
-compares every point with every center, at every iteration. Kernels that call each other stand in
-one file, because numba's cache on disk notices a change of a kernel's own file alone.
+compares every point with every center, at every iteration.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def aerospike_server() -> Iterator[AerospikeServer]:
     """The real server at AEROSPIKE_HOST, AEROSPIKE_PORT, AEROSPIKE_NAMESPACE, or the double."""
     host = os.environ.get("AEROSPIKE_HOST")
     if host is None:
-        # As on a server that has been in use: making an index takes the client two seconds.
+        # As on a server that has been in use.
         with AerospikeDouble(indexes=dict(INDEXES)) as double:
             yield AerospikeServer(double.host, double.port, double.namespace, double)
         return
@@ -73,7 +73,7 @@ def open_aerospike(
     options: StoreOptions = AS_IT_COMES,
     *,
     wait_s: float = 10,
-    timeout_s: float = 5,
+    timeout_s: float = 30,  # the machine may be busy
 ) -> AerospikeStore:
     """A store on that server."""
     if options.read_only:

@@ -49,6 +49,7 @@ FORBIDDEN: Final = 22
 FILTERED_OUT: Final = 27
 INDEX_FOUND: Final = 200
 INDEX_NOT_FOUND: Final = 201
+INDEX_NOT_READABLE: Final = 203
 
 PARTITIONS: Final = 4096
 MAX_RECORD: Final = 1 << 20
@@ -84,6 +85,11 @@ class Namespace:
         self.records: dict[bytes, Record] = {}
         self.indexes: dict[str, tuple[str, str]] = {}
         """Index name to (set, bin)."""
+        self.building: set[str] = set()
+        """Names of indexes that are not readable yet."""
+        self.max_record = MAX_RECORD
+        """Bytes that a record may have."""
+        self._flushed: dict[bytes, Record] = {}
         self.advanced_s = 0.0
         """How far the clock was put forward."""
 
@@ -126,6 +132,16 @@ class Namespace:
             partition: [(digest, record) for _, digest, record in sorted(rows, key=_by_value)]
             for partition, rows in found.items()
         }
+
+    def flush(self) -> None:
+        """Write all records to disk."""
+        self._flushed = dict(self.records)
+
+    def lose(self, set_name: str) -> None:
+        """Put a set's records back to what they were at the last flush."""
+        kept = {digest: record for digest, record in self.records.items() if record.set != set_name}
+        old = {digest: record for digest, record in self._flushed.items() if record.set == set_name}
+        self.records = kept | old
 
     def _clock(self) -> float:
         return time.time() - EPOCH + self.advanced_s
@@ -199,7 +215,7 @@ class Namespace:
                 return Reply(PARAMETER)
             if operation.code == OP_READ or request.info2 & INFO2_RESPOND_ALL_OPS:
                 answers.append((operation.bin, answer))
-        if _weight(bins) > MAX_RECORD:
+        if _weight(bins) > self.max_record:
             return Reply(RECORD_TOO_BIG)
         if not bins:
             self.records.pop(request.digest, None)

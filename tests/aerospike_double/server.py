@@ -15,6 +15,7 @@ from typing import Final, Self
 from .namespace import (
     INDEX_FOUND,
     INDEX_NOT_FOUND,
+    INDEX_NOT_READABLE,
     NO_NAMESPACE,
     OK,
     PARTITIONS,
@@ -66,7 +67,9 @@ class AerospikeDouble:
 
     Faults a test can order: `go_away` and `come_back`, ``fault`` (a function that may answer any
     record's command with a result code instead of carrying it out, or do something behind the
-    client's back first), ``delay_s`` before every answer but info's, and `advance` for the clock.
+    client's back first), ``delay_s`` before every answer but info's, ``builds`` (an index that is
+    made is not readable until `finish_indexes`), `drop_index`, `kill` (which loses what was not
+    flushed), and `advance` for the clock.
 
     >>> with AerospikeDouble() as server:
     ...     server.host
@@ -80,10 +83,12 @@ class AerospikeDouble:
         default_ttl: int = 0,
         nsup_period: int = 120,
         indexes: dict[str, tuple[str, str]] | None = None,
+        build: str = BUILD,
     ) -> None:
         self.host = "127.0.0.1"
         self.port = 0
         self.namespace = namespace
+        self.build = build
         self.data = Namespace(namespace, default_ttl=default_ttl, nsup_period=nsup_period)
         self.data.indexes.update(indexes or {})
         self.fault: Fault | None = None
@@ -92,6 +97,10 @@ class AerospikeDouble:
         self.delay_s = 0.0
         self.refuses_data = False
         """Listens and answers info, as a server that is still starting, but no data command."""
+        self.up_since = time.monotonic() - 1000
+        """As one that has been in use; `come_back` starts another."""
+        self.builds = False
+        self.tells_config = True
         self.info_log: list[str] = []
         self._lock = threading.RLock()
         self._listener: socket.socket | None = None
@@ -99,14 +108,18 @@ class AerospikeDouble:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        self.come_back()
+        self._listen()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.go_away()
 
     def come_back(self) -> None:
-        """Listen, on the same port as before if there was one."""
+        """Start anew, on the same port as before."""
+        self.up_since = time.monotonic()
+        self._listen()
+
+    def _listen(self) -> None:
         assert self._listener is None, "the server is there already"
         listener = socket.create_server((self.host, self.port), backlog=64)
         self.port = listener.getsockname()[1]
@@ -129,6 +142,25 @@ class AerospikeDouble:
         threads, self._threads = self._threads, []
         for thread in threads:
             thread.join(timeout=5)
+
+    def kill(self, *set_names: str) -> None:
+        """`go_away`, and lose what these sets hold since the last ``data.flush``: devices flush
+        each by itself, so that of two records the later may be kept and the earlier lost.
+        """
+        self.go_away()
+        for name in set_names:
+            self.data.lose(name)
+
+    def drop_index(self, name: str) -> None:
+        """Lose an index, as by a restart whose directory of metadata is gone."""
+        with self._lock:
+            del self.data.indexes[name]
+
+    def finish_indexes(self) -> None:
+        """End the building of indexes, those that are made from now on included."""
+        with self._lock:
+            self.builds = False
+            self.data.building.clear()
 
     def advance(self, seconds: float) -> None:
         """Put the clock forward, so that records expire."""
@@ -228,8 +260,8 @@ class AerospikeDouble:
             (room,) = struct.unpack(">Q", message.fields[FIELD_MAX_RECORDS])
         with self._lock:
             found = self._find(message, set_name, partitions)
-        if found is None:
-            connection.sendall(frame(MESSAGE, pack_last(INDEX_NOT_FOUND)))
+        if isinstance(found, int):
+            connection.sendall(frame(MESSAGE, pack_last(found)))
             return
         names = [operation.bin for operation in message.operations]
         parts: list[bytes] = []
@@ -251,11 +283,16 @@ class AerospikeDouble:
 
     def _find(
         self, message: Message, set_name: str, partitions: tuple[int, ...]
-    ) -> dict[int, list[tuple[bytes, Record]]] | None:
+    ) -> dict[int, list[tuple[bytes, Record]]] | int:
+        """The records by partition, or a result code."""
         if FIELD_INDEX_RANGE in message.fields:
             bin_name, low, high = parse_index_range(message.fields[FIELD_INDEX_RANGE])
-            if (set_name, bin_name) not in self.data.indexes.values():
-                return None
+            target = set_name, bin_name
+            name = next((n for n, of in self.data.indexes.items() if of == target), None)
+            if name is None:
+                return INDEX_NOT_FOUND
+            if name in self.data.building:
+                return INDEX_NOT_READABLE
             return self.data.select(set_name, bin_name, low, high)
         found: dict[int, list[tuple[bytes, Record]]] = {}
         for partition, digest, record in self.data.scan(set_name):
@@ -286,11 +323,13 @@ class AerospikeDouble:
     def _info_value(self, command: str) -> str:
         name, _, arguments = command.partition(":")
         if name.startswith("sindex-"):
-            return self._index(name, dict(re.findall(r"([\w-]+)=([^;]*)", arguments)))
+            return self._index(name, _arguments(arguments))
+        if name == "get-config":
+            return self._config(_arguments(arguments))
         owned = base64.b64encode(b"\xff" * (PARTITIONS // 8)).decode()
         values = {
             "node": NODE,
-            "build": BUILD,
+            "build": self.build,
             "edition": "Aerospike Community Edition",
             "features": FEATURES,
             "partitions": str(PARTITIONS),
@@ -300,6 +339,7 @@ class AerospikeDouble:
             "cluster-name": "null",
             "namespaces": self.namespace,
             "status": "ok",
+            "statistics": f"cluster_size=1;uptime={int(time.monotonic() - self.up_since)}",
             "user-agent-set": "ok",
             # regime, replicas, and one bit per partition that this node masters
             "replicas": f"{self.namespace}:0,1,{owned}",
@@ -310,9 +350,27 @@ class AerospikeDouble:
         }
         return values.get(name, "ERROR:4:unrecognized command")
 
+    def _config(self, arguments: dict[str, str]) -> str:
+        if arguments.get("context") != "namespace" or not self.tells_config:
+            return "ERROR:4:unrecognized command"
+        if arguments.get("id") != self.namespace:
+            return "ERROR:20:namespace not found"
+        values = {
+            "default-ttl": self.data.default_ttl,
+            "max-record-size": self.data.max_record,
+            "nsup-period": self.data.nsup_period,
+            "replication-factor": 1,
+            "strong-consistency": "false",
+        }
+        return ";".join(f"{name}={value}" for name, value in values.items())
+
     def _index(self, command: str, arguments: dict[str, str]) -> str:
-        namespace = arguments.get("namespace", arguments.get("ns"))
-        if namespace != self.namespace:
+        if self.build < "8.1":
+            if "ns" not in arguments:
+                return "ERROR:4:missing 'ns'"
+            bin_name, _, _ = arguments.get("indexdata", "").partition(",")
+            arguments |= {"namespace": arguments["ns"], "bin": bin_name}
+        if arguments.get("namespace") != self.namespace:
             return "ERROR:20:namespace not found"
         name = arguments.get("indexname", "")
         with self._lock:
@@ -322,6 +380,8 @@ class AerospikeDouble:
                 if name in indexes or target in indexes.values():
                     return f"ERROR:{INDEX_FOUND}:index already exists"
                 indexes[name] = target
+                if self.builds:
+                    self.data.building.add(name)
                 return "ok"
             if command == "sindex-exists":
                 return str(name in indexes).lower()
@@ -330,7 +390,8 @@ class AerospikeDouble:
             if command == "sindex-delete":
                 del indexes[name]
                 return "ok"
-            return "entries=0;load_pct=100;state=RW"
+            done = 0 if name in self.data.building else 100
+            return f"entries=0;load_pct={done};state=RW"
 
 
 def refuse_writes(code: int, set_name: str | None = None) -> Fault:
@@ -341,6 +402,10 @@ def refuse_writes(code: int, set_name: str | None = None) -> Fault:
         return code if hit else None
 
     return fault
+
+
+def _arguments(packed: str) -> dict[str, str]:
+    return dict(re.findall(r"([\w-]+)=([^;]*)", packed))
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

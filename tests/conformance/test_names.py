@@ -118,14 +118,21 @@ def defined() -> set[str]:
 
 
 def in_repository(name: str) -> bool:
-    """Whether a dotted name is a module, or what one defines, or a class's member."""
+    """Whether a dotted name is a module, what one defines, a class's member, or a setting."""
     parts = name.strip(".").split(".")
+    if is_setting(parts):  # a section may be called as a package is
+        return True
     for length in range(len(parts), 0, -1):
         source = sources().get(".".join(parts[:length]))
         if source is not None:
             rest = parts[length:]
             return not rest or (rest[0] in source.defined and (not rest[1:] or is_member(rest)))
     return is_member(parts)
+
+
+def is_setting(parts: list[str]) -> bool:
+    """Whether these are a section of the settings and a key of it."""
+    return is_member([f"{parts[0].capitalize()}Settings", *parts[1:]])
 
 
 def is_member(parts: list[str]) -> bool:

@@ -14,8 +14,7 @@ from tests.extractor.items import START_MS, behaviors_on
 
 def history_of(behaviors: Behaviors) -> History:
     """Counted from a whole sequence."""
-    found = count_items(behaviors["item"].copy(), behaviors["time"].copy())
-    return History(found.item_keys, found.item_counts, found.item_last)
+    return next(count_items(behaviors["item"].copy(), behaviors["time"].copy()).histories())
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_counting_counts_every_item(events: list[tuple[int, int]]) -> None:
     keys, times = behaviors["item"].copy(), behaviors["time"].copy()
     found = count_items(keys, times)
     items = list(dict.fromkeys(key for key, _ in events))
-    assert found.item_keys[found.place].tolist() == items
+    assert found.items.tolist() == items
     assert found.counts.tolist() == [sum(k == key for k, _ in events) for key in items]
     assert found.item_keys.tolist() == sorted(items)
     assert found.item_counts.tolist() == [sum(k == key for k, _ in events) for key in sorted(items)]

@@ -17,6 +17,8 @@ from infra.segments import SEGMENT
 from infra.store import Append, Appended, Version
 
 TTL_MS = 1_000_000
+FLUSHED_MS = 10_000
+"""So long after their last write some stores tidy up."""
 SOURCES = 3
 OWNERS = 2
 BUNDLES = 2
@@ -92,7 +94,7 @@ operations: st.SearchStrategy[Operation] = (
     )
     | st.builds(MarkDue, st.integers(0, OWNERS - 1), st.integers(0, BUNDLES - 1))
     | st.builds(Forget)
-    | st.builds(Wait, st.sampled_from([1, TTL_MS, TTL_MS, TTL_MS + 1]))
+    | st.builds(Wait, st.sampled_from([1, FLUSHED_MS, FLUSHED_MS, TTL_MS, TTL_MS, TTL_MS + 1]))
 )
 histories = st.lists(operations, min_size=1, max_size=12)
 lengths = st.integers(1, 5 * SEGMENT) | st.sampled_from([63, 64, 65, 127, 128, 129, 191])

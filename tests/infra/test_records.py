@@ -218,6 +218,18 @@ def test_a_record_remembers_255_sources_and_refuses_more_by_name() -> None:
     assert records.decode_head(head, USER).marks == {spread(i): 0 for i in range(MAX_MARKS)}
 
 
+def test_the_first_mark_of_a_log_that_went_on_takes_the_place_of_its_earlier_lives() -> None:
+    head = None
+    for source in range(MAX_MARKS):
+        head = records.grow(head, spread(source), 1, events(1), 1).head
+
+    grown = records.grow(head, spread(MAX_MARKS), 1, events(1), 2, dead=(spread(0), spread(9)))
+
+    assert grown.head is not None
+    left = {spread(i): 0 for i in range(MAX_MARKS + 1) if i not in {0, 9}}
+    assert records.decode_head(grown.head, USER).marks == left
+
+
 READS: dict[str, Callable[[bytes], object]] = {
     "grow": lambda head: records.grow(head, 1, 1, events(1, first_offset=9999, first_key=1), 2),
     "decode_head": lambda head: records.decode_head(head, USER),

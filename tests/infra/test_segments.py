@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from infra.behaviors import BEHAVIOR
-from infra.segments import LOST, SEGMENT, decode_segments, encode_segment
+from infra.segments import LOST, SEGMENT, decode_each, decode_segments, encode_segment
 from infra.store import Behaviors
 
 EPOCH_MS = 1_700_000_000_000
@@ -88,6 +88,27 @@ def test_what_is_lost_in_between_leaves_the_others() -> None:
     np.testing.assert_array_equal(decoded.behaviors, np.concatenate((whole, later)))
     assert decoded.lost == [1, 2, 3]
     assert decoded.damaged == {1: "is missing", 2: "has 7 bytes"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.lists(rows() | st.sampled_from([None, b"rubbish", LOST]), max_size=5),
+        max_size=4,
+    )
+)
+def test_users_read_together_get_what_they_get_alone(
+    users: list[list[Behaviors | bytes | None]],
+) -> None:
+    segments = [
+        [encode_segment(part.tobytes()) if isinstance(part, np.ndarray) else part for part in parts]
+        for parts in users
+    ]
+    together = decode_each(segments)
+    assert len(together) == len(users)
+    for found, alone in zip(together, map(decode_segments, segments), strict=True):
+        np.testing.assert_array_equal(found.behaviors, alone.behaviors)
+        assert (found.lost, found.damaged) == (alone.lost, alone.damaged)
 
 
 def test_the_layout_is_as_documented() -> None:

@@ -12,14 +12,21 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Self
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from prometheus_client import CollectorRegistry
 
 from infra.behaviors import Source
@@ -32,9 +39,15 @@ from infra.store import Append, Appended, Group, StoreOptions
 from infra.stores.memory import MemoryStore
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetter, DeadLetters, KafkaDeadLetters
+from streaming.interruptions import Interruptions
 from streaming.worker import run_worker
 
 PATIENCE_S = 40.0
+NOT_YET = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 NOW = 1_700_000_000_000
 
 
@@ -73,9 +86,15 @@ def event(user: str, number: int = 0, **changes: Any) -> bytes:
     return json.dumps(content | changes).encode()
 
 
-def produce(settings: Settings, events: Iterable[tuple[str, bytes | None]], **where: Any) -> int:
+def produce(
+    settings: Settings,
+    events: Iterable[tuple[str, bytes | None]],
+    config: Mapping[str, str] | None = None,
+    **where: Any,
+) -> int:
     """Send (key, value) pairs and return how many the broker took."""
-    producer = Producer(producer_config(settings.broker) | {"message.max.bytes": 15_000_000})
+    ours = producer_config(settings.broker) | {"message.max.bytes": 15_000_000}
+    producer = Producer(ours | dict(config or {}))
     count = 0
     for count, (key, value) in enumerate(events, start=1):  # noqa: B007 - the last one is the answer
         producer.produce(settings.broker.topic, value, key.encode(), **where)
@@ -92,9 +111,17 @@ def committed(settings: Settings) -> dict[int, int]:
     partitions = [
         TopicPartition(settings.broker.topic, n) for n in range(settings.broker.partitions)
     ]
+    deadline = time.monotonic() + PATIENCE_S
     try:
-        found = consumer.committed(partitions, timeout=10)
-        return {p.partition: p.offset for p in found if p.offset >= 0}
+        while True:
+            try:
+                found = consumer.committed(partitions, timeout=10)
+            except KafkaException as error:  # a broker that has just started again
+                if error.args[0].code() not in NOT_YET or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                return {p.partition: p.offset for p in found if p.offset >= 0}
     finally:
         consumer.close()
 
@@ -214,6 +241,7 @@ async def running(
     store: MemoryStore,
     dead_letters: DeadLetters | None = None,
     digest: bytes | None = None,
+    interruptions: Interruptions | None = None,
 ) -> AsyncIterator[Running]:
     """An app that consumes, until the block ends."""
     metrics = WorkerMetrics(CollectorRegistry())
@@ -225,6 +253,7 @@ async def running(
         metrics,
         topic_id=lambda: topic_id(settings.broker, settings.broker.topic),
         digest=digest,
+        interruptions=interruptions,
         on_assigned=lambda partitions: worker.assigned(partitions),  # noqa: PLW0108 - made below
     )
     worker = Running(app, metrics)
@@ -233,6 +262,7 @@ async def running(
         yield worker
     finally:
         await app.stop()
+        app.batch_agent.close()
         await asyncio.to_thread(app.writer.close)
         await asyncio.to_thread(letters.close)
 

@@ -115,7 +115,7 @@ async def test_a_topic_created_again_and_filled_beyond_the_old_offset_is_noticed
         await asyncio.to_thread(delete_topic, settings.broker.bootstrap, settings.broker.topic)
         await asyncio.to_thread(create_topics, settings)
         await asyncio.to_thread(produce, settings, [("a", event("a", 100 + n)) for n in range(40)])
-        await worker.app.batch_agent.check_topic()
+        await worker.app.batch_agent.check()
         await until(lambda: store.counts()["a"] == 50, "all of the second topic is applied")
 
     assert store.counts() == {"a": 50}

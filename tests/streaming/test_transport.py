@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from faust.types import TP
 
+from infra.kafka.admin import create_topic
 from infra.kafka.local import LocalKafka
 from streaming.transport import InOrder
 from tests.streaming.running import (
+    KeptLetters,
     WatchedStore,
     committed,
     create_topics,
@@ -182,3 +184,22 @@ async def test_a_large_record_does_not_stall_the_partition(kafka: LocalKafka) ->
     async with running(settings, store) as worker:
         await until(lambda: worker.events("rejected") == 1, "the large record is refused")
         await until(lambda: worker.events("applied") == 2, "its neighbors are applied")
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("where", ["producer", "topic"])
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+async def test_every_compression_of_kafka_is_read(
+    kafka: LocalKafka, codec: str, where: str
+) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    by_topic = codec if where == "topic" else "producer"
+    create_topic(settings.broker, settings.broker.topic, 1, compression_type=by_topic)
+    by_producer = {"compression.type": codec} if where == "producer" else {}
+    sent = produce(settings, events(users=10, each=20), config=by_producer)
+    store = WatchedStore()
+
+    async with running(settings, store, KeptLetters()) as worker:
+        await until(lambda: worker.events("applied") >= sent, "all events are applied")
+
+    assert store.counts() == {f"u{n}": 20 for n in range(10)}

@@ -19,7 +19,15 @@ from infra.store import Append, Group, Store
 from infra.stores import open_store
 from lifelong.shipped import BUNDLE
 from models.bundle import states_of
-from tests.streaming.running import NOW, WorkerProcess, event, new_settings, produce, until
+from tests.streaming.running import (
+    NOW,
+    WorkerProcess,
+    create_topics,
+    event,
+    new_settings,
+    produce,
+    until,
+)
 
 
 def worker_settings(bootstrap: str, directory: Path) -> Settings:
@@ -31,13 +39,37 @@ def worker_settings(bootstrap: str, directory: Path) -> Settings:
     )
 
 
+def with_topics(settings: Settings) -> Settings:
+    """A worker that creates what topics it lacks."""
+    broker = settings.broker.model_copy(update={"create_topics": True})
+    return settings.model_copy(update={"broker": broker})
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_a_missing_topic_is_named_and_waited_for(
+    kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
+) -> None:
+    """Slow: a process starts, loads the bundle and joins the group."""
+    settings = worker_settings(kafka.bootstrap, tmp_path)
+    with WorkerProcess(settings, tmp_path / "log", warm) as worker:
+        await until(lambda: "there is no topic" in worker.said, "it says what it lacks")
+        status, body = worker.get("/health/ready")
+        assert status == 503
+        assert f"there is no topic {settings.broker.topic} on Kafka" in body
+        assert topic_partitions(settings.broker, settings.broker.topic) == 0
+        await asyncio.to_thread(create_topics, settings)
+        await until(worker.ready, "the worker is ready")
+        assert worker.end() == 0
+
+
 @pytest.mark.kafka
 @pytest.mark.slow
 async def test_a_worker_makes_topics_sequences_and_interests_and_ends_when_asked(
     kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
 ) -> None:
     """Slow: a process starts, loads the bundle and joins the group."""
-    settings = worker_settings(kafka.bootstrap, tmp_path)
+    settings = with_topics(worker_settings(kafka.bootstrap, tmp_path))
     with WorkerProcess(settings, tmp_path / "log", warm) as worker:
         await until(worker.ready, "the worker is ready")
         await asyncio.to_thread(produce, settings, [("a", event("a", n)) for n in range(SEGMENT)])
@@ -60,7 +92,7 @@ async def test_a_damaged_record_is_counted_and_its_user_begins_anew(
     kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
 ) -> None:
     """Slow: a process starts, loads the bundle and joins the group."""
-    settings = worker_settings(kafka.bootstrap, tmp_path)
+    settings = with_topics(worker_settings(kafka.bootstrap, tmp_path))
     store = open_store(settings.store)
     behaviors = [pack_behavior(1, NOW, 0, 0, 2)] * 3
     store.append([Group(Source(1, 1), [Append("a", behaviors, [0] * 3, [0, 1, 2])])], NOW)

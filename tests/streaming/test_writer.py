@@ -31,7 +31,7 @@ def batch_of(*records: tuple[str, bytes | None]) -> Any:
     ]
     tp = TP("behaviors", 0)
     last = made[-1].offset
-    return SimpleNamespace(tp=tp, records=made, first=10, last=last, highwater=last + 8)
+    return SimpleNamespace(tp=tp, records=made, first=10, last=last, next=last + 1)
 
 
 class WatchedWriter:
@@ -320,11 +320,3 @@ async def test_what_is_counted_of_users_appended_one_by_one_is_all_of_them() -> 
         "deleted": 1,
         "rejected": 1,
     }
-
-
-async def test_lag_is_what_is_left_behind_the_batch() -> None:
-    watched = WatchedWriter()
-
-    await watched.write(batch_of(("a", event("a"))))
-
-    assert watched.metrics.consumer_lag.labels("0")._value.get() == 7

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import aerospike
 from aerospike import exception
-from aerospike_helpers.batch.records import BatchRecord, BatchRecords, Write
+from aerospike_helpers.batch.records import BatchRecord, BatchRecords
 
 from infra.errors import (
     RecordTooLarge,
@@ -16,7 +17,9 @@ from infra.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from infra.store import AS_IT_COMES, StoreOptions
 from infra.stores.aerospike.address import AerospikeAddress
+from infra.stores.aerospike.outages import Outages
 
 TIMEOUT_S: Final = 5.0
 """How long one call to the servers may take, retries included."""
@@ -27,6 +30,9 @@ WALK_TIMEOUT_S: Final = 60.0
 PARTITIONS: Final = 4096
 """Partitions of every namespace."""
 
+RECORD_LIMIT: Final = 1 << 20
+"""Bytes that a server takes in a record unless it is configured otherwise."""
+
 BATCH: Final = 1000
 """Records in one request; more make the server hold a larger answer without being faster."""
 
@@ -36,6 +42,8 @@ _NOT_FOUND: Final = 2
 _GENERATION: Final = 3
 _EXISTS: Final = 5
 _FULL: Final = 8
+_TIMEOUT: Final = 9
+_NO_NODE: Final = 11  # none of the cluster serves the record's partition
 _RECORD_TOO_BIG: Final = 13
 _OVERLOADED: Final = 18
 _NO_NAMESPACE: Final = 20
@@ -44,12 +52,17 @@ _FILTERED_OUT: Final = 27
 _SECURITY: Final = range(50, 100)
 _INDEX_NOT_FOUND: Final = 201
 _INDEX_NOT_READABLE: Final = 203
+_UNREACHED: Final = -10  # the client's: a connection was refused or cut
 _BATCH_FAILED: Final = -16  # the client's: some of the records have a code of their own
 
 # Result codes that a kind of writes counts on; all others are failures.
 CONFLICT: Final = frozenset((OK, _NOT_FOUND, _GENERATION, _EXISTS))
 MONOTONE: Final = frozenset((OK, _FILTERED_OUT))
 PRESENT: Final = frozenset((OK, _NOT_FOUND))
+
+_LIMIT: Final = re.compile(r"\b(max-record-size|write-block-size)=(\d+)")
+
+_UPTIME: Final = re.compile(r"\buptime=(\d+)")
 
 Key = tuple[str, str, bytearray]
 """Namespace, set and key of a record."""
@@ -71,18 +84,33 @@ class AerospikeClient:
     errors that say what to do.
     """
 
-    def __init__(self, client: aerospike.Client, address: AerospikeAddress) -> None:
+    def __init__(
+        self,
+        client: aerospike.Client,
+        address: AerospikeAddress,
+        options: StoreOptions = AS_IT_COMES,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         """Wrap a connected client; `connect` makes one."""
         self._client = client
         self.address = address
+        self._read_only = options.read_only
+        self._timeout_s = timeout_s
+        # The client's configuration has none for writes in batches, which end after a second then.
+        self._policy = _timeouts(timeout_s)
+        self._outages = Outages(options.interrupted, options.clock)
 
     @classmethod
-    def connect(cls, address: AerospikeAddress, timeout_s: float) -> AerospikeClient:
+    def connect(
+        cls, address: AerospikeAddress, options: StoreOptions, timeout_s: float
+    ) -> AerospikeClient:
         """Connect, with ``timeout_s`` seconds for each call.
 
         Raises:
             StoreUnavailable, SettingsError: no server answers, or it refuses the credentials.
         """
+        # By itself it prints errors to the console. What its calls raise says the same.
+        aerospike.set_log_level(aerospike.LOG_LEVEL_OFF)
         client = None
         try:
             client = aerospike.client(_config(address, timeout_s))
@@ -90,8 +118,8 @@ class AerospikeClient:
         except exception.AerospikeError as error:
             if client is not None:
                 client.close()
-            raise _failure(address, error.code, error.msg) from error
-        return cls(client, address)
+            raise _failure(address, error.code, error.msg, timeout_s) from error
+        return cls(client, address, options, timeout_s)
 
     def close(self) -> None:
         """Disconnect; the client is unusable afterwards."""
@@ -118,49 +146,53 @@ class AerospikeClient:
                 elif answer.result == _NOT_FOUND:
                     found.append(None)
                 else:
-                    raise _failure(self.address, answer.result, answer.message)
+                    raise self._failure(answer.result, answer.message)
+            self._outages.answered()
         return found
 
     def put(
         self, writes: Sequence[BatchRecord], answers: frozenset[int], users: Sequence[str]
-    ) -> tuple[list[int], list[int]]:
+    ) -> list[int]:
         """Make writes and removals, ``users`` naming for errors whose each is.
 
         Returns:
-            The result code of each, and the record's generation after it (0: not written).
+            The result code of each.
 
         Raises:
             StoreError, SettingsError: a code is not in ``answers``, though other writes may have
                 been made, or a batch did not take place.
         """
+        if not writes:
+            return []
+        self._check_writing()
         codes: list[int] = []
-        generations: list[int] = []
         failure: StoreError | SettingsError | None = None
         for start in range(0, len(writes), BATCH):
             batch = BatchRecords(list(writes[start : start + BATCH]))
             try:
-                self._client.batch_write(batch)
+                self._client.batch_write(batch, self._policy)
             except exception.AerospikeError as error:
                 raise self._failed(error) from error
             self._check(batch)
             for answer in batch.batch_records:
                 if answer.result not in answers:
-                    failure = failure or _failure(
-                        self.address, answer.result, answer.message, users[len(codes)]
+                    failure = failure or self._failure(
+                        answer.result, answer.message, users[len(codes)]
                     )
                 codes.append(answer.result)
-                written = answer.result == OK and isinstance(answer, Write)
-                generations.append(answer.record[1]["gen"] if written else 0)
         if failure:
             raise failure
-        return codes, generations
+        self._outages.answered()
+        return codes
 
     def put_one(self, key: Key, bins: dict[str, Any], ttl: int) -> None:
         """Write one record, whatever was there."""
+        self._check_writing()
         try:
             self._client.put(key, bins, policy={"ttl": ttl})
         except exception.AerospikeError as error:
             raise self._failed(error) from error
+        self._outages.answered()
 
     def get_one(self, key: Key) -> None:
         """Prove that a record is there and can be read."""
@@ -168,15 +200,18 @@ class AerospikeClient:
             self._client.get(key)
         except exception.AerospikeError as error:
             raise self._failed(error) from error
+        self._outages.answered()
 
     def remove(self, key: Key) -> None:
         """Remove one record, if it is there."""
+        self._check_writing()
         try:
             self._client.remove(key)
         except exception.RecordNotFound:
-            return
+            pass
         except exception.AerospikeError as error:
             raise self._failed(error) from error
+        self._outages.answered()
 
     def query(
         self,
@@ -213,24 +248,63 @@ class AerospikeClient:
             rows = query.results(policy)
         except exception.AerospikeError as error:
             if error.code in (_INDEX_NOT_FOUND, _INDEX_NOT_READABLE):
+                self._outages.answered()
                 raise IndexMissing(
-                    f"the index of due users at the Aerospike server at {self.address}"
-                    " is missing or being built; restart to have it made, or wait"
+                    f"an index of due users at the Aerospike server at {self.address} is missing"
+                    " or being built: due users are not known until it is there"
                 ) from error
             raise self._failed(error) from error
+        self._outages.answered()
         return [row[2] for row in rows], not page or query.is_done()
 
     def make_index(self, set_name: str, name: str) -> None:
-        """Have the numbers in a bin indexed; an index that is there stays."""
-        where = self._set(set_name)
+        """Have the numbers in a bin indexed; an index that is there stays. It is readable only some
+        time later, as much as its records take.
+        """
+        self._check_writing()
+        namespace, where = self.address.namespace, self._set(set_name)
+        index = f"{where}-{name}"
+        # Not by the client's own call, which waits, for half a minute, until it is built.
+        now = f"namespace={namespace};set={where};indexname={index};bin={name};type=numeric"
+        before_8_1 = f"ns={namespace};set={where};indexname={index};indexdata={name},numeric"
         try:
-            self._client.index_single_value_create(
-                self.address.namespace, where, name, aerospike.INDEX_NUMERIC, f"{where}-{name}"
-            )
+            try:
+                self._client.info_random_node(f"sindex-create:{now}")
+            except exception.InvalidRequest:
+                self._client.info_random_node(f"sindex-create:{before_8_1}")
         except exception.IndexFoundError:
             pass  # another process was faster
         except exception.AerospikeError as error:
             raise self._failed(error) from error
+
+    def look_for_restarts(self) -> None:
+        """Find servers that were started anew since the last look, though no call has failed."""
+        try:
+            answers = self._client.info_all("statistics")
+        except exception.AerospikeError as error:
+            if _is_unanswered(error.code):
+                raise self._failed(error) from error
+            return  # it does not tell this user
+        found = {name: _UPTIME.search(answer or "") for name, (_, answer) in answers.items()}
+        self._outages.looked({name: int(uptime[1]) for name, uptime in found.items() if uptime})
+
+    def record_limit(self) -> int:
+        """How many bytes a server takes in a record of the namespace."""
+        try:
+            answer = self._client.info_random_node(
+                f"get-config:context=namespace;id={self.address.namespace}"
+            )
+        except exception.AerospikeError as error:
+            if _is_unanswered(error.code):
+                raise self._failed(error) from error
+            return RECORD_LIMIT  # it does not tell this user
+        found = dict(_LIMIT.findall(answer))
+        # Where the first is not known, or 0, as servers before 7.1 have it, the second counts.
+        return (
+            int(found.get("max-record-size", 0))
+            or int(found.get("write-block-size", 0))
+            or RECORD_LIMIT
+        )
 
     def _set(self, name: str) -> str:
         return self.address.prefix + name
@@ -243,16 +317,35 @@ class AerospikeClient:
         """
         if batch.result not in (OK, _BATCH_FAILED):
             detail = next((r.message for r in batch.batch_records if r.message), None)
-            raise _failure(self.address, batch.result, detail)
+            raise self._failure(batch.result, detail)
+
+    def _check_writing(self) -> None:
+        if self._read_only:
+            raise StoreUnavailable(
+                f"the store at the Aerospike server at {self.address} was opened for reading alone"
+            )
 
     def _failed(self, error: exception.AerospikeError) -> StoreError | SettingsError:
-        return _failure(self.address, error.code, error.msg)
+        return self._failure(error.code, error.msg)
+
+    def _failure(
+        self, code: int | None, detail: str | None, user: str | None = None
+    ) -> StoreError | SettingsError:
+        failure = _failure(self.address, code, detail, self._timeout_s, user)
+        if _is_unanswered(code):
+            self._outages.failed(failure)
+        return failure
+
+
+def _timeouts(timeout_s: float) -> dict[str, int]:
+    total = int(timeout_s * 1000)
+    # Every write is conditional or idempotent, so that repeating one in doubt does no harm.
+    return {"total_timeout": total, "socket_timeout": total, "max_retries": 2}
 
 
 def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
-    total = int(timeout_s * 1000)
-    # Every write is conditional or idempotent, so that repeating one in doubt does no harm.
-    timeouts = {"total_timeout": total, "socket_timeout": total, "max_retries": 2}
+    timeouts = _timeouts(timeout_s)
+    total = timeouts["total_timeout"]
     config: dict[str, Any] = {
         "hosts": list(address.hosts),
         "policies": {
@@ -271,11 +364,30 @@ def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
     return config
 
 
+def _is_unanswered(code: int | None) -> bool:
+    """Whether a result code says that no server answered. Codes below 0 are the client's."""
+    return code is None or code < 0 or code in (_TIMEOUT, _NO_NODE)
+
+
 def _failure(
-    address: AerospikeAddress, code: int | None, detail: str | None, user: str | None = None
+    address: AerospikeAddress,
+    code: int | None,
+    detail: str | None,
+    timeout_s: float,
+    user: str | None = None,
 ) -> StoreError | SettingsError:
     """The error that a result code becomes, in one line; ``user`` is whose record it was."""
     server = f"the Aerospike server at {address}"
+    if code == _TIMEOUT:
+        return StoreUnavailable(
+            f"{server} did not answer within {timeout_s:g} s: it hangs, is overloaded, or the"
+            " network drops what is sent; retry"
+        )
+    if code == _UNREACHED:
+        return StoreUnavailable(
+            f"{server} cannot be reached ({_line(detail)}): check that it runs and that store.url"
+            " is right"
+        )
     if code == _FULL:
         return StoreFull(
             f"{server} has no room left: add memory or disk to the namespace, or set store.ttl_s"

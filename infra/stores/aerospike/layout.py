@@ -43,10 +43,12 @@ TTL: Final = "ttl"  # the TTL that was given last, in seconds
 EPOCH: Final = "epoch"
 COUNT: Final = "count"
 DATA: Final = "data"
+SEALED: Final = "sealed"  # when a segment was written, ms since epoch
 
 HEAD_BINS: Final = [HEAD, RENEWED, TTL]
 PROFILE_BINS: Final = [HEAD, EPOCH, COUNT, DATA]
 DATA_BINS: Final = [EPOCH, COUNT, DATA]
+SEGMENT_BINS: Final = [EPOCH, COUNT, DATA, SEALED]
 DUE_BINS: Final = [USER, DUES]
 
 IDENTITY: Final = "identity"
@@ -104,7 +106,28 @@ def head_write(
     return Write(key, _writes(bins), meta=meta, policy=policy)
 
 
-def monotone_write(key: Key, epoch: int, count: int, data: bytes, ttl: int) -> Write:
+def segment_write(key: Key, epoch: int, number: int, data: bytes, now_ms: int, ttl: int) -> Write:
+    """The write of a sealed segment, refused where its place holds a later one already."""
+    return monotone_write(key, epoch, number, data, ttl, {SEALED: now_ms})
+
+
+def sealed_ms(record: Stored | None, epoch: int, number: int, data: bytes) -> int | None:
+    """Since when a record holds exactly that segment; None: it does not, or nobody knows."""
+    if record is None:
+        return None
+    bins = record.bins
+    held = (bins.get(EPOCH), bins.get(COUNT), bins.get(DATA)) == (epoch, number, data)
+    return bins.get(SEALED) if held else None
+
+
+def monotone_write(
+    key: Key,
+    epoch: int,
+    count: int,
+    data: bytes,
+    ttl: int,
+    more: dict[str, object] | None = None,
+) -> Write:
     """A write that the server refuses where it holds a newer (epoch, count) already."""
     not_newer = expressions.Or(
         expressions.LT(expressions.IntBin(EPOCH), epoch),
@@ -115,7 +138,7 @@ def monotone_write(key: Key, epoch: int, count: int, data: bytes, ttl: int) -> W
     ).compile()
     return Write(
         key,
-        _writes({EPOCH: epoch, COUNT: count, DATA: data}),
+        _writes({EPOCH: epoch, COUNT: count, DATA: data, **(more or {})}),
         policy={"ttl": ttl, "expressions": not_newer},
     )
 

@@ -1,18 +1,30 @@
 """The store on Aerospike: sequences, interest states and due users in one namespace.
 
 A head is only ever replaced where its generation is still the one that was read; who comes second
-reads again and applies again, which the marks make harmless. A full tail is sealed in three
-writes: the head with the long tail, then the segments, then the head without them. So segments
-hold only what a committed head has held, and a crash in between leaves a head with a long tail,
-which every reader understands and the next append seals.
+reads again and applies again, which the marks make harmless.
+
+A full tail is sealed in two steps, and its behaviors lie in both places in between. First the head
+is written with a long tail, then the segments: they hold only what a committed head has held. The
+head is trimmed by the first write of the user that finds segments held byte for byte, and written
+at least `FLUSHED_MS` before; those that an append does not find, it writes again. So
+
+- a crash in between leaves a head with a long tail, which every reader understands;
+- a server that is killed loses what it had acknowledged, but not flushed, and each record by
+  itself: perhaps segments, of which the head has all then, or the head as well, which then is an
+  earlier one, whose tail reaches as far back as the segments that were there at its time;
+- a worker that lags behind trims no head, for its generation has gone on, and writes a segment
+  that is there already, byte for byte, or is refused by a later one in its place.
+
+Who is due follows from counts, not from where behaviors lie, so nobody waits for the trimming.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from aerospike_helpers.batch.records import BatchRecord, Remove, Write
 
@@ -24,6 +36,7 @@ from infra.errors import (
     StoreUnavailable,
 )
 from infra.segments import LOST, decode_segments
+from infra.segments import SEGMENT as SEGMENT_LENGTH
 from infra.store import (
     AS_IT_COMES,
     OPEN_WAIT_S,
@@ -47,6 +60,7 @@ from infra.stores.aerospike.client import (
     OK,
     PARTITIONS,
     PRESENT,
+    RECORD_LIMIT,
     TIMEOUT_S,
     AerospikeClient,
     IndexMissing,
@@ -68,6 +82,7 @@ from infra.stores.aerospike.layout import (
     RENEWED,
     SECONDS,
     SEGMENT,
+    SEGMENT_BINS,
     SEQUENCE,
     STATE,
     TTL,
@@ -79,17 +94,27 @@ from infra.stores.aerospike.layout import (
     head_write,
     interests_in,
     monotone_write,
+    sealed_ms,
+    segment_write,
     touch,
     ttl_of,
     unchanged_write,
 )
+from infra.stores.aerospike.room import Room
 from infra.stores.identity import agree, decode_identity, encode_identity, new_identity
 from infra.stores.mending import Mending
+from infra.telemetry import get_logger
 
-SLICE: Final = 8192
-"""Behaviors of one user applied in one write: 200 KB, far under the server's record limit of 1 MiB.
-Only a backfill of one user has more, and a failure amid its slices leaves the first ones applied,
-which the repeated call skips by their offsets."""
+FLUSHED_MS: Final = 10_000
+"""How old segments are before their head is trimmed. A server flushes after a second at most
+(`flush-max-ms`); the rest is for its disk, and for clocks of workers that differ."""
+
+INDEX_EVERY_S: Final = 10.0
+"""Least time between two tries to have a missing index made."""
+
+INDEX_WAIT_S: Final = 2.0
+"""How long opening a store waits for its indexes: new ones are there within it. One over many users
+takes longer, and events can be taken meanwhile."""
 
 CONFLICTS: Final = 30
 """Times a head is read again because somebody else wrote it in between; more is unavailable."""
@@ -101,16 +126,7 @@ then is lost."""
 _DUE_PAGE: Final = 1024
 """Fewest due users that the index is asked for at once."""
 
-
-class _Rewritten(NamedTuple):
-    """A head as it was written, and what is needed to write it again."""
-
-    head: bytes
-    generation: int
-    """The record's, which a later write must find."""
-    kept: dict[str, int]
-    """Its bins beside the head."""
-
+log: Final = get_logger(__name__)
 
 Change = Callable[[int, "bytes | None"], "bytes | None"]
 """(place in the call, head or None) -> the new head, or None to leave the record alone."""
@@ -126,6 +142,7 @@ class AerospikeStore:
         self.identity: Identity | None = None
         self._length = options.length
         self._ring = records.ring_size(options.length)
+        self._room = Room.of(RECORD_LIMIT, self._ring)
         self._ttl_ms = int(options.ttl_s * 1000)
         self._ttl_s = round(options.ttl_s)
         self._states_kept = options.states
@@ -134,6 +151,8 @@ class AerospikeStore:
         self._read_only = options.read_only
         self._clock = options.clock
         self._mending = Mending(options.damage)
+        self._indexed_at: dict[str, float] = {}
+        """By name: when an index was last told to be made, monotonic seconds."""
         # The client's 0 is the namespace's default; what is kept must say so, always: an update
         # without a TTL takes the record's own away.
         self._ttl = ttl_of(options.ttl_s)
@@ -173,7 +192,7 @@ class AerospikeStore:
         while True:
             client = None
             try:
-                client = AerospikeClient.connect(address, timeout_s)
+                client = AerospikeClient.connect(address, options, timeout_s)
                 store = cls(client, options)
                 store._prepare(options)
             except (StoreError, SettingsError) as error:
@@ -192,7 +211,7 @@ class AerospikeStore:
         bundle = records.bundle_key(digest) if digest else 0
         done = Appended()
         for group in groups:
-            for part in _slices(group.appends):
+            for part in _slices(group.appends, self._room.slice):
                 done += self._append(group, part, now_ms, bundle)
         # Only now, so that a crash in between leaves them behind what was applied, never ahead.
         reached = {group.source.key: group.reached for group in groups if group.reached is not None}
@@ -298,7 +317,7 @@ class AerospikeStore:
                         self._long_ttl,
                     )
                 )
-        codes, _ = self._client.put(puts, MONOTONE, [writes[place].user for place in places])
+        codes = self._client.put(puts, MONOTONE, [writes[place].user for place in places])
         stored = [place for place, code in zip(places, codes, strict=True) if code == OK]
         for place in stored:
             results[place] = Written.STORED
@@ -332,7 +351,7 @@ class AerospikeStore:
                 head, counters, owner, bundle, now_ms, states=self._states_kept
             ).head
 
-        return sum(one is not None for one in self._rewrite(users, mark))
+        return sum(one is not None for one in self._rewrite(users, mark, now_ms))
 
     def users(self, after: bytes, limit: int) -> UserPage:
         """In the order of the server's partitions, whole ones at a time: a cursor is the number of
@@ -364,7 +383,7 @@ class AerospikeStore:
                 self._mending.head(error)
                 return records.delete(None, users[place], now_ms)
 
-        self._rewrite(users, mark, events_ms=now_ms)
+        self._rewrite(users, mark, now_ms, events=True)
         # After the heads, which alone say what the user's records are; also those that an earlier
         # call left, which failed in between.
         gone: list[Key] = []
@@ -393,21 +412,30 @@ class AerospikeStore:
         return 0
 
     def ping(self) -> None:
-        if self._read_only:
-            self.get_bookmark(IDENTITY)
-            return
-        key = self._client.key(POSITION, "ping")
-        self._client.put_one(key, {DATA: b"ping"}, self._ttl)
-        self._client.get_one(key)
+        self._prove()
+        if not self._read_only:
+            self._ask_indexes()
 
     def close(self) -> None:
         self._client.close()
 
     # Opening
 
+    def _prove(self) -> None:
+        """Prove that the namespace is served, and takes a write unless it is only to be read; then
+        also find out whether its servers are still the same.
+        """
+        if self._read_only:
+            self.get_bookmark(IDENTITY)
+            return
+        key = self._client.key(POSITION, "ping")
+        self._client.put_one(key, {DATA: b"ping"}, self._ttl)
+        self._client.get_one(key)
+        self._client.look_for_restarts()
+
     def _prepare(self, options: StoreOptions) -> None:
         """Prove that the namespace is served, and have identity and indexes as they should be."""
-        self.ping()
+        self._prove()
         record = self.get_bookmark(IDENTITY)
         found = None if record is None else decode_identity(record, self._where)
         if found is None and self._read_only:
@@ -439,11 +467,27 @@ class AerospikeStore:
             return
         if wanted != found:
             self.put_bookmark(IDENTITY, encode_identity(wanted))
+        self._room = Room.of(self._client.record_limit(), self._ring)
+        deadline = time.monotonic() + INDEX_WAIT_S
+        while self._missing_index() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _missing_index(self) -> bool:
+        """Whether an index of due users cannot be asked; it is had made."""
+        try:
+            self._ask_indexes()
+        except IndexMissing:
+            return True
+        return False
+
+    def _ask_indexes(self) -> None:
+        """Prove that due users can be listed.
+
+        Raises:
+            IndexMissing: they cannot.
+        """
         for name in due_bins(self._slots):
-            try:
-                self._due_in(name, 0, 0, 0, 1)
-            except IndexMissing:
-                self._client.make_index(SEQUENCE, name)
+            self._due_in(name, 0, 0, 0, 1)
 
     # Appending
 
@@ -455,7 +499,7 @@ class AerospikeStore:
         def grow(i: int, head: bytes | None) -> bytes | None:
             try:
                 grown = records.grow(
-                    head, source.key, source.owner, part[i], now_ms, bundle, states
+                    head, source.key, source.owner, part[i], now_ms, bundle, states, source.dead
                 )
             except RecordDamaged as error:
                 self._mending.head(error)
@@ -463,15 +507,14 @@ class AerospikeStore:
                     None, source.key, source.owner, part[i], now_ms, bundle, states
                 )
             outcomes[i] = grown
-            return grown.head
+            return None if grown.head is None else self._cut_to_ring(grown.head)
 
-        written = self._rewrite(users, grow, events_ms=now_ms)
+        held: dict[str, set[int]] = {}
+        written = self._rewrite(users, grow, now_ms, events=True, held=held)
         changed = [
-            (user, rewritten)
-            for user, rewritten in zip(users, written, strict=True)
-            if rewritten is not None
+            (user, head) for user, head in zip(users, written, strict=True) if head is not None
         ]
-        self._seal([one for one in changed if records.holds_segment(one[1].head)])
+        self._seal([one for one in changed if records.holds_segment(one[1])], held, now_ms)
         self._mend(changed)
         done = Appended()
         for outcome in outcomes.values():
@@ -481,24 +524,65 @@ class AerospikeStore:
             done.deleted += outcome.deleted
         return done
 
-    def _seal(self, long: Sequence[tuple[str, _Rewritten]]) -> None:
-        """Move full segments out of committed heads; whoever has written one of them since, seals
-        it instead.
-        """
-        segments: list[BatchRecord] = []
-        trimmed: list[BatchRecord] = []
+    def _cut_to_ring(self, head: bytes) -> bytes:
+        """A head without the segments of its tail that are older than any that is kept."""
+        beyond = records.tail_length(head) // SEGMENT_LENGTH - self._ring
+        return records.trim(head, beyond) if beyond > 0 else head
+
+    def _seal(
+        self, long: Sequence[tuple[str, bytes]], held: dict[str, set[int]], now_ms: int
+    ) -> None:
+        """Write the full segments in the tails of committed heads, but those that are held."""
+        writes: list[BatchRecord] = []
         users: list[str] = []
-        for user, rewritten in long:
-            head, full = records.seal(rewritten.head)
+        for user, head in long:
             epoch = records.read_counters(head, user).epoch
-            for number, segment in full[-self._ring :]:
-                key = self._segment_key(user, number)
-                segments.append(monotone_write(key, epoch, number, segment, self._long_ttl))
-                users.append(user)
-            stored = Stored(rewritten.generation, {})
-            trimmed.append(self._head_write(user, head, stored, rewritten.kept, self._ttl))
-        self._client.put(segments, MONOTONE, users)
-        self._client.put(trimmed, CONFLICT, [user for user, _ in long])
+            for number, segment in records.full_segments(head):
+                if number not in held.get(user, ()):
+                    writes.append(self._segment_write(user, epoch, number, segment, now_ms))
+                    users.append(user)
+        self._client.put(writes, MONOTONE, users)
+
+    def _trim(
+        self, heads: Sequence[tuple[str, bytes | None]], held: dict[str, set[int]], now_ms: int
+    ) -> list[bytes | None]:
+        """Heads as they were read, without the segments of their tails that were written long
+        enough ago, and of those for which a record has no room. The segments that stay in a tail
+        and are written go into ``held``, by user.
+        """
+        long: list[tuple[int, str, int, list[tuple[int, bytes]]]] = []
+        keys: list[Key] = []
+        for place, (user, head) in enumerate(heads):
+            if head is None or not records.holds_segment(head):
+                continue
+            try:
+                epoch = records.read_counters(head, user).epoch
+            except RecordDamaged:  # told, and made anew, by who changes it
+                continue
+            full = records.full_segments(head)
+            long.append((place, user, epoch, full))
+            keys += [self._segment_key(user, number) for number, _ in full]
+        stored = iter(self._client.get(keys, SEGMENT_BINS))
+        trimmed = [head for _, head in heads]
+        forced: list[BatchRecord] = []
+        users: list[str] = []
+        for place, user, epoch, full in long:
+            since = [sealed_ms(next(stored), epoch, *segment) for segment in full]
+            held[user] = {
+                number for (number, _), ms in zip(full, since, strict=True) if ms is not None
+            }
+            flushed = (ms is not None and now_ms - ms >= FLUSHED_MS for ms in since)
+            ready = sum(1 for _ in itertools.takewhile(bool, flushed))
+            most = max(ready, len(full) - self._room.tail)
+            for number, segment in full[ready:most]:
+                if number not in held[user]:
+                    forced.append(self._segment_write(user, epoch, number, segment, now_ms))
+                    users.append(user)
+            head = trimmed[place]
+            assert head is not None
+            trimmed[place] = records.trim(head, most)
+        self._client.put(forced, MONOTONE, users)
+        return trimmed
 
     def _cover(self, stored: Sequence[InterestWrite], now_ms: int) -> None:
         """Note in the heads which states were stored. Only after they are, so that a crash in
@@ -519,21 +603,29 @@ class AerospikeStore:
             return changed.head
 
         users = [write.user for write in stored]
-        written = self._rewrite(users, cover)
+        written = self._rewrite(users, cover, now_ms)
         gone = [(users[i], bundle) for i, bundles in dropped.items() for bundle in bundles]
         removes = [Remove(self._state_key(user, bundle)) for user, bundle in gone]
         self._client.put(removes, PRESENT, [user for user, _ in gone])
-        self._mend([(user, one) for user, one in zip(users, written, strict=True) if one])
+        self._mend([(user, head) for user, head in zip(users, written, strict=True) if head])
 
     def _rewrite(
-        self, users: Sequence[str], change: Change, *, events_ms: int | None = None
-    ) -> list[_Rewritten | None]:
+        self,
+        users: Sequence[str],
+        change: Change,
+        now_ms: int,
+        *,
+        events: bool = False,
+        held: dict[str, set[int]] | None = None,
+    ) -> list[bytes | None]:
         """Replace heads by what ``change`` makes of them, each atomically; None: left alone.
 
-        ``events_ms`` is the time of an append: it makes heads that are not there, and lets the
-        user live on; any other change leaves them the time they have.
+        With ``events`` heads are made that are not there, and users live on; any other change
+        leaves them the time they have. Heads are trimmed before they are changed, which tells
+        ``held`` (`_trim`).
         """
-        done: list[_Rewritten | None] = [None] * len(users)
+        held = {} if held is None else held
+        done: list[bytes | None] = [None] * len(users)
         waiting = list(range(len(users)))
         for attempt in range(CONFLICTS):
             if attempt > 1:
@@ -541,29 +633,33 @@ class AerospikeStore:
             stored = self._client.get(
                 [self._client.key(SEQUENCE, users[i]) for i in waiting], HEAD_BINS
             )
+            heads = [
+                (users[i], self._live(record, users[i], now_ms if events else None))
+                for i, record in zip(waiting, stored, strict=True)
+            ]
+            olds = self._trim(heads, held, now_ms)
             puts: list[BatchRecord] = []
-            tried: list[tuple[int, _Rewritten]] = []
+            tried: list[tuple[int, bytes]] = []
             renewed: list[tuple[str, bytes]] = []
-            for i, record in zip(waiting, stored, strict=True):
-                old = self._live(record, users[i], events_ms)
-                if events_ms is None and (old is None or records.is_deleted(old)):
+            for i, record, old in zip(waiting, stored, olds, strict=True):
+                if not events and (old is None or records.is_deleted(old)):
                     continue
                 new = change(i, old)
                 if new is None:
                     continue
                 kept = _kept(record)
-                if events_ms is not None and self._must_renew(kept, events_ms, new=old is None):
-                    kept = {RENEWED: events_ms, TTL: self._ttl_s}
+                if events and self._must_renew(kept, now_ms, new=old is None):
+                    kept = {RENEWED: now_ms, TTL: self._ttl_s}
                     renewed += [] if old is None else [(users[i], old)]
-                ttl = KEEP_TTL if events_ms is None else self._ttl
+                ttl = self._ttl if events else KEEP_TTL
                 puts.append(self._head_write(users[i], new, record, kept, ttl))
-                tried.append((i, _Rewritten(new, 0, kept)))
+                tried.append((i, new))
             self._renew(renewed)
-            codes, generations = self._client.put(puts, CONFLICT, [users[i] for i, _ in tried])
+            codes = self._client.put(puts, CONFLICT, [users[i] for i, _ in tried])
             waiting = [i for (i, _), code in zip(tried, codes, strict=True) if code != OK]
-            for (i, rewritten), code, generation in zip(tried, codes, generations, strict=True):
+            for (i, new), code in zip(tried, codes, strict=True):
                 if code == OK:
-                    done[i] = rewritten._replace(generation=generation)
+                    done[i] = new
             if not waiting:
                 return done
         raise StoreUnavailable(
@@ -592,17 +688,19 @@ class AerospikeStore:
                 head = records.decode_head(old, user)
             except RecordDamaged:  # told, and made anew, by who changes it
                 continue
-            keys = [self._segment_key(user, number) for number in head.segments(self._length)]
+            keys = [
+                self._segment_key(user, number) for number in head.sealed_segments(self._length)
+            ]
             keys += [self._state_key(user, c.bundle) for c in head.coverages if c.covered]
             touches += [touch(key, self._long_ttl) for key in keys]
             names += [user] * len(keys)
         self._client.put(touches, PRESENT, names)
 
-    def _mend(self, written: Sequence[tuple[str, _Rewritten]]) -> None:
+    def _mend(self, written: Sequence[tuple[str, bytes]]) -> None:
         """Replace segments that were found damaged, of users who were just written."""
         places = [
-            (user, records.read_counters(rewritten.head, user).epoch, number)
-            for user, rewritten in written
+            (user, records.read_counters(head, user).epoch, number)
+            for user, head in written
             for number in self._mending.take(user)
         ]
         if not places:
@@ -708,8 +806,27 @@ class AerospikeStore:
         self, name: str, owner: int, bundle: int, until_s: int, page: int
     ) -> tuple[list[DueUser], bool]:
         span = due_span(name, owner, bundle, until_s)
-        rows, complete = self._client.query(SEQUENCE, DUE_BINS, span=span, page=page)
+        try:
+            rows, complete = self._client.query(SEQUENCE, DUE_BINS, span=span, page=page)
+        except IndexMissing:
+            self._have_indexed(name)
+            raise
         return due_users(rows, owner, bundle), complete
+
+    def _have_indexed(self, name: str) -> None:
+        """Have the index of a bin made again, which does no harm where it is being built."""
+        now = time.monotonic()
+        if self._read_only or now - self._indexed_at.get(name, -INDEX_EVERY_S) < INDEX_EVERY_S:
+            return
+        self._indexed_at[name] = now
+        log.info("index of due users missing or being built, having it made", bin=name)
+        self._client.make_index(SEQUENCE, name)
+
+    def _segment_write(
+        self, user: str, epoch: int, number: int, segment: bytes, now_ms: int
+    ) -> BatchRecord:
+        key = self._segment_key(user, number)
+        return segment_write(key, epoch, number, segment, now_ms, self._long_ttl)
 
     def _segment_key(self, user: str, number: int) -> Key:
         return self._client.key(SEGMENT, f"{user}:{number % self._ring}")
@@ -748,12 +865,12 @@ def _is_later(record: Stored | None, epoch: int, number: int) -> bool:
     return held > (epoch, number)
 
 
-def _slices(appends: Sequence[Append]) -> Iterator[list[Append]]:
-    """Appends in parts that hold no user twice and at most `SLICE` behaviors of one."""
+def _slices(appends: Sequence[Append], most: int) -> Iterator[list[Append]]:
+    """Appends in parts that hold no user twice and at most so many behaviors of one."""
     part = list(appends)
     while part:
-        yield [_cut(new, 0, SLICE) for new in part]
-        part = [_cut(new, SLICE, len(new.offsets)) for new in part if len(new.offsets) > SLICE]
+        yield [_cut(new, 0, most) for new in part]
+        part = [_cut(new, most, len(new.offsets)) for new in part if len(new.offsets) > most]
 
 
 def _cut(new: Append, start: int, stop: int) -> Append:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from extractor.state import InterestState, Layout
-from extractor.system import Candidates, NamedPart, UserHistory, common_feed
+from extractor.system import Candidates, NamedPart, UserHistory, common_feed, one_by_one
 from infra.arrays import Array
 from infra.store import StoredSequence
 from models.bundle import Bundle
@@ -42,6 +43,11 @@ class WholeSystem:
             history=EMPTY_HISTORY,
             tensors={},
         )
+
+    def extract_many(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
+        return one_by_one(self.extract, sequences, previous)
 
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int

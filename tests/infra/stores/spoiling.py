@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from infra import records
 from infra.behaviors import BEHAVIOR
 from infra.store import Store
 from infra.stores.aerospike.layout import COUNT, DATA, EPOCH, HEAD, SEQUENCE, USER, ttl_of
@@ -58,6 +59,8 @@ def put_segment(store: Store, user: str, number: int, segment: bytes | None, epo
                 txn.put(key, segment, db=store._dbs.segments)
     else:
         assert isinstance(store, AerospikeStore)
+        # Until a later write trims it, the head holds the segment, too.
+        store._rewrite([user], lambda _, head: records.seal(head or b"")[0], now_ms=0)
         place = store._segment_key(user, number)
         if segment is None:
             store._client.remove(place)

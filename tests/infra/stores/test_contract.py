@@ -171,6 +171,19 @@ def test_a_topic_made_again_is_another_source(store: Store) -> None:
     assert feed(store, again, [append("ann", 0)], now_ms=2).applied == 1
 
 
+def test_a_log_that_lost_its_tail_is_another_source_and_leaves_no_mark(store: Store) -> None:
+    lives = [partition_source("behaviors", "topic-1", 0, life) for life in range(3)]
+    for life, source in enumerate(lives):
+        new = [append("ann", life, offset=5)]
+        assert feed(store, source, new, now_ms=1).applied == 1
+        assert feed(store, source, new, now_ms=1).replayed == 1
+    feed(store, OTHER, [append("ann", 5)], now_ms=1)
+
+    (sequence,) = store.sequences(["ann"])
+    assert sequence is not None
+    assert set(sequence.marks) == {lives[-1].key, OTHER.key}
+
+
 def test_an_event_its_producer_sent_twice_is_applied_once(store: Store) -> None:
     feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
     done = feed(store, SOURCE, [append("ann", 1, 3, offset=10)], now_ms=2)

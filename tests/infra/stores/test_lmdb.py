@@ -195,6 +195,15 @@ def test_a_user_whose_id_begins_another_s_is_removed_alone(mortal: LmdbStore, cl
     assert items(mortal.sequences(["a\0b"])[0]) == list(range(130))
 
 
+def test_a_user_is_read_whole_among_whose_segments_lie_another_s(
+    mortal: LmdbStore, clock: Clock
+) -> None:
+    between = "a\0\0\0\0\2b"
+    feed(mortal, SOURCE, [append("a", 0, 500), append(between, 0, 1000)], clock.now_ms)
+    ours, theirs = mortal.sequences(["a", between])
+    assert (items(ours), items(theirs)) == (list(range(500)), list(range(1000)))
+
+
 def test_a_full_store_is_opened_and_read(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path, max_size=256 * 1024)
     _fill(store)

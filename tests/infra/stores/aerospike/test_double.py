@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -158,6 +159,30 @@ def test_a_record_over_a_mebibyte_is_code_13(client: aerospike.Client, key: Key)
         client.put(key, {"n": bytes(9 << 20)})
 
 
+def test_a_record_over_the_namespace_s_limit_is_code_13(
+    client: aerospike.Client, key: Key, double: AerospikeDouble
+) -> None:
+    double.data.max_record = 128 << 10
+    client.put(key, {"n": bytes(127 << 10)})
+    with pytest.raises(exception.RecordTooBig):
+        client.put(key, {"n": bytes(129 << 10)})
+
+
+def test_a_namespace_s_configuration_tells_its_limit(
+    client: aerospike.Client, aerospike_server: AerospikeServer
+) -> None:
+    command = f"get-config:context=namespace;id={aerospike_server.namespace}"
+    answer = client.info_random_node(command)
+    assert answer.startswith(f"{command}\t")
+    assert "max-record-size=1048576" in answer.strip().partition("\t")[2].split(";")
+
+
+def test_statistics_tell_how_long_a_server_is_up(client: aerospike.Client) -> None:
+    ((error, answer),) = client.info_all("statistics").values()
+    assert error is None
+    assert re.search(r"[\t;]uptime=\d+[;\n]", answer)
+
+
 def test_a_namespace_that_is_not_there_is_code_20(client: aerospike.Client) -> None:
     with pytest.raises(exception.AerospikeError) as caught:
         client.get(("nowhere", "sequence", "ann"))
@@ -204,6 +229,38 @@ def test_a_query_without_its_index_is_code_201(client: aerospike.Client, key: Ke
     query.where(predicates.between("unindexed", 0, 100))
     with pytest.raises(exception.IndexNotFound):
         query.results()
+
+
+def test_a_query_while_its_index_is_built_is_code_203(
+    client: aerospike.Client, key: Key, double: AerospikeDouble
+) -> None:
+    client.put(key, {"due": 7})
+    double.builds = True
+    double.drop_index("sequence-due")
+    client.info_random_node(
+        "sindex-create:namespace=test;set=sequence;indexname=sequence-due;bin=due;type=numeric"
+    )
+    query = client.query(*key[:2])
+    query.where(predicates.between("due", 0, 100))
+    with pytest.raises(exception.AerospikeError) as caught:
+        query.results()
+    assert caught.value.code == 203
+    double.finish_indexes()
+    assert [bins for _, _, bins in query.results()] == [{"due": 7}]
+
+
+def test_a_killed_server_loses_what_it_did_not_flush(
+    client: aerospike.Client, key: Key, double: AerospikeDouble
+) -> None:
+    other = (key[0], "segment", key[2])
+    for number in (1, 2):
+        client.put(key, {"n": number})
+        client.put(other, {"n": number})
+        if number == 1:
+            double.data.flush()
+    double.kill("segment")
+    double.come_back()
+    assert (bins_of(client, key), bins_of(client, other)) == ({"n": 2}, {"n": 1})
 
 
 def test_a_record_expires_after_its_ttl(

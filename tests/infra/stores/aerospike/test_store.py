@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import aerospike
 import pytest
 
+from infra import records
 from infra.behaviors import item_key, pack_behavior, partition_source
 from infra.errors import (
     RecordTooLarge,
@@ -20,8 +23,9 @@ from infra.errors import (
 )
 from infra.store import Append, Group, InterestWrite, StoreOptions, Version, Written
 from infra.stores.aerospike.address import AerospikeAddress
-from infra.stores.aerospike.client import AerospikeClient
-from infra.stores.aerospike.store import SLICE, AerospikeStore
+from infra.stores.aerospike.client import AerospikeClient, IndexMissing
+from infra.stores.aerospike.room import SLICE
+from infra.stores.aerospike.store import FLUSHED_MS, AerospikeStore
 from tests.aerospike_double import (
     INDEXES,
     AerospikeDouble,
@@ -32,12 +36,17 @@ from tests.aerospike_double import (
     refuse_writes,
 )
 from tests.aerospike_double.wire import Request
+from tests.infra.stores.spoiling import get_head
 from tests.infra.stores.test_contract import BUNDLE, feed
 
 __all__ = ["aerospike_server", "double"]
 
 SOURCE = partition_source("behaviors", "topic-1", 0)
 OTHER = partition_source("behaviors", "topic-1", 1)
+LATER = 2 * FLUSHED_MS
+
+
+Result = TypeVar("Result")
 
 
 class Clock:
@@ -115,6 +124,17 @@ def interests_of(store: AerospikeStore, user: str) -> bytes | None:
     return profile.interests
 
 
+def eventually(call: Callable[[], Result]) -> Result:
+    """What a call answers once the server is back."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return call()
+        except StoreUnavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def before(
     action: Callable[[], object], set_name: str, *, occurrence: int = 1
 ) -> Callable[[Request], int | None]:
@@ -150,8 +170,9 @@ def test_two_prefixes_share_a_namespace() -> None:
 # Opening
 
 
-def test_opening_makes_the_index_of_due_users() -> None:
-    with AerospikeDouble() as server:
+@pytest.mark.parametrize("build", ["7.2.0.1", "8.1.2.0"])
+def test_opening_makes_the_index_of_due_users(build: str) -> None:
+    with AerospikeDouble(build=build) as server:
         store = AerospikeStore.open(f"aerospike://127.0.0.1:{server.port}/test")
         feed(store, SOURCE, [append("ann", 0, 64)], now_ms=5)
         assert store.due(SOURCE.owner, BUNDLE, 9) == [("ann", 5, 64)]
@@ -202,6 +223,126 @@ def test_refused_credentials_are_a_setting_to_correct(double: AerospikeDouble) -
 def test_credentials_do_no_harm_where_the_server_has_no_security(double: AerospikeDouble) -> None:
     store = AerospikeStore.open(f"aerospike://ann:sesame@127.0.0.1:{double.port}/test")
     store.ping()
+    store.close()
+
+
+# Opening to read
+
+
+def test_a_scorer_starts_while_the_namespace_is_full(
+    aerospike_server: AerospikeServer, double: AerospikeDouble, store: AerospikeStore
+) -> None:
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=1)
+    tried: list[str] = []
+
+    def full(request: Request) -> int | None:
+        if request.writes:
+            tried.append(request.set)
+        return 8 if request.writes else None
+
+    double.fault = full
+    double.drop_index("sequence-due")
+    double.info_log.clear()
+    reader = open_aerospike(aerospike_server, StoreOptions(length=200, read_only=True))
+    reader.ping()
+    assert times(reader, "ann") == list(range(64))
+    assert reader.profiles(["ann"], BUNDLE) != [None]
+    with pytest.raises(IndexMissing):
+        reader.due(SOURCE.owner, BUNDLE, 9)
+    reader.close()
+    assert tried == []
+    assert [command for command in double.info_log if "-create" in command] == []
+
+
+def test_a_store_without_identity_is_opened_to_read_without_a_write(
+    aerospike_server: AerospikeServer, store: AerospikeStore
+) -> None:
+    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
+    store.put_bookmark("identity", None)
+    reader = open_aerospike(aerospike_server, StoreOptions(length=200, read_only=True))
+    assert (reader.identity, times(reader, "ann")) == (None, [0])
+    reader.close()
+    assert store.get_bookmark("identity") is None
+
+
+@pytest.mark.parametrize(
+    "call", ["append", "put_interests", "mark_due", "put_bookmark", "remove_bookmark"]
+)
+def test_a_store_opened_to_read_refuses_to_write(
+    aerospike_server: AerospikeServer, store: AerospikeStore, call: str
+) -> None:
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=1)
+    put_state(store, b"state", 2)
+    feed(store, SOURCE, [append("ann", 64, 64)], now_ms=3, digest=b"other" * 4)
+    put_state(store, b"state", 4)
+    reader = open_aerospike(aerospike_server, StoreOptions(length=200, read_only=True))
+    calls = CALLS | {
+        "append": lambda store: feed(store, SOURCE, [append("ann", 200)], now_ms=5),
+        "put_interests": lambda store: put_state(store, b"new", 5),
+        "mark_due": lambda store: store.mark_due(SOURCE.owner, b"third" * 4, ["ann"], 5),
+    }
+    with pytest.raises(StoreUnavailable, match="opened for reading alone"):
+        calls[call](reader)
+    reader.close()
+
+
+# Indexes that vanish
+
+
+@pytest.mark.parametrize("name", list(INDEXES))
+def test_an_index_that_vanished_is_made_again(
+    store: AerospikeStore, aerospike_server: AerospikeServer, name: str
+) -> None:
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=5)
+    store._client._client.index_remove(aerospike_server.namespace, name)
+    deadline = time.monotonic() + 30
+    missing = False
+    while not missing and time.monotonic() < deadline:  # a server may take a moment to drop it
+        try:
+            store.due(SOURCE.owner, BUNDLE, 9)
+        except IndexMissing:
+            missing = True
+    assert missing
+    assert eventually(lambda: store.due(SOURCE.owner, BUNDLE, 9)) == [("ann", 5, 64)]
+
+
+def test_due_users_are_unknown_until_an_index_is_built(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=5)
+    double.builds = True
+    double.drop_index("sequence-due2")
+    double.info_log.clear()
+    for _ in range(5):
+        with pytest.raises(IndexMissing):
+            store.due(SOURCE.owner, BUNDLE, 9)
+        with pytest.raises(IndexMissing):
+            store.ping()
+    assert sum(command.startswith("sindex-create") for command in double.info_log) == 1
+    feed(store, SOURCE, [append("ann", 64)], now_ms=6)
+    double.finish_indexes()
+    store.ping()
+    assert store.due(SOURCE.owner, BUNDLE, 9) == [("ann", 5, 64)]
+
+
+def test_a_ping_has_an_index_made_again(store: AerospikeStore, double: AerospikeDouble) -> None:
+    double.drop_index("sequence-due")
+    with pytest.raises(IndexMissing):
+        store.ping()
+    assert "sequence-due" in double.data.indexes
+    store.ping()
+
+
+def test_events_are_taken_while_an_index_is_built(
+    aerospike_server: AerospikeServer, double: AerospikeDouble
+) -> None:
+    double.data.building.add("sequence-due")
+    store = open_aerospike(aerospike_server)
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=5)
+    with pytest.raises(IndexMissing):
+        store.due(SOURCE.owner, BUNDLE, 9)
+    double.finish_indexes()
+    assert store.due(SOURCE.owner, BUNDLE, 9) == [("ann", 5, 64)]
     store.close()
 
 
@@ -264,25 +405,151 @@ def test_work_goes_on_when_the_server_comes_back(
     with pytest.raises(StoreUnavailable):
         feed(store, SOURCE, [append("ann", 0, 5)], now_ms=2)
     double.come_back()
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            feed(store, SOURCE, [append("ann", 0, 5)], now_ms=3)
-            break
-        except StoreUnavailable:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    eventually(lambda: feed(store, SOURCE, [append("ann", 0, 5)], now_ms=3))
     assert times(store, "ann") == [0, 1, 2, 3, 4]
 
 
-def test_a_slow_server_is_unavailable(
-    aerospike_server: AerospikeServer, double: AerospikeDouble
+@pytest.mark.parametrize("call", CALLS)
+def test_a_server_that_hangs_did_not_answer_in_time(
+    aerospike_server: AerospikeServer, double: AerospikeDouble, call: str
 ) -> None:
     store = open_aerospike(aerospike_server, timeout_s=0.1)
-    double.delay_s = 0.5
-    with pytest.raises(StoreUnavailable):
-        store.sequences(["ann"])
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=1)
+    double.delay_s = 0.3
+    with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.1 s"):
+        CALLS[call](store)
     store.close()
+
+
+def test_a_write_in_a_batch_has_the_time_of_any_call(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.fault = before(lambda: time.sleep(1.5), "sequence")
+    assert feed(store, SOURCE, [append("ann", 0)], now_ms=1).applied == 1
+
+
+def test_a_server_that_hangs_at_the_start_did_not_answer_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.2 s"):
+            AerospikeStore.open(f"aerospike://127.0.0.1:{port}/test", wait_s=0, timeout_s=0.2)
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        AerospikeStore.open(f"aerospike://127.0.0.1:{port}/test", wait_s=0, timeout_s=0.2)
+
+
+class Told:
+    """An `Interrupted` that remembers, and the time by which a store tells."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_000_000
+        self.since: list[int] = []
+
+    def clock(self) -> int:
+        return self.now_ms
+
+    def __call__(self, since_ms: int) -> None:
+        self.since.append(since_ms)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def telling(aerospike_server: AerospikeServer, told: Told) -> Iterator[AerospikeStore]:
+    options = StoreOptions(length=200, interrupted=told, clock=told.clock)
+    store = open_aerospike(aerospike_server, options)
+    yield store
+    store.close()
+
+
+def test_an_interruption_is_told_before_the_call_fails(
+    telling: AerospikeStore, double: AerospikeDouble, told: Told
+) -> None:
+    feed(telling, SOURCE, [append("ann", 0)], now_ms=1)
+    told.now_ms += 500
+    double.go_away()
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            feed(telling, SOURCE, [append("ann", 1)], now_ms=2)
+        told.now_ms += 5000
+    assert told.since == [1_000_000]
+    double.come_back()
+    eventually(lambda: feed(telling, SOURCE, [append("ann", 1)], now_ms=3))
+    assert told.since == [1_000_000]
+    double.go_away()
+    with pytest.raises(StoreUnavailable):
+        telling.ping()
+    assert told.since == [1_000_000, 1_015_500]
+
+
+def test_a_restart_between_two_calls_is_found_by_the_next_ping(
+    telling: AerospikeStore, double: AerospikeDouble, told: Told
+) -> None:
+    told.now_ms += 500
+    telling.ping()
+    told.now_ms += 3000
+    double.go_away()
+    double.come_back()
+    eventually(telling.ping)
+    telling.ping()
+    assert told.since[-1] == 1_000_500
+
+
+@pytest.mark.parametrize("code", [3, 8, 18, 22])
+def test_a_refusal_is_no_interruption(
+    telling: AerospikeStore, double: AerospikeDouble, told: Told, code: int
+) -> None:
+    double.fault = refuse_writes(code)
+    with pytest.raises(StoreError):
+        feed(telling, SOURCE, [append("ann", 0)], now_ms=1)
+    assert told.since == []
+
+
+def test_what_a_killed_server_lost_comes_in_again(
+    telling: AerospikeStore, double: AerospikeDouble, told: Told
+) -> None:
+    """A feed that goes back before it goes on, as `Interrupted` asks for."""
+    feed(telling, SOURCE, [append("ann", 0, 60), append("bob", 0)], now_ms=1)
+    double.data.flush()
+    feed(telling, SOURCE, [append("ann", 60, 10)], now_ms=2)
+    double.kill("sequence")
+    with pytest.raises(StoreUnavailable):
+        feed(telling, SOURCE, [append("ann", 70)], now_ms=3)
+    double.come_back()
+    assert told.since
+    again = [append("ann", 50, 21), append("bob", 0)]
+    done = eventually(lambda: feed(telling, SOURCE, again, now_ms=4))
+    assert (done.applied, done.replayed) == (11, 11)
+    assert times(telling, "ann") == list(range(71))
+
+
+def test_an_outage_is_two_lines_of_the_log(
+    telling: AerospikeStore,
+    double: AerospikeDouble,
+    told: Told,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level("INFO")
+    capfd.readouterr()
+    double.go_away()
+    for call in CALLS.values():
+        with pytest.raises(StoreUnavailable):
+            call(telling)
+    # The client's own thread notices, too.
+    time.sleep(1.5)
+    double.come_back()
+    eventually(lambda: telling.sequences(["ann"]))
+    told.now_ms += 10_000
+    telling.sequences(["ann"])
+    lines = [str(record.msg) for record in caplog.records]
+    assert [("does not answer" in line, "answers again" in line) for line in lines] == [
+        (True, False),
+        (False, True),
+    ]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +559,8 @@ def test_a_slow_server_is_unavailable(
         (18, StoreUnavailable, "overloaded"),
         (13, RecordTooLarge, "'ann'"),
         (22, StoreUnavailable, "nsup-period"),
-        (9, StoreUnavailable, "code 9"),
+        (9, StoreUnavailable, "did not answer within 30 s"),
+        (14, StoreUnavailable, "code 14"),
     ],
 )
 def test_a_refused_append_says_why(
@@ -338,17 +606,112 @@ def test_a_crash_before_the_segments_loses_nothing(
 def test_a_crash_before_the_head_is_trimmed_loses_nothing(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    def crash() -> None:
-        double.fault = refuse_writes(8)
-
-    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
-    double.fault = before(crash, "segment", occurrence=2)
+    feed(store, SOURCE, [append("ann", 0, 150)], now_ms=1)
+    double.fault = refuse_writes(8, "sequence")
     with pytest.raises(StoreFull):
-        feed(store, SOURCE, [append("ann", 1, 149)], now_ms=2)
+        feed(store, SOURCE, [append("ann", 150)], now_ms=LATER)
     double.fault = None
     assert times(store, "ann") == list(range(150))
-    feed(store, SOURCE, [append("ann", 150, 100)], now_ms=3)
+    feed(store, SOURCE, [append("ann", 150, 100)], now_ms=LATER)
     assert times(store, "ann") == list(range(50, 250))
+
+
+# Servers that are killed
+
+
+def tail_of(store: AerospikeStore, user: str) -> int:
+    """Behaviors in the tail of a user's head."""
+    return records.tail_length(get_head(store, user))
+
+
+def test_a_head_is_trimmed_once_its_segments_are_flushed(store: AerospikeStore) -> None:
+    feed(store, SOURCE, [append("ann", 0, 150)], now_ms=1)
+    assert tail_of(store, "ann") == 150
+    feed(store, SOURCE, [append("ann", 150)], now_ms=FLUSHED_MS)
+    assert tail_of(store, "ann") == 151
+    feed(store, SOURCE, [append("ann", 151)], now_ms=FLUSHED_MS + 1)
+    assert tail_of(store, "ann") == 24
+    assert times(store, "ann") == list(range(152))
+
+
+def test_a_head_waits_however_many_segments_it_has(store: AerospikeStore) -> None:
+    for i in range(8):  # more than the ring of five, beyond which nothing need be kept
+        feed(store, SOURCE, [append("ann", 64 * i, 64)], now_ms=i)
+        assert tail_of(store, "ann") == min(64 * (i + 1), 5 * 64)
+    assert times(store, "ann") == list(range(8 * 64 - 200, 8 * 64))
+
+
+def test_who_has_no_more_events_is_trimmed_when_they_are_clustered(store: AerospikeStore) -> None:
+    feed(store, SOURCE, [append("ann", 0, 150)], now_ms=1)
+    put_state(store, b"soon", 2)
+    assert tail_of(store, "ann") == 150
+    put_state(store, b"state", LATER)
+    assert (tail_of(store, "ann"), times(store, "ann")) == (22, list(range(150)))
+    assert store.due(SOURCE.owner, BUNDLE, 9) == []
+
+
+def test_a_user_with_many_events_is_trimmed_as_segments_are_flushed(store: AerospikeStore) -> None:
+    for second in range(40):
+        feed(store, SOURCE, [append("ann", second * 10, 10)], now_ms=second * 1000)
+        assert times(store, "ann") == list(range(second * 10 + 10))[-200:]
+        assert tail_of(store, "ann") < 64 + 110 + 10
+
+
+def test_a_segment_is_written_once_while_its_head_waits(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    for i in range(5):
+        feed(store, SOURCE, [append("ann", 64 * i, 64)], now_ms=i)
+    assert [record.generation for record in double.records("segment")] == [1] * 5
+
+
+def test_segments_that_a_killed_server_lost_are_in_the_head(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.data.flush()
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=1)
+    put_state(store, b"state", 2)
+    double.kill("segment")
+    double.come_back()
+    assert eventually(lambda: times(store, "ann")) == list(range(64))
+    # They are written again, and have their time before the head is trimmed.
+    feed(store, SOURCE, [append("ann", 64)], now_ms=LATER)
+    assert (tail_of(store, "ann"), len(double.records("segment"))) == (65, 1)
+    feed(store, SOURCE, [append("ann", 65)], now_ms=2 * LATER)
+    assert (tail_of(store, "ann"), times(store, "ann")) == (2, list(range(66)))
+
+
+def test_a_head_that_a_killed_server_lost_begins_where_its_segments_end(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    feed(store, SOURCE, [append("ann", 0, 100)], now_ms=1)
+    double.data.flush()
+    feed(store, SOURCE, [append("ann", 100)], now_ms=LATER)
+    double.kill("sequence")
+    double.come_back()
+    assert eventually(lambda: times(store, "ann")) == list(range(100))
+    done = feed(store, SOURCE, [append("ann", 90, 40)], now_ms=2 * LATER)
+    assert (done.replayed, times(store, "ann")) == (10, list(range(130)))
+
+
+def test_another_segment_in_its_place_trims_no_head(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    """The server lost the head, kept the segment, and events come again in another order."""
+    feed(store, SOURCE, [append("ann", 0, 50)], now_ms=1)
+    double.data.flush()
+    feed(store, SOURCE, [append("ann", 50, 20)], now_ms=2)
+    double.kill("sequence")
+    double.come_back()
+    eventually(lambda: times(store, "ann"))
+    double.fault = refuse_writes(8, "segment")
+    with pytest.raises(StoreFull):
+        feed(store, OTHER, [append("ann", 1000, 20)], now_ms=3)
+    double.fault = None
+    feed(store, SOURCE, [append("ann", 50, 20)], now_ms=LATER)
+    feed(store, SOURCE, [append("ann", 70)], now_ms=2 * LATER)
+    assert tail_of(store, "ann") < 64
+    assert times(store, "ann") == [*range(50), *range(1000, 1020), *range(50, 71)]
 
 
 def test_a_crash_before_a_user_is_clean_leaves_them_due(
@@ -445,14 +808,15 @@ def test_an_append_while_a_user_is_cleaned_keeps_them_due(
 def test_a_read_while_segments_move_on_is_made_again(
     store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    feed(store, SOURCE, [append("ann", 0, 200)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 0, 199)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 199)], now_ms=LATER)
     moved = False
 
     def move(request: Request) -> None:
         nonlocal moved
         if request.set == "segment" and not request.writes and not moved:
             moved = True
-            feed(rival, SOURCE, [append("ann", 200, 300)], now_ms=2)
+            feed(rival, SOURCE, [append("ann", 200, 300)], now_ms=LATER)
 
     double.fault = move
     assert times(store, "ann") == list(range(300, 500))
@@ -487,6 +851,41 @@ def test_one_user_s_backfill_fits_though_no_record_holds_it(store: AerospikeStor
     done = feed(store, SOURCE, [append("ann", 0, number), append("zoe", 0, 3)], now_ms=1)
     assert done.applied == number + 3
     assert times(store, "ann") == list(range(number - 200, number))
+
+
+@pytest.mark.parametrize("length", [1000, 10_000])
+@pytest.mark.parametrize("limit", [1 << 20, 128 << 10, 16 << 10])
+def test_many_events_at_once_fit_whatever_the_server_takes_in_a_record(
+    aerospike_server: AerospikeServer, double: AerospikeDouble, length: int, limit: int
+) -> None:
+    double.data.max_record = limit
+    store = open_aerospike(aerospike_server, StoreOptions(length=length))
+    for start in range(0, 2 * 5300, 5300):
+        done = feed(store, SOURCE, [append("ann", start, 5300)], now_ms=1)
+        assert done.applied == 5300
+        assert times(store, "ann") == list(range(start + 5300))[-length:]
+    store.close()
+
+
+def test_a_head_too_long_for_a_record_is_trimmed_at_once(
+    aerospike_server: AerospikeServer, double: AerospikeDouble
+) -> None:
+    double.data.max_record = 16 << 10
+    store = open_aerospike(aerospike_server, StoreOptions(length=10_000))
+    for i in range(50):
+        feed(store, SOURCE, [append("ann", 100 * i, 100)], now_ms=i)
+    assert tail_of(store, "ann") < 16 * 1024 / 25
+    assert times(store, "ann") == list(range(5000))
+    store.close()
+
+
+def test_a_server_that_tells_no_limit_has_the_usual_one(
+    aerospike_server: AerospikeServer, double: AerospikeDouble
+) -> None:
+    double.tells_config = False
+    store = open_aerospike(aerospike_server)
+    assert store._client.record_limit() == 1 << 20
+    store.close()
 
 
 def test_ids_that_differ_after_a_nul_are_two_users(store: AerospikeStore) -> None:
@@ -599,7 +998,7 @@ def test_the_segments_of_a_slow_user_live_as_long_as_they_do(
     for i in range(150, 160):
         clock.advance(90)
         feed(mortal, SOURCE, [append("ann", i)], now_ms=clock())
-        clock.advance(9)
+        clock.advance(8)
         assert times(mortal, "ann") == list(range(i + 1))
 
 

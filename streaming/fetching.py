@@ -1,0 +1,211 @@
+"""Taking records out of aiokafka's fetcher, so that one partition's trouble stays its own.
+
+What the fetcher cannot decode (a damaged batch, a codec that is not there) it raises when records
+are asked for, and with that drops what it had already given of other partitions, whose positions
+have moved on. Here each partition is asked alone. What precedes the bad batch is given out, the
+partition is tried again a little later, and what is wrong is kept by partition and offset.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.consumer.fetcher import FetchError, FetchResult
+from aiokafka.errors import (
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    for_code,
+)
+
+from infra.errors import typed_line
+
+Records = list[ConsumerRecord[bytes, bytes]]
+
+RETRY_S: Final = 1.0
+"""Pause before a partition that cannot be read is tried again."""
+
+EPOCH_CHANGES: Final = 64
+"""Changes of a partition's leader that are remembered: more than lie in what is fetched at once."""
+
+_FETCH: Final = 1  # Kafka's key of the request
+_BATCH: Final = struct.Struct(">qii")  # base offset, length of what follows it, leader epoch
+_LENGTH_ENDS: Final = 12
+_MAGIC_AT: Final = 16
+_NOWHERE: Final = (OffsetOutOfRangeError, NoOffsetForPartitionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a partition cannot be read."""
+
+    offset: int
+    """Where it stopped."""
+    error: str
+    """What is wrong there, in one line."""
+    times: int
+    """How often in a row."""
+    at: float
+    """When it was tried last, monotonic seconds."""
+    refused: bool
+    """Whether the broker gave an error; otherwise what it gave cannot be decoded."""
+
+
+class Reader:
+    """Takes records out of a consumer's fetcher. Lives in the consumer's thread.
+
+    It also reads what the brokers' answers say beside their records, for which it stands between
+    the consumer's client and whoever asks it.
+    """
+
+    failures: dict[TopicPartition, Failure]
+    """Partitions that cannot be read. Replaced as a whole, so that any thread may read it."""
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self.failures = {}
+        self._consumer = consumer
+        self._epochs: dict[TopicPartition, list[tuple[int, int]]] = {}
+        self._ask = consumer._client.send
+        consumer._client.send = self._send
+
+    def take(self, partitions: Collection[Any] | None, limit: int) -> dict[TopicPartition, Records]:
+        """Up to ``limit`` records of those partitions, which are not given again."""
+        fetcher = self._consumer._fetcher
+        taken: dict[TopicPartition, Records] = {}
+        misplaced = self.misplaced
+        for tp in list(fetcher._records):
+            if partitions and tp not in partitions:
+                if not fetcher._subscriptions.is_assigned(tp):
+                    del fetcher._records[tp]
+                continue
+            if tp in misplaced or self._rests(tp):
+                continue
+            found = fetcher._records[tp]
+            try:
+                records = _read(tp, found, limit)
+            except Exception as error:  # noqa: BLE001 - whatever a batch does to its decoder
+                # It stays where it is, so that the fetcher does not ask again before its time.
+                self._failed(tp, typed_line(error))
+                continue
+            if not found.has_more():
+                self._release(tp)
+            self._recovered(tp)
+            if records:
+                taken[tp] = records
+                limit -= len(records)
+                if limit <= 0:
+                    break
+        return taken
+
+    @property
+    def misplaced(self) -> frozenset[TopicPartition]:
+        """Partitions whose log has nothing at the offset where they are to be read."""
+        return frozenset(
+            tp
+            for tp, found in self._consumer._fetcher._records.items()
+            if isinstance(found, FetchError) and isinstance(found._error, _NOWHERE)
+        )
+
+    def position(self, tp: TopicPartition) -> int:
+        """Offset of the record that is to be given next; -1: not known yet."""
+        state = self._consumer._subscription.subscription.assignment.state_value(tp)
+        return int(state.position) if state.has_valid_position else -1
+
+    def epoch(self, tp: TopicPartition, offset: int) -> int:
+        """Epoch of the leader that took the record at an offset fetched lately; -1: not known.
+
+        Where there were too many to remember, a later one: it would only hide a loss, where an
+        earlier one would make it seem that there was one.
+        """
+        epochs = self._epochs.get(tp, [])
+        found = [epoch for first, epoch in epochs if first <= offset] or [e for _, e in epochs[:1]]
+        return found[-1] if found else -1
+
+    def _rests(self, tp: TopicPartition) -> bool:
+        """Whether what was fetched is known to be bad; after a while it is fetched again."""
+        failure = self.failures.get(tp)
+        if failure is None or self._consumer._fetcher._records[tp]._created > failure.at:
+            return False
+        if time.monotonic() >= failure.at + RETRY_S:
+            self._release(tp)
+        return True
+
+    def _release(self, tp: TopicPartition) -> None:
+        """Let the fetcher ask for the partition again."""
+        fetcher = self._consumer._fetcher
+        del fetcher._records[tp]
+        fetcher._notify(fetcher._wait_consume_future)
+
+    def _failed(self, tp: TopicPartition, error: str, *, refused: bool = False) -> None:
+        before, now = self.failures.get(tp), time.monotonic()
+        if before is not None and now < before.at + RETRY_S:
+            return
+        times = 1 if before is None else before.times + 1
+        failure = Failure(self.position(tp), error, times, now, refused)
+        self.failures = self.failures | {tp: failure}
+
+    def _recovered(self, tp: TopicPartition) -> None:
+        if tp in self.failures:
+            self.failures = {other: why for other, why in self.failures.items() if other != tp}
+
+    async def _send(self, node_id: int, request: Any, **options: Any) -> Any:
+        answer = await self._ask(node_id, request, **options)
+        if getattr(answer, "API_KEY", None) == _FETCH:
+            for topic, parts in answer.topics:
+                for partition, code, _, *_, records in parts:
+                    tp = TopicPartition(topic, partition)
+                    if code:
+                        self._refused(tp, for_code(code))
+                    else:
+                        if tp in self.failures and self.failures[tp].refused:
+                            self._recovered(tp)
+                        self._note_epochs(tp, records or b"")
+        return answer
+
+    def _refused(self, tp: TopicPartition, error: type[Exception]) -> None:
+        """Note that the broker gave an error in the place of records, which aiokafka only logs."""
+        if error not in _NOWHERE and self._consumer._subscription.is_assigned(tp):
+            self._failed(tp, error.__name__, refused=True)
+
+    def _note_epochs(self, tp: TopicPartition, records: bytes) -> None:
+        """Note in which epochs of its leaders the batches were taken."""
+        epochs = self._epochs.setdefault(tp, [])
+        at, size = 0, len(records)
+        while at + _MAGIC_AT < size:
+            base, length, epoch = _BATCH.unpack_from(records, at)
+            if records[at + _MAGIC_AT] < 2:  # Kafka's formats before 0.11 have no epochs
+                return
+            while epochs and epochs[-1][0] > base:
+                epochs.pop()
+            if not epochs or epochs[-1][1] != epoch:
+                epochs.append((base, epoch))
+            at += _LENGTH_ENDS + length
+        del epochs[:-EPOCH_CHANGES]
+
+
+def _read(tp: TopicPartition, found: Any, limit: int) -> Records:
+    """What aiokafka would give of a partition, but what precedes a bad batch is given, too."""
+    if isinstance(found, FetchError):
+        found.check_raise()
+    assert isinstance(found, FetchResult)
+    if not found.check_assignment(tp) or not found.has_more():
+        return []
+    source, records = found._partition_records, []
+    try:
+        for record in source:
+            records.append(record)
+            if len(records) >= limit:
+                break
+        else:
+            found._partition_records = None
+    except Exception:
+        if not records:
+            raise
+        found._partition_records = None  # what it is, the next fetch tells, which begins there
+    finally:
+        found._assignment.state_value(tp).consumed_to(source.next_fetch_offset)
+    return records

@@ -1,0 +1,257 @@
+"""How far each assigned partition was taken, where to go on, and what stands in the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from faust.types import TP
+
+from infra.behaviors import Source
+from infra.metrics import WorkerMetrics
+from infra.store import Store
+from infra.telemetry import get_logger
+from streaming.lives import Life, Start, read_lives, start, write_life
+from streaming.topic import TopicIdentity
+from streaming.transport import BatchConsumer, FetchedBatch, Standing
+from streaming.writer import BatchWriter, GivenUp
+
+log: Final = get_logger(__name__)
+
+Wanted = Callable[[], bool]
+"""Whether the partitions are still ours."""
+
+
+@dataclass(slots=True)
+class _Position:
+    """Where a partition stands."""
+
+    next: int
+    """Offset below which all is dealt with."""
+    fed: int
+    """Offset below which the store was fed in this life of the log, whatever is read again."""
+    life: Life
+    source: Source
+    end: int
+    """Offset that the log's next record would have, when it was last asked for."""
+    held_at: int | None = None
+    """Offset at which an open transaction begins; None: none holds the partition back."""
+    held_since: float = 0.0
+    """Since when, monotonic seconds."""
+
+
+class Positions:
+    """Where the assigned partitions stand: found out after each rebalance, kept from there on.
+
+    Args:
+        topic: which topic it is.
+        store: knows how far it was fed, and of which life of each log.
+        writer: reaches the store, and does not give up.
+        metrics: where all of it is counted.
+        held_max_s: how long a transaction may hold a partition back before that is an obstacle.
+    """
+
+    def __init__(
+        self,
+        topic: TopicIdentity,
+        store: Store,
+        writer: BatchWriter,
+        metrics: WorkerMetrics,
+        held_max_s: float,
+    ) -> None:
+        self._topic = topic
+        self._store = store
+        self._writer = writer
+        self._metrics = metrics
+        self._held_max_s = held_max_s
+        self._at: dict[TP, _Position] = {}
+
+    @property
+    def next(self) -> dict[TP, int]:
+        """Where to go on reading, of the partitions where that was found out."""
+        return {tp: at.next for tp, at in self._at.items()}
+
+    def source(self, tp: TP) -> Source:
+        """The source that the partition is now; raises `GivenUp` if it is not ours any more."""
+        return self._of(tp).source
+
+    def forget(self, revoked: Collection[TP]) -> None:
+        """Know nothing any more; partitions that are not ours are told of no longer."""
+        self._at.clear()
+        metrics = self._metrics
+        for tp in revoked:
+            for gauge in (metrics.consumer_lag, metrics.held_events, metrics.held_seconds):
+                try:
+                    gauge.remove(str(tp.partition))
+                except KeyError:
+                    continue
+
+    async def find(
+        self,
+        consumer: BatchConsumer,
+        partitions: Collection[TP],
+        wanted: Wanted,
+        back_ms: int | None = None,
+    ) -> dict[TP, int]:
+        """Find out where to go on, from what the store, the group and the logs say; with
+        ``back_ms``, ms since epoch, no later than at the first event since then.
+
+        Returns:
+            The offsets, without those of partitions of which no broker can tell now.
+
+        Raises:
+            BrokerError, KafkaError: the brokers do not answer.
+            GivenUp: the partitions are not ours any more.
+        """
+        store, topic = self._store, await self._topic.read()
+        if self._topic.adopt(topic):
+            log.warning(
+                "topic was created anew, starting at its beginning", topic=self._topic.topic
+            )
+        numbers = [tp.partition for tp in partitions]
+        lives = await self._writer.until_done(lambda: read_lives(store, topic, numbers), wanted)
+        sources = {n: self._topic.source(n, life.number) for n, life in lives.items()}
+        keys = [sources[number].key for number in numbers]
+        reached = dict(
+            zip(
+                numbers,
+                await self._writer.until_done(lambda: store.positions(keys), wanted),
+                strict=True,
+            )
+        )
+        logs = await consumer.logs({tp: lives[tp.partition].epoch for tp in partitions})
+        for tp, found in logs.items():
+            number = tp.partition
+            begin = start(
+                lives[number], reached[number], found.committed, found.bounds, found.epoch_end
+            )
+            await self._begin(tp, begin, reached[number], found.bounds.end, wanted)
+            if begin.offset != (found.committed or 0):
+                consumer.acknowledge(tp, begin.offset, anew=True)
+        if back_ms is not None:
+            for tp, offset in (await consumer.offsets_since(logs, back_ms)).items():
+                at = self._of(tp)
+                if offset < at.next:
+                    at.next = max(offset, at.life.begins)
+                    consumer.acknowledge(tp, at.next, anew=True)
+        return {tp: self._of(tp).next for tp in logs}
+
+    async def continues(
+        self, consumer: BatchConsumer, tp: TP, following: int, epoch: int, wanted: Wanted
+    ) -> bool:
+        """Whether what was fetched up to an offset continues the log that the store was fed.
+
+        Asked whenever another leader took it than what came before: then the log may have lost
+        its tail meanwhile, and have grown again. Raises as `find` does.
+        """
+        at = self._of(tp)
+        life = at.life
+        if epoch in (-1, life.epoch) or (epoch < life.epoch and following <= at.fed):
+            return True
+        if life.epoch >= 0:
+            found = (await consumer.logs({tp: life.epoch})).get(tp)
+            if found is None or found.epoch_end is None or found.epoch_end < at.fed:
+                return False
+        at.life = msgspec.structs.replace(life, epoch=max(epoch, life.epoch))
+        await self._keep_life(tp, at.life, wanted)
+        return True
+
+    def applied(self, batch: FetchedBatch) -> None:
+        """Take note that the store has a batch."""
+        if batch.tp in self._at:  # else the partition is placed anew, after a rebalance
+            self._moved(self._at[batch.tp], batch.next)
+
+    async def settle(self, consumer: BatchConsumer, tp: TP, following: int, wanted: Wanted) -> None:
+        """Go past what is no event: the end of a transaction, and what one took back."""
+        at = self._of(tp)
+        await self._writer.reach(at.source, following - 1, wanted)
+        self._moved(at, following)
+        consumer.acknowledge(tp, following)
+
+    def measure(self, standings: Mapping[TP, Standing]) -> None:
+        """Tell how far each partition is behind its log, and whether a transaction holds it."""
+        now, metrics = time.monotonic(), self._metrics
+        for tp, standing in standings.items():
+            at, bounds = self._at.get(tp), standing.log
+            if at is None:
+                continue
+            at.end = bounds.end
+            held = bounds.end - bounds.stable
+            if held <= 0:
+                at.held_at = None
+            elif at.held_at != bounds.stable:
+                at.held_at, at.held_since = bounds.stable, now
+            partition = str(tp.partition)
+            metrics.consumer_lag.labels(partition).set(max(0, bounds.end - at.next))
+            metrics.held_events.labels(partition).set(max(0, held))
+            metrics.held_seconds.labels(partition).set(now - at.held_since if held > 0 else 0)
+
+    def obstacles(self) -> dict[str, str]:
+        """Partitions that a transaction has held back for too long, by the name of the part."""
+        now = time.monotonic()
+        return {
+            f"partition {tp.partition}": f"an open transaction holds it back at offset {at.held_at}"
+            f" since {now - at.held_since:.0f} s: end the producer's transaction"
+            for tp, at in list(self._at.items())
+            if at.held_at is not None and now - at.held_since > self._held_max_s
+        }
+
+    def _of(self, tp: TP) -> _Position:
+        if tp not in self._at:  # there was a rebalance meanwhile
+            raise GivenUp
+        return self._at[tp]
+
+    async def _begin(
+        self, tp: TP, begin: Start, reached: int | None, end: int, wanted: Wanted
+    ) -> None:
+        """Take a partition up where it is to go on, and tell what is lost."""
+        source = self._topic.source(tp.partition, begin.life.number)
+        fed = max(
+            begin.offset, begin.life.begins, -1 if reached is None or begin.cut else reached + 1
+        )
+        before = self._at.get(tp)
+        if begin.cut:
+            # Kept before anything is applied under it.
+            await self._keep_life(tp, begin.life, wanted)
+            self._metrics.log_cuts.inc()
+            log.error(
+                "the log lost its tail, new events take its offsets",
+                topic=tp.topic,
+                partition=tp.partition,
+                first_offset=begin.cut.start,
+                last_offset=begin.cut.stop - 1,
+                life=begin.life.number,
+            )
+            if before is not None and before.end > begin.cut.stop:
+                self._lost(tp, "truncation", range(begin.cut.stop, before.end))
+        if begin.gone:
+            await self._writer.reach(source, begin.offset - 1, wanted)
+            self._lost(tp, "retention", begin.gone)
+        self._at[tp] = _Position(begin.offset, fed, begin.life, source, end)
+
+    def _lost(self, tp: TP, cause: str, offsets: range) -> None:
+        self._metrics.lost_events.labels(cause).inc(len(offsets))
+        log.error(
+            "events are gone from Kafka before they were read",
+            cause=cause,
+            count=len(offsets),
+            topic=tp.topic,
+            partition=tp.partition,
+            first_offset=offsets.start,
+            last_offset=offsets.stop - 1,
+        )
+
+    async def _keep_life(self, tp: TP, life: Life, wanted: Wanted) -> None:
+        topic = self._topic.id
+        assert topic is not None
+        await self._writer.until_done(
+            lambda: write_life(self._store, topic, tp.partition, life), wanted
+        )
+
+    @staticmethod
+    def _moved(at: _Position, following: int) -> None:
+        at.next = following
+        at.fed = max(at.fed, following)

@@ -1,0 +1,38 @@
+"""Compiled code on disk is that of the source as it is now, in whichever file it stands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from models.kernels import attention, clustering, interests
+
+KERNEL = """
+from models.kernels.compiling import kernel
+"""
+
+
+def test_a_kernel_knows_the_files_of_those_it_calls() -> None:
+    files = {module.__file__ for module in (attention, clustering, interests)}
+    assert interests.interests_kernel.files == files  # type: ignore[attr-defined]
+
+
+def test_a_change_of_a_called_kernel_is_noticed(tmp_path: Path) -> None:
+    called, calling = tmp_path / "called.py", tmp_path / "calling.py"
+    calling.write_text(
+        f"{KERNEL}from called import inner\n@kernel\ndef outer():\n    return inner()\n"
+    )
+    program = "from calling import outer; print(outer())"
+    for answer in ("1", "2"):
+        called.write_text(f"{KERNEL}@kernel\ndef inner():\n    return {answer}\n")
+        path = os.pathsep.join((str(tmp_path), str(Path.cwd())))
+        found = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": path, "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert found.stdout.strip() == answer

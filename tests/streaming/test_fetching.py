@@ -1,0 +1,158 @@
+"""A partition that cannot be read stays alone with it: taking records out of the fetcher."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import FetchError, FetchResult
+from aiokafka.errors import OffsetOutOfRangeError, UnsupportedCodecError
+
+from infra.kafka.local import LocalKafka
+from streaming.fetching import Reader
+from tests.streaming.kafka_harm import mend_log, spoil_batch, stopped
+from tests.streaming.running import (
+    KeptLetters,
+    WatchedStore,
+    create_topics,
+    event,
+    new_settings,
+    produce,
+    running,
+    until,
+)
+
+TP0, TP1 = TopicPartition("t", 0), TopicPartition("t", 1)
+
+
+class Fetched:
+    """What a fetch brought: offsets, of which None cannot be decoded."""
+
+    def __init__(self, offsets: Sequence[int | None]) -> None:
+        self.next_fetch_offset = offsets[0] or 0
+        self._offsets = iter(offsets)
+
+    def __iter__(self) -> Iterator[Any]:
+        for offset in self._offsets:
+            if offset is None:
+                raise UnsupportedCodecError("Libraries for zstd compression codec not found")
+            self.next_fetch_offset = offset + 1
+            yield SimpleNamespace(offset=offset)
+
+
+class Consumer:
+    """As much of aiokafka's consumer as a `Reader` touches, with partitions at offset 0."""
+
+    def __init__(self) -> None:
+        self.states = {tp: SimpleNamespace(position=0) for tp in (TP0, TP1)}
+        for state in self.states.values():
+            state.paused, state.has_valid_position = False, True
+            state.consumed_to = lambda offset, state=state: setattr(state, "position", offset)
+        self.assignment = SimpleNamespace(active=True, state_value=self.states.__getitem__)
+        self._subscription = SimpleNamespace(
+            subscription=SimpleNamespace(assignment=self.assignment),
+            is_assigned=lambda tp: True,
+        )
+        self._client = SimpleNamespace(send=None)
+        self.asked: list[object] = []
+        self._fetcher = SimpleNamespace(
+            _records={},
+            _subscriptions=self._subscription,
+            _notify=self.asked.append,
+            _wait_consume_future=None,
+        )
+
+    def fetch(self, tp: TopicPartition, *offsets: int | None) -> None:
+        self._fetcher._records[tp] = FetchResult(
+            tp, assignment=self.assignment, partition_records=Fetched(offsets), backoff=0
+        )
+
+
+def offsets_of(taken: dict[TopicPartition, list[Any]]) -> dict[TopicPartition, list[int]]:
+    return {tp: [record.offset for record in records] for tp, records in taken.items()}
+
+
+def test_a_batch_that_cannot_be_decoded_takes_nothing_from_other_partitions() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    consumer.fetch(TP1, 0, 1, 2)
+    consumer.fetch(TP0, None)
+
+    assert offsets_of(reader.take(None, 10)) == {TP1: [0, 1, 2]}
+    assert (consumer.states[TP0].position, consumer.states[TP1].position) == (0, 3)
+    assert reader.failures[TP0].offset == 0
+    assert "zstd" in reader.failures[TP0].error
+    assert list(reader.failures) == [TP0]
+
+
+def test_what_precedes_a_bad_batch_is_given() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    consumer.fetch(TP0, 0, 1, None)
+
+    assert offsets_of(reader.take(None, 10)) == {TP0: [0, 1]}
+    assert consumer.states[TP0].position == 2
+    assert not reader.failures
+    assert len(consumer.asked) == 1, "it is fetched again, from there"
+
+
+def test_a_bad_batch_is_not_fetched_again_at_once() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    consumer.fetch(TP0, None)
+
+    for _ in range(3):
+        assert reader.take(None, 10) == {}
+    assert not consumer.asked
+    assert reader.failures[TP0].times == 1
+
+
+def test_no_more_is_taken_than_asked_for() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    consumer.fetch(TP0, *range(7))
+
+    taken = [offsets_of(reader.take(None, 3))[TP0] for _ in range(3)]
+
+    assert taken == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_a_log_without_the_offset_is_no_failure_but_misplaced() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    consumer._fetcher._records[TP0] = FetchError(error=OffsetOutOfRangeError({TP0: 5}), backoff=0)
+
+    assert reader.take(None, 10) == {}
+    assert reader.misplaced == {TP0}
+    assert not reader.failures
+
+
+@pytest.mark.kafka
+async def test_a_damaged_batch_holds_its_partition_alone_and_is_named(kafka: LocalKafka) -> None:
+    settings, store = new_settings(kafka.bootstrap, broker={"partitions": 2}), WatchedStore()
+    create_topics(settings)
+    for part in range(3):
+        for partition, user in enumerate("ab"):
+            some = [(user, event(user, 10 * part + n)) for n in range(10)]
+            produce(settings, some, partition=partition)
+    with stopped(kafka):
+        sound = spoil_batch(kafka, settings, 10)
+
+    async with running(settings, store, KeptLetters()) as worker:
+        obstacles = worker.app.batch_agent.obstacles
+        await until(lambda: bool(obstacles()), "it is an obstacle")
+        said = obstacles()["partition 0"]
+        assert said.startswith("cannot be read at offset 10: CorruptRecordException")
+        await asyncio.to_thread(produce, settings, [("b", event("b", 30))], partition=1)
+        await until(lambda: store.counts()["b"] == 31, "the other partition goes on")
+        assert store.counts()["a"] == 10
+        assert worker.app.crash_reason is None
+        assert set(obstacles()) == {"partition 0"}
+        with stopped(kafka):
+            mend_log(kafka, settings, sound)
+        await until(lambda: not obstacles(), "it is tried again")
+        await until(lambda: store.counts()["a"] == 30, "what is behind it is applied, too")

@@ -1,0 +1,254 @@
+"""Where a worker goes on: a real Kafka loses records, and stores are put back."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from infra.behaviors import item_key
+from infra.kafka.local import LocalKafka
+from infra.settings import Settings
+from infra.store import wall_clock_ms
+from streaming.interruptions import Interruptions
+from tests.streaming.kafka_harm import delete_records, lose_tail, stopped
+from tests.streaming.running import (
+    KeptLetters,
+    Running,
+    WatchedStore,
+    committed,
+    create_topics,
+    event,
+    new_settings,
+    produce,
+    running,
+    until,
+)
+
+
+def one_partition(kafka: LocalKafka) -> Settings:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings)
+    return settings
+
+
+def of(user: str, count: int, first: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Events without ids, so that only the marks can tell repetitions."""
+    for number in range(first, first + count):
+        yield user, event(user, number, event_id=None)
+
+
+async def send(settings: Settings, events: Iterator[tuple[str, bytes]]) -> None:
+    """Send events in batches of ten, at which a log can be cut."""
+    given = list(events)
+    for i in range(0, len(given), 10):
+        await asyncio.to_thread(produce, settings, given[i : i + 10])
+
+
+async def take(settings: Settings, store: WatchedStore, upto: int) -> Running:
+    """Let a worker take all there is, and stop."""
+    async with running(settings, store, KeptLetters()) as worker:
+        await until(lambda: committed(settings) == {0: upto}, "all are committed")
+    return worker
+
+
+def copy(store: WatchedStore) -> WatchedStore:
+    """The store as it is now, as a backup holds it."""
+    backup = WatchedStore()
+    for name in ("_heads", "_segments", "_bookmarks", "_positions"):
+        kept = getattr(store, name)
+        setattr(backup, name, {k: v.copy() if isinstance(v, dict) else v for k, v in kept.items()})
+    return backup
+
+
+def lost(worker: Running, cause: str) -> int:
+    return int(worker.metrics.lost_events.labels(cause)._value.get())
+
+
+def cuts(worker: Running) -> int:
+    return int(worker.metrics.log_cuts._value.get())
+
+
+@pytest.mark.kafka
+async def test_events_that_take_lost_offsets_are_applied_once(kafka: LocalKafka) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 30))
+    await take(settings, store, 30)
+    with stopped(kafka):
+        lose_tail(kafka, settings, 20)
+    await send(settings, of("b", 20))
+
+    worker = await take(settings, store, 40)
+    again = await take(settings, store, 40)
+
+    assert store.counts() == {"a": 30, "b": 20}
+    assert (cuts(worker), cuts(again)) == (1, 0)
+
+
+@pytest.mark.kafka
+async def test_a_log_that_is_shorter_than_the_store_was_fed_is_noticed(kafka: LocalKafka) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 30))
+    await take(settings, store, 30)
+    with stopped(kafka):
+        shutil.rmtree(kafka.directory / "data" / f"{settings.broker.topic}-0")
+
+    async with running(settings, store, KeptLetters()) as worker:
+        await until(lambda: cuts(worker) == 1, "the loss is noticed")
+        await send(settings, of("a", 10, first=100))
+        await until(lambda: worker.events("applied") == 10, "new events are applied")
+        await until(lambda: committed(settings) == {0: 10}, "and committed")
+
+    assert store.counts() == {"a": 40}
+
+
+@pytest.mark.kafka
+async def test_a_tail_lost_under_a_worker_is_noticed_and_what_follows_is_applied_once(
+    kafka: LocalKafka,
+) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 30))
+
+    async with running(settings, store, KeptLetters()) as worker:
+        await until(lambda: committed(settings) == {0: 30}, "all are committed")
+        with stopped(kafka):
+            lose_tail(kafka, settings, 10)
+        await send(settings, of("b", 50))
+        await until(lambda: worker.events("applied") == 80, "new events are applied")
+        await until(lambda: committed(settings) == {0: 60}, "and committed")
+
+    assert store.counts() == {"a": 30, "b": 50}
+    assert cuts(worker) == 1
+    assert worker.events("replayed") == 0
+
+
+@pytest.mark.kafka
+async def test_a_restart_of_the_broker_that_loses_nothing_changes_nothing(
+    kafka: LocalKafka,
+) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 30))
+
+    async with running(settings, store, KeptLetters()) as worker:
+        await until(lambda: committed(settings) == {0: 30}, "all are committed")
+        with stopped(kafka):
+            pass
+        await send(settings, of("b", 10))
+        await until(lambda: committed(settings) == {0: 40}, "new events are committed")
+    await take(settings, store, 40)
+
+    assert store.counts() == {"a": 30, "b": 10}
+    assert cuts(worker) == 0
+    assert len({source.key for source, _, _ in store.appends}) == 1
+
+
+@pytest.mark.kafka
+async def test_what_retention_took_is_counted_and_the_rest_applied(kafka: LocalKafka) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 10))
+    await take(settings, store, 10)
+    await send(settings, of("a", 20, first=10))
+    delete_records(settings, 25)
+
+    worker = await take(settings, store, 30)
+    again = await take(settings, store, 30)
+
+    assert store.counts() == {"a": 15}
+    assert (lost(worker, "retention"), lost(again, "retention")) == (15, 0)
+
+
+@pytest.mark.kafka
+async def test_who_never_read_a_topic_has_lost_nothing_of_it(kafka: LocalKafka) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 20))
+    delete_records(settings, 10)
+
+    worker = await take(settings, store, 20)
+
+    assert store.counts() == {"a": 10}
+    assert lost(worker, "retention") == 0
+
+
+@pytest.mark.kafka
+async def test_a_store_put_back_from_a_backup_catches_up(kafka: LocalKafka) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 10))
+    await take(settings, store, 10)
+    backup = copy(store)
+    await send(settings, of("a", 20, first=10))
+    await take(settings, store, 30)
+
+    async with running(settings, backup, KeptLetters()) as worker:
+        await until(lambda: worker.events("applied") == 20, "what it lacks is applied")
+
+    assert backup.counts() == store.counts() == {"a": 30}
+
+
+@pytest.mark.kafka
+async def test_an_empty_store_under_an_old_group_is_filled_as_far_as_kafka_can(
+    kafka: LocalKafka,
+) -> None:
+    settings = one_partition(kafka)
+    await send(settings, of("a", 30))
+    await take(settings, WatchedStore(), 30)
+    delete_records(settings, 10)
+    empty = WatchedStore()
+
+    async with running(settings, empty, KeptLetters()) as worker:
+        await until(lambda: worker.events("applied") == 20, "all that is left is applied")
+
+    assert empty.counts() == {"a": 20}
+    assert lost(worker, "retention") == 10
+
+
+@pytest.mark.kafka
+async def test_a_new_group_goes_on_where_the_store_stands(kafka: LocalKafka) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 30))
+    await take(settings, store, 30)
+    group = settings.broker.model_copy(update={"group": f"{settings.broker.group}.new"})
+    renamed = settings.model_copy(update={"broker": group})
+    await send(settings, of("a", 5, first=30))
+
+    worker = await take(renamed, store, 35)
+
+    assert store.counts() == {"a": 35}
+    assert worker.events("replayed") == 0
+
+
+async def test_what_a_store_lost_in_an_outage_is_fed_again_before_anything_newer(
+    kafka: LocalKafka,
+) -> None:
+    """A server with one copy was killed, and had not flushed what it acknowledged last."""
+    settings, store, interruptions = one_partition(kafka), WatchedStore(), Interruptions()
+    await send(settings, of("a", 20))
+    async with running(settings, store, KeptLetters(), interruptions=interruptions):
+        await until(lambda: store.counts() == {"a": 20}, "all is applied")
+        flushed = copy(store)
+        await send(settings, of("a", 10, first=20))
+        await until(lambda: store.counts() == {"a": 30}, "the next are applied")
+        for name in ("_heads", "_segments", "_positions"):
+            setattr(store, name, getattr(flushed, name))
+        interruptions(wall_clock_ms())
+        await send(settings, of("a", 5, first=30))
+        await until(lambda: store.counts() == {"a": 35}, "all is there again")
+    (sequence,) = store.sequences(["a"])
+    assert sequence is not None
+    expected = [item_key(f"item-{number}") for number in range(35)]
+    assert sequence.behaviors["item"].tolist() == expected
+    assert not interruptions.pending
+
+
+async def test_an_outage_without_new_events_is_made_good_too(kafka: LocalKafka) -> None:
+    settings, store, interruptions = one_partition(kafka), WatchedStore(), Interruptions()
+    empty = copy(store)
+    await send(settings, of("a", 20))
+    async with running(settings, store, KeptLetters(), interruptions=interruptions) as worker:
+        await until(lambda: store.counts() == {"a": 20}, "all is applied")
+        for name in ("_heads", "_segments", "_positions"):
+            setattr(store, name, getattr(empty, name))
+        interruptions(wall_clock_ms())
+        await worker.app.batch_agent.check()
+        await until(lambda: store.counts() == {"a": 20}, "all is there again")
