@@ -3,7 +3,7 @@
 #   make demo      install what serving needs (no torch) and run the demo
 #   make test      install everything and run the whole test suite      ARGS="-k store" narrows it
 #   make lint      formatting, lint rules, types, and who imports whom
-#   make bundle    retrain the model that comes with the project
+#   make bundle    retrain the models that come with the project
 #   make bench     measure it beside its peers
 #   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
 #   make install   only make .venv; install-train, install-bench: with an extra
@@ -54,12 +54,15 @@ lint: $(STAMPS)/dev
 bundle: $(STAMPS)/train
 	$(BIN)/lifelong train lifelong/data/encode.toml --out runs/shipped $(ARGS)
 	$(BIN)/lifelong export runs/shipped lifelong/data/bundle
+	$(BIN)/lifelong train lifelong/data/sdim.toml --out runs/shipped-sdim $(ARGS)
+	$(BIN)/lifelong export runs/shipped-sdim lifelong/data/sdim-bundle
 
 bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench stream $(ARGS)
 	$(BIN)/lifelong bench extract $(ARGS)
 	$(BIN)/lifelong bench store $(ARGS)
 	$(BIN)/lifelong bench catalog $(ARGS)
+	$(BIN)/lifelong bench sdim $(ARGS)
 	$(BIN)/lifelong bench train $(ARGS)
 
 chaos: $(STAMPS)/serve

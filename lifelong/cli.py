@@ -121,6 +121,9 @@ def demo(
         str, typer.Option(help="auto (Apache Kafka, or the mock), mock, or HOST:PORT.")
     ] = "auto",
     store: StoreUrl = None,
+    system: Annotated[
+        str, typer.Option(help="Whose shipped bundle: encode or sdim; --bundle names another.")
+    ] = "encode",
     bundle: BundlePath = None,
     json_out: JsonOut = None,
 ) -> None:
@@ -131,7 +134,13 @@ def demo(
     with _terminable():
         report = run_demo(
             DemoOptions(
-                keep=keep, events=events, rate=rate, broker=broker, store=store, bundle=bundle
+                keep=keep,
+                events=events,
+                rate=rate,
+                broker=broker,
+                store=store,
+                system=system,
+                bundle=bundle,
             ),
             quiet=json_out == "-",
         )
@@ -560,6 +569,19 @@ def bench_catalog(
     from lifelong.bench import catalog
 
     _report_bench(lambda: catalog.run(quick=quick), "catalog", chart, json_out)
+
+
+@bench.command("sdim")
+def bench_sdim(
+    *,
+    quick: Quick = False,
+    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Microseconds of a user's buckets: summed anew, brought up to date, and read by candidates."""
+    from lifelong.bench import sdim
+
+    _report_bench(lambda: sdim.run(quick=quick), "sdim", chart, json_out)
 
 
 @bench.command("train")

@@ -1,7 +1,8 @@
-"""What comes with Lifelong: purchases of a real shop, and a model trained on their first 80 %."""
+"""What comes with Lifelong: purchases of a real shop, and models trained on their first 80 %."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,9 @@ _DATA: Final = Path(__file__).parent / "data"
 
 BUNDLE: Final = _DATA / "bundle"
 """The model bundle that is used where no other is named."""
+
+BUNDLES: Final[Mapping[str, Path]] = {"encode": BUNDLE, "sdim": _DATA / "sdim-bundle"}
+"""The model bundles by system."""
 
 PURCHASES: Final = _DATA / "online-retail-2.parquet"
 ITEMS: Final = _DATA / "online-retail-2-items.parquet"

@@ -3,7 +3,8 @@
 Every method exports alike: scorer.onnx is what it does online, from a stored state; golden requests
 are sequences that the network's own offline stage summarized, degenerate ones among them. What the
 method computes per item (a projection, a hash signature) is a graph of its own. What the services
-serve carries golden sequences besides (`models.golden_sequences`).
+serve carries golden sequences besides (`models.golden_sequences`); and where they read the state
+themselves, their scorer.onnx begins at what they have read (`models.bundle.LONG_TERM`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -22,16 +24,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from infra.arrays import F32
+from infra.arrays import F32, Array
 from infra.errors import TrainingError
 from models.bundle import (
+    LONG_TERM,
     BundleContents,
     Catalog,
-    EncodeOffline,
     GoldenRequest,
     Manifest,
     StateTensor,
-    TableEntry,
     Tensor,
     golden_differences,
     make_session,
@@ -40,19 +41,18 @@ from models.bundle import (
 from models.config import RunConfig
 from models.features import CROSS_FEATURES
 from models.golden_sequences import golden_sequences
+from models.modules.long_term import Served
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
-from models.networks.encode import Encode
 from models.runs import load_run
 
 OPSET: Final = 18
 """ONNX operator set of the graphs; onnxruntime has read it since 1.14."""
 
-PROJECTED: Final = "projected"
-"""Output of the graph over the items, and with ENCODE an item table."""
-
 EXPORT_TOLERANCE: Final = 1e-5
 """Largest difference between a graph and the network that it was exported from."""
+
+HALF_MAX: Final = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def export_network(
     Args:
         item_ids, titles: n + 1 entries, row 0 ("") for unknown items.
         popularity: f32[n + 1], behaviors per million.
-        half: have stored interests kept as float16; centers, which the next clustering starts
-            from, are small and stay as they are.
+        half: have what is stored of a user's interests kept as float16.
 
     Raises:
         TrainingError: a graph differs from the network by more than EXPORT_TOLERANCE, or the
@@ -120,15 +119,22 @@ def export_network(
         BundleIncompatible: the items' ids are none that a bundle can hold.
     """
     network = network.cpu().eval()
+    served = served_as(network, half=half)
+    finished = served is not None and served.finished
+    if half and served is None:
+        raise TrainingError(
+            "half is for interests that the services store, and they do not serve this run;"
+            " leave it out"
+        )
     known = [0, *(int(row) for row in np.flatnonzero(popularity[1:] > 0) + 1)]
     if "rows" in network.long.reads:  # its graph holds something of each, by row
         known = list(range(len(item_ids)))
     table = network.item_table().detach()
     embeddings = table.numpy()[known].astype(np.float32)
-    golden = golden_requests(network, table, config.seed)
+    golden = golden_requests(network, table, config.seed, finished=finished)
     if not all(np.isfinite(request.ctr.array()).all() for request in golden):
         raise TrainingError("the network's CTRs are no numbers: it has diverged, train again")
-    scorer_model = export_scorer(network, table, config.seed)
+    scorer_model = export_scorer(network, table, config.seed, finished=finished)
     item_model = export_item_graph(network)
     differences = golden_differences(make_session(scorer_model), golden)
     checks = ExportChecks(
@@ -153,11 +159,13 @@ def export_network(
         d=network.config.d,
         L=config.long_term.L,
         M=network.config.M,
-        **_served_fields(network, half=half),
+        offline=served.offline if served else None,
+        tables=served.tables if served else {},
+        stored=served.stored if served else {},
         u=network.tower.user.in_features,
         c=len(CROSS_FEATURES),
         long_term=msgspec.to_builtins(config.long_term),
-        state=state_tensors(network, table),
+        state=state_tensors(network, table, finished=finished),
         schema=msgspec.to_builtins(config.schema),
         actions=network.inputs.actions,
         seed=config.seed,
@@ -165,14 +173,17 @@ def export_network(
         data=dict(data or {}),
         metrics=dict(metrics or {}),
     )
-    if half and not np.abs(embeddings).max() < np.finfo(np.float16).max:
+    if half and served and not np.abs(embeddings).max() * served.summed < HALF_MAX:
         raise TrainingError("embeddings are too large for float16; leave half out, or train again")
     tables = {}
     if manifest.tables:
         assert item_model is not None
         names = list(manifest.tables)
         computed = make_session(item_model).run(names, {"embeddings": embeddings})
-        tables = dict(zip(names, computed, strict=True))
+        tables = {
+            name: table.astype(manifest.tables[name].dtype, copy=False)
+            for name, table in zip(names, computed, strict=True)
+        }
     contents = BundleContents(
         manifest=manifest,
         catalog=catalog,
@@ -187,31 +198,10 @@ def export_network(
     return contents, replace(checks, sequences=len(contents.sequences))
 
 
-def _served_fields(network: Network, *, half: bool) -> dict[str, Any]:
-    """Fields of the manifest by which the services run the offline stage; none where they do not
-    serve the method, or not as it is configured.
-    """
-    long, schema = network.long, network.inputs.schema
-    seen = schema.user or schema.behavior
-    if seen or not isinstance(long, Encode) or long.config.clustering != "k-means":
-        if half:
-            raise TrainingError(
-                "half is for interests that the services store, and they do not serve this run;"
-                " leave it out"
-            )
-        return {}
-    m, d = long.config.m, network.config.d
-    return {
-        "offline": EncodeOffline(
-            m=m, K=long.config.K, T=long.config.T, scale=float(long.scale.detach())
-        ),
-        "tables": {PROJECTED: TableEntry("float32", m)},
-        "stored": {
-            "centers": StateTensor("float32", ("k", m)),
-            "interests": StateTensor("float16" if half else "float32", ("k", d)),
-            "sizes": StateTensor("uint32", ("k",)),
-        },
-    }
+def served_as(network: Network, *, half: bool = False) -> Served | None:
+    """How the services serve a network; None: they do not, or not as it is configured."""
+    schema = network.inputs.schema
+    return None if schema.user or schema.behavior else network.long.served(half=half)
 
 
 def _attributes(network: Network, known: list[int]) -> bytes | None:
@@ -243,7 +233,10 @@ class _Online(nn.Module):
         read = dict(zip(sorted(self.network.long.reads), rest, strict=True))
         none = candidates.new_zeros(candidates.shape[:-1]).long()
         target = Target(candidates, read.get("categories", none), read.get("rows", none))
-        return torch.sigmoid(self.network.logits(state, recent, recent_mask, user, target, cross))
+        others = recent, recent_mask, user, target, cross
+        if LONG_TERM in state:
+            return torch.sigmoid(self.network.logits_of(state[LONG_TERM], *others))
+        return torch.sigmoid(self.network.logits(state, *others))
 
 
 class _PerItem(nn.Module):
@@ -253,36 +246,37 @@ class _PerItem(nn.Module):
         super().__init__()
         self.long = network.long
 
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        computed = self.long.per_item(embeddings)
-        assert computed is not None
-        return computed
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.long.per_item(embeddings).values())
 
 
 def export_item_graph(network: Network) -> bytes | None:
-    """The graph over the item table (ENCODE: projection.onnx, Eq. 4), or None without one."""
+    """The graph over the item table (ENCODE: Eq. 4, SDIM: Eq. 7), or None without one."""
     example = torch.zeros(3, network.config.d)
     with torch.no_grad():
-        if network.long.per_item(example) is None:
-            return None
+        names = list(network.long.per_item(example))
+    if not names:
+        return None
     rows = torch.export.Dim("n")
-    return _export(
-        _PerItem(network),
-        {"embeddings": example},
-        ({0: rows},),
-        PROJECTED,
-    )
+    return _export(_PerItem(network), {"embeddings": example}, ({0: rows},), names)
 
 
-def export_scorer(network: Network, table: torch.Tensor, seed: int = 0) -> bytes:
-    """The bytes of scorer.onnx; axes that depend on a user's behaviors or on B are dynamic."""
+def export_scorer(
+    network: Network, table: torch.Tensor, seed: int = 0, *, finished: bool = False
+) -> bytes:
+    """The bytes of scorer.onnx; axes that depend on a user's behaviors or on B are dynamic.
+
+    Args:
+        finished: begin at the long-term vectors (`LONG_TERM`), not at the state.
+    """
     rng = np.random.default_rng(seed)
     M = network.config.M
-    one = _inputs(network, table, _sequence(network, table, rng, 120, 3), rng, M - 1, 7)
-    two = _inputs(network, table, _sequence(network, table, rng, 130, 5), rng, M, 8)
+    few, more = _sequence(network, table, rng, 120, 3), _sequence(network, table, rng, 130, 5)
+    one = _inputs(network, table, few, rng, M - 1, 7, finished=finished)
+    two = _inputs(network, table, more, rng, M, 8, finished=finished)
     candidates = torch.export.Dim("candidates")
     named = dict.fromkeys(
-        ("candidates", "cross", "candidate_categories", "candidate_rows"), candidates
+        (LONG_TERM, "candidates", "cross", "candidate_categories", "candidate_rows"), candidates
     )
     if M > 1:  # one that is always there is no axis to keep open
         recent = torch.export.Dim("recent", min=1, max=M)
@@ -297,18 +291,26 @@ def export_scorer(network: Network, table: torch.Tensor, seed: int = 0) -> bytes
                     sized.setdefault(sizes, torch.export.Dim(f"state_{len(sized)}", min=1))
                 axes[axis] = named.get(name) or sized[sizes]
         dynamic.append(axes or None)
-    state = [name for name in one if name in network_state(network, table)]
-    return _export(_Online(network, state), one, (tuple(dynamic),), "ctr")
+    state = network_state(network, table, finished=finished)
+    return _export(_Online(network, state), one, (tuple(dynamic),), ["ctr"])
 
 
-def network_state(network: Network, table: torch.Tensor) -> list[str]:
-    """The names of the state's tensors."""
+def network_state(network: Network, table: torch.Tensor, *, finished: bool) -> list[str]:
+    """The names of the inputs that hold the state, or what was read of it."""
+    if finished:
+        return [LONG_TERM]
     rng = np.random.default_rng(0)
     return list(_summary(network, _sequence(network, table, rng, 1, 0)))
 
 
-def state_tensors(network: Network, table: torch.Tensor) -> dict[str, StateTensor]:
-    """Type and shape of the state's tensors, -1 for axes that depend on the user's behaviors."""
+def state_tensors(
+    network: Network, table: torch.Tensor, *, finished: bool
+) -> dict[str, StateTensor]:
+    """Type and shape of the inputs that `network_state` names, -1 for axes that depend on the
+    user's behaviors.
+    """
+    if finished:
+        return {LONG_TERM: StateTensor("float32", ("B", network.long.width))}
     rng = np.random.default_rng(0)
     short = _summary(network, _sequence(network, table, rng, 120, 3))
     long = _summary(network, _sequence(network, table, rng, 130, 5))
@@ -324,24 +326,24 @@ def state_tensors(network: Network, table: torch.Tensor) -> dict[str, StateTenso
     }
 
 
-def golden_requests(network: Network, table: torch.Tensor, seed: int) -> list[GoldenRequest]:
+def golden_requests(
+    network: Network, table: torch.Tensor, seed: int, *, finished: bool = False
+) -> list[GoldenRequest]:
     """Random and degenerate requests with the network's own CTRs."""
     rng = np.random.default_rng(seed)
     M = network.config.M
 
     def make(length: int, newer: int, recent: int, candidates: int) -> dict[str, torch.Tensor]:
-        sequence = _sequence(network, table, rng, length, newer)
-        return _inputs(network, table, sequence, rng, recent, candidates)
+        return inputs_of(_sequence(network, table, rng, length, newer), rng, recent, candidates)
 
-    nothing = _inputs(
-        network, table, _sequence(network, table, rng, 1, 0, present=False), rng, 1, 3
-    )
+    inputs_of = partial(_inputs, network, table, finished=finished)
+    nothing = inputs_of(_sequence(network, table, rng, 1, 0, present=False), rng, 1, 3)
     nothing["recent_mask"] = torch.zeros_like(nothing["recent_mask"])
     nothing["user"] = torch.zeros_like(nothing["user"])
-    alike = _inputs(network, table, _sequence(network, table, rng, 8, 0, alike=True), rng, 3, 5)
+    alike = inputs_of(_sequence(network, table, rng, 8, 0, alike=True), rng, 3, 5)
     alike["recent"] = table[1:2].expand_as(alike["recent"]).clone()
     alike["candidates"] = table[1:2].expand_as(alike["candidates"]).clone()
-    padded = _inputs(network, table, _sequence(network, table, rng, 30, 0, pad=20), rng, M, 6)
+    padded = inputs_of(_sequence(network, table, rng, 30, 0, pad=20), rng, M, 6)
     padded["recent_mask"][: max(M - 2, 1)] = 0
     cases = {
         "full": make(min(max(network.config.M, 200), 1000), 0, M, 20),
@@ -352,7 +354,7 @@ def golden_requests(network: Network, table: torch.Tensor, seed: int) -> list[Go
         "padded": padded,
         "all alike": alike,
     }
-    state = network_state(network, table)
+    state = network_state(network, table, finished=finished)
     online = _Online(network, state)
     requests = []
     for name, inputs in cases.items():
@@ -408,12 +410,18 @@ def _inputs(
     rng: np.random.Generator,
     M: int,
     B: int,
+    *,
+    finished: bool,
 ) -> dict[str, torch.Tensor]:
     """A request on a sequence; embeddings are rows of the network's own table."""
     n = len(table)
     M = min(max(M, 1), network.config.M)
     candidates = torch.from_numpy(rng.integers(0, n, B))
-    inputs: dict[str, torch.Tensor] = dict(_summary(network, sequence))
+    categories = torch.from_numpy(network.inputs.categories)[candidates]
+    inputs = _summary(network, sequence)
+    if finished:
+        target = Target(table[candidates], categories, candidates)
+        inputs = {LONG_TERM: network.long.read(inputs, target)}
     inputs |= {
         "recent": table[torch.from_numpy(rng.integers(0, n, M))],
         "recent_mask": torch.ones(M),
@@ -421,23 +429,20 @@ def _inputs(
         "candidates": table[candidates],
         "cross": torch.from_numpy(rng.random((B, len(CROSS_FEATURES)), np.float32)),
     }
-    read = {
-        "categories": torch.from_numpy(network.inputs.categories)[candidates],
-        "rows": candidates,
-    }
+    read = {"categories": categories, "rows": candidates}
     inputs |= {f"candidate_{name}": read[name] for name in sorted(network.long.reads)}
     return {name: tensor.detach().clone() for name, tensor in inputs.items()}
 
 
 def _export(
-    module: nn.Module, inputs: dict[str, torch.Tensor], dynamic: tuple[Any, ...], output: str
+    module: nn.Module, inputs: dict[str, torch.Tensor], dynamic: tuple[Any, ...], outputs: list[str]
 ) -> bytes:
     with _quiet_exporter():
         program = torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
             input_names=list(inputs),
-            output_names=[output],
+            output_names=outputs,
             dynamic_shapes=dynamic,
             opset_version=OPSET,
             dynamo=True,
@@ -476,8 +481,12 @@ def _quiet_exporter() -> Iterator[None]:
 def _compare_items(model: bytes | None, network: Network, embeddings: F32) -> float:
     if model is None:
         return 0.0
-    (computed,) = make_session(model).run(None, {"embeddings": embeddings})
     with torch.no_grad():
         expected = network.long.per_item(torch.from_numpy(embeddings))
-    assert expected is not None
+    computed = make_session(model).run(list(expected), {"embeddings": embeddings})
+    differences = map(_difference, computed, expected.values())
+    return float(np.max(list(differences)))
+
+
+def _difference(computed: Array, expected: torch.Tensor) -> float:
     return float(np.abs(computed - expected.numpy()).max())

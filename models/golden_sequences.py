@@ -17,7 +17,14 @@ import torch
 
 from infra.arrays import F32, I64, U64
 from infra.behaviors import item_key
-from models.bundle import GOLDEN_TOLERANCE, Catalog, GoldenSequence, Manifest, Tensor
+from models.bundle import (
+    GOLDEN_TOLERANCE,
+    Catalog,
+    EncodeOffline,
+    GoldenSequence,
+    Manifest,
+    Tensor,
+)
 from models.features import EMPTY_HISTORY, cross_features, user_features
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
@@ -40,6 +47,9 @@ SHAKEN: Final = 3
 LATE: Final = "late"
 """The sequence whose event times do not ascend."""
 
+FEW: Final = 30
+"""Items of a sequence on few, where the system has no number of its own."""
+
 DRAWS: Final = 20
 """Draws of a sequence until it is steady; one that never is gets left out."""
 
@@ -50,7 +60,7 @@ def golden_sequences(
     """The golden sequences of a network that the services serve.
 
     Args:
-        manifest: of its bundle: L, K, and how states are stored.
+        manifest: of its bundle: L, the offline settings, and how states are stored.
         catalog: of its bundle.
         known: n + 1 rows of the network's own item table, in the bundle's order.
     """
@@ -85,8 +95,11 @@ def _draw(
     rng: np.random.Generator, manifest: Manifest, catalog: Catalog
 ) -> Iterator[GoldenSequence]:
     """Sequences of all kinds without their CTRs; rows are the bundle's, negative: unknown to it."""
-    assert manifest.offline is not None
-    n, L, K = manifest.n_items, manifest.L, manifest.offline.K
+    n, L = manifest.n_items, manifest.L
+    # Whoever clusters is asked about as many items as clusters, and about more.
+    K, alone, more = FEW, "few items", "many items"
+    if isinstance(manifest.offline, EncodeOffline):
+        K, alone, more = manifest.offline.K, "K items", "more items than K"
     items = rng.permutation(n) + 1
     few, many = items[:K], items[: 3 * K]
     unknown = -rng.integers(1, 6, 60)
@@ -101,8 +114,8 @@ def _draw(
         ("one behavior, newer", items[:1], 1),
         ("one behavior, covered", items[:1], 0),
         ("all alike", np.repeat(items[:1], 70), 6),
-        ("K items", rng.permutation(np.repeat(few, 3)), 0),
-        ("more items than K", rng.choice(many, 5 * K + 10), 10),
+        (alone, rng.permutation(np.repeat(few, 3)), 0),
+        (more, rng.choice(many, 5 * K + 10), 10),
         ("no state", rng.choice(many, 40), 40),
         ("known and unknown", mixed, 20),
         ("unknown alone", unknown[:12], 4),
@@ -146,6 +159,7 @@ class _Asked:
         self._network, self._manifest, self._catalog = network, manifest, catalog
         self._known = np.array(known, np.int64)
         self._table = network.item_table().detach()
+        self._half = any(one.dtype == "float16" for one in manifest.stored.values())
 
     def answer(self, golden: GoldenSequence) -> GoldenSequence | None:
         """The sequence with its CTRs; None: they hang on a tie."""
@@ -186,8 +200,9 @@ class _Asked:
             add_to_history(EMPTY_HISTORY, _keys(items), times),
             golden.now_ms,
         )
+        state = network.long.summarize_stored(sequence, half=self._half)
         logits = network.logits(
-            self._stored(network.long.summarize(sequence)),
+            {name: tensor for name, (tensor,) in state.items()},
             recent.embeddings[0],
             recent.mask[0].float(),
             torch.from_numpy(user),
@@ -196,18 +211,6 @@ class _Asked:
         )
         ctrs: F32 = torch.sigmoid(logits).numpy()
         return ctrs
-
-    def _stored(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """One user's state as it comes back from the store. Behind the K clusters stand newer
-        behaviors, which are not stored.
-        """
-        assert self._manifest.offline is not None
-        K, found = self._manifest.offline.K, {}
-        for name, (tensor,) in state.items():
-            half = self._manifest.stored[name].dtype == "float16"
-            clusters = tensor[:K].half().float() if half else tensor[:K]
-            found[name] = torch.cat((clusters, tensor[K:]))
-        return found
 
 
 def _keys(items: Sequence[str]) -> U64:

@@ -113,7 +113,7 @@ class Network(nn.Module):
         sequence, target = self.sequence(batch, table), self.target(batch, table)
         long = self.long(sequence, target) if self.long.width else None
         recent = sequence.latest(self.config.M)
-        logits = self._logits(
+        logits = self.logits_of(
             long,
             recent.embeddings,
             recent.mask.to(table.dtype),
@@ -147,9 +147,9 @@ class Network(nn.Module):
             f32[..., B].
         """
         long = self.long.read(state, target) if self.long.width else None
-        return self._logits(long, recent, recent_mask, user, target, cross)
+        return self.logits_of(long, recent, recent_mask, user, target, cross)
 
-    def _logits(
+    def logits_of(
         self,
         long: Tensor | None,
         recent: Tensor,
@@ -158,6 +158,7 @@ class Network(nn.Module):
         target: Target,
         cross: Tensor,
     ) -> Tensor:
+        """`logits` from what `LongTerm.read` gave, f32[..., B, width]; None: nothing."""
         candidates = target.embeddings
         short = self.recent(candidates, recent, recent_mask)
         parts = [candidates, short, candidates * short]

@@ -26,6 +26,7 @@ def tiny_bundle(
     seed: int = 0,
     T: int = 15,
     name: str = "tiny",
+    system: str = "encode",
 ) -> Path:
     """Write a valid bundle of an untrained network into ``directory``, and give its path.
 
@@ -33,19 +34,19 @@ def tiny_bundle(
     arguments write the same bytes, hence the same digest. The first of a kind takes seconds (torch
     is imported and the network exported), a repetition in the same process milliseconds.
     """
-    save_bundle(_contents(items, d, m, K, L, M, seed, T, name), directory)
+    save_bundle(_contents(items, d, m, K, L, M, seed, T, name, system), directory)
     return directory
 
 
 @lru_cache
 def _contents(
-    items: int, d: int, m: int, K: int, L: int, M: int, seed: int, T: int, name: str
+    items: int, d: int, m: int, K: int, L: int, M: int, seed: int, T: int, name: str, system: str
 ) -> BundleContents:
     import torch  # slow to import: only tests that make a bundle pay for it
 
     from models.export import export_network
 
-    config = tiny_config(d, m, K, L, M, seed, T, name)
+    config = tiny_config(d, m, K, L, M, seed, T, name, system)
     with torch.random.fork_rng():
         network = tiny_network(items, config)
     counts = np.random.default_rng(seed).integers(1, 100, items)
@@ -69,17 +70,23 @@ def tiny_config(
     seed: int = 0,
     T: int = 15,
     name: str = "tiny",
+    system: str = "encode",
 ) -> RunConfig:
     """The configuration that a tiny bundle's network is made from."""
     from models.config import RunConfig
     from models.network import NetworkConfig
     from models.networks.encode import EncodeConfig
+    from models.networks.sdim import SDIMConfig
 
+    systems: dict[str, EncodeConfig | SDIMConfig] = {
+        "encode": EncodeConfig(m=m, K=K, L=L, T=T),
+        "sdim": SDIMConfig(m=3 * m, tau=3, L=L),
+    }
     return RunConfig(
         name=name,
         seed=seed,
         network=NetworkConfig(d=d, M=M, hidden=(16, 8)),
-        long_term=EncodeConfig(m=m, K=K, L=L, T=T),
+        long_term=systems[system],
     )
 
 

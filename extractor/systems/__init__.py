@@ -21,7 +21,16 @@ def _open_encode(bundle: Bundle) -> System:
     return EncodeSystem(bundle)
 
 
-SYSTEMS: Final[Mapping[str, Callable[[Bundle], System]]] = {"encode": _open_encode}
+def _open_sdim(bundle: Bundle) -> System:
+    from extractor.systems.sdim import SDIMSystem
+
+    return SDIMSystem(bundle)
+
+
+SYSTEMS: Final[Mapping[str, Callable[[Bundle], System]]] = {
+    "encode": _open_encode,
+    "sdim": _open_sdim,
+}
 """The systems that the services serve, by their names in manifests."""
 
 

@@ -292,7 +292,7 @@ def _check(bundle: Bundle) -> EncodeOffline:
             "cluster by k-means; train with that"
         )
     offline = manifest.offline
-    if offline is None:
+    if not isinstance(offline, EncodeOffline):
         raise BundleIncompatible(
             f"{file} has no settings of the offline stage; export the bundle again"
         )

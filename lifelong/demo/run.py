@@ -41,7 +41,7 @@ from lifelong.demo.plan import plan_requests
 from lifelong.demo.processes import ServiceProcess, free_port
 from lifelong.demo.stream import LARGE, Client, LiveResult, LiveStream, in_order
 from lifelong.portrait import Portrait, name_interests
-from lifelong.shipped import BUNDLE, MAPPING, Purchases, write_purchases
+from lifelong.shipped import BUNDLES, MAPPING, Purchases, write_purchases
 from models.bundle import Bundle
 from models.features import EMPTY_HISTORY
 from models.measures.quality import Quality, ranking_quality
@@ -82,8 +82,10 @@ class DemoOptions:
     """auto, apache, mock or HOST:PORT."""
     store: str | None = None
     """Store URL; None: LMDB in a temporary directory."""
+    system: str = "encode"
+    """System of the shipped bundle to take."""
     bundle: Path | None = None
-    """Bundle; None: the shipped one."""
+    """Bundle; None: the shipped one of the system."""
 
 
 class Steps:
@@ -164,7 +166,9 @@ class Demo:
         self._first = self._purchases.history_rows
         live = len(self._purchases) - self._first
         self._last = self._first + min(options.events or live, live)
-        self._bundle = Bundle.load(options.bundle or BUNDLE)
+        if options.system not in BUNDLES:
+            raise SettingsError(f"--system {options.system!r}: choose {' or '.join(BUNDLES)}")
+        self._bundle = Bundle.load(options.bundle or BUNDLES[options.system])
         self._system = open_system(self._bundle)
         self._broker_kind = options.broker
         self._services: list[ServiceProcess] = []
@@ -460,7 +464,7 @@ class Demo:
         return lost, doubled
 
     def _score_offline(self, at: Callable[[int], None]) -> list[F32]:
-        """CTRs of the same requests on exact sequences, clustered cold, without the service."""
+        """CTRs of the same requests on exact sequences, without the service."""
         purchases = self._purchases
         behaviors = purchases.behaviors()
         session = self._bundle.scorer_session()

@@ -6,8 +6,8 @@ gathered, user and cross features computed, and the exported graph run on what t
 stage stored of the user, on one core, in a session as the scorer makes it. To read that state from
 a store is not in it, since it depends on the store; "state_bytes" says how much there is to read.
 
-The scorer serves ENCODE. It scores the other methods' requests by the same functions, with their
-state in the place of ENCODE's interests, which is also done for ENCODE itself: "graph" beside
+The scorer serves ENCODE and SDIM. It scores the other methods' requests by the same functions, with
+their state in the place of ENCODE's interests, which is also done for these two: "graph" beside
 "scorer". A search is what the exported graph does: it looks at every behavior for every candidate,
 where a service of that method's own might keep an index.
 """
@@ -39,7 +39,7 @@ from lifelong.machine import machine
 from models.bundle import Bundle, Catalog, Manifest, make_session, save_bundle
 from models.config import RunConfig
 from models.data.schema import AGE_BUCKETS, Inputs, Schema
-from models.export import export_network, export_scorer
+from models.export import export_network, export_scorer, served_as
 from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network, NetworkConfig
@@ -278,18 +278,13 @@ def _config(run: RunConfig, shop: _Shop) -> RunConfig:
 
 def _serve(config: RunConfig, shop: _Shop) -> _Served:
     """Export a method, and try it."""
-    method = config.long_term
     network = make_network(config, shop.inputs(config.schema)).eval()
     network.embedding.weight.copy_(torch.from_numpy(shop.table.embeddings))
     ways: dict[str, Request] = {}
-    if isinstance(method, EncodeConfig) and method.clustering == "k-means":
-        bundle = _bundle(network, config, shop)
-        session = bundle.scorer_session()
-        ways[SCORER] = _scorer(session, bundle, shop)
-    else:
-        bundle = shop.table
-        session = make_session(export_scorer(network, network.item_table(), shop.seed))
-    graph = ways[GRAPH] = _Graph(session, bundle, shop, network)
+    if served_as(network) is not None:
+        ways[SCORER] = _scorer(_bundle(network, config, shop), shop)
+    session = make_session(export_scorer(network, network.item_table(), shop.seed))
+    graph = ways[GRAPH] = _Graph(session, shop.table, shop, network)
     expected = graph.expected(network)
     difference = max(float(np.abs(request() - expected).max()) for request in ways.values())
     return _Served(ways, graph.state_bytes, difference)
@@ -310,8 +305,8 @@ def _bundle(network: Network, config: RunConfig, shop: _Shop) -> Bundle:
         return Bundle.load(path)
 
 
-def _scorer(session: onnxruntime.InferenceSession, bundle: Bundle, shop: _Shop) -> Request:
-    system = open_system(bundle)
+def _scorer(bundle: Bundle, shop: _Shop) -> Request:
+    system, session = open_system(bundle), bundle.scorer_session()
     history = shop.history(system)
 
     def request() -> F32:

@@ -74,7 +74,7 @@ class Items:
         assert isinstance(long, Encode)
         with torch.no_grad():
             table = network.item_table().detach()
-            projected = long.per_item(table)
+            projected = long.per_item(table)[PROJECTED]
             scale = float(long.scale)
         config = long.config
         return cls(

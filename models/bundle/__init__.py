@@ -8,9 +8,11 @@
     lookup.npy           the hash table from item keys to rows (`models.kernels.lookup.SLOT`)
     embeddings.npy       f32[n + 1, d], row 0 for items unknown to the bundle
     table-NAME.npy       an item table [n + 1, width] of the manifest's ``tables``: what the method
-                         computes of each item by itself, such as ENCODE's "projected" (Eq. 4)
+                         computes of each item by itself: ENCODE's "projected" (Eq. 4), SDIM's
+                         "signatures" (Eq. 7)
     projection.onnx      embeddings[n, d] -> the item tables, each an output by its name; if any
-    scorer.onnx          one user's state and B candidates -> ctr[B]
+    scorer.onnx          one user's state and B candidates -> ctr[B]; in the state's place the
+                         finished long-term vectors, where the services read it themselves
     attributes.npz       embeddings of user attributes and behavior features, if any
     golden.msgpack       requests with the CTRs that the trained network gave them
     golden-sequences.msgpack   the same from behaviors on, where the services serve the method
@@ -38,6 +40,7 @@ from models.bundle.golden import (
     make_session,
 )
 from models.bundle.loading import (
+    LONG_TERM,
     SCORER_INPUTS,
     Bundle,
     BundleContents,
@@ -63,6 +66,8 @@ from models.bundle.manifest import (
     EncodeOffline,
     FileEntry,
     Manifest,
+    Offline,
+    SDIMOffline,
     StateTensor,
     TableEntry,
     offsets_of,
@@ -78,6 +83,7 @@ __all__ = [
     "GOLDEN",
     "GOLDEN_TOLERANCE",
     "ITEM_IDS",
+    "LONG_TERM",
     "LOOKUP",
     "MANIFEST",
     "NAME",
@@ -96,6 +102,8 @@ __all__ = [
     "GoldenRequest",
     "GoldenSequence",
     "Manifest",
+    "Offline",
+    "SDIMOffline",
     "StateTensor",
     "TableEntry",
     "Tensor",

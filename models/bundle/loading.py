@@ -54,20 +54,22 @@ from models.bundle.manifest import (
     table_file,
 )
 
-SCORER_INPUTS: Final = (
-    "interests",
-    "sizes",
-    "recent",
-    "recent_mask",
-    "user",
-    "candidates",
-    "cross",
-)
-"""Inputs of ENCODE's scorer.onnx, all float32: interests[K', d], sizes[K'] (behaviors of each),
-recent[M', d] (newest last, M' <= M), recent_mask[M'], user[u], candidates[B, d], cross[B, c]. K'
-and M' are at least 1; rows of mask 0 are ignored, and their content with them as long as it is
-finite. Other systems have others in the place of the first two (`Manifest.state`).
-"""
+LONG_TERM: Final = "long_term"
+"""Input of a scorer.onnx whose services finish the long-term part: its vector for each candidate,
+f32[B, d]."""
+
+COMMON_INPUTS: Final = ("recent", "recent_mask", "user", "candidates", "cross")
+"""Inputs of every scorer.onnx that is served, all float32: recent[M', d] (newest last, M' <= M),
+recent_mask[M'], user[u], candidates[B, d], cross[B, c]. M' is at least 1; rows of mask 0 are
+ignored, and their content with them as long as it is finite."""
+
+SCORER_INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "encode": ("interests", "sizes", *COMMON_INPUTS),
+    "sdim": (LONG_TERM, *COMMON_INPUTS),
+}
+"""Inputs of scorer.onnx by system, all float32. ENCODE's: interests[K', d] and sizes[K'], the
+behaviors of each, 0 for none; K' is at least 1. Of the first ones, `Manifest.state` says the
+shapes."""
 
 HASHED_AT_ONCE: Final = 4
 """Files whose sha256 is taken at once: most bytes are in two or three of them."""
@@ -129,7 +131,7 @@ class Bundle:
     tables: Mapping[str, Array]
     """The item tables by name, [n + 1, width] each, read-only."""
     scorer_model: bytes
-    """scorer.onnx; for ENCODE, inputs as in SCORER_INPUTS."""
+    """scorer.onnx; its inputs are in SCORER_INPUTS."""
     golden: list[GoldenRequest]
     sequences: list[GoldenSequence] = field(default_factory=list)
     """What the services must answer; none where they do not serve the method."""
@@ -428,8 +430,10 @@ def _check_tables(bundle: Bundle) -> None:
         raise cannot_be_run(file, error) from error
     for name, values in zip(names, computed, strict=True):
         table = bundle.tables[name][rows]
+        # Numbers of buckets have no neighborhood.
+        tolerance = TABLE_TOLERANCE if table.dtype.kind == "f" else 0.0
         same = table.shape == values.shape and np.allclose(
-            table, values, rtol=TABLE_TOLERANCE, atol=TABLE_TOLERANCE
+            table, values, rtol=tolerance, atol=tolerance
         )
         if not same:
             raise BundleIncompatible(

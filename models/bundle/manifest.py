@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -81,7 +81,7 @@ class StateTensor(msgspec.Struct, frozen=True):
     dtype: str
     """Element type, as numpy names it: float32, float16, uint32, int64."""
     shape: tuple[int | str, ...]
-    """-1, or the axis's name, where it depends on the user's behaviors."""
+    """-1, or the axis's name, where it depends on the user's behaviors or on the candidates."""
 
 
 class TableEntry(msgspec.Struct, frozen=True):
@@ -110,8 +110,40 @@ class EncodeOffline(
     """What the cosine is multiplied with in Eq. 8, whichever way beta came about."""
 
 
-Offline = EncodeOffline
-"""Settings of a system's offline stage, by which the services run it; a union as systems come."""
+class SDIMOffline(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="system", tag="sdim"
+):
+    """SDIM's buckets, G groups of 2^tau each; letters are the paper's.
+
+    >>> SDIMOffline(m=48, tau=3, normalization="l2").groups
+    16
+    """
+
+    m: Count
+    """Hash functions."""
+    tau: Annotated[int, msgspec.Meta(ge=0, le=16)]
+    """Hash functions that make one signature; 0: none, one bucket for all behaviors."""
+    normalization: Literal["l2", "mean"]
+    """What a bucket's sum is divided by: its length (Eq. 9), or its number of behaviors."""
+
+    @property
+    def groups(self) -> int:
+        """G, the signatures of an item."""
+        return self.m // self.tau if self.tau else 1
+
+    @property
+    def buckets(self) -> int:
+        """Buckets of all groups together."""
+        return self.groups << self.tau
+
+    @property
+    def signature(self) -> str:
+        """Element type of a signature."""
+        return "uint8" if self.tau <= 8 else "uint16"
+
+
+Offline = EncodeOffline | SDIMOffline
+"""Settings of a system's offline stage, by which the services run it."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

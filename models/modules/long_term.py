@@ -7,18 +7,33 @@ user's long-term interest relative to each. Training composes the two; export ta
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
+from models.bundle import Offline, StateTensor, TableEntry
 from models.data.schema import Inputs
 from models.modules.sequence import BehaviorSequence, Target
 
 State = dict[str, Tensor]
 """What a service stores of a user: tensors by name, each f32 or i64 [..., rows, width] or
 [..., rows]. The leading axes are the batch's, absent in an exported graph."""
+
+
+class Served(NamedTuple):
+    """How the services serve a method: what its bundle's manifest says of it."""
+
+    offline: Offline
+    tables: dict[str, TableEntry]
+    """The item tables, which `LongTerm.per_item` gives by the same names."""
+    stored: dict[str, StateTensor]
+    finished: bool = False
+    """Whether the services read the state themselves, so that scorer.onnx is fed what
+    `LongTerm.read` returns in the state's place."""
+    summed: int = 1
+    """Most embeddings whose sum a stored number is part of."""
 
 
 class LongTermConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="network"):
@@ -82,16 +97,34 @@ class LongTerm(nn.Module):
         """A loss of the module's own, beside the cross-entropy; a scalar, or None."""
         return None
 
-    def per_item(self, embeddings: Tensor) -> Tensor | None:
-        """What the offline stage computes of each item by itself, or None; exported as a graph.
+    def served(self, *, half: bool) -> Served | None:
+        """How the services serve it; None: they do not, or not as it is configured.
+
+        Args:
+            half: have what they store of a user's interests kept as float16.
+        """
+        return None
+
+    def summarize_stored(self, sequence: BehaviorSequence, *, half: bool) -> State:
+        """`summarize` as it comes about in the services: what is newer than the state meets what
+        comes back from the store.
+
+        Args:
+            sequence: of any requests.
+            half: whether it was stored as float16.
+        """
+        raise NotImplementedError
+
+    def per_item(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """What the offline stage computes of each item by itself; exported as a graph.
 
         Args:
             embeddings: f32[n, d].
 
         Returns:
-            [n, ...]: ENCODE's projections (Eq. 4), for example.
+            [n, width] by name: ENCODE's projections (Eq. 4), for example.
         """
-        return None
+        return {}
 
     def on_epoch(self, table: Tensor) -> None:
         """Called before each epoch of training, for what a module derives from the items and keeps.

@@ -122,6 +122,18 @@ class BehaviorSequence:
             categories=self._categories,
         )
 
+    def where(self, chosen: Tensor) -> BehaviorSequence:
+        """The same behaviors, of which those outside of ``chosen`` bool[R, L] count as padding."""
+        return BehaviorSequence(
+            self.rows,
+            self.mask & chosen,
+            self.table,
+            newer=self.newer,
+            features=self.features,
+            feature_tables=self.feature_tables,
+            categories=self._categories,
+        )
+
     def _gather(self, table: Tensor, feature_tables: Mapping[str, Tensor]) -> Tensor:
         gathered = functional.embedding(self.rows, table)
         for name, feature_table in feature_tables.items():

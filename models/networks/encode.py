@@ -15,6 +15,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from models.bundle import EncodeOffline, StateTensor, TableEntry
 from models.data.schema import Inputs
 from models.modules.clusterings import (
     Clustering,
@@ -24,7 +25,7 @@ from models.modules.clusterings import (
     scatter_sequences,
 )
 from models.modules.layers import masked_softmax, unit
-from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.long_term import LongTerm, LongTermConfig, Served, State
 from models.modules.metric_learning import Loss, Sampling, projection_loss
 from models.modules.sequence import BehaviorSequence, Target
 from models.networks.din import DotProduct
@@ -108,9 +109,34 @@ class Encode(LongTerm):
         pooled = self.extract(sequence)
         return {"interests": pooled.interests, "sizes": pooled.sizes}
 
-    def per_item(self, embeddings: Tensor) -> Tensor:
-        """Projected embeddings h = W_h^T e (Eq. 4); [n, d] -> [n, m]."""
-        return embeddings @ self.projection
+    def served(self, *, half: bool) -> Served | None:
+        """States are clusters that have members, k <= K. Centers, which the next clustering starts
+        from, are small and stay as they are. The services cluster by k-means alone.
+        """
+        config, m = self.config, self.config.m
+        if config.clustering != "k-means":
+            return None
+        return Served(
+            offline=EncodeOffline(m=m, K=config.K, T=config.T, scale=float(self.scale.detach())),
+            tables={"projected": TableEntry("float32", m)},
+            stored={
+                "centers": StateTensor("float32", ("k", m)),
+                "interests": StateTensor("float16" if half else "float32", ("k", self.d)),
+                "sizes": StateTensor("uint32", ("k",)),
+            },
+        )
+
+    def summarize_stored(self, sequence: BehaviorSequence, *, half: bool) -> State:
+        """The interests of newer behaviors, which are not stored, stand behind the K."""
+        state = self.summarize(sequence)
+        if half:
+            clusters, newer = state["interests"].tensor_split([self.config.K], dim=-2)
+            state["interests"] = torch.cat((clusters.half().float(), newer), dim=-2)
+        return state
+
+    def per_item(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Projected embeddings h = W_h^T e (Eq. 4), "projected" [n, m]."""
+        return {"projected": embeddings @ self.projection}
 
     def read(self, state: State, target: Target) -> Tensor:
         interests = state["interests"]

@@ -18,10 +18,11 @@ from torch.nn import functional
 
 from infra.arrays import F32, I64, Bools
 from infra.errors import TrainingError
+from models.bundle import SDIMOffline, StateTensor, TableEntry
 from models.data.schema import Inputs
 from models.kernels.compiling import fast_kernel, on_threads
 from models.modules.layers import EPSILON
-from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.long_term import LongTerm, LongTermConfig, Served, State
 from models.modules.pooling import LINE
 from models.modules.sequence import BehaviorSequence, Target
 
@@ -84,6 +85,8 @@ class SDIM(LongTerm):
         candidate those of the same item in the sequence, wherever they are computed.
         """
         vectors = embeddings.detach()
+        if not self.config.tau:
+            return vectors.new_zeros(*vectors.shape[:-1], 1, dtype=torch.int64)
         greatest = vectors.abs().amax(-1, keepdim=True).clamp(min=EPSILON)
         rounded = (vectors / greatest * VECTOR_LEVELS).round()
         codes = rounded @ self.hashes >= 0
@@ -127,6 +130,39 @@ class SDIM(LongTerm):
         chosen = functional.one_hot(signatures, self.buckets).to(buckets.dtype).flatten(-2)
         # Dividing the few that are chosen is cheaper than dividing the buckets.
         return chosen / divisor.unsqueeze(-2) @ buckets
+
+    def served(self, *, half: bool) -> Served:
+        """States are the buckets with their sizes; a candidate's signatures lie in an item table,
+        so that a request hashes nothing and reads the buckets without a graph.
+        """
+        config = self.config
+        offline = SDIMOffline(m=config.m, tau=config.tau, normalization=config.normalization)
+        return Served(
+            offline=offline,
+            tables={"signatures": TableEntry(offline.signature, offline.groups)},
+            stored={
+                "buckets": StateTensor("float16" if half else "float32", (offline.buckets, self.d)),
+                "sizes": StateTensor("uint32", (offline.buckets,)),
+            },
+            finished=True,
+            summed=config.L,
+        )
+
+    def summarize_stored(self, sequence: BehaviorSequence, *, half: bool) -> State:
+        """Newer behaviors are added to the buckets that were stored."""
+        newer = sequence.newer
+        if newer is None or not half:
+            return self.summarize(sequence)
+        stored, added = (
+            self.summarize(sequence.where(~newer)),
+            self.summarize(sequence.where(newer)),
+        )
+        stored["buckets"] = stored["buckets"].half().float()
+        return {name: tensor + added[name] for name, tensor in stored.items()}
+
+    def per_item(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Signatures (Eq. 7), "signatures" [n, G]."""
+        return {"signatures": self.signatures(embeddings)}
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
         """Behaviors' coefficients in the interest, divided by their sum.

@@ -7,20 +7,36 @@ No torch here: the demo compares, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from infra.arrays import F32, I64, U64, Array
+from infra.arrays import F32, I32, I64, U64, Array
 from models.bundle import Bundle
 from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
-from models.reference.kmeans import cluster
+from models.reference import encode, sdim
 
 if TYPE_CHECKING:
     import onnxruntime
+
+
+class PlainSystem(NamedTuple):
+    """What is of one system."""
+
+    extract: Callable[[Bundle, I32], dict[str, Array]]
+    """A state's tensors, of the rows of the behaviors' items."""
+    feed: Callable[[Bundle, Mapping[str, Array], I32, I32], dict[str, Array]]
+    """The scorer graph's own inputs, of a state's tensors (or none), and of the rows of newer
+    behaviors and of candidates."""
+
+
+PLAIN: Final[Mapping[str, PlainSystem]] = {
+    "encode": PlainSystem(encode.extract, encode.feed),
+    "sdim": PlainSystem(sdim.extract, sdim.feed),
+}
 
 
 @dataclass(frozen=True)
@@ -28,8 +44,7 @@ class StoredUser:
     """What is stored of a user: an interest state, and the behaviors newer than it."""
 
     tensors: Mapping[str, Array]
-    """What the system stores besides: "interests" [k, d] and "sizes" u32[k]; none where there
-    is no state."""
+    """What the system stores besides; none where there is no state."""
     recent: U64
     """u64[<= M]: item keys of the newest behaviors that the state covers, newest last."""
     history: History
@@ -54,28 +69,19 @@ def score_stored(
     """CTRs f32[B] of candidates (item keys u64[B]) for a stored user, or (None) for a stranger."""
     rows = bundle.rows(candidates)
     M, d = bundle.manifest.M, bundle.manifest.d
-    if user is None:
-        interests, mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
-        recent, recent_mask = interests, mask
-        history, features = EMPTY_HISTORY, user_features(0, 0, now_ms)
-    else:
-        newer = bundle.embeddings[bundle.rows(user.newer)]
-        interests, mask = newer, np.ones(len(newer), np.float32)
-        if user.tensors:
-            interests = np.concatenate([user.tensors["interests"], newer])
-            mask = np.concatenate([user.tensors["sizes"], mask]).astype(np.float32)
-        if not len(mask):
-            interests, mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
-        keys = np.concatenate([user.recent, user.newer])[-M:]
-        recent = bundle.embeddings[bundle.rows(keys)]
-        recent_mask = np.ones(len(keys), np.float32)
-        if not len(keys):
-            recent, recent_mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
-        history = add_to_history(user.history, user.newer, user.newer_times)
+    keys = newer = np.empty(0, np.uint64)
+    tensors: Mapping[str, Array] = {}
+    history, features = EMPTY_HISTORY, user_features(0, 0, now_ms)
+    if user is not None:
+        tensors, newer = user.tensors, user.newer
+        keys = np.concatenate([user.recent, newer])[-M:]
+        history = add_to_history(user.history, newer, user.newer_times)
         features = user_features(user.count, user.last_time_ms, now_ms)
+    recent, recent_mask = bundle.embeddings[bundle.rows(keys)], np.ones(len(keys), np.float32)
+    if not len(keys):
+        recent, recent_mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
     feed = {
-        "interests": interests.astype(np.float32),
-        "sizes": mask,
+        **PLAIN[bundle.manifest.system].feed(bundle, tensors, bundle.rows(newer), rows),
         "recent": recent,
         "recent_mask": recent_mask,
         "user": features,
@@ -104,52 +110,22 @@ def add_to_history(history: History, item_keys: U64, times_ms: I64) -> History:
 def extract_plainly(
     bundle: Bundle, item_keys: U64, times_ms: I64, count: int | None = None
 ) -> StoredUser:
-    """A user's state by a cold clustering of their exact sequence (oldest first), nothing newer.
+    """A user's state made from nothing but their exact sequence (oldest first), nothing newer.
 
     Args:
         count: behaviors ever applied, where ``item_keys`` is not all of them.
     """
-    manifest, offline = bundle.manifest, bundle.manifest.offline
-    assert offline is not None
+    manifest = bundle.manifest
     kept = item_keys[-manifest.L :]
-    history = add_to_history(EMPTY_HISTORY, kept, times_ms[-manifest.L :])
-    interests = np.zeros((offline.K, manifest.d), np.float32)
-    sizes = np.zeros(offline.K, np.uint32)
-    rows, first, counts = np.unique(bundle.rows(kept), return_index=True, return_counts=True)
-    order = np.argsort(first)
-    rows, weights = rows[order], counts[order].astype(np.float32)
-    projected = bundle.tables["projected"][rows]
-    labels, centers = cluster(projected, weights, offline.K, offline.T)
-    for k in range(len(centers)):
-        inside = labels == k
-        if inside.any():
-            interests[k] = pool(
-                bundle.embeddings[rows[inside]],
-                projected[inside],
-                centers[k],
-                weights[inside],
-                offline.scale,
-            )
-            sizes[k] = int(weights[inside].sum())
-    stored = np.dtype(manifest.stored["interests"].dtype)
     return StoredUser(
-        tensors={"interests": interests.astype(stored), "sizes": sizes},
+        tensors=PLAIN[manifest.system].extract(bundle, bundle.rows(kept)),
         recent=kept[-manifest.M :],
-        history=history,
+        history=add_to_history(EMPTY_HISTORY, kept, times_ms[-manifest.L :]),
         newer=np.empty(0, np.uint64),
         newer_times=np.empty(0, np.int64),
         count=len(item_keys) if count is None else count,
         last_time_ms=int(times_ms[-1]) if len(times_ms) else 0,
     )
-
-
-def pool(embeddings: F32, projected: F32, center: F32, counts: F32, scale: float) -> F32:
-    """One cluster's interest f32[d] (ENCODE, Eq. 8), of embeddings [n, d] and projected [n, m]."""
-    norms = np.linalg.norm(projected, axis=1) * np.linalg.norm(center)
-    scores = projected @ center / np.maximum(norms, 1e-12) * scale
-    weights = counts * np.exp(scores - scores.max())
-    pooled: F32 = ((weights / weights.sum()) @ embeddings).astype(np.float32)
-    return pooled
 
 
 @dataclass(frozen=True)

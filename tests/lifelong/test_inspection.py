@@ -20,9 +20,10 @@ WAITING = 3
 OTHER = b"another bundle's"
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.load(tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny"))
+@pytest.fixture(scope="module", params=["encode", "sdim"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("bundle") / "tiny"
+    return Bundle.load(tiny_bundle(path, system=request.param))
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_the_interests_of_the_bundle_are_described(filled: Settings, bundle: Bun
     interests = run_inspect(filled, "ann", 2, quiet=True)["interests"]
 
     assert interests["bundle"] == bundle.digest.hex()
-    assert interests["clusters"] > 0
+    assert interests["clusters" if bundle.manifest.system == "encode" else "filled"] > 0
     assert sum(one["share"] for one in interests["largest"]) == pytest.approx(1, abs=0.01)
 
 

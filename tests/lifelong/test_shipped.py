@@ -8,7 +8,7 @@ import pytest
 import lifelong
 from infra.behaviors import DEFAULT_ACTIONS, item_key
 from lifelong.shipped import (
-    BUNDLE,
+    BUNDLES,
     HISTORY_SHARE,
     ITEMS,
     MAPPING,
@@ -19,7 +19,7 @@ from lifelong.shipped import (
 from models.bundle import Bundle
 from streaming.files.reader import read_events
 
-MOST_BYTES = 4_000_000
+MOST_BYTES = 5_000_000
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,9 @@ def purchases() -> Purchases:
     return Purchases.load()
 
 
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return Bundle.load(BUNDLE)
+@pytest.fixture(scope="module", params=BUNDLES)
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return Bundle.load(BUNDLES[request.param])
 
 
 def test_all_purchases_are_there(purchases: Purchases) -> None:
@@ -82,6 +82,11 @@ def test_where_the_purchases_are_from_is_told_beside_them() -> None:
 
     assert ITEMS.parent == PURCHASES.parent
     assert "CC BY 4.0" in attribution or "Creative Commons Attribution 4.0" in attribution
+
+
+def test_a_shipped_bundle_is_of_its_system() -> None:
+    for system, path in BUNDLES.items():
+        assert Bundle.load(path, verify=False).manifest.system == system
 
 
 def test_the_shipped_bundle_loads_with_its_checksums(bundle: Bundle) -> None:

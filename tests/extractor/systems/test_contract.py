@@ -20,17 +20,28 @@ from tests.extractor.items import START_MS, behaviors_on, sequence_of
 from tests.extractor.systems.whole import WholeSystem
 
 NOW_MS = START_MS + 10**9
-OPENED: dict[str, Callable[[Bundle], System]] = {"encode": open_system, "whole": WholeSystem}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.load(tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny"))
+OPENED: dict[str, tuple[str, Callable[[Bundle], System]]] = {
+    "encode": ("encode", open_system),
+    "sdim": ("sdim", open_system),
+    "whole": ("encode", WholeSystem),
+}
+"""By name: of what its bundle is, and how it is opened."""
 
 
 @pytest.fixture(scope="module", params=OPENED)
-def system(request: pytest.FixtureRequest, bundle: Bundle) -> System:
-    opened = OPENED[request.param](bundle)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("bundle") / "tiny"
+    return Bundle.load(tiny_bundle(path, system=OPENED[name][0]))
+
+
+@pytest.fixture(scope="module")
+def system(name: str, bundle: Bundle) -> System:
+    opened = OPENED[name][1](bundle)
     opened.warm()
     return opened
 

@@ -20,6 +20,8 @@ from models.bundle import (
     Bundle,
     BundleContents,
     GoldenSequence,
+    Manifest,
+    SDIMOffline,
     Tensor,
     save_bundle,
 )
@@ -33,20 +35,42 @@ IDS = ["", *(f"item-{i}" for i in range(1, ITEMS + 1))]
 POPULARITY = np.array([0, *[1e6 / ITEMS] * ITEMS], np.float32)
 
 
-@pytest.fixture(scope="module", params=["taught", "untaught", "half"])
+BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "taught": ("encode", {}),
+    "untaught": ("encode", {}),
+    "half": ("encode", {}),
+    "sdim": ("sdim", {}),
+    "sdim untaught": ("sdim", {}),
+    "sdim half": ("sdim", {}),
+    "sdim half, mean": ("sdim", {"normalization": "mean"}),
+    "sdim, one bucket": ("sdim", {"m": 1, "tau": 0}),
+}
+"""Systems and changes of their settings."""
+
+OTHERS: dict[str, list[dict[str, Any]]] = {
+    "encode": [{"K": 3}, {"K": 5}, {"T": 1}, {"scale": 1.5}, {"L": 63}, {"L": 65}],
+    "sdim": [{"normalization": "other"}, {"L": 63}, {"L": 65}],
+}
+"""Settings that are not those of the training."""
+
+
+@pytest.fixture(scope="module", params=BUNDLES)
 def contents(request: pytest.FixtureRequest) -> BundleContents:
     """Bundles of a network in which everything matters; what is unknown has a direction of its own
     only where something taught it.
     """
-    config = tiny_config()
+    system, changes = BUNDLES[request.param]
+    config = tiny_config(system=system)
+    long_term = msgspec.structs.replace(config.long_term, **changes)
+    config = msgspec.structs.replace(config, long_term=long_term)
     with torch.random.fork_rng(), torch.no_grad():
         network = tiny_network(ITEMS, config)
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.5)
-        if request.param == "untaught":
+        if "untaught" in request.param:
             network.embedding.weight[0] = 0
-        half = request.param == "half"
+        half = "half" in request.param
         exported, _ = export_network(
             network, config, item_ids=IDS, titles=IDS, popularity=POPULARITY, half=half
         )
@@ -102,7 +126,8 @@ def test_offline_and_served_agree_on_any_mix_of_known_unknown_and_newer(path: Pa
 
 
 def _kept(bundle: Bundle) -> str:
-    return bundle.manifest.stored["interests"].dtype
+    stored = bundle.manifest.stored
+    return (stored.get("interests") or stored["buckets"]).dtype
 
 
 def test_sequences_of_every_kind_are_golden(contents: BundleContents) -> None:
@@ -112,8 +137,8 @@ def test_sequences_of_every_kind_are_golden(contents: BundleContents) -> None:
         "one behavior, newer",
         "one behavior, covered",
         "all alike",
-        "K items",
-        "more items than K",
+        *(("K items", "more items than K") if contents.manifest.system == "encode" else ()),
+        *(("few items", "many items") if contents.manifest.system == "sdim" else ()),
         "no state",
         "known and unknown",
         "unknown alone",
@@ -122,28 +147,30 @@ def test_sequences_of_every_kind_are_golden(contents: BundleContents) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "change", [{"K": 3}, {"K": 5}, {"T": 1}, {"scale": 1.5}, {"L": 63}, {"L": 65}]
-)
 def test_settings_that_are_not_those_of_the_training_are_caught(
-    contents: BundleContents, tmp_path: Path, change: dict[str, Any]
+    contents: BundleContents, tmp_path: Path
 ) -> None:
-    manifest = contents.manifest
+    for change in OTHERS[contents.manifest.system]:
+        save_bundle(replace(contents, manifest=_changed(contents.manifest, change)), tmp_path / "b")
+        with pytest.raises(BundleIncompatible, match=SEQUENCES) as caught:
+            load(tmp_path / "b")
+        assert "\n" not in str(caught.value)
+
+
+def _changed(manifest: Manifest, change: dict[str, Any]) -> Manifest:
+    offline = manifest.offline
+    assert offline is not None
     if "L" in change:
-        manifest = msgspec.structs.replace(manifest, **change)
-    else:
-        assert manifest.offline is not None
-        offline = msgspec.structs.replace(manifest.offline, **change)
-        manifest = msgspec.structs.replace(manifest, offline=offline)
-    save_bundle(replace(contents, manifest=manifest), tmp_path / "bundle")
-    with pytest.raises(BundleIncompatible, match=SEQUENCES) as caught:
-        load(tmp_path / "bundle")
-    assert "\n" not in str(caught.value)
+        return msgspec.structs.replace(manifest, **change)
+    if isinstance(offline, SDIMOffline):
+        other = "mean" if offline.normalization == "l2" else "l2"
+        change = {"normalization": other}
+    return msgspec.structs.replace(manifest, offline=msgspec.structs.replace(offline, **change))
 
 
 def test_a_state_is_stored_as_the_manifest_says(path: Path) -> None:
     bundle = Bundle.load(path)
     keys = bundle.catalog.slots["key"][bundle.catalog.slots["row"] > 0]
     state = open_system(bundle).extract(sequence_of(behaviors_on(keys)))
-    assert state.tensors["interests"].dtype == _kept(bundle)
-    assert state.tensors["centers"].dtype == np.float32
+    for name, tensor in bundle.manifest.stored.items():
+        assert state.tensors[name].dtype == tensor.dtype

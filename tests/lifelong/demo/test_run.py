@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from infra.kafka.local import LocalKafka
+from lifelong.shipped import BUNDLES
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -66,11 +67,14 @@ def running_demo(*arguments: str, temporary: Path) -> Iterator[subprocess.Popen[
             demo.kill()
 
 
-@pytest.fixture(scope="module")
-def report(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a demo over a few events wrote."""
+@pytest.fixture(scope="module", params=BUNDLES)
+def report(
+    request: pytest.FixtureRequest, kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What a demo over a few events wrote, by each system that has a shipped bundle."""
     directory = tmp_path_factory.mktemp("demo")
-    arguments = ["--events", str(EVENTS), "--rate", "0", "--json", str(directory / "report.json")]
+    arguments = ["--system", request.param]
+    arguments += ["--events", str(EVENTS), "--rate", "0", "--json", str(directory / "report.json")]
     with running_demo(*arguments, "--broker", kafka.bootstrap, temporary=directory) as demo:
         output, _ = demo.communicate(timeout=300)
     assert demo.returncode == 0, output

@@ -84,11 +84,22 @@ def configuration(
     )
 
 
+SERVED: dict[str, dict[str, Any]] = {"encode": {"K": 4}, "sdim": {"m": 6, "tau": 2}}
+"""Methods that the services serve, and their settings."""
+
+
 @pytest.fixture(scope="module")
-def bundle(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "encode"
-    export(make("encode", LIVE, K=4), path)
-    return path
+def bundles(make: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles of runs on later data, by method."""
+    directory = tmp_path_factory.mktemp("bundles")
+    for method, settings in SERVED.items():
+        export(make(method, LIVE, **settings), directory / method)
+    return {method: directory / method for method in SERVED}
+
+
+@pytest.fixture(scope="module")
+def bundle(bundles: dict[str, Path]) -> Path:
+    return bundles["encode"]
 
 
 def evaluate(path: Path, **options: Any) -> dict[str, Any]:
@@ -121,8 +132,9 @@ def test_slices_hold_every_candidate(make: Make) -> None:
     assert len(report["slices"]["staleness"]) > 1
 
 
-def test_a_bundle_scores_like_its_run(make: Make, bundle: Path) -> None:
-    by_run, by_bundle = evaluate(make("encode", LIVE, K=4)), evaluate(bundle)
+@pytest.mark.parametrize("method", SERVED)
+def test_a_bundle_scores_like_its_run(make: Make, bundles: dict[str, Path], method: str) -> None:
+    by_run, by_bundle = evaluate(make(method, LIVE, **SERVED[method])), evaluate(bundles[method])
 
     assert by_bundle["kind"] == "bundle"
     assert by_bundle["golden"]["max_difference"] < 1e-5
