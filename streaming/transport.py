@@ -97,8 +97,10 @@ class InOrder:
         return batch.seek < self._done.get(batch.tp, (0, 0))[0]
 
     def is_last(self, tp: TP, seek: int, number: int) -> bool:
-        """Whether all batches up to that one are applied; 0: none was fetched since the seek."""
-        return number == 0 or self._done.get(tp) == (seek, number)
+        """Whether all batches up to that one are applied (0: none was fetched since the seek), and
+        the partition has not been positioned anew since.
+        """
+        return self._done.get(tp) == (seek, number)
 
     def done(self, batch: FetchedBatch) -> None:
         """Note that the batch is applied: the next one follows it."""
@@ -115,6 +117,10 @@ class _Place:
 
     seek: int = 1
     number: int = 0
+
+
+_NOWHERE: Final = _Place(seek=0)
+"""The place of a partition that was not positioned yet."""
 
 
 @dataclass(slots=True)
@@ -260,7 +266,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         standings = {}
         for aiokafka_tp in consumer.assignment().intersection(bounds):
             tp = TP(*aiokafka_tp)
-            place = self._places.places.get(tp, _Place())
+            place = self._places.places.get(tp, _NOWHERE)
             following = reader.position(aiokafka_tp)
             epoch = reader.epoch(aiokafka_tp, following - 1)
             standings[tp] = Standing(

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import mode.loop
@@ -142,9 +144,12 @@ class Worker:
         )
         checks = asyncio.create_task(self._check_broker(app))
         try:
-            await app.start()
-            self._health.cleared("start")
-            while not stop.is_set() and app.crash_reason is None and not app.should_stop:
+            started = await _unless(stop, app.start())
+            if started:
+                self._health.cleared("start")
+            while (
+                started and not stop.is_set() and app.crash_reason is None and not app.should_stop
+            ):
                 self._judge(app)
                 await _wait_at_most(stop.wait(), LOOK_S)
             if app.crash_reason is not None:
@@ -281,6 +286,11 @@ async def _serve(settings: Settings) -> None:
             dead_letters.close()
             store.close()
     log.info("worker stopped")
+    # A thread may wait for ever for a broker that is gone, and the process with it; all that
+    # matters is in the store.
+    leave = threading.Timer(STOP_S, os._exit, (0,))
+    leave.daemon = True
+    leave.start()
 
 
 def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
@@ -328,6 +338,19 @@ async def _retried(
             health.cleared(part)
             return result
     return None
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Whether ``work`` was done before ``stop`` was set, which ends it."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        return task.done()
+    finally:
+        task.cancel()
+        stopped.cancel()
 
 
 async def _wait_at_most(event: Awaitable[Any], timeout_s: float) -> None:

@@ -203,3 +203,14 @@ async def test_every_compression_of_kafka_is_read(
         await until(lambda: worker.events("applied") >= sent, "all events are applied")
 
     assert store.counts() == {f"u{n}": 20 for n in range(10)}
+
+
+def test_what_was_fetched_before_a_seek_is_never_the_last() -> None:
+    """Also where nothing was fetched after the seek before: it may be another topic by now."""
+    tp, order = TP("behaviors", 0), InOrder()
+    order.expect(tp, 1)
+    assert order.is_last(tp, 1, 0)
+    order.expect(tp, 2)
+    assert not order.is_last(tp, 1, 0)
+    assert order.is_last(tp, 2, 0)
+    assert not order.is_last(tp, 2, 1)
