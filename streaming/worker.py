@@ -144,12 +144,9 @@ class Worker:
         )
         checks = asyncio.create_task(self._check_broker(app))
         try:
-            started = await _unless(stop, app.start())
-            if started:
+            if await _unless(stop, app.start()):
                 self._health.cleared("start")
-            while (
-                started and not stop.is_set() and app.crash_reason is None and not app.should_stop
-            ):
+            while not stop.is_set() and app.crash_reason is None and not app.should_stop:
                 self._judge(app)
                 await _wait_at_most(stop.wait(), LOOK_S)
             if app.crash_reason is not None:

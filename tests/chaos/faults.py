@@ -191,8 +191,15 @@ def compress(scene: Scene, chance: random.Random) -> str:
     return ", ".join(codecs)
 
 
+READ_S: Final = 60.0
+"""Longest that workers may take for the events of one burst."""
+
+
 def overtake(scene: Scene, chance: random.Random) -> str:
     """While no worker runs, retention removes events that none has read."""
+    # Who comes to a topic for the first time has missed nothing of what was there before.
+    scene.producer.send(_burst(scene, chance))
+    scene.wait_until(scene.drained, "some of each partition is read", READ_S)
     scene.crew.stop()
     burst = scene.producer.send(_burst(scene, chance))
     topic = scene.settings.broker.topic
