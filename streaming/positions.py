@@ -21,6 +21,10 @@ from streaming.writer import BatchWriter, GivenUp
 
 log: Final = get_logger(__name__)
 
+STILL_S: Final = 60.0
+"""Time after which a partition that does not get on, though its log goes on, is an obstacle. The
+largest batch on the slowest store takes a fraction of it."""
+
 Wanted = Callable[[], bool]
 """Whether the partitions are still ours."""
 
@@ -40,6 +44,11 @@ class _Position:
     held_at: int | None = None
     """Offset at which an open transaction begins; None: none holds the partition back."""
     held_since: float = 0.0
+    """Since when, monotonic seconds."""
+    still_at: int = -1
+    """Offset beyond which it has not come although there is more; -1: there is none, or it may not
+    be read yet."""
+    still_since: float = 0.0
     """Since when, monotonic seconds."""
 
 
@@ -193,15 +202,26 @@ class Positions:
                 at.held_at = None
             elif at.held_at != bounds.stable:
                 at.held_at, at.held_since = bounds.stable, now
+            still_at = at.next if at.next < bounds.stable else -1
+            if still_at != at.still_at:
+                at.still_at, at.still_since = still_at, now
             partition = str(tp.partition)
             metrics.consumer_lag.labels(partition).set(max(0, bounds.end - at.next))
             metrics.held_events.labels(partition).set(max(0, held))
             metrics.held_seconds.labels(partition).set(now - at.held_since if held > 0 else 0)
 
     def obstacles(self) -> dict[str, str]:
-        """Partitions that a transaction has held back for too long, by the name of the part."""
+        """Partitions that a transaction has held back for too long, or that do not get on though
+        they could, by the name of the part.
+        """
         now = time.monotonic()
-        return {
+        still = {
+            f"partition {tp.partition}": f"nothing was applied from offset {at.still_at} on for"
+            f" {now - at.still_since:.0f} s, though there is more: is the worker overloaded?"
+            for tp, at in list(self._at.items())
+            if at.still_at >= 0 and now - at.still_since > STILL_S
+        }
+        return still | {
             f"partition {tp.partition}": f"an open transaction holds it back at offset {at.held_at}"
             f" since {now - at.held_since:.0f} s: end the producer's transaction"
             for tp, at in list(self._at.items())

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import pytest
+from faust.types import TP
+from prometheus_client import CollectorRegistry
 
-from infra.behaviors import item_key
+from infra.behaviors import Source, item_key
 from infra.kafka.local import LocalKafka
+from infra.kafka.logs import LogBounds
+from infra.metrics import WorkerMetrics
 from infra.settings import Settings
 from infra.store import wall_clock_ms
+from infra.stores.memory import MemoryStore
 from streaming.interruptions import Interruptions
+from streaming.lives import Life
+from streaming.positions import STILL_S, Positions, _Position
+from streaming.topic import TopicIdentity
+from streaming.transport import Standing
 from tests.infra.kafka.steps import delete_topic
 from tests.streaming.kafka_harm import delete_records, lose_tail, stopped
 from tests.streaming.running import (
@@ -27,6 +37,9 @@ from tests.streaming.running import (
     running,
     until,
 )
+
+if TYPE_CHECKING:
+    from streaming.writer import BatchWriter
 
 
 def one_partition(kafka: LocalKafka) -> Settings:
@@ -274,3 +287,43 @@ async def test_an_outage_without_new_events_is_made_good_too(kafka: LocalKafka) 
         interruptions(wall_clock_ms())
         await worker.app.batch_agent.check()
         await until(lambda: store.counts() == {"a": 20}, "all is there again")
+
+
+class Still:
+    """A partition of which nothing is applied, as it is measured."""
+
+    def __init__(self) -> None:
+        self.tp = TP("behaviors", 0)
+        metrics = WorkerMetrics(CollectorRegistry())
+        topic = TopicIdentity("behaviors", lambda: "id")
+        self._positions = Positions(topic, MemoryStore(), cast("BatchWriter", None), metrics, 60.0)
+        self.at = _Position(5, 5, Life(), Source(1, 1), 5)
+        self._positions._at[self.tp] = self.at
+
+    def measure(self, *, stable: int, end: int) -> dict[str, str]:
+        standing = Standing(LogBounds(0, stable, end), 1, 1, 5, -1)
+        self._positions.measure({self.tp: standing})
+        self.at.still_since -= STILL_S + 1
+        return self._positions.obstacles()
+
+
+def test_a_partition_that_does_not_get_on_though_there_is_more_is_an_obstacle() -> None:
+    found = Still().measure(stable=9, end=9)
+    assert "from offset 5 on" in found["partition 0"]
+
+
+def test_a_partition_without_more_is_no_obstacle() -> None:
+    assert Still().measure(stable=5, end=5) == {}
+
+
+def test_a_partition_that_a_transaction_holds_back_does_not_have_to_get_on() -> None:
+    assert Still().measure(stable=5, end=9) == {}
+
+
+def test_a_partition_that_gets_on_is_no_obstacle() -> None:
+    still = Still()
+    still.measure(stable=9, end=9)
+    still.at.next = 7
+    standing = Standing(LogBounds(0, 9, 9), 1, 1, 7, -1)
+    still._positions.measure({still.tp: standing})
+    assert still._positions.obstacles() == {}
