@@ -238,11 +238,13 @@ def test_a_json_file_that_cannot_be_written_is_told(tmp_path: Path, events: Path
     assert str(target) in line
 
 
-@pytest.mark.parametrize("command", ["worker", "scorer"])
-def test_a_service_tells_a_bundle_that_is_not_there(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "port"), [("worker", "--metrics-port"), ("scorer", "--port")])
+def test_a_service_tells_a_bundle_that_is_not_there(
+    command: str, port: str, tmp_path: Path
+) -> None:
     store = ["--store", f"lmdb://{tmp_path / 'store'}"]
 
-    done = lifelong(command, "--bundle", "absent", *store, cwd=tmp_path)
+    done = lifelong(command, "--bundle", "absent", port, "0", *store, cwd=tmp_path)
 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
