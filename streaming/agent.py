@@ -214,9 +214,13 @@ class BatchAgent:
     async def _place(self, wanted: Wanted) -> None:
         """Find out where the unplaced partitions stand, and go on there."""
         rebalances, unplaced, back_ms = self._rebalances, set(self._unplaced), self._back_ms
+        topic = self._topic.id
         offsets = await self._patiently(
             lambda: self._positions.find(self._consumer, unplaced, wanted, back_ms), wanted
         )
+        if topic not in (None, self._topic.id):
+            # Another topic: also partitions that were not asked about do not stand as they did.
+            self._misplaced(self._consumer.assignment() - unplaced)
         if rebalances == self._rebalances:
             await self._seek(offsets)
             for tp in offsets:

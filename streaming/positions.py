@@ -127,6 +127,9 @@ class Positions:
             )
             self._deleted |= self._before | self._at
             self._before.clear()
+            # Nobody stands anywhere in the new topic yet; what is known of the old one's logs must
+            # not be kept under its id.
+            self._at.clear()
         await self._tell_deleted(wanted)
         numbers = [tp.partition for tp in partitions]
         lives = await self._writer.until_done(lambda: read_lives(store, topic, numbers), wanted)
