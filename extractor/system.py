@@ -8,7 +8,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from extractor.history import add_behaviors
 from extractor.state import InterestState, Layout
 from infra.arrays import F32, I32, U64, Array
+from infra.errors import BundleIncompatible
 from infra.store import Behaviors, StoredSequence, Version
-from models.bundle import Bundle
+from models.bundle import MANIFEST, Bundle, StateTensor, TableEntry
 from models.features import EMPTY_HISTORY, cross_features, user_features
 
 
@@ -116,6 +117,32 @@ class System(Protocol):
 
     def summarize(self, state: InterestState) -> dict[str, Any]:
         """A state in a few plain numbers, for `lifelong inspect`."""
+
+
+def check_table(bundle: Bundle, name: str, table: TableEntry) -> None:
+    """Refuse a bundle without the item table that its system needs.
+
+    Raises:
+        BundleIncompatible: it lists no such table, or another one under the name.
+    """
+    if bundle.manifest.tables.get(name) != table:
+        raise BundleIncompatible(
+            f"{bundle.path / MANIFEST} lists no item table {name!r} of {table.dtype} and width"
+            f" {table.width}; export the bundle again"
+        )
+
+
+def check_stored(bundle: Bundle, layouts: Sequence[Mapping[str, StateTensor]]) -> None:
+    """Refuse a bundle whose states are laid out in none of the ways that its system knows.
+
+    Raises:
+        BundleIncompatible: they are not.
+    """
+    if bundle.manifest.stored not in layouts:
+        raise BundleIncompatible(
+            f"{bundle.path / MANIFEST} lays out states otherwise than this version stores them;"
+            " export the bundle again"
+        )
 
 
 def one_by_one(

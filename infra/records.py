@@ -35,7 +35,7 @@ import xxhash
 from infra.behaviors import BEHAVIOR
 from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
 from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment
-from infra.store import STATES, Append, Behaviors, DueUser, StoredSequence, Version
+from infra.store import STATES, Append, Appended, Behaviors, DueUser, StoredSequence, Version
 
 RECENT_EVENTS: Final = 32
 """Event keys remembered per user to recognise an event that its producer sent twice. Producers
@@ -118,6 +118,11 @@ class Counters:
     def is_due(self, bundle: int, owner: int, since: int) -> bool:
         """Whether the user is listed as due there: `due`, of one place."""
         return owner == self.owner and since == self.coverage(bundle).since
+
+    def lacks(self, bundle: int) -> bool:
+        """Whether sealed segments are not covered by the bundle's state, and nobody is told yet."""
+        _, covered, since = self.coverage(bundle)
+        return not since and sealed(self.count) > covered
 
     def due_user(self, user: str, bundle: int) -> DueUser:
         """The user as due for a bundle."""
@@ -216,6 +221,11 @@ class Grown:
     """Where the user is not listed as due any more."""
     due: set[DueKey]
     """Where they are now."""
+
+    @property
+    def appended(self) -> Appended:
+        """What became of the behaviors, as stores tell it."""
+        return Appended(self.applied, self.replayed, self.duplicates, self.deleted)
 
 
 NOWHERE: Final[set[DueKey]] = set()
@@ -448,9 +458,9 @@ def set_due(
     """The head, whose numbers are given, of a user who is due for a bundle under ``owner`` since
     now; unchanged where they are due for it already, or no sealed segment is uncovered.
     """
-    _, covered, since = counters.coverage(bundle)
-    if since or sealed(counters.count) <= covered:
+    if not counters.lacks(bundle):
         return Changed(None, NOWHERE, NOWHERE, [])
+    covered = counters.coverage(bundle).covered
     new = Coverage(bundle, covered, now_ms)
     if covered:
         coverages = [new if c.bundle == bundle else c for c in counters.coverages]

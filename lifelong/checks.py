@@ -15,7 +15,7 @@ from infra.kafka.admin import ping, standings, topic_id, topic_partitions
 from infra.kafka.logs import LogBounds
 from infra.settings import Settings
 from infra.store import Store
-from infra.stores import open_store
+from infra.stores import open_as_it_is, open_store
 from infra.stores.lmdb import LmdbStore
 from streaming.lives import read_lives, start
 
@@ -125,9 +125,7 @@ def _check_store(settings: Settings) -> str:
     finally:
         store.close()
     if identity is not None:  # otherwise opening it would bring it up to date
-        # As it is: looking must not be what gives it other names of actions for good.
-        as_it_is = settings.store.model_copy(update={"ttl_s": identity.ttl_s})
-        _check_writes(open_store(as_it_is, actions=identity.actions))
+        _check_writes(open_as_it_is(settings.store, identity))
     said = f"{settings.store.masked_url} answers, {'has users' if some else 'is empty'}"
     if identity is None:
         return f"{said}; made by an earlier version, a worker will bring it up to date"

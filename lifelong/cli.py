@@ -64,6 +64,7 @@ BundlePath = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="DIR", help="Model bundle; default: the shipped one."),
 ]
+Chart = Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")]
 JsonOut = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for standard output."),
@@ -523,7 +524,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Fewer and smaller rounds, 
 def bench_stream(
     *,
     quick: Quick = False,
-    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    chart: Chart = None,
     json_out: JsonOut = None,
 ) -> None:
     """Events a second from Kafka into rolling sequences, beside Faust and Quix Streams."""
@@ -536,7 +537,7 @@ def bench_stream(
 def bench_extract(
     *,
     quick: Quick = False,
-    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    chart: Chart = None,
     json_out: JsonOut = None,
 ) -> None:
     """Users a second from sequences to interests, beside scikit-learn, faiss and torch."""
@@ -549,7 +550,7 @@ def bench_extract(
 def bench_store(
     *,
     quick: Quick = False,
-    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    chart: Chart = None,
     json_out: JsonOut = None,
 ) -> None:
     """Bytes that a user takes in an LMDB file, and that an event costs in writing."""
@@ -562,7 +563,7 @@ def bench_store(
 def bench_catalog(
     *,
     quick: Quick = False,
-    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    chart: Chart = None,
     json_out: JsonOut = None,
 ) -> None:
     """Ten million items: loading, lookups beside a binary search, memory that processes share."""
@@ -575,7 +576,7 @@ def bench_catalog(
 def bench_sdim(
     *,
     quick: Quick = False,
-    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    chart: Chart = None,
     json_out: JsonOut = None,
 ) -> None:
     """Microseconds of a user's buckets: summed anew, brought up to date, and read by candidates."""
@@ -595,7 +596,7 @@ def bench_train(
         Path | None,
         typer.Option(help="A Python with FuxiCTR 2.3.9; default: fetched into a cache."),
     ] = None,
-    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")] = None,
+    chart: Chart = None,
     json_out: JsonOut = None,
 ) -> None:
     """Samples a second in training, beside FuxiCTR's same models."""

@@ -93,6 +93,12 @@ def write_purchases(first: int, last: int, path: Path) -> None:
     pq.write_table(pq.read_table(PURCHASES).slice(first, last - first), path)
 
 
+def rows_by_user(user: I32) -> list[I64]:
+    """Per user, by code, the rows of a table that are theirs, in its order."""
+    order = np.argsort(user, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(user))[:-1])
+
+
 def _codes(column: Any) -> tuple[list[str], I32]:
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int32)

@@ -13,7 +13,7 @@ from rich.console import Console
 from infra.errors import SettingsError
 from infra.settings import Settings
 from infra.store import wall_clock_ms
-from infra.stores import lmdb_place, open_store
+from infra.stores import lmdb_place, open_as_it_is, open_store
 
 FORGET_BATCH: Final = 1000
 """Users deleted in one transaction."""
@@ -58,8 +58,7 @@ def run_forget(settings: Settings, users: Sequence[str]) -> dict[str, Any]:
             f"store.url: {settings.store.masked_url} was made by an earlier version; start a worker"
             " of this one, which brings it up to date"
         )
-    as_it_is = settings.store.model_copy(update={"ttl_s": identity.ttl_s})
-    store = open_store(as_it_is, actions=identity.actions)
+    store = open_as_it_is(settings.store, identity)
     now_ms = wall_clock_ms()
     try:
         known = sum(

@@ -17,7 +17,14 @@ import numpy.typing as npt
 
 from extractor.history import count_items, slices
 from extractor.state import InterestState, Layout
-from extractor.system import Candidates, NamedPart, UserHistory, common_feed
+from extractor.system import (
+    Candidates,
+    NamedPart,
+    UserHistory,
+    check_stored,
+    check_table,
+    common_feed,
+)
 from infra.arrays import F32, I32, I64, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
@@ -297,11 +304,7 @@ def _check(bundle: Bundle) -> EncodeOffline:
             f"{file} has no settings of the offline stage; export the bundle again"
         )
     m, d = offline.m, manifest.d
-    if manifest.tables.get(PROJECTED) != TableEntry("float32", m):
-        raise BundleIncompatible(
-            f"{file} lists no item table {PROJECTED!r} of float32 and width {m}; export the bundle"
-            " again"
-        )
+    check_table(bundle, PROJECTED, TableEntry("float32", m))
     layouts = [
         {
             "centers": StateTensor("float32", ("k", m)),
@@ -310,11 +313,7 @@ def _check(bundle: Bundle) -> EncodeOffline:
         }
         for interests in ("float32", "float16")
     ]
-    if manifest.stored not in layouts:
-        raise BundleIncompatible(
-            f"{file} lays out states otherwise than this version stores them; export the bundle"
-            " again"
-        )
+    check_stored(bundle, layouts)
     return offline
 
 

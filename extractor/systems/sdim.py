@@ -23,7 +23,15 @@ import numpy.typing as npt
 
 from extractor.history import count_items
 from extractor.state import InterestState, Layout
-from extractor.system import Candidates, NamedPart, UserHistory, common_feed, one_by_one
+from extractor.system import (
+    Candidates,
+    NamedPart,
+    UserHistory,
+    check_stored,
+    check_table,
+    common_feed,
+    one_by_one,
+)
 from infra.arrays import F32, U32, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
@@ -180,12 +188,7 @@ def _check(bundle: Bundle) -> SDIMOffline:
         raise BundleIncompatible(
             f"{file} has no settings of SDIM's offline stage; export the bundle again"
         )
-    table = TableEntry(offline.signature, offline.groups)
-    if manifest.tables.get(SIGNATURES) != table:
-        raise BundleIncompatible(
-            f"{file} lists no item table {SIGNATURES!r} of {table.dtype} and width {table.width};"
-            " export the bundle again"
-        )
+    check_table(bundle, SIGNATURES, TableEntry(offline.signature, offline.groups))
     signatures = bundle.tables[SIGNATURES]
     if signatures.max(initial=0) >> offline.tau:
         raise BundleIncompatible(
@@ -199,9 +202,5 @@ def _check(bundle: Bundle) -> SDIMOffline:
         }
         for dtype in ("float32", "float16")
     ]
-    if manifest.stored not in layouts:
-        raise BundleIncompatible(
-            f"{file} lays out states otherwise than this version stores them; export the bundle"
-            " again"
-        )
+    check_stored(bundle, layouts)
     return offline

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from infra.errors import SettingsError
-from infra.store import OPEN_WAIT_S, Damage, Interrupted, Store, StoreOptions, unheard, unheeded
+from infra.store import (
+    OPEN_WAIT_S,
+    Damage,
+    Identity,
+    Interrupted,
+    Store,
+    StoreOptions,
+    unheard,
+    unheeded,
+)
 
 if TYPE_CHECKING:
     from infra.settings import StoreSettings
@@ -70,6 +79,17 @@ def open_store(
         f"store.url: {settings.masked_url!r} names no store; use lmdb://PATH,"
         " aerospike://HOST:PORT/NAMESPACE or memory://"
     )
+
+
+def open_as_it_is(settings: StoreSettings, identity: Identity) -> Store:
+    """Open a store for writing with what it says of itself: whoever only does something to it by
+    hand must not be who gives it another TTL, or other names of actions for good.
+
+    Raises:
+        As `open_store` does.
+    """
+    as_it_is = settings.model_copy(update={"ttl_s": identity.ttl_s})
+    return open_store(as_it_is, actions=identity.actions)
 
 
 def _open_lmdb(settings: StoreSettings, options: StoreOptions) -> Store:

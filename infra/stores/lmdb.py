@@ -661,14 +661,8 @@ class LmdbStore:
         """Whether one of the users is to be made due for a bundle."""
 
         def read(txn: lmdb.Transaction) -> bool:
-            for user in users:
-                counters = self._counters(txn, user.encode())
-                if counters is None:
-                    continue
-                _, covered, since = counters.coverage(bundle)
-                if not since and records.sealed(counters.count) > covered:
-                    return True
-            return False
+            found = (self._counters(txn, user.encode()) for user in users)
+            return any(counters is not None and counters.lacks(bundle) for counters in found)
 
         return self._read(read)
 

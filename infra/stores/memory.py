@@ -189,7 +189,7 @@ class MemoryStore:
             self._heads[user], full = records.seal(grown.head)
             ring = self._segments.setdefault(user, {})
             ring.update((number % self._ring, segment) for number, segment in full)
-        return Appended(grown.applied, grown.replayed, grown.duplicates, grown.deleted)
+        return grown.appended
 
     def _sequence(self, user: str) -> StoredSequence | None:
         head = self._decoded(user)

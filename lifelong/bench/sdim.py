@@ -22,7 +22,7 @@ from extractor.systems.sdim import SIGNATURES, buckets_of
 from infra.segments import SEGMENT
 from infra.store import StoredSequence, Version
 from lifelong.machine import machine
-from lifelong.shipped import BUNDLES, Purchases
+from lifelong.shipped import BUNDLES, Purchases, rows_by_user
 from models.bundle import Bundle, SDIMOffline
 from models.kernels.buckets import fill_buckets, read_buckets
 
@@ -85,9 +85,7 @@ def _sequences(L: int) -> list[StoredSequence]:
     """The last L behaviors of whoever has as many."""
     purchases = Purchases.load()
     behaviors = purchases.behaviors()
-    order = np.argsort(purchases.user, kind="stable")
-    users = np.split(order, np.flatnonzero(np.diff(purchases.user[order])) + 1)
-    kept = [behaviors[rows[-L:]] for rows in users if len(rows) >= L]
+    kept = [behaviors[rows[-L:]] for rows in rows_by_user(purchases.user) if len(rows) >= L]
     return [StoredSequence(Version(1, len(rows)), rows, {}) for rows in kept]
 
 

@@ -26,7 +26,7 @@ from infra.store import Append, Behaviors, Group, InterestWrite
 from infra.stores.lmdb import DATA, LmdbStore
 from infra.stores.lmdb_files import compact
 from lifelong.machine import machine
-from lifelong.shipped import BUNDLE, Purchases
+from lifelong.shipped import BUNDLE, Purchases, rows_by_user
 from models.bundle import Bundle
 
 SEED: Final = 20
@@ -83,9 +83,8 @@ def measure_heavy(path: Path, copies: int) -> dict[str, float]:
     """Users of a thousand purchases with their interests, fed piece by piece."""
     purchases = Purchases.load()
     behaviors = purchases.behaviors()
-    order = np.argsort(purchases.user, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(purchases.user[order]) > 0])
-    people = [behaviors[rows[:HEAVY]] for rows in np.split(order, starts[1:]) if len(rows) >= HEAVY]
+    users_rows = rows_by_user(purchases.user)
+    people = [behaviors[rows[:HEAVY]] for rows in users_rows if len(rows) >= HEAVY]
     bundle = Bundle.load(BUNDLE, verify=False)
     system = open_system(bundle)
     rng = np.random.default_rng(SEED)

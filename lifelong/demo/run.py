@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from extractor.system import System
 from extractor.systems import open_system
-from infra.arrays import F32, I32, I64, Array
+from infra.arrays import F32, Array
 from infra.behaviors import partition_owner
 from infra.errors import LifelongError, SettingsError
 from infra.kafka.admin import create_topic, ping
@@ -41,7 +41,7 @@ from lifelong.demo.plan import plan_requests
 from lifelong.demo.processes import ServiceProcess, free_port
 from lifelong.demo.stream import LARGE, Client, LiveResult, LiveStream, in_order
 from lifelong.portrait import Portrait, name_interests
-from lifelong.shipped import BUNDLES, MAPPING, Purchases, write_purchases
+from lifelong.shipped import BUNDLES, MAPPING, Purchases, rows_by_user, write_purchases
 from models.bundle import Bundle
 from models.features import EMPTY_HISTORY
 from models.measures.quality import Quality, ranking_quality
@@ -468,7 +468,7 @@ class Demo:
         purchases = self._purchases
         behaviors = purchases.behaviors()
         session = self._bundle.scorer_session()
-        rows_of = _rows_by_user(purchases.user)
+        rows_of = rows_by_user(purchases.user)
         scores = []
         for i, request in enumerate(self._requests):
             rows = rows_of[int(purchases.user[request.row])]
@@ -548,11 +548,6 @@ def _stored_user(system: System, profile: Profile | None) -> StoredUser | None:
         count=profile.version.count,
         last_time_ms=max([state.last_time_ms, *newer["time"].tolist()]),
     )
-
-
-def _rows_by_user(user: I32) -> list[I64]:
-    order = np.argsort(user, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(user))[:-1])
 
 
 def _latencies(live: LiveResult) -> dict[str, float]:

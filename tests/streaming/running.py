@@ -33,6 +33,7 @@ from infra.behaviors import Source
 from infra.errors import LifelongError
 from infra.kafka.admin import create_topic, topic_id
 from infra.kafka.clients import producer_config
+from infra.kafka.local import LocalKafka
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
 from infra.store import Append, Appended, Group, StoreOptions
@@ -72,6 +73,15 @@ def create_topics(settings: Settings, max_message_bytes: int = 1_048_588) -> Non
     broker = settings.broker
     create_topic(broker, broker.topic, broker.partitions, max_message_bytes=max_message_bytes)
     create_topic(broker, broker.dead_letter_topic, 1)
+
+
+def one_partition(kafka: LocalKafka, held_max_s: float = 120.0) -> Settings:
+    """Settings of a topic of one partition, which is there."""
+    settings = new_settings(
+        kafka.bootstrap, broker={"partitions": 1}, worker={"held_max_s": held_max_s}
+    )
+    create_topics(settings)
+    return settings
 
 
 def event(user: str, number: int = 0, **changes: Any) -> bytes:

@@ -32,7 +32,7 @@ from tests.streaming.running import (
     committed,
     create_topics,
     event,
-    new_settings,
+    one_partition,
     produce,
     running,
     until,
@@ -40,12 +40,6 @@ from tests.streaming.running import (
 
 if TYPE_CHECKING:
     from streaming.writer import BatchWriter
-
-
-def one_partition(kafka: LocalKafka) -> Settings:
-    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
-    create_topics(settings)
-    return settings
 
 
 def of(user: str, count: int, first: int = 0) -> Iterator[tuple[str, bytes]]:

@@ -196,8 +196,8 @@ def test_partitions_that_go_together_look_at_each_page_once() -> None:
     assert store.pages == [b"", *(b"u%05d" % (n * PAGE - 1) for n in range(1, 5))]
 
 
-def test_a_partition_that_comes_later_is_looked_at_from_its_own_beginning() -> None:
-    house = House(MemoryStore())
+def overtake(house: House) -> None:
+    """One partition passes two of four pages before the others come, and all are looked at."""
     for number in range(4 * PAGE):
         house.add(f"u{number:05}")
     house.renewal = house.again([0])
@@ -205,32 +205,25 @@ def test_a_partition_that_comes_later_is_looked_at_from_its_own_beginning() -> N
     assert house.renewal.step()
     house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
     house.finish()
+
+
+def test_a_partition_that_comes_later_is_looked_at_from_its_own_beginning() -> None:
+    house = House(MemoryStore())
+    overtake(house)
     assert len(house.due()) == 4 * PAGE
 
 
 def test_what_a_partition_has_passed_is_not_marked_again_for_one_that_comes_later() -> None:
     store = Asked()
     house = House(store)
-    for number in range(4 * PAGE):
-        house.add(f"u{number:05}")
-    house.renewal = house.again([0])
-    assert house.renewal.step()
-    assert house.renewal.step()
-    house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
-    house.finish()
+    overtake(house)
     assert len(store.marked) == len(set(store.marked)) == 4 * PAGE
 
 
 def test_pages_are_listed_again_only_up_to_where_the_others_are() -> None:
     store = Asked()
     house = House(store)
-    for number in range(4 * PAGE):
-        house.add(f"u{number:05}")
-    house.renewal = house.again([0])
-    assert house.renewal.step()
-    assert house.renewal.step()
-    house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
-    house.finish()
+    overtake(house)
     first, second, third = (b"u%05d" % (n * PAGE - 1) for n in range(1, 4))
     assert store.pages == [b"", first, b"", first, second, third]
 

@@ -9,28 +9,18 @@ import asyncio
 import pytest
 
 from infra.kafka.local import LocalKafka
-from infra.settings import Settings
 from tests.streaming.kafka_harm import send_in_transaction, transactional
 from tests.streaming.running import (
     KeptLetters,
     Running,
     WatchedStore,
     committed,
-    create_topics,
     event,
-    new_settings,
+    one_partition,
     produce,
     running,
     until,
 )
-
-
-def one_partition(kafka: LocalKafka, held_max_s: float = 120.0) -> Settings:
-    settings = new_settings(
-        kafka.bootstrap, broker={"partitions": 1}, worker={"held_max_s": held_max_s}
-    )
-    create_topics(settings)
-    return settings
 
 
 def some(user: str, count: int) -> list[tuple[str, bytes]]:

@@ -518,10 +518,7 @@ class AerospikeStore:
         self._mend(changed)
         done = Appended()
         for outcome in outcomes.values():
-            done.applied += outcome.applied
-            done.replayed += outcome.replayed
-            done.duplicates += outcome.duplicates
-            done.deleted += outcome.deleted
+            done += outcome.appended
         return done
 
     def _cut_to_ring(self, head: bytes) -> bytes:
