@@ -208,7 +208,8 @@ class BatchAgent:
                 except GivenUp:
                     continue
                 except Exception:
-                    log.exception("partitions not placed")
+                    if not self._app.should_stop:  # else the consumer's thread may have ended
+                        log.exception("partitions not placed")
             await asyncio.sleep(PLACE_PAUSE_S)
 
     async def _place(self, wanted: Wanted) -> None:

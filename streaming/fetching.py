@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,8 +21,10 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     for_code,
 )
+from aiokafka.protocol.fetch import FetchRequest
 
 from infra.errors import typed_line
+from infra.kafka.fetching_by_id import fetch_by_id
 
 Records = list[ConsumerRecord[bytes, bytes]]
 
@@ -32,7 +34,6 @@ RETRY_S: Final = 1.0
 EPOCH_CHANGES: Final = 64
 """Changes of a partition's leader that are remembered: more than lie in what is fetched at once."""
 
-_FETCH: Final = 1  # Kafka's key of the request
 _BATCH: Final = struct.Struct(">qii")  # base offset, length of what follows it, leader epoch
 _LENGTH_ENDS: Final = 12
 _MAGIC_AT: Final = 16
@@ -65,8 +66,13 @@ class Reader:
     failures: dict[TopicPartition, Failure]
     """Partitions that cannot be read. Replaced as a whole, so that any thread may read it."""
 
+    ids: Mapping[str, bytes]
+    """The 16 bytes of topics' ids, by name: nothing is read of another topic that bears the name.
+    Replaced as a whole."""
+
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self.failures = {}
+        self.ids = {}
         self._consumer = consumer
         self._epochs: dict[TopicPartition, list[tuple[int, int]]] = {}
         self._ask = consumer._client.send
@@ -153,17 +159,21 @@ class Reader:
             self.failures = {other: why for other, why in self.failures.items() if other != tp}
 
     async def _send(self, node_id: int, request: Any, **options: Any) -> Any:
-        answer = await self._ask(node_id, request, **options)
-        if getattr(answer, "API_KEY", None) == _FETCH:
-            for topic, parts in answer.topics:
-                for partition, code, _, *_, records in parts:
-                    tp = TopicPartition(topic, partition)
-                    if code:
-                        self._refused(tp, for_code(code))
-                    else:
-                        if tp in self.failures and self.failures[tp].refused:
-                            self._recovered(tp)
-                        self._note_epochs(tp, records or b"")
+        if not isinstance(request, FetchRequest):
+            return await self._ask(node_id, request, **options)
+        ids = self.ids
+        answer = await fetch_by_id(self._ask, node_id, request, ids)
+        if ids is not self.ids:  # what comes of another topic by now may look as if it followed
+            answer.topics = []
+        for topic, parts in answer.topics:
+            for partition, code, _, *_, records in parts:
+                tp = TopicPartition(topic, partition)
+                if code:
+                    self._refused(tp, for_code(code))
+                else:
+                    if tp in self.failures and self.failures[tp].refused:
+                        self._recovered(tp)
+                    self._note_epochs(tp, records or b"")
         return answer
 
     def _refused(self, tp: TopicPartition, error: type[Exception]) -> None:

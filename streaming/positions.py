@@ -40,7 +40,8 @@ class _Position:
     life: Life
     source: Source
     end: int
-    """Offset that the log's next record would have, when it was last asked for."""
+    """Offset that the log's next record would have, the greatest that was heard of and whose loss
+    was not told."""
     held_at: int | None = None
     """Offset at which an open transaction begins; None: none holds the partition back."""
     held_since: float = 0.0
@@ -130,6 +131,7 @@ class Positions:
             # Nobody stands anywhere in the new topic yet; what is known of the old one's logs must
             # not be kept under its id.
             self._at.clear()
+        consumer.read_by_id(self._topic.topic, topic)
         await self._tell_deleted(wanted)
         numbers = [tp.partition for tp in partitions]
         lives = await self._writer.until_done(lambda: read_lives(store, topic, numbers), wanted)
@@ -199,7 +201,13 @@ class Positions:
             at, bounds = self._at.get(tp), standing.log
             if at is None:
                 continue
-            at.end = bounds.end
+            if at.end <= bounds.end:
+                at.end = bounds.end
+            elif 0 <= standing.next <= bounds.end:
+                self._lost(tp, "truncation", range(bounds.end, at.end))
+                at.end = bounds.end
+            # Else what was fetched goes beyond the log's end: it is applied yet, or the partition
+            # is placed anew, and then it is told what nobody has any more.
             held = bounds.end - bounds.stable
             if held <= 0:
                 at.held_at = None
@@ -244,7 +252,8 @@ class Positions:
         fed = max(
             begin.offset, begin.life.begins, -1 if reached is None or begin.cut else reached + 1
         )
-        before = self._at.get(tp)
+        before = self._at.get(tp) or self._before.get(tp)
+        unread = range(begin.cut.stop or end, end if before is None else before.end)
         if begin.cut:
             # Kept before anything is applied under it.
             await self._keep_life(tp, begin.life, wanted)
@@ -257,8 +266,8 @@ class Positions:
                 last_offset=begin.cut.stop - 1,
                 life=begin.life.number,
             )
-            if before is not None and before.end > begin.cut.stop:
-                self._lost(tp, "truncation", range(begin.cut.stop, before.end))
+        if unread:
+            self._lost(tp, "truncation", unread)
         if begin.gone:
             await self._writer.reach(source, begin.offset - 1, wanted)
             self._lost(tp, "retention", begin.gone)

@@ -26,6 +26,7 @@ from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP, ConsumerMessage
 
 from infra.errors import typed_line
+from infra.kafka.fetching_by_id import uuid_of
 from infra.kafka.logs import LogBounds, epoch_ends, log_bounds
 from infra.telemetry import get_logger
 from streaming.fetching import Failure, Reader
@@ -179,6 +180,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         super().__post_init__()
         self._places = _Places()
         self._reader: Reader | None = None
+        self._ids: Mapping[str, bytes] = {}
         self.misplaced: frozenset[TopicPartition] = frozenset()
 
     def _create_worker_consumer(self, transport: FaustTransport) -> AIOKafkaConsumer:
@@ -189,6 +191,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         # Faust reads what was never committed, too, unless it is in a transaction itself.
         consumer._isolation_level = "read_committed"
         self._reader = Reader(consumer)
+        self._reader.ids = self._ids
         return consumer
 
     @property
@@ -254,6 +257,13 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         self.misplaced = reader.misplaced
         return batches
 
+    def read_by_id(self, topic: str, topic_id: str) -> None:
+        """Read and tell of that topic alone, not of another that comes to bear its name."""
+        uuid = uuid_of(topic_id)
+        self._ids = {} if uuid is None else {topic: uuid}
+        if self._reader is not None:
+            self._reader.ids = self._ids
+
     async def standings(self) -> Mapping[TP, Standing]:
         """How far each partition was fetched; raises `KafkaError` where the brokers cannot tell."""
         found: Mapping[TP, Standing] = await self._call(self._standings)
@@ -262,7 +272,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     async def _standings(self) -> dict[TP, Standing]:
         consumer, reader = self._ensure_consumer(), self._reader
         assert reader is not None
-        bounds = await log_bounds(consumer._client, consumer.assignment())
+        bounds = await log_bounds(consumer._client, consumer.assignment(), self._ids)
         standings = {}
         for aiokafka_tp in consumer.assignment().intersection(bounds):
             tp = TP(*aiokafka_tp)
@@ -288,10 +298,11 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         if not asked:
             return {}
         committed = await consumer._coordinator.fetch_committed_offsets(list(asked))
-        bounds = await log_bounds(consumer._client, asked)
         known = {tp: epoch for tp, epoch in asked.items() if epoch is not None and epoch >= 0}
         ends: dict[TopicPartition, int | None] = dict.fromkeys(asked.keys() - known.keys())
         ends |= await epoch_ends(consumer._client, known)
+        # Asked for last, and by id: what was said before is then of no later topic by the name.
+        bounds = await log_bounds(consumer._client, asked, self._ids)
         logs = {}
         for tp in bounds.keys() & ends.keys():
             offset = committed[tp].offset if tp in committed else -1
@@ -445,6 +456,10 @@ class BatchConsumer(FaustConsumer):
     async def seek_to(self, offsets: Mapping[TP, int]) -> Mapping[TP, int]:
         """Position partitions; returns the number of that seek for each that is assigned."""
         return await self._thread.seek_to(offsets)
+
+    def read_by_id(self, topic: str, topic_id: str) -> None:
+        """See `BatchConsumerThread.read_by_id`."""
+        self._thread.read_by_id(topic, topic_id)
 
     async def logs(self, epochs: Mapping[TP, int]) -> Mapping[TP, Log]:
         """See `BatchConsumerThread.logs`."""

@@ -22,6 +22,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.errors import BrokerError, nearest, one_line
 from infra.kafka.clients import bootstrap_of, client_config
+from infra.kafka.fetching_by_id import DERIVED
 from infra.kafka.mock import mock_clusters
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def topic_id(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0)
     """Kafka's id of topic ``name``, base64 of 16 bytes; a topic created again has another one.
 
     A mock cluster and a Kafka older than 2.8 give none. There it is derived from the name and
-    the cluster's id: stable, but blind to a topic deleted and created again.
+    the cluster's id, and says so (`DERIVED`): stable, but blind to a topic deleted and created
+    again.
 
     Raises:
         BrokerError: Kafka cannot be reached, or there is no such topic.
@@ -124,7 +126,7 @@ def topic_id(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0)
         # A mock's id is a mere memory address; its port makes two of them differ.
         where = ",".join(cluster.brokers) if cluster.is_mock else ""
         digest = hashlib.sha256(f"{cluster.id}/{where}/{name}".encode()).digest()[:16]
-        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+        return DERIVED + base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0) -> int:

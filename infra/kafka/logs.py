@@ -6,17 +6,23 @@ Asked through a client of aiokafka that is connected already; it knows each part
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, LeaderNotAvailableError
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.types import Array, Int16, Int32, Int64, Schema, String
 
-_LATEST, _EARLIEST = -1, -2
-_UNCOMMITTED, _COMMITTED = 0, 1
+from infra.kafka.fetching_by_id import Send, fetch_by_id
+
+NO_IDS: Final[Mapping[str, bytes]] = MappingProxyType({})
+
+_LATEST: Final = -1
+_UNCOMMITTED: Final = 0
 _CONSUMER: Final = -1  # in the place of a replica's id
 _ANY_LEADER: Final = -1  # whatever epoch it is in
 
@@ -33,18 +39,39 @@ class LogBounds(NamedTuple):
 
 
 async def log_bounds(
-    client: Any, partitions: Iterable[TopicPartition]
+    client: Any, partitions: Iterable[TopicPartition], ids: Mapping[str, bytes] = NO_IDS
 ) -> dict[TopicPartition, LogBounds]:
     """Where the partitions' logs begin and end now; without those of which nobody can tell.
 
+    Asked by topics' ids: a broker that has just learnt of a topic that was created again may still
+    have the log of the one before it, which it tells of to whoever asks by name.
+
     Raises `KafkaError` where nobody can tell of any.
+
+    Args:
+        client: of aiokafka.
+        partitions: which.
+        ids: the 16 bytes of topics' ids, by their names; others are asked for by name.
     """
-    partitions = list(partitions)
-    beginnings = await _offsets(client, partitions, _UNCOMMITTED, _EARLIEST)
-    stable = await _offsets(client, partitions, _COMMITTED, _LATEST)
-    ends = await _offsets(client, partitions, _UNCOMMITTED, _LATEST)
-    told = beginnings.keys() & stable.keys() & ends.keys()
-    return {tp: LogBounds(beginnings[tp], stable[tp], ends[tp]) for tp in told}
+    ends = await _ends(client, partitions)
+    send: Send = client.send
+
+    def request(topic: str, numbers: list[int]) -> FetchRequest:
+        # From its end on a log gives nothing, but tells where it is.
+        places = [(number, ends[TopicPartition(topic, number)], 1) for number in numbers]
+        return FetchRequest(0, 0, 1, _UNCOMMITTED, [(topic, places)])
+
+    def ask(leader: int, request: FetchRequest) -> Awaitable[Any]:
+        return fetch_by_id(send, leader, request, ids)
+
+    answers = await _ask(client, ends, request, ask) if ends else []
+    bounds = {}
+    for topic, (partition, error, high_watermark, stable, beginning, *_) in answers:
+        if _is_told(client, error):
+            tp = TopicPartition(topic, partition)
+            # A new leader's high watermark may lag for a moment, and then it tells no end.
+            bounds[tp] = LogBounds(beginning, stable, max(ends[tp], high_watermark))
+    return bounds
 
 
 async def epoch_ends(
@@ -74,11 +101,9 @@ async def epoch_ends(
     }
 
 
-async def _offsets(
-    client: Any, partitions: Iterable[TopicPartition], isolation: int, time: int
-) -> dict[TopicPartition, int]:
+async def _ends(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
     def request(topic: str, numbers: list[int]) -> OffsetRequest:
-        return OffsetRequest(_CONSUMER, isolation, [(topic, [(n, time) for n in numbers])])
+        return OffsetRequest(_CONSUMER, _UNCOMMITTED, [(topic, [(n, _LATEST) for n in numbers])])
 
     return {
         TopicPartition(topic, partition): offset
@@ -91,8 +116,10 @@ async def _ask(
     client: Any,
     partitions: Iterable[TopicPartition],
     request: Callable[[str, list[int]], Any],
+    send: Send | None = None,
 ) -> list[tuple[str, Any]]:
     """The answers of the partitions' leaders: (topic, what is said of one partition)."""
+    send = send or client.send
     by_leader: dict[tuple[int, str], list[int]] = defaultdict(list)
     failure: KafkaError | None = None
     for tp in partitions:
@@ -105,7 +132,7 @@ async def _ask(
     answers: list[tuple[str, Any]] = []
     for (leader, topic), numbers in by_leader.items():
         try:
-            answer = await client.send(leader, request(topic, numbers))
+            answer = await send(leader, request(topic, numbers))
         except IncompatibleBrokerVersion:
             raise
         except KafkaError as error:

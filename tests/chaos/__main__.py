@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.kafka.jars import apache_obstacle
-from tests.chaos.faults import FAULTS, PROVED
+from tests.chaos.faults import FAULTS
 from tests.chaos.report import compose, new_console, page, show, tell
 from tests.chaos.run import Run, run_seed
 from tests.chaos.scene import Size
@@ -58,7 +58,7 @@ def main(
     same += [f"--fault={one}" for one in fault or ()]
     runs: list[Run] = []
     report: dict[str, Any] = {}
-    size, chosen = Size(events, users, rate), tuple(fault or PROVED)
+    size, chosen = Size(events, users, rate), tuple(fault or FAULTS)
 
     def run_apart(seed: int) -> Run:
         with _directory(keep, seed) as directory:

@@ -279,13 +279,6 @@ FAULTS: Final[dict[str, Fault]] = {
 }
 """Each by its name."""
 
-GAPS: Final = ("unread-tail-lost",)
-"""Faults that are known to go wrong, injected when named alone: a worker tells of an unread tail
-only where the store has a part of what was cut."""
-
-PROVED: Final = tuple(name for name in FAULTS if name not in GAPS)
-"""Faults that a run injects unless others are named."""
-
 
 def _cut_tail(scene: Scene, burst: range, chance: random.Random) -> str:
     """Kill the broker, cut what one partition has of the burst, and start it."""

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lifelong.machine import machine
-from tests.chaos.faults import GAPS
 from tests.chaos.run import Injected, Run
 
 SUMMED: Final = (
@@ -157,8 +156,6 @@ store. It holds the start of a worker where one was killed, and what was sent me
 | fault | injected | recovery, median | longest |
 | --- | ---: | ---: | ---: |
 {faults}
-
-Not injected, since known to go wrong (`GAPS` of `tests/chaos/faults.py`): {", ".join(GAPS)}.
 
 ## What went wrong
 

@@ -16,7 +16,7 @@ import numpy as np
 from infra.errors import typed_line
 from infra.segments import SEGMENT
 from tests.chaos.checking import Found, compare
-from tests.chaos.faults import FAULTS, PROVED
+from tests.chaos.faults import FAULTS
 from tests.chaos.ledger import Numbers
 from tests.chaos.plan import Injection, draw_plan
 from tests.chaos.reported import reported_lost
@@ -119,7 +119,7 @@ def run_seed(
     seed: int,
     size: Size,
     directory: Path,
-    faults: Sequence[str] = PROVED,
+    faults: Sequence[str] = tuple(FAULTS),
     *,
     extra: int = 0,
     told: Callable[[Injected], None] = lambda _: None,

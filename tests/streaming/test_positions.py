@@ -284,21 +284,60 @@ async def test_an_outage_without_new_events_is_made_good_too(kafka: LocalKafka) 
 
 
 class Still:
-    """A partition of which nothing is applied, as it is measured."""
+    """A partition of which five events are applied, as it is measured."""
 
     def __init__(self) -> None:
         self.tp = TP("behaviors", 0)
-        metrics = WorkerMetrics(CollectorRegistry())
+        metrics = self.metrics = WorkerMetrics(CollectorRegistry())
         topic = TopicIdentity("behaviors", lambda: "id")
         self._positions = Positions(topic, MemoryStore(), cast("BatchWriter", None), metrics, 60.0)
         self.at = _Position(5, 5, Life(), Source(1, 1), 5)
         self._positions._at[self.tp] = self.at
 
-    def measure(self, *, stable: int, end: int) -> dict[str, str]:
-        standing = Standing(LogBounds(0, stable, end), 1, 1, 5, -1)
+    def measure(self, *, stable: int, end: int, fetched: int = 5) -> dict[str, str]:
+        standing = Standing(LogBounds(0, stable, end), 1, 1, fetched, -1)
         self._positions.measure({self.tp: standing})
         self.at.still_since -= STILL_S + 1
         return self._positions.obstacles()
+
+
+def truncated(still: Still) -> int:
+    return int(still.metrics.lost_events.labels("truncation")._value.get())
+
+
+def test_a_tail_that_was_known_and_is_gone_unread_is_counted_once() -> None:
+    still = Still()
+    for end in (9, 7, 7, 8):
+        still.measure(stable=end, end=end)
+
+    assert truncated(still) == 2
+
+
+def test_a_tail_that_was_fetched_before_it_was_lost_is_not_given_up() -> None:
+    still = Still()
+    still.measure(stable=9, end=9)
+    still.measure(stable=7, end=7, fetched=9)
+
+    assert truncated(still) == 0
+
+
+@pytest.mark.kafka
+async def test_a_tail_that_was_known_and_is_gone_is_counted_where_the_partition_is_placed_anew(
+    kafka: LocalKafka,
+) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 10))
+    async with running(settings, store, KeptLetters()) as worker:
+        agent = worker.app.batch_agent
+        await until(lambda: committed(settings) == {0: 10}, "all are committed")
+        tp = TP(settings.broker.topic, 0)
+        agent._positions._at[tp].end = 30  # as if it had been told of 20 more
+        agent._misplaced({tp})
+        await until(lambda: lost(worker, "truncation") == 20, "they are told of")
+        await send(settings, of("b", 10))
+        await until(lambda: store.counts() == {"a": 10, "b": 10}, "what follows is applied")
+
+    assert lost(worker, "truncation") == 20
 
 
 def test_a_partition_that_does_not_get_on_though_there_is_more_is_an_obstacle() -> None:
