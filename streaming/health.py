@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def serve_health(settings: Settings, registry: CollectorRegistry, health: Health
     host, port = settings.worker.metrics_host, settings.worker.metrics_port
     handler = type("Handler", (_Handler,), {"registry": registry, "health": health})
     try:
-        server = ThreadingHTTPServer((host, port), handler)
+        server = _Server((host, port), handler)
     except OSError as error:
         raise SettingsError(
             f"worker.metrics_port = {port}: cannot listen on {host}:{port} ({error.strerror});"
@@ -84,6 +85,13 @@ def serve_health(settings: Settings, registry: CollectorRegistry, health: Health
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a probe that did not wait for its answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -75,6 +76,19 @@ def test_the_endpoints_tell_health_and_metrics() -> None:
         assert kind.startswith("text/plain")
         assert "lifelong_worker_events_total" in body
         assert answer(port, "/")[0] == 404
+
+
+def test_a_probe_that_does_not_wait_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    settings = Settings.model_validate({"worker": {"metrics_port": 0}})
+    with serve_health(settings, CollectorRegistry(), healthy()) as port:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
+                # Closed with a reset, before the answer is written.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                probe.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer(port, "/health/live")[0] == 200
+
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_port_in_use_is_an_error_of_one_line() -> None:
