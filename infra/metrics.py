@@ -107,14 +107,22 @@ class WorkerMetrics(_BundleInfo):
         )
         self.batches = Counter(
             "lifelong_worker_batches",
-            "Batches of events stored and acknowledged. No increase while there is lag means that "
-            "the worker is stuck.",
+            "Transactions of events stored and acknowledged, each of all that was decoded while "
+            "the one before it was written. No increase while there is lag means that the worker "
+            "is stuck.",
             registry=registry,
         )
         self.batch_seconds = Histogram(
             "lifelong_worker_batch_seconds",
-            "Time from a batch's arrival to its acknowledgement: decoding, storing, dead letters.",
+            "Time that a transaction of events took: storing, dead letters, and what had to be "
+            "tried again.",
             buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
+        self.waiting_bytes = Gauge(
+            "lifelong_worker_waiting_bytes",
+            "Memory, about, of events that are decoded and wait to be written, or are being "
+            "written.",
             registry=registry,
         )
         self.append_seconds = Histogram(

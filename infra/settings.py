@@ -201,7 +201,10 @@ class WorkerSettings(Section):
     """The worker: consuming behaviors and keeping interests fresh."""
 
     fetch_max: Positive = 4000
-    """Most records taken from a partition at once, and so written in one transaction."""
+    """Most records taken from a partition at once."""
+    group_bytes: Positive = 64 << 20
+    """Memory that events may take which are decoded and wait to be written, or are. All that came
+    while one transaction was written goes into the next; at most about half of this."""
     session_timeout_s: Seconds = 10.0
     """Silence after which the broker gives a worker's partitions to others."""
     recluster_threads: Annotated[int, Field(ge=0)] = 1

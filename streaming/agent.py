@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final, TypeVar
 
@@ -20,11 +20,11 @@ from faust.types import TP
 from infra.errors import BrokerError, typed_line
 from infra.metrics import WorkerMetrics
 from infra.telemetry import get_logger
-from streaming.events.decoder import Decoded
+from streaming.groups import Waiting, WaitingBatches, size_of
 from streaming.positions import Positions, Wanted
 from streaming.topic import TopicIdentity
 from streaming.transport import BatchConsumer, FetchedBatch, InOrder, Standing
-from streaming.writer import RETRY_MIN_S, BatchWriter, GivenUp
+from streaming.writer import RETRY_MIN_S, BatchWriter, GivenUp, Writable
 
 log: Final = get_logger(__name__)
 
@@ -51,8 +51,19 @@ class BatchAgent:
         topic: TopicIdentity,
         positions: Positions,
         metrics: WorkerMetrics,
+        group_bytes: int,
     ) -> None:
+        """Make it; nothing is read yet.
+
+        Args:
+            app: Faust's.
+            writer: brings batches into the store.
+            topic, positions: where partitions stand.
+            metrics: where all of it is counted.
+            group_bytes: what batches that wait to be written, or are, may take in memory.
+        """
         self._app = app
+        self._group_bytes = group_bytes
         self._writer = writer
         self._topic = topic
         self._positions = positions
@@ -71,51 +82,88 @@ class BatchAgent:
         self._settling: asyncio.Task[None] | None = None
 
     async def consume(self, events: AsyncIterable[Any]) -> None:
-        """Apply the batches of a stream: one is decoded while the one before it is written."""
-        writing: asyncio.Task[None] | None = None
+        """Apply the batches of a stream: while some are written, the next are decoded, and all that
+        were are written together.
+        """
+        waiting = WaitingBatches(self._group_bytes)
+        writing = asyncio.create_task(self._write_groups(waiting))
         try:
             async for event in events:
                 decoded = await self._writer.decode(event.value)
-                if writing is not None:
-                    await writing
-                writing = asyncio.create_task(self._apply_and_acknowledge(event, decoded))
+                await waiting.put(Waiting(event, decoded, size_of(event.value)))
+                self._metrics.waiting_bytes.set(waiting.bytes)
         finally:
-            if writing is not None:
-                writing.cancel()
+            writing.cancel()
 
-    async def _apply_and_acknowledge(self, event: Any, decoded: Decoded) -> None:
-        try:
-            applied = await self.apply(event.value, decoded)
-        except Exception:
-            # No failure is expected here; should there be one, it must not stay silent until the
-            # next batch comes.
-            log.exception("batch failed")
-            await asyncio.sleep(RETRY_MIN_S)
-            await self._fetch_again(event.value)
-        else:
-            if applied:
-                event.ack()
-
-    async def apply(self, batch: FetchedBatch, decoded: Decoded) -> bool:
-        """Apply the batch; returns whether it may be acknowledged. One that may not comes again."""
-        wanted = self._ours(batch.generation)
-        async with self._turn:
-            if batch.tp in self._unplaced or self._order.is_old(batch):
-                return False
-            if not self._order.follows(batch):
-                await self._fetch_again(batch)
-                return False
+    async def _write_groups(self, waiting: WaitingBatches) -> None:
+        while True:
+            group = await waiting.take()
             try:
-                if not await self._continues(batch.tp, batch.next, batch.epoch, wanted):
-                    return False
-                source = self._positions.source(batch.tp)
-                await self._writer.write(batch, decoded, source, wanted)
-            except GivenUp:
-                self._go_back_if_interrupted()
-                return False
-            self._order.done(batch)
-            self._positions.applied(batch)
-            return True
+                applied = await self.apply(group)
+            except Exception:
+                # No failure is expected here; should there be one, it must not stay silent until
+                # the next batch comes.
+                log.exception("batches failed")
+                await asyncio.sleep(RETRY_MIN_S)
+                await self._fetch_again(group[0].batch)
+            else:
+                for one in applied:
+                    one.event.ack()
+            await waiting.done(group)
+            self._metrics.waiting_bytes.set(waiting.bytes)
+
+    async def apply(self, group: Sequence[Waiting]) -> list[Waiting]:
+        """Apply batches, as many as can be in one transaction.
+
+        Returns:
+            Those that were applied, and may be acknowledged. The others come again.
+        """
+        applied: list[Waiting] = []
+        rest = list(group)
+        while rest:
+            async with self._turn:
+                done, rest = await self._apply_first(rest)
+            applied += done
+        return applied
+
+    async def _apply_first(self, group: list[Waiting]) -> tuple[list[Waiting], list[Waiting]]:
+        """Apply the first of the batches; those that were, and those that are to be looked at next.
+
+        A batch that another leader took than the one before it in its partition is looked at when
+        that one is applied: only then it can be told whether the log lost something in between.
+        """
+        writable: list[Writable] = []
+        last: dict[TP, FetchedBatch] = {}
+        applied: list[Waiting] = []
+        rest: list[Waiting] = []
+        astray: FetchedBatch | None = None
+        try:
+            for place, one in enumerate(group):
+                batch, before = one.batch, last.get(one.batch.tp)
+                wanted = self._ours(batch.generation)
+                if not wanted() or batch.tp in self._unplaced or self._order.is_old(batch):
+                    continue
+                if not self._order.follows(batch, before):
+                    astray = astray or batch
+                    continue
+                if before is not None and batch.epoch != before.epoch:
+                    rest = group[place:]
+                    break
+                if await self._continues(batch.tp, batch.next, batch.epoch, wanted):
+                    writable.append(Writable(batch, one.decoded, self._positions.source(batch.tp)))
+                    last[batch.tp] = batch
+                    applied.append(one)
+            if writable:
+                await self._writer.write(writable, self._ours())
+        except GivenUp:
+            self._go_back_if_interrupted()
+            return [], []
+        for one in applied:
+            self._order.done(one.batch)
+            self._positions.applied(one.batch)
+        if astray is not None:
+            await self._fetch_again(astray)
+        return applied, rest
 
     async def check(self) -> None:
         """Look after what no batch tells: another topic under the name, and how far the logs go.

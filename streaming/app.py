@@ -107,7 +107,9 @@ def create_app(
     identity = TopicIdentity(settings.broker.topic, topic_id)
     held_max_s = settings.worker.held_max_s
     positions = Positions(identity, store, app.writer, metrics, held_max_s)
-    app.batch_agent = agent = BatchAgent(app, app.writer, identity, positions, metrics)
+    app.batch_agent = agent = BatchAgent(
+        app, app.writer, identity, positions, metrics, settings.worker.group_bytes
+    )
     topic = app.topic(
         settings.broker.topic, key_serializer="raw", value_serializer="raw", schema=_BatchSchema()
     )

@@ -87,8 +87,12 @@ class InOrder:
     def __init__(self) -> None:
         self._done: dict[TP, tuple[int, int]] = {}
 
-    def follows(self, batch: FetchedBatch) -> bool:
-        """Whether all batches before this one, since its partition was sought, are applied."""
+    def follows(self, batch: FetchedBatch, before: FetchedBatch | None = None) -> bool:
+        """Whether all batches before this one, since its partition was sought, are applied, or will
+        be with ``before``.
+        """
+        if before is not None:
+            return (batch.seek, batch.number) == (before.seek, before.number + 1)
         seek, number = self._done.get(batch.tp, (0, 0))
         expected = number + 1 if batch.seek == seek else 1
         return batch.seek >= seek and batch.number == expected

@@ -42,6 +42,18 @@ class GivenUp(Exception):
     """A batch was not written, being ours no longer: whoever has its partition now applies it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Writable:
+    """A batch that is to be written."""
+
+    batch: FetchedBatch
+    """One partition's records."""
+    decoded: Decoded
+    """What `BatchWriter.decode` made of them."""
+    source: Source
+    """That partition."""
+
+
 @dataclass(slots=True)
 class WriterProgress:
     """How writing goes, for the worker's health: written in the loop, read by any thread."""
@@ -97,35 +109,32 @@ class BatchWriter:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoding, self._decode, batch)
 
-    async def write(
-        self, batch: FetchedBatch, decoded: Decoded, source: Source, wanted: Callable[[], bool]
-    ) -> None:
-        """Apply the batch; return when store and dead-letter topic have what is theirs.
+    async def write(self, group: Sequence[Writable], wanted: Callable[[], bool]) -> None:
+        """Apply batches at once; return when store and dead-letter topic have what is theirs.
 
         Args:
-            batch: one partition's records.
-            decoded: what `decode` made of it.
-            source: that partition.
-            wanted: whether the batch is still ours; asked before each retry.
+            group: batches, those of one partition in their order.
+            wanted: whether they are still ours; asked before each retry.
 
         Raises:
-            GivenUp: it is not ours any more.
+            GivenUp: they are not ours any more.
         """
         started = time.monotonic()
         self.progress.moved()
-        appended, refused = await self.until_done(
-            lambda: self._append(source, decoded, batch.next - 1), wanted
-        )
-        rejects = decoded.rejects + _refusals(batch, refused)
-        if rejects:
-            letters = _letters(batch, rejects)
+        joined = _joined(group)
+        appended, refused = await self.until_done(lambda: self._append(joined), wanted)
+        rejects = [(one, one.decoded.rejects + _refusals(one, refused)) for one in group]
+        letters = [letter for one, of in rejects for letter in _letters(one.batch, of)]
+        if letters:
             await self.until_done(lambda: self._dead_letters.send(letters), wanted)
-        self._measure(batch, appended, rejects, time.monotonic() - started)
+        self._measure(appended, time.monotonic() - started)
+        for one, of in rejects:
+            self._measure_rejects(one.batch, of)
         self.progress.moved()
 
     async def reach(self, source: Source, last: int, wanted: Callable[[], bool]) -> None:
         """Tell the store that the source is dealt with up to an offset; raises as `write` does."""
-        await self.until_done(lambda: self._apply(Group(source, [], last)), wanted)
+        await self.until_done(lambda: self._apply([Group(source, [], last)]), wanted)
 
     async def until_done(self, call: Callable[[], T], wanted: Callable[[], bool]) -> T:
         """What ``call`` returns, called in the thread until it succeeds, with growing pauses.
@@ -177,45 +186,52 @@ class BatchWriter:
         records = [(record.offset, record.key, record.value) for record in batch.records]
         return self._decoder.decode_batch(records, self._clock())
 
-    def _append(
-        self, source: Source, decoded: Decoded, last: int
-    ) -> tuple[Appended, list[_Refused]]:
-        """Append all users at once; if one of them cannot be stored, one by one."""
+    def _append(self, groups: Sequence[Group]) -> tuple[Appended, list[_Refused]]:
+        """Append all users at once; without those that cannot be stored, if there are any."""
+        refused: list[_Refused] = []
         with self._metrics.append_seconds.time():
             try:
-                return self._apply(Group(source, decoded.appends, last)), []
+                return self._apply(groups), refused
             except (RecordTooLarge, StoreCorrupt):
-                return self._append_singly(source, decoded.appends, last)
-
-    def _append_singly(
-        self, source: Source, appends: Sequence[Append], last: int
-    ) -> tuple[Appended, list[_Refused]]:
-        total = Appended()
-        refused: list[_Refused] = []
-        for append in appends:
-            try:
-                total += self._apply(Group(source, [append]))
-            except (RecordTooLarge, StoreCorrupt) as error:
-                refused.append((append, error))
-                if len(refused) == len(appends) >= SUSPICIOUS_CORRUPTIONS:
+                users = [(group.source, append) for group in groups for append in group.appends]
+                total = self._append_halves(users, refused)
+                if len(refused) == len(users) >= SUSPICIOUS_CORRUPTIONS:
                     raise
-        self._apply(Group(source, [], last))
-        return total, refused
+                self._apply([Group(group.source, [], group.reached) for group in groups])
+                return total, refused
 
-    def _apply(self, group: Group) -> Appended:
+    def _append_halves(self, users: Sequence[_User], refused: list[_Refused]) -> Appended:
+        """Append users, and find those that cannot be stored by halving."""
+        total = Appended()
+        half = (len(users) + 1) // 2
+        for part in (users[:half], users[half:]):
+            try:
+                total += self._apply(_grouped(part))
+            except (RecordTooLarge, StoreCorrupt) as error:
+                if len(part) == 1:
+                    refused.append((*part[0], error))
+                else:
+                    total += self._append_halves(part, refused)
+        return total
+
+    def _apply(self, groups: Sequence[Group]) -> Appended:
         # Looked at before each append, retries included: the store may have lost what came before.
         if self.interruptions.pending:
             raise GivenUp
-        return self._store.append([group], self._clock(), digest=self._digest)
+        return self._store.append(groups, self._clock(), digest=self._digest)
 
-    def _measure(
-        self, batch: FetchedBatch, appended: Appended, rejects: Sequence[Reject], seconds: float
-    ) -> None:
+    def _measure(self, appended: Appended, seconds: float) -> None:
         metrics = self._metrics
         metrics.events.labels("applied").inc(appended.applied)
         metrics.events.labels("replayed").inc(appended.replayed)
         metrics.events.labels("duplicate").inc(appended.duplicates)
         metrics.events.labels("deleted").inc(appended.deleted)
+        metrics.batches.inc()
+        metrics.batch_seconds.observe(seconds)
+        metrics.last_batch_timestamp_seconds.set(self._clock() / 1000)
+
+    def _measure_rejects(self, batch: FetchedBatch, rejects: Sequence[Reject]) -> None:
+        metrics = self._metrics
         metrics.events.labels("rejected").inc(len(rejects))
         for reject in rejects:
             metrics.rejects.labels(reject.reason.value).inc()
@@ -229,28 +245,73 @@ class BatchWriter:
                 first_reason=first.reason.value,
                 first_detail=first.detail,
             )
-        metrics.batches.inc()
-        metrics.batch_seconds.observe(seconds)
-        metrics.last_batch_timestamp_seconds.set(self._clock() / 1000)
 
 
-_Refused = tuple[Append, LifelongError]
-"""A user's part of a batch that the store can never take, and why."""
+_User = tuple[Source, Append]
+"""A user's part of what came of a source."""
+
+_Refused = tuple[Source, Append, LifelongError]
+"""One that the store can never take, and why."""
 
 
-def _refusals(batch: FetchedBatch, refused: Sequence[_Refused]) -> list[Reject]:
-    """The events that the store can never take, as rejects."""
+def _grouped(users: Sequence[_User]) -> list[Group]:
+    """One group a source."""
+    groups: dict[int, tuple[Source, list[Append]]] = {}
+    for source, append in users:
+        groups.setdefault(source.key, (source, []))[1].append(append)
+    return [Group(source, appends) for source, appends in groups.values()]
+
+
+def _joined(group: Sequence[Writable]) -> list[Group]:
+    """One group a source, and in it one append a user."""
+    by_source: dict[int, list[Writable]] = {}
+    for one in group:
+        by_source.setdefault(one.source.key, []).append(one)
+    return [
+        Group(ones[0].source, _appends(ones), ones[-1].batch.next - 1)
+        for ones in by_source.values()
+    ]
+
+
+def _appends(ones: Sequence[Writable]) -> list[Append]:
+    """The appends of a source's batches, by user."""
+    if len(ones) == 1:
+        return ones[0].decoded.appends
+    joined: dict[str, Append] = {}
+    for one in ones:
+        for append in one.decoded.appends:
+            before = joined.get(append.user)
+            if before is None:
+                # Its own: what was decoded is written again if the group is given up.
+                joined[append.user] = Append(
+                    append.user,
+                    list(append.behaviors),
+                    list(append.event_keys),
+                    list(append.offsets),
+                )
+            else:
+                before.behaviors += append.behaviors
+                before.event_keys += append.event_keys
+                before.offsets += append.offsets
+    return list(joined.values())
+
+
+def _refusals(one: Writable, refused: Sequence[_Refused]) -> list[Reject]:
+    """The events of a batch that the store can never take, as rejects."""
     if not refused:
         return []
-    by_offset = {record.offset: record for record in batch.records}
+    by_offset = {record.offset: record for record in one.batch.records}
     rejects = []
-    for append, error in refused:
+    for source, append, error in refused:
+        if source.key != one.source.key:
+            continue
         too_large = isinstance(error, RecordTooLarge)
         reason = Reason.RECORD_TOO_LARGE if too_large else Reason.RECORD_CORRUPT
         detail = one_line(error)
-        for offset in append.offsets:
-            record = by_offset[offset]
-            rejects.append(Reject(offset, record.key, record.value, reason, detail))
+        for record in map(by_offset.get, append.offsets):
+            if record is None:  # of another batch of the group
+                continue
+            rejects.append(Reject(record.offset, record.key, record.value, reason, detail))
     return rejects
 
 

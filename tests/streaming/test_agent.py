@@ -132,11 +132,11 @@ async def test_a_batch_that_failed_for_no_known_reason_comes_again(kafka: LocalK
         apply = agent.apply
         failed: list[Any] = []
 
-        async def faulty(batch: Any, decoded: Any) -> bool:
+        async def faulty(group: Any) -> Any:
             if not failed:
-                failed.append(batch)
+                failed.append(group)
                 raise ZeroDivisionError
-            return await apply(batch, decoded)
+            return await apply(group)
 
         agent.apply = faulty  # type: ignore[method-assign]
         sent = await asyncio.to_thread(produce, settings, [("a", event("a", n)) for n in range(10)])

@@ -159,11 +159,14 @@ async def test_a_batch_dropped_before_anything_was_committed_comes_again(
         agent = worker.app.batch_agent
         apply, dropped = agent.apply, []
 
-        async def lossy(batch: Any, decoded: Any) -> bool:
-            if batch.tp not in dropped:
-                dropped.append(batch.tp)
-                return False
-            return await apply(batch, decoded)
+        async def lossy(group: Any) -> Any:
+            kept = []
+            for one in group:
+                if one.batch.tp in dropped:
+                    kept.append(one)
+                else:
+                    dropped.append(one.batch.tp)
+            return await apply(kept)
 
         agent.apply = lossy  # type: ignore[method-assign]
         sent = await asyncio.to_thread(produce, settings, events(users=20, each=20))

