@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import faust
 from aiokafka.errors import KafkaError
@@ -35,7 +35,8 @@ able to tell, it is asked so often and no more."""
 PLACE_LATE_S: Final = 10.0
 """Time after which a partition of which it is not known where to go on is an obstacle."""
 
-T = TypeVar("T")
+UNANSWERED: Final = (BrokerError, KafkaError, TimeoutError)
+"""What a question to the brokers ends with that they cannot answer now."""
 
 
 class BatchAgent:
@@ -73,7 +74,10 @@ class BatchAgent:
         """Partitions of which it is not known where to go on, and since when (monotonic seconds);
         none of their batches is applied."""
         self._untold: set[TP] = set()
-        """Partitions of which no broker could tell how far their logs go."""
+        """Partitions of which no broker could tell how far their logs go, twice in a row: leaders
+        change."""
+        self._once_untold: set[TP] = set()
+        """Those of which none could the last time."""
         self._rebalances = 0
         self._back_ms: int | None = None
         """From when on partitions that are placed are read again, ms since epoch."""
@@ -179,7 +183,8 @@ class BatchAgent:
             self._misplaced(self._consumer.assignment())
         standings = await self._consumer.standings()
         self._positions.measure(standings)
-        self._untold = self._consumer.assignment() - standings.keys()
+        untold = self._consumer.assignment() - standings.keys()
+        self._untold, self._once_untold = untold & self._once_untold, untold
         self._metrics.unreadable_partitions.set(len(self._unreadable()))
         if self._settling is None or self._settling.done():
             # Not waited for: it waits for the store.
@@ -249,24 +254,33 @@ class BatchAgent:
             self._placing = asyncio.create_task(self._place_all())
 
     async def _place_all(self) -> None:
+        """Place all, and whatever comes to be placed meanwhile.
+
+        Between two looks batches have their turn: a partition of which no broker can tell must not
+        stop the others.
+        """
+        said = ""
         while self._unplaced and not self._app.should_stop:
             async with self._turn:
                 try:
                     await self._place(self._ours())
+                    said = ""
                 except GivenUp:
                     continue
+                except UNANSWERED as error:
+                    if said != (said := typed_line(error)):
+                        log.info("brokers do not answer yet", error=said)
                 except Exception:
                     if not self._app.should_stop:  # else the consumer's thread may have ended
                         log.exception("partitions not placed")
+            self._writer.progress.moved()
             await asyncio.sleep(PLACE_PAUSE_S)
 
     async def _place(self, wanted: Wanted) -> None:
         """Find out where the unplaced partitions stand, and go on there."""
         rebalances, unplaced, back_ms = self._rebalances, set(self._unplaced), self._back_ms
         topic = self._topic.id
-        offsets = await self._patiently(
-            lambda: self._positions.find(self._consumer, unplaced, wanted, back_ms), wanted
-        )
+        offsets = await self._positions.find(self._consumer, unplaced, wanted, back_ms)
         if topic not in (None, self._topic.id):
             # Another topic: also partitions that were not asked about do not stand as they did.
             self._misplaced(self._consumer.assignment() - unplaced)
@@ -279,9 +293,13 @@ class BatchAgent:
 
     async def _continues(self, tp: TP, following: int, epoch: int, wanted: Wanted) -> bool:
         """Whether what was fetched continues the log; if not, the partition is placed anew."""
-        continues = await self._patiently(
-            lambda: self._positions.continues(self._consumer, tp, following, epoch, wanted), wanted
-        )
+        try:
+            continues = await self._positions.continues(
+                self._consumer, tp, following, epoch, wanted
+            )
+        except UNANSWERED as error:
+            log.info("brokers do not answer yet", error=typed_line(error))
+            continues = False
         if not continues:
             self._misplaced({tp})
         return continues
@@ -303,20 +321,6 @@ class BatchAgent:
         """Tells whether the partitions of a generation, by default the present one, are ours."""
         since = self._app.consumer_generation_id if generation is None else generation
         return lambda: since == self._app.consumer_generation_id and not self._app.should_stop
-
-    async def _patiently(self, call: Callable[[], Awaitable[T]], wanted: Wanted) -> T:
-        """What ``call`` returns, once the brokers answer; raises `GivenUp` when unwanted."""
-        pause = RETRY_MIN_S
-        while True:
-            try:
-                return await call()
-            except (BrokerError, KafkaError, TimeoutError) as error:
-                log.info("brokers do not answer yet", error=typed_line(error))
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-                self._writer.progress.moved()
-                if not wanted():
-                    raise GivenUp from error
 
     async def _fetch_again(self, batch: FetchedBatch) -> None:
         """Go back to what is applied: something before the batch got lost on its way."""

@@ -19,6 +19,7 @@ from infra.settings import BrokerSettings, Settings
 from infra.store import Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.agent import BatchAgent
+from streaming.assignment import Assignor
 from streaming.dead_letters import DeadLetters
 from streaming.interruptions import Interruptions
 from streaming.positions import Positions
@@ -172,6 +173,7 @@ def _faust_settings(settings: Settings) -> dict[str, Any]:
         "web_enabled": False,
         "autodiscover": False,
         "TableManager": NoTables,
+        "PartitionAssignor": Assignor,
         "store": "memory://",
     }
 

@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiokafka.errors import LeaderNotAvailableError
+from faust.types import TP
 
 from infra.errors import BrokerError, StoreUnavailable
 from infra.kafka.local import LocalKafka
@@ -120,6 +122,52 @@ async def test_a_topic_created_again_and_filled_beyond_the_old_offset_is_read_on
 
     assert store.counts() == {"a": 50}
     assert worker.events("applied") == 50
+
+
+@pytest.mark.kafka
+async def test_a_topic_created_again_with_fewer_partitions_leaves_none_behind(
+    kafka: LocalKafka,
+) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 6})
+    create_topics(settings)
+    fewer = new_settings(kafka.bootstrap, broker={"partitions": 2, "topic": settings.broker.topic})
+    store = WatchedStore()
+
+    async with running(settings, store) as worker, running(settings, store) as other:
+        await until(lambda: len(worker.partitions | other.partitions) == 6, "all are assigned")
+        await asyncio.to_thread(delete_topic, settings.broker.bootstrap, settings.broker.topic)
+        await asyncio.to_thread(create_topics, fewer)
+        await until(lambda: worker.partitions | other.partitions == {0, 1}, "those there are")
+        sent = [(f"u{n}", event(f"u{n}", n)) for n in range(20)]
+        await asyncio.to_thread(produce, settings, sent)
+        await until(lambda: len(store.counts()) == 20, "the new topic is read")
+
+
+@pytest.mark.kafka
+async def test_a_partition_of_which_no_broker_can_tell_does_not_stop_the_others(
+    kafka: LocalKafka,
+) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 2})
+    create_topics(settings)
+    store, stuck = WatchedStore(), TP(settings.broker.topic, 0)
+    sent = [(f"u{n}", event(f"u{n}", n)) for n in range(20)]
+
+    async with running(settings, store) as worker:
+        await until(lambda: len(worker.partitions) == 2, "partitions are assigned")
+        consumer: Any = worker.app.consumer
+        logs = consumer.logs
+
+        async def without_one(epochs: Any) -> Any:
+            if set(epochs) == {stuck}:
+                raise LeaderNotAvailableError
+            return await logs({tp: epoch for tp, epoch in epochs.items() if tp != stuck})
+
+        consumer.logs = without_one
+        worker.app.batch_agent._misplaced({stuck})
+        await asyncio.to_thread(produce, settings, sent)
+        await until(lambda: 0 < len(store.counts()) < 20, "the other partition is read")
+        consumer.logs = logs
+        await until(lambda: len(store.counts()) == 20, "and the one when a broker can tell")
 
 
 @pytest.mark.kafka
