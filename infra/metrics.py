@@ -249,6 +249,11 @@ class WorkerMetrics(_BundleInfo):
             "(an unclean election, a disk), and give their offsets to other events.",
             registry=registry,
         )
+        self.logs_asked_timestamp_seconds = Gauge(
+            "lifelong_worker_logs_asked_timestamp_seconds",
+            "When the brokers last told how far the logs of all partitions go. Lag is as of then.",
+            registry=registry,
+        )
         self.last_batch_timestamp_seconds = Gauge(
             "lifelong_worker_last_batch_timestamp_seconds",
             "When the last batch was acknowledged, as seconds since epoch; 0: none yet.",

@@ -185,6 +185,8 @@ class BatchAgent:
         self._positions.measure(standings)
         untold = self._consumer.assignment() - standings.keys()
         self._untold, self._once_untold = untold & self._once_untold, untold
+        if not untold:
+            self._metrics.logs_asked_timestamp_seconds.set_to_current_time()
         self._metrics.unreadable_partitions.set(len(self._unreadable()))
         if self._settling is None or self._settling.done():
             # Not waited for: it waits for the store.

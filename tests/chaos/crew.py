@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
@@ -16,6 +17,8 @@ from lifelong.demo.processes import ServiceProcess, free_port
 
 READY_S: Final = 180.0
 """Longest wait for a worker to be ready, on a busy machine."""
+
+LOGS_ASKED: Final = "lifelong_worker_logs_asked_timestamp_seconds "
 
 
 class Crew:
@@ -90,6 +93,10 @@ class Crew:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._workers[place].pid, signal.SIGCONT)
 
+    def know_logs_since(self, moment: float) -> bool:
+        """Whether every worker has asked how far the logs go since a moment, in `time.time`."""
+        return all(_logs_asked(self._ports[place]) > moment for place in self._workers)
+
     @contextlib.contextmanager
     def limited(self, size: int) -> Iterator[None]:
         """Let no file of theirs grow beyond so many bytes."""
@@ -112,3 +119,13 @@ class Crew:
         """Every line that any of them said, process after process."""
         logs = sorted(self._directory.glob("worker-*.log"))
         return [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+
+
+def _logs_asked(port: int) -> float:
+    """When a worker last heard how far the logs go; 0: it did not, or does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return 0.0
+    return next((float(line.split()[1]) for line in lines if line.startswith(LOGS_ASKED)), 0.0)

@@ -24,7 +24,6 @@ from infra.kafka.clients import client_config
 from infra.processes import die_with_parent
 from tests.chaos.log_tail import cut_tail
 from tests.chaos.scene import (
-    CHECK_S,
     PARTITIONS,
     SESSION_S,
     CommandFailed,
@@ -79,9 +78,6 @@ for done in admin.delete_records(ends).values():
 """
 """A program that removes records. It is one since processes that called the client's
 `delete_records` themselves died at a later collection of garbage (confluent-kafka 2.12.2)."""
-
-KNOWN_S: Final = 2.5 * CHECK_S
-"""Time after which every worker has asked how far the logs go."""
 
 
 class Fault(NamedTuple):
@@ -142,7 +138,7 @@ def renew_topic(scene: Scene, chance: random.Random) -> str:
     before = topic_id(broker, broker.topic)
     with _program(scene, _LOCK):
         burst = scene.producer.send(_burst(scene, chance))
-        time.sleep(KNOWN_S)
+        _let_all_know(scene)
         with _admin(scene) as admin:
             admin.delete_topics([broker.topic])[broker.topic].result(30)
         scene.ledger.renew_topic()
@@ -170,7 +166,7 @@ def lose_unread_tail(scene: Scene, chance: random.Random) -> str:
     """The same, but nobody has stored what is cut, though all know of it."""
     with _program(scene, _LOCK):
         burst = scene.producer.send(_burst(scene, chance))
-        time.sleep(KNOWN_S)
+        _let_all_know(scene)
         return _cut_tail(scene, burst, chance)
 
 
@@ -322,6 +318,12 @@ def _program(scene: Scene, text: str) -> Iterator[int]:
             yield int(said)
         finally:
             program.kill()
+
+
+def _let_all_know(scene: Scene) -> None:
+    """Wait until every worker has heard how far the logs go by now."""
+    now = time.time()
+    scene.wait_until(lambda: scene.crew.know_logs_since(now), "all workers know the logs", 60)
 
 
 def _burst(scene: Scene, chance: random.Random) -> int:
