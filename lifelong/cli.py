@@ -523,6 +523,16 @@ Quick = Annotated[bool, typer.Option("--quick", help="Fewer and smaller rounds, 
 @bench.command("stream")
 def bench_stream(
     *,
+    load: Annotated[
+        Literal["purchases", "light", "uniform"],
+        typer.Option(help="The shipped purchases, 500,000 light users, or 1,000,000 alike."),
+    ] = "purchases",
+    reclustering: Annotated[
+        Literal["on", "off"], typer.Option(help="Whether our worker reclusters meanwhile.")
+    ] = "off",
+    events: Annotated[
+        int | None, typer.Option(min=1000, help="How many events our worker gets.")
+    ] = None,
     quick: Quick = False,
     chart: Chart = None,
     json_out: JsonOut = None,
@@ -530,7 +540,12 @@ def bench_stream(
     """Events a second from Kafka into rolling sequences, beside Faust and Quix Streams."""
     with _extra("bench"):
         from lifelong.bench import stream
-    _report_bench(lambda: stream.run(quick=quick), "stream", chart, json_out)
+
+    def measure() -> dict[str, Any]:
+        return stream.run(quick, load, reclustering=reclustering == "on", events=events)
+
+    title = f"stream, {load}, reclustering {reclustering}"
+    _report_bench(measure, title, chart, json_out)
 
 
 @bench.command("extract")

@@ -92,6 +92,13 @@ class ServiceProcess:
             return int(own.split()[1]) * 1024
         return 0
 
+    def written(self) -> int:
+        """Bytes that it has handed to the system for writing; 0 where the system does not tell."""
+        with contextlib.suppress(OSError, StopIteration, ValueError):
+            lines = Path(f"/proc/{self.pid}/io").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("wchar")).split()[1])
+        return 0
+
     def stop(self, patience_s: float = STOP_S) -> None:
         """End it: asked first, killed after ``patience_s``."""
         if self._process.poll() is None:
