@@ -229,7 +229,7 @@ class BatchAgent:
         self._rebalances += 1
         self._untold.clear()
         self._unplaced = dict.fromkeys(assigned, time.monotonic())
-        self._positions.forget(revoked - assigned)
+        self._positions.forget(assigned, revoked)
         consumer = self._consumer
         consumer.resume_at = lambda: self._positions.next
         consumer.on_misplaced = self._misplaced

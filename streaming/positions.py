@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
 from faust.types import TP
 
-from infra.behaviors import Source
+from infra.behaviors import Source, partition_source
+from infra.kafka.logs import LogBounds
 from infra.metrics import WorkerMetrics
 from infra.store import Store
 from infra.telemetry import get_logger
@@ -53,6 +55,18 @@ class _Position:
     """Since when, monotonic seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Deleted:
+    """A partition of a topic that was deleted."""
+
+    tp: TP
+    topic_id: str
+    end: int
+    """As of `_Position`."""
+    next: int
+    """Where it would have been read on, should the store know nothing of it."""
+
+
 class Positions:
     """Where the assigned partitions stand: found out after each rebalance, kept from there on.
 
@@ -80,8 +94,10 @@ class Positions:
         self._at: dict[TP, _Position] = {}
         self._before: dict[TP, _Position] = {}
         """Where partitions stood that have not been found anew since a rebalance."""
-        self._deleted: dict[TP, _Position] = {}
-        """Where partitions of a deleted topic stood, until it is told what was lost with them."""
+        self._heard: dict[TP, LogBounds] = {}
+        """The logs of partitions of which it was not found out yet where to go on."""
+        self._deleted: list[_Deleted] = []
+        """What was known of a deleted topic, until it is told what was lost with it."""
 
     @property
     def next(self) -> dict[TP, int]:
@@ -92,12 +108,20 @@ class Positions:
         """The source that the partition is now; raises `GivenUp` if it is not ours any more."""
         return self._of(tp).source
 
-    def forget(self, revoked: Collection[TP]) -> None:
-        """Know nothing any more; partitions that are not ours are told of no longer."""
+    def forget(self, assigned: Collection[TP], revoked: Collection[TP]) -> None:
+        """Know nothing for sure any more; partitions that are not ours are told of no longer.
+
+        Whoever is left without any still knows where they stood: that is how the group's members
+        hear that the topic was deleted.
+        """
         self._before |= self._at
         self._at.clear()
+        if assigned:
+            for known in (self._before, self._heard):
+                for tp in known.keys() - assigned:
+                    known.pop(tp)
         metrics = self._metrics
-        for tp in revoked:
+        for tp in set(revoked) - set(assigned):
             for gauge in (metrics.consumer_lag, metrics.held_events, metrics.held_seconds):
                 try:
                     gauge.remove(str(tp.partition))
@@ -122,12 +146,15 @@ class Positions:
             GivenUp: the partitions are not ours any more.
         """
         store, topic = self._store, await self._topic.read()
+        before = self._topic.id
         if self._topic.adopt(topic):
+            assert before is not None
             log.warning(
                 "topic was created anew, starting at its beginning", topic=self._topic.topic
             )
-            self._deleted |= self._before | self._at
+            self._note_deleted(before)
             self._before.clear()
+            self._heard.clear()
             # Nobody stands anywhere in the new topic yet; what is known of the old one's logs must
             # not be kept under its id.
             self._at.clear()
@@ -153,7 +180,8 @@ class Positions:
             await self._begin(tp, begin, reached[number], found.bounds.end, wanted)
             if begin.offset != (found.committed or 0):
                 consumer.acknowledge(tp, begin.offset, anew=True)
-        self._before.clear()
+            self._before.pop(tp, None)
+            self._heard.pop(tp, None)
         if back_ms is not None:
             for tp, offset in (await consumer.offsets_since(logs, back_ms)).items():
                 at = self._of(tp)
@@ -200,6 +228,7 @@ class Positions:
         for tp, standing in standings.items():
             at, bounds = self._at.get(tp), standing.log
             if at is None:
+                self._hear(tp, bounds)
                 continue
             if at.end <= bounds.end:
                 at.end = bounds.end
@@ -273,17 +302,36 @@ class Positions:
             self._lost(tp, "retention", begin.gone)
         self._at[tp] = _Position(begin.offset, fed, begin.life, source, end)
 
+    def _hear(self, tp: TP, log: LogBounds) -> None:
+        """Take note of the log of a partition of which it is not known where to go on."""
+        if tp in self._before:
+            self._before[tp].end = max(self._before[tp].end, log.end)
+        else:
+            self._heard[tp] = log
+
+    def _note_deleted(self, topic_id: str) -> None:
+        """Note what is known of the topic with that id, which is no more."""
+        for tp, heard in self._heard.items():
+            self._deleted.append(_Deleted(tp, topic_id, heard.end, heard.beginning))
+        for tp, at in (self._before | self._at).items():
+            self._deleted.append(_Deleted(tp, topic_id, at.end, at.next))
+
     async def _tell_deleted(self, wanted: Wanted) -> None:
         """Tell what a deleted topic held, as far as that is known, and the store was not fed."""
-        keys = [at.source.key for at in self._deleted.values()]
-        if not keys:
-            return
-        reached = await self._writer.until_done(lambda: self._store.positions(keys), wanted)
-        for (tp, at), fed in zip(self._deleted.items(), reached, strict=True):
-            following = at.next if fed is None else max(at.life.begins, fed + 1)
-            if at.end > following:
-                self._lost(tp, "deletion", range(following, at.end))
-        self._deleted.clear()
+        while self._deleted:
+            gone = self._deleted[-1]
+            following = await self._writer.until_done(partial(self._following, gone), wanted)
+            self._deleted.pop()
+            if gone.end > following:
+                self._lost(gone.tp, "deletion", range(following, gone.end))
+
+    def _following(self, gone: _Deleted) -> int:
+        """Offset of the first event of a deleted partition that the store was not fed."""
+        number = gone.tp.partition
+        life = read_lives(self._store, gone.topic_id, [number])[number]
+        source = partition_source(gone.tp.topic, gone.topic_id, number, life.number)
+        (fed,) = self._store.positions([source.key])
+        return max(life.begins, gone.next if fed is None else fed + 1)
 
     def _lost(self, tp: TP, cause: str, offsets: range) -> None:
         self._metrics.lost_events.labels(cause).inc(len(offsets))

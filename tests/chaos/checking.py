@@ -51,6 +51,25 @@ def compare(ledger: Ledger, stored: Sequence[Numbers]) -> Found:
     )
 
 
+def destroyed_where(ledger: Ledger, stored: Sequence[Numbers]) -> list[str]:
+    """Where the events lay that Kafka destroyed before they were read, a line a partition."""
+    numbers, _ = _flat(stored)
+    numbers = numbers[(numbers >= 0) & (numbers < ledger.sent)]
+    missing = ledger.committed & (ledger.destroyed > 0)
+    missing[numbers] = False
+    places = np.stack((ledger.destroyed, ledger.topics, ledger.partitions), axis=1)[missing]
+    offsets = ledger.offsets[missing]
+    lines = []
+    for place in np.unique(places, axis=0):
+        there = offsets[(places == place).all(axis=1)]
+        cause, topic, partition = place
+        lines.append(
+            f"{CAUSES[cause - 1]}: topic {topic}, partition {partition}, {len(there):,} of offsets"
+            f" {there.min()} to {there.max()}"
+        )
+    return lines
+
+
 def _flat(stored: Sequence[Numbers]) -> tuple[Numbers, npt.NDArray[np.int64]]:
     owners = np.repeat(np.arange(len(stored)), [len(one) for one in stored])
     return np.concatenate([*stored, np.empty(0, np.int64)]), owners

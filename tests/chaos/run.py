@@ -15,7 +15,7 @@ import numpy as np
 
 from infra.errors import typed_line
 from infra.segments import SEGMENT
-from tests.chaos.checking import Found, compare
+from tests.chaos.checking import Found, compare, destroyed_where
 from tests.chaos.faults import FAULTS
 from tests.chaos.ledger import Numbers
 from tests.chaos.plan import Injection, draw_plan
@@ -57,6 +57,8 @@ class Run:
     committed: int = 0
     reported: dict[str, int] = field(default_factory=dict)
     """Events that the workers say Kafka destroyed before they were read, by cause."""
+    destroyed_where: list[str] = field(default_factory=list)
+    """Where those lay that it did destroy."""
     went_back: int = 0
     not_current: int = 0
     """Users with a full segment that their interests do not cover."""
@@ -103,6 +105,7 @@ class Run:
             **found,
             "destroyed": sum(found["destroyed"].values()),
             "destroyed_by": found["destroyed"],
+            "destroyed_where": self.destroyed_where,
             "reported": sum(self.reported.values()),
             "reported_by": self.reported,
             "unreported": self.unreported,
@@ -161,7 +164,9 @@ def _play(scene: Scene, run: Run, plan: list[Injection], told: Callable[[Injecte
     scene.crew.stop()
     run.went_back = sampler.went_back
     run.committed = int(scene.ledger.committed.sum())
-    run.found = compare(scene.ledger, _stored(scene))
+    stored = _stored(scene)
+    run.found = compare(scene.ledger, stored)
+    run.destroyed_where = destroyed_where(scene.ledger, stored)
     run.reported = reported_lost(scene.crew.said())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from faust.types import TP
@@ -198,6 +198,31 @@ async def test_what_a_deleted_topic_held_unread_is_counted(kafka: LocalKafka) ->
         await until(lambda: store.counts().get("b") == 5, "the new topic is read")
 
     assert store.counts()["a"] == applied
+
+
+@pytest.mark.kafka
+async def test_what_a_deleted_topic_held_is_counted_though_its_partition_was_not_placed_yet(
+    kafka: LocalKafka,
+) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 10))
+    async with running(settings, store, KeptLetters()) as worker:
+        agent, topic = worker.app.batch_agent, settings.broker.topic
+        await until(lambda: committed(settings) == {0: 10}, "all are committed")
+        consumer: Any = worker.app.consumer
+        logs = consumer.logs
+
+        async def unknown(_: object) -> dict[TP, object]:
+            return {}
+
+        consumer.logs = unknown  # as if nobody could tell where to go on
+        agent.rebalanced({TP(topic, 0)}, {TP(topic, 0)})
+        await send(settings, of("a", 20, first=10))
+        await agent.check()
+        await asyncio.to_thread(delete_topic, settings.broker.bootstrap, topic)
+        await asyncio.to_thread(create_topics, settings)
+        consumer.logs = logs
+        await until(lambda: lost(worker, "deletion") == 20, "what was not read is told")
 
 
 @pytest.mark.kafka
