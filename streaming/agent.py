@@ -181,12 +181,13 @@ class BatchAgent:
             return
         if found != self._topic.id:
             self._misplaced(self._consumer.assignment())
+        asked_at = time.time()
         standings = await self._consumer.standings()
         self._positions.measure(standings)
         untold = self._consumer.assignment() - standings.keys()
         self._untold, self._once_untold = untold & self._once_untold, untold
         if not untold:
-            self._metrics.logs_asked_timestamp_seconds.set_to_current_time()
+            self._metrics.logs_asked_timestamp_seconds.set(asked_at)
         self._metrics.unreadable_partitions.set(len(self._unreadable()))
         if self._settling is None or self._settling.done():
             # Not waited for: it waits for the store.

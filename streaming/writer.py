@@ -277,22 +277,23 @@ def _appends(ones: Sequence[Writable]) -> list[Append]:
     """The appends of a source's batches, by user."""
     if len(ones) == 1:
         return ones[0].decoded.appends
-    joined: dict[str, Append] = {}
-    for one in ones:
+    joined = {append.user: append for append in ones[0].decoded.appends}
+    made: set[str] = set()
+    for one in ones[1:]:
         for append in one.decoded.appends:
-            before = joined.get(append.user)
-            if before is None:
-                # Its own: what was decoded is written again if the group is given up.
-                joined[append.user] = Append(
-                    append.user,
-                    list(append.behaviors),
-                    list(append.event_keys),
-                    list(append.offsets),
+            user = append.user
+            before = joined.setdefault(user, append)
+            if before is append:
+                continue
+            if user not in made:
+                # Of its own: what was decoded is joined again if the group is written again.
+                made.add(user)
+                before = joined[user] = Append(
+                    user, before.behaviors[:], before.event_keys[:], before.offsets[:]
                 )
-            else:
-                before.behaviors += append.behaviors
-                before.event_keys += append.event_keys
-                before.offsets += append.offsets
+            before.behaviors += append.behaviors
+            before.event_keys += append.event_keys
+            before.offsets += append.offsets
     return list(joined.values())
 
 

@@ -18,7 +18,8 @@ from lifelong.demo.processes import ServiceProcess, free_port
 READY_S: Final = 180.0
 """Longest wait for a worker to be ready, on a busy machine."""
 
-LOGS_ASKED: Final = "lifelong_worker_logs_asked_timestamp_seconds "
+LOGS_ASKED: Final = "lifelong_worker_logs_asked_timestamp_seconds"
+LAG: Final = "lifelong_worker_consumer_lag{"
 
 
 class Crew:
@@ -93,9 +94,13 @@ class Crew:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._workers[place].pid, signal.SIGCONT)
 
-    def know_logs_since(self, moment: float) -> bool:
-        """Whether every worker has asked how far the logs go since a moment, in `time.time`."""
-        return all(_logs_asked(self._ports[place]) > moment for place in self._workers)
+    def know_logs_since(self, moment: float, partitions: int) -> bool:
+        """Whether the workers have asked how far the logs of all so many partitions go since a
+        moment, in `time.time`.
+        """
+        told = [_metrics(self._ports[place]) for place in self._workers]
+        read = {name for one in told for name in one if name.startswith(LAG)}
+        return len(read) == partitions and all(one.get(LOGS_ASKED, 0) > moment for one in told)
 
     @contextlib.contextmanager
     def limited(self, size: int) -> Iterator[None]:
@@ -121,11 +126,12 @@ class Crew:
         return [line for log in logs for line in log.read_text(errors="replace").splitlines()]
 
 
-def _logs_asked(port: int) -> float:
-    """When a worker last heard how far the logs go; 0: it did not, or does not answer."""
+def _metrics(port: int) -> dict[str, float]:
+    """What a worker's metrics say; nothing where it does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
     except OSError:
-        return 0.0
-    return next((float(line.split()[1]) for line in lines if line.startswith(LOGS_ASKED)), 0.0)
+        return {}
+    said = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, value in said}

@@ -19,7 +19,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from infra.errors import BrokerError
-from infra.kafka.admin import create_topic, topic_id
+from infra.kafka.admin import create_topic, topic_id, topic_partitions
 from infra.kafka.clients import client_config
 from infra.processes import die_with_parent
 from tests.chaos.log_tail import cut_tail
@@ -322,8 +322,11 @@ def _program(scene: Scene, text: str) -> Iterator[int]:
 
 def _let_all_know(scene: Scene) -> None:
     """Wait until every worker has heard how far the logs go by now."""
-    now = time.time()
-    scene.wait_until(lambda: scene.crew.know_logs_since(now), "all workers know the logs", 60)
+    now, topic = time.time(), scene.settings.broker.topic
+    partitions = topic_partitions(scene.settings.broker, topic)
+    scene.wait_until(
+        lambda: scene.crew.know_logs_since(now, partitions), "all workers know the logs", 60
+    )
 
 
 def _burst(scene: Scene, chance: random.Random) -> int:
