@@ -214,8 +214,8 @@ class WorkerSettings(Section):
     interests are of another one."""
     recluster_poll_s: Seconds = 0.1
     """Pause between two looks for due users when there were none due."""
-    recluster_batch: Positive = 256
-    """Users read, reclustered and written back together."""
+    recluster_batch: Positive = 1024
+    """Most users whose interests are written together, in one transaction."""
     retry_max_s: Seconds = 5.0
     """Longest pause between two tries of a store write; the first pause is much shorter."""
     metrics_host: str = "127.0.0.1"

@@ -568,7 +568,7 @@ def bench_store(
     chart: Chart = None,
     json_out: JsonOut = None,
 ) -> None:
-    """Bytes that a user takes in an LMDB file, and that an event costs in writing."""
+    """What stores take, in events and reads a second, and what users and events cost in bytes."""
     from lifelong.bench import store
 
     _report_bench(lambda: store.run(quick=quick), "store", chart, json_out)

@@ -279,8 +279,12 @@ class LmdbStore:
         return self._read(read)
 
     def put_interests(self, writes: Sequence[InterestWrite], now_ms: int) -> list[Written]:
+        # As appends are: neighbours share their pages.
+        order = sorted(range(len(writes)), key=lambda place: writes[place].user.encode())
+
         def write(txn: lmdb.Transaction) -> list[Written]:
-            return [self._put_interest(txn, interest, now_ms) for interest in writes]
+            written = {place: self._put_interest(txn, writes[place], now_ms) for place in order}
+            return [written[place] for place in range(len(writes))]
 
         return self._write(write)
 

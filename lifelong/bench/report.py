@@ -65,9 +65,24 @@ def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
             Bar(most, 0, row["value"], width=BAR),
         )
     console.print(table)
+    for more in result.get("tables", ()):
+        console.print(_more(more))
     if chart is not None:
         _draw(title, result, chart)
         console.print(f"chart: {chart}", highlight=False)
+
+
+def _more(more: dict[str, Any]) -> Table:
+    """A further table: its columns' names, and values by the names of its rows."""
+    table = Table(title=more["title"], title_justify="left")
+    table.add_column("")
+    for column in more["columns"]:
+        table.add_column(column, justify="right")
+    for name, values in more["rows"].items():
+        table.add_row(
+            name, *(f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in values)
+        )
+    return table
 
 
 def _draw(title: str, result: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``lifelong bench store``: what a user costs in an LMDB file, and what an event costs in writing.
+"""``lifelong bench store``: what stores take (`lifelong.bench.store_load`), and what a user costs.
 
 Heavy users are real ones, the shipped purchases of those with a thousand and more, each in many
 copies: their events come in small pieces among everybody else's, and each sealed segment is
@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from infra.segments import SEGMENT
 from infra.store import Append, Behaviors, Group, InterestWrite
 from infra.stores.lmdb import DATA, LmdbStore
 from infra.stores.lmdb_files import compact
+from lifelong.bench.store_load import cells, measure, written_bytes
 from lifelong.machine import machine
 from lifelong.shipped import BUNDLE, Purchases, rows_by_user
 from models.bundle import Bundle
@@ -49,6 +50,16 @@ class Load:
     light: int
 
 
+COLUMNS: Final = {
+    "CPU us/event": "cpu_us_per_event",
+    "B written/event": "bytes_written_per_event",
+    "B kept/user": "bytes_kept_per_user",
+    "interests/s": "interests_per_second",
+    "read p50 ms": "read_p50_ms",
+    "p99 ms": "read_p99_ms",
+}
+"""Headings, and what of `Taken` stands under them."""
+
 FULL: Final = Load(copies=60, light=200_000)
 QUICK: Final = Load(copies=10, light=20_000)
 
@@ -59,8 +70,11 @@ def run(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lifelong-bench.") as directory:
         heavy = measure_heavy(Path(directory) / "heavy", load.copies)
         light = measure_light(Path(directory) / "light", load.light)
+    taken = {cell: measure(cell) for cell in cells(quick)}
     figures = {**heavy, **light}
-    rows = {
+    for cell, one in taken.items():
+        figures |= {f"{cell.key}_{name}": round(value, 3) for name, value in asdict(one).items()}
+    bytes_of = {
         "user of 1,000": figures["bytes_per_user_1000"],
         "user of 1,000, compacted": figures["bytes_per_user_1000_compacted"],
         "of that its interests": figures["bytes_of_state_1000"],
@@ -71,10 +85,26 @@ def run(quick: bool) -> dict[str, Any]:
     return {
         "machine": machine(),
         "results": [
-            {"name": name, "value": value, "unit": "bytes"} for name, value in rows.items()
+            {"name": cell.name, "value": round(one.events_per_second, 1), "unit": "events/s"}
+            for cell, one in taken.items()
         ],
         "ratios": {},
         "peers": [],
+        "tables": [
+            {
+                "title": "what it costs",
+                "columns": [*COLUMNS],
+                "rows": {
+                    cell.name: [getattr(one, name) for name in COLUMNS.values()]
+                    for cell, one in taken.items()
+                },
+            },
+            {
+                "title": "bytes in an LMDB file",
+                "columns": ["bytes"],
+                "rows": {name: [value] for name, value in bytes_of.items()},
+            },
+        ],
         "figures": figures,
     }
 
@@ -93,13 +123,13 @@ def measure_heavy(path: Path, copies: int) -> dict[str, float]:
     written = 0
     with _store(path) as store:
         for start in range(0, HEAVY, PIECE):
-            before = _written()
+            before = written_bytes()
             for some in _shuffled(users, rng):
                 appends = [
                     _append(user, people[who][start : start + PIECE], start) for who, user in some
                 ]
                 store.append([Group(SOURCE, appends)], 1, digest=bundle.digest)
-            written += _written() - before
+            written += written_bytes() - before
             if (start + PIECE) // SEGMENT == start // SEGMENT:
                 continue
             for who in range(len(people)):
@@ -108,7 +138,7 @@ def measure_heavy(path: Path, copies: int) -> dict[str, float]:
                 state = system.extract(sealed_part(sequence))
                 record = system.layout.encode(state)
                 made[who] = InterestWrite("", bundle.digest, state.version, record)
-            before = _written()
+            before = written_bytes()
             for some in _shuffled(users, rng):
                 writes = [made[who] for who, _ in some]
                 store.put_interests(
@@ -118,7 +148,7 @@ def measure_heavy(path: Path, copies: int) -> dict[str, float]:
                     ],
                     2,
                 )
-            written += _written() - before
+            written += written_bytes() - before
     size = (path / DATA).stat().st_size
     return {
         "users_1000": len(users),
@@ -135,7 +165,7 @@ def measure_light(path: Path, number: int) -> dict[str, float]:
     behaviors = np.zeros(number, BEHAVIOR)
     behaviors["action"] = 1
     users = [(place, f"user-{place:07}") for place in range(number)]
-    before = _written()
+    before = written_bytes()
     with _store(path) as store:
         for offset in range(LIGHT):
             behaviors["item"] = rng.integers(0, 2**63, number)
@@ -143,7 +173,7 @@ def measure_light(path: Path, number: int) -> dict[str, float]:
             for some in _shuffled(users, rng, SEGMENT * 1000 // 16):
                 appends = [_append(user, behaviors[at : at + 1], offset) for at, user in some]
                 store.append([Group(SOURCE, appends)], 1)
-    written = _written() - before
+    written = written_bytes() - before
     size = (path / DATA).stat().st_size
     return {
         "users_10": number,
@@ -176,12 +206,3 @@ def _shuffled(
     order: I64 = rng.permutation(len(users))
     for start in range(0, len(order), together):
         yield [users[place] for place in order[start : start + together]]
-
-
-def _written() -> int:
-    """Bytes that this process has written so far."""
-    for line in Path("/proc/self/io").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "wchar":
-            return int(value)
-    raise OSError("/proc/self/io has no wchar")
