@@ -75,9 +75,9 @@ def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
 def _more(more: dict[str, Any]) -> Table:
     """A further table: its columns' names, and values by the names of its rows."""
     table = Table(title=more["title"], title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in more["columns"]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, values in more["rows"].items():
         table.add_row(
             name, *(f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in values)

@@ -51,11 +51,11 @@ class Load:
 
 
 COLUMNS: Final = {
-    "CPU us/event": "cpu_us_per_event",
-    "B written/event": "bytes_written_per_event",
-    "B kept/user": "bytes_kept_per_user",
-    "interests/s": "interests_per_second",
-    "read p50 ms": "read_p50_ms",
+    "CPU us": "cpu_us_per_event",
+    "written": "bytes_written_per_event",
+    "kept": "bytes_kept_per_user",
+    "states/s": "interests_per_second",
+    "p50 ms": "read_p50_ms",
     "p99 ms": "read_p99_ms",
 }
 """Headings, and what of `Taken` stands under them."""
@@ -92,7 +92,7 @@ def run(quick: bool) -> dict[str, Any]:
         "peers": [],
         "tables": [
             {
-                "title": "what it costs",
+                "title": "CPU and bytes written an event, bytes kept a user, interests, reads",
                 "columns": [*COLUMNS],
                 "rows": {
                     cell.name: [getattr(one, name) for name in COLUMNS.values()]

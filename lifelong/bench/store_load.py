@@ -51,7 +51,7 @@ class Cell:
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.store}, {self.users:,} users, {self.load}"
+        return f"{self.store} {self.users:,} {self.load}"
 
     @property
     def key(self) -> str:
