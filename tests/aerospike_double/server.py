@@ -67,9 +67,9 @@ class AerospikeDouble:
 
     Faults a test can order: `go_away` and `come_back`, ``fault`` (a function that may answer any
     record's command with a result code instead of carrying it out, or do something behind the
-    client's back first), ``delay_s`` before every answer but info's, ``builds`` (an index that is
-    made is not readable until `finish_indexes`), `drop_index`, `kill` (which loses what was not
-    flushed), and `advance` for the clock.
+    client's back first), ``delay_s`` before every answer but info's, ``info_delay_s`` before those,
+    ``builds`` (an index that is made is not readable until `finish_indexes`), `drop_index`, `kill`
+    (which loses what was not flushed), and `advance` for the clock.
 
     >>> with AerospikeDouble() as server:
     ...     server.host
@@ -94,7 +94,7 @@ class AerospikeDouble:
         self.fault: Fault | None = None
         self.security_code = SECURITY_NOT_ENABLED
         """The answer to a login. 52: this server has no security, as the community edition."""
-        self.delay_s = 0.0
+        self.delay_s = self.info_delay_s = 0.0
         self.refuses_data = False
         """Listens and answers info, as a server that is still starting, but no data command."""
         self.up_since = time.monotonic() - 1000
@@ -208,6 +208,8 @@ class AerospikeDouble:
 
     def _answer(self, connection: socket.socket, kind: int, body: bytes) -> None:
         if kind == INFO:
+            if self.info_delay_s:
+                time.sleep(self.info_delay_s)
             connection.sendall(frame(INFO, self._info(body)))
         elif kind == SECURITY:
             connection.sendall(frame(SECURITY, bytes([0, self.security_code]) + bytes(14)))

@@ -24,6 +24,10 @@ from infra.stores.aerospike.outages import Outages
 TIMEOUT_S: Final = 5.0
 """How long one call to the servers may take, retries included."""
 
+CONNECT_S: Final = 1.0
+"""Least time for a connection and what is asked at its beginning. It is made beside the calls, and
+with TLS, or a node across a network, takes longer than a scorer waits for an answer."""
+
 WALK_TIMEOUT_S: Final = 60.0
 """How long a walk over all users may take; for tools only."""
 
@@ -118,7 +122,8 @@ class AerospikeClient:
         except exception.AerospikeError as error:
             if client is not None:
                 client.close()
-            raise _failure(address, error.code, error.msg, timeout_s) from error
+            patience_s = max(timeout_s, CONNECT_S)
+            raise _failure(address, error.code, error.msg, patience_s) from error
         return cls(client, address, options, timeout_s)
 
     def close(self) -> None:
@@ -345,7 +350,7 @@ def _timeouts(timeout_s: float) -> dict[str, int]:
 
 def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
     timeouts = _timeouts(timeout_s)
-    total = timeouts["total_timeout"]
+    connect = _timeouts(max(timeout_s, CONNECT_S))["total_timeout"]
     config: dict[str, Any] = {
         "hosts": list(address.hosts),
         "policies": {
@@ -354,9 +359,9 @@ def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
             "remove": timeouts,
             "batch": timeouts,
             "query": timeouts,
-            "info": {"timeout": total},
+            "info": {"timeout": connect},
         },
-        "connect_timeout": total,
+        "connect_timeout": connect,
     }
     if address.user is not None:
         config["user"] = address.user
