@@ -207,6 +207,11 @@ class WorkerSettings(Section):
     while one transaction was written goes into the next; at most about half of this."""
     session_timeout_s: Seconds = 10.0
     """Silence after which the broker gives a worker's partitions to others."""
+    member: Annotated[str, Field(min_length=1, max_length=249)] | None = None
+    """Name of this worker in its group, which no other worker has and which stays with it over a
+    restart (of a pod of a StatefulSet, for example): who is back within session_timeout_s goes on
+    with the same partitions, and nobody else's move. None: partitions of one that stops go to
+    others at once."""
     recluster_threads: Annotated[int, Field(ge=0)] = 1
     """Threads that recluster users; 0: this worker reclusters nobody."""
     renew_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0

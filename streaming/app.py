@@ -162,6 +162,7 @@ def _faust_settings(settings: Settings) -> dict[str, Any]:
         "broker_commit_interval": COMMIT_INTERVAL_S,
         # Where to go on is for us to find out, and to tell what is lost (`Positions`).
         "consumer_auto_offset_reset": "none",
+        "consumer_group_instance_id": worker.member,
         "consumer_max_fetch_size": FETCH_BYTES,
         "consumer_metadata_max_age_ms": int(METADATA_MAX_AGE_S * 1000),
         "key_serializer": "raw",

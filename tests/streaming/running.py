@@ -235,10 +235,13 @@ class Running:
     app: LifelongApp
     metrics: WorkerMetrics
     partitions: set[int] = field(default_factory=set)
+    assignments: int = 0
+    """How often it was given partitions."""
     rebalances: int = 0
 
     def assigned(self, partitions: set[int]) -> None:
         self.partitions = partitions
+        self.assignments += 1
         self.rebalances += 1
 
     def events(self, outcome: str) -> int:

@@ -144,6 +144,29 @@ async def test_a_topic_created_again_with_fewer_partitions_leaves_none_behind(
 
 
 @pytest.mark.kafka
+async def test_a_member_that_is_soon_back_moves_nobody_elses_partitions(kafka: LocalKafka) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 4})
+    create_topics(settings)
+    store = WatchedStore()
+    one, other = (
+        settings.model_copy(
+            update={"worker": settings.worker.model_copy(update={"member": member})}
+        )
+        for member in ("one", "other")
+    )
+
+    async with running(one, store) as stays:
+        async with running(other, store) as leaves:
+            await until(lambda: len(stays.partitions & leaves.partitions) == 0, "apart")
+            await until(lambda: len(stays.partitions) == 2 == len(leaves.partitions), "assigned")
+            had = set(leaves.partitions)
+        times = stays.assignments
+        async with running(other, store) as back:
+            await until(lambda: back.partitions == had, "it has what it had")
+        assert stays.assignments == times
+
+
+@pytest.mark.kafka
 async def test_a_partition_of_which_no_broker_can_tell_does_not_stop_the_others(
     kafka: LocalKafka,
 ) -> None:
