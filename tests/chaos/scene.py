@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -147,6 +148,7 @@ class Scene:
         with self._reading:
             self._store.close()
             self.command("store", "restore", str(copy), "--replace")
+            shutil.rmtree(self.store_path.with_name(f"{self.store_path.name}.before-restore"))
             self._store = self._open()
             self.restored += 1
 
