@@ -136,6 +136,9 @@ def renew_topic(scene: Scene, chance: random.Random) -> str:
     """Delete the topic with events that nobody has stored but all know of, and make it anew."""
     broker = scene.settings.broker
     before = topic_id(broker, broker.topic)
+    _let_all_know(
+        scene
+    )  # who has just got a partition could not place it while the store is locked
     with _program(scene, _LOCK):
         burst = scene.producer.send(_burst(scene, chance))
         _let_all_know(scene)
@@ -164,6 +167,7 @@ def lose_tail(scene: Scene, chance: random.Random) -> str:
 
 def lose_unread_tail(scene: Scene, chance: random.Random) -> str:
     """The same, but nobody has stored what is cut, though all know of it."""
+    _let_all_know(scene)
     with _program(scene, _LOCK):
         burst = scene.producer.send(_burst(scene, chance))
         _let_all_know(scene)
