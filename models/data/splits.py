@@ -33,7 +33,7 @@ from models.data.impressions import Impressions
 from models.data.interactions import Interactions
 from models.data.negatives import Negatives
 from models.data.protocols import AnyProtocol, DrawnSamples, NextItem, Rated, Shown, draw_samples
-from models.data.requests import Requests, Sequences
+from models.data.requests import Requests, Sequences, sampling_rate
 from models.data.selection import Selection, sample_users
 
 
@@ -53,6 +53,8 @@ class AnySplit(Protocol):
     def epoch(self, number: int) -> Requests: ...
     def users(self, requests: Requests) -> I32: ...
     def history(self, requests: Requests) -> I64: ...
+    @property
+    def sampling_rate(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ class Split:
     def history(self, requests: Requests) -> I64:
         """i64[R]: behaviors that each request sees."""
         return requests.cut - self.sequences.start[requests.cut]
+
+    @cached_property
+    def sampling_rate(self) -> float:
+        """`sampling_rate` of the next-item protocol; 1 where the negatives are real."""
+        return 1.0 if self.negatives is None else sampling_rate(self.train, self.validation)
 
     def order(self, number: int) -> I64:
         """i64[R]: the order of training requests in an epoch (0, 1, ...)."""
