@@ -14,6 +14,7 @@ import numpy as np
 
 from infra.arrays import F32, I32, I64
 from models.data.interactions import Interactions
+from models.data.withholding import Withholding
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Requests(NamedTuple):
     times: I64 | None = None
     """i64[R], seconds since epoch: when each was made. None: at the time of the behavior that it
     comes before, which an impression does not have."""
+    withheld: Withholding | None = None
+    """Items that the requests treat as unknown besides. None: none."""
 
     @property
     def negatives_a_positive(self) -> float:
@@ -91,6 +94,7 @@ class Requests(NamedTuple):
             labels=self.labels[rows],
             weights=self.weights[rows],
             times=None if self.times is None else self.times[rows],
+            withheld=None if self.withheld is None else self.withheld.part(rows),
         )
 
 

@@ -35,6 +35,7 @@ from models.data.negatives import Negatives
 from models.data.protocols import AnyProtocol, DrawnSamples, NextItem, Rated, Shown, draw_samples
 from models.data.requests import Requests, Sequences, sampling_rate
 from models.data.selection import Selection, sample_users
+from models.data.withholding import Withholding
 
 
 class AnySplit(Protocol):
@@ -113,11 +114,16 @@ class Split:
         return rng.permutation(len(self.train.cut))
 
     def epoch(self, number: int) -> Requests:
-        """The training requests of an epoch (0, 1, ...): in `order`, with negatives of its own.
+        """The training requests of an epoch (0, 1, ...): in `order`, with negatives and withheld
+        items of its own.
 
         The same number gives the same requests, so that a run can be taken up again.
         """
         requests = self.train.part(self.order(number))
+        if self.selection.withheld:
+            rng = np.random.default_rng([self.selection.seed, 12, number])
+            withheld = Withholding.draw(len(requests.cut), self.selection.withheld, rng)
+            requests = requests._replace(withheld=withheld)
         if self.negatives is None or number == 0:
             return requests
         rng = np.random.default_rng([self.selection.seed, 11, number])
