@@ -318,20 +318,12 @@ def _unknown(measured: _Measured, console: Console) -> dict[str, Any]:
     """What items that are not known earn, and where one is ranked among the most popular."""
     samples, requests, subject = measured.samples, measured.requests, measured.subject
     popularity = subject.popularity(samples, requests)
-    weights = requests.weights * (popularity[requests.candidates] == 0)
-    counted = weights > 0
-    candidates, ctrs = int(counted.sum()), measured.ctrs[counted]
+    chosen = (requests.weights > 0) & (popularity[requests.candidates] == 0)
     asked = unknown.unknown_requests(requests, samples.users(requests), popularity)
     with console.status("ranking an unknown item"):
         ranks = unknown.unknown_ranks(subject.score(samples, asked))
-    return {
-        "candidates": candidates,
-        "positives": int((requests.labels[counted] > 0).sum()),
-        "predicted": float(ctrs.mean(dtype=np.float64)) if candidates else metrics.NAN,
-        "observed": float(requests.labels[counted].mean()) if candidates else metrics.NAN,
-        "predicted_over_observed": metrics.calibration_ratio(ctrs, requests.labels[counted]),
-        "ranks": asdict(ranks),
-    }
+    earned = unknown.Earnings.of(measured.ctrs, requests.labels, chosen)
+    return {**asdict(earned), "ranks": asdict(ranks)}
 
 
 def _notes(measured: _Measured, options: EvaluateOptions) -> Iterator[str]:
