@@ -41,9 +41,9 @@ def plan_requests(
     """Up to ``number`` requests within rows [first, last), one a user, in the rows' order.
 
     The purchase is drawn at random among those of a random user; an item that is in the user's
-    basket already is neither a target nor a negative. Negatives are distinct and drawn as in
-    training (`models.data.live`): what was bought before the row ``first`` by its popularity up to
-    there, newer items as often as they are among the purchases of the last days.
+    basket already is no target, and none of the basket is a negative. Negatives are distinct and
+    drawn as in training (`models.data.live`): what was bought before the row ``first`` by its
+    popularity up to there, newer items as often as they are among the purchases of the last days.
     """
     random = np.random.default_rng(seed)
     rows = _sample_rows(purchases, first, last, number, random)
@@ -55,9 +55,10 @@ def plan_requests(
     for row in rows:
         np.add.at(popularity, purchases.item[counted:row], 1)
         counted = row
-        earlier = by_user[int(purchases.user[row])]
-        earlier = earlier[earlier < row]
-        basket = earlier[purchases.time_ms[earlier] == purchases.time_ms[row]]
+        own = by_user[int(purchases.user[row])]
+        own = own[own < last]
+        earlier = own[own < row]
+        basket = own[purchases.time_ms[own] == purchases.time_ms[row]]
         target = int(purchases.item[row])
         chances = _chances(purchases, known, first, int(row))
         negatives = _draw(chances, {target, *purchases.item[basket].tolist()}, random)

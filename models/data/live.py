@@ -197,7 +197,7 @@ def evaluation_requests(
     Args:
         begin: the bundle knows the interactions before this position; requests come after it.
         size: requests, at most.
-        negatives: other items, none of them in the basket so far, nor twice in the list.
+        negatives: other items, none of them in the basket, before or after, nor twice in the list.
 
     Returns:
         Requests whose first candidate is the positive. A behavior that repeats an item of its own
@@ -210,7 +210,8 @@ def evaluation_requests(
     drawn = _others(interactions, sequences, cut, bundle, 4 * negatives, rng)
     candidates = np.concatenate([sequences.items[cut][:, None], drawn], axis=1).astype(np.int32)
     weights = np.empty(candidates.shape, np.float32)
-    _admit(sequences.items, sequences.basket[cut], cut, cut, candidates, 1, weights)
+    basket, end = sequences.basket[cut], sequences.basket_end[cut]
+    _admit(sequences.items, basket, cut, end, candidates, 1, weights)
     chosen = np.argsort(-weights, axis=1, kind="stable")[:, : negatives + 1]
     kept = np.flatnonzero(np.take_along_axis(weights, chosen, 1).all(1) & (weights[:, 0] > 0))[
         :size
