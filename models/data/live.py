@@ -65,7 +65,10 @@ class Live(TaggedSection, frozen=True, tag="live"):
     validation: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
     """Last part of the behaviors, by time, that validates and is not learned from at first."""
     evaluated: Count = 3000
-    """Requests of validation, at most: one positive among 99 others."""
+    """Requests of validation, at most."""
+    evaluation_negatives: Count = 99
+    """Other items a request of validation, beside one positive. So long are the lists that CTRs are
+    probabilities of."""
     refit: bool = True
     """Learn again, on everything, for the number of epochs found best: a model for tomorrow should
     know yesterday."""
@@ -133,7 +136,9 @@ def split_live(interactions: Interactions, config: Live, seed: int) -> LiveSplit
     sequences = Sequences.of(interactions)
     n_training = int(len(interactions) * (1 - config.validation))
     rng = np.random.default_rng([seed, 1])
-    validation = evaluation_requests(interactions, sequences, n_training, config.evaluated, rng)
+    validation = evaluation_requests(
+        interactions, sequences, n_training, config.evaluated, rng, config.evaluation_negatives
+    )
     if not len(validation.cut):
         raise TrainingError(
             f"the last {config.validation:.0%} of {len(interactions)} behaviors give no "
