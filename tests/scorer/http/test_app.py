@@ -94,10 +94,13 @@ async def test_unknown_items_are_refused_where_a_request_says_so(http: httpx.Asy
 
 
 async def test_another_wish_for_unknown_items_is_refused(http: httpx.AsyncClient) -> None:
-    request = {"user": "u", "candidates": ["item-1"], "unknown_items": "drop"}
+    request = {"user": "u", "candidates": ["item-1"], "unknown_items": "drop" * 1000}
     response = await http.post("/v1/rank", json=request)
     assert response.status_code == 400
-    assert response.json()["error"]["field"] == "unknown_items"
+    assert response.json()["error"] == {
+        "field": "unknown_items",
+        "message": f"is {'drop' * 16!r}, expected score, last, refuse",
+    }
 
 
 async def test_an_unknown_user_is_named_as_such(http: httpx.AsyncClient) -> None:
