@@ -342,8 +342,8 @@ class ScorerMetrics(_BundleInfo):
         )
         self.unknown_items = Counter(
             "lifelong_scorer_unknown_items",
-            "Candidates that the bundle does not know, scored as unknown. Growth means that the "
-            "bundle is too old for the catalog.",
+            "Candidates that the bundle does not know; scorer.unknown_items says what becomes of "
+            "them. Growth means that the bundle is too old for the catalog.",
             registry=registry,
         )
         self.inflight = Gauge(

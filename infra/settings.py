@@ -72,6 +72,9 @@ Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+UnknownItems = Literal["score", "last", "refuse"]
+"""What becomes of candidates that the bundle does not know: scored by what it learned of items that
+it had not met, given a CTR of 0 and so ranked below all others, or the whole request refused."""
 Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
 Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
@@ -260,6 +263,10 @@ class ScorerSettings(Section):
     without_store: Literal["degrade", "refuse"] = "degrade"
     """What becomes of rankings while the store does not answer: scored without the user's history
     and marked as degraded, or refused with 503."""
+    unknown_items: UnknownItems = "score"
+    """What becomes of candidates that the bundle does not know, where a request does not say:
+    "score" them by what it learned of new items, put them "last" with a CTR of 0, or "refuse" the
+    request with 422."""
 
 
 class EventSettings(Section):

@@ -136,7 +136,7 @@ def export_network(
         raise TrainingError("the network's CTRs are no numbers: it has diverged, train again")
     scorer_model = export_scorer(network, table, config.seed, finished=finished)
     item_model = export_item_graph(network)
-    differences = golden_differences(make_session(scorer_model), golden)
+    differences = golden_differences(make_session(scorer_model), golden, network.sampling_rate)
     checks = ExportChecks(
         requests=len(golden),
         max_ctr_difference=float(np.max(list(differences.values()))),
@@ -168,6 +168,7 @@ def export_network(
         state=state_tensors(network, table, finished=finished),
         schema=msgspec.to_builtins(config.schema),
         actions=network.inputs.actions,
+        sampling_rate=network.sampling_rate,
         seed=config.seed,
         training=msgspec.to_builtins(config),
         data=dict(data or {}),
@@ -235,8 +236,8 @@ class _Online(nn.Module):
         target = Target(candidates, read.get("categories", none), read.get("rows", none))
         others = recent, recent_mask, user, target, cross
         if LONG_TERM in state:
-            return torch.sigmoid(self.network.logits_of(state[LONG_TERM], *others))
-        return torch.sigmoid(self.network.logits(state, *others))
+            return self.network.ctrs(self.network.logits_of(state[LONG_TERM], *others))
+        return self.network.ctrs(self.network.logits(state, *others))
 
 
 class _PerItem(nn.Module):

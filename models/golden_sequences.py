@@ -24,6 +24,7 @@ from models.bundle import (
     GoldenSequence,
     Manifest,
     Tensor,
+    ctr_difference,
 )
 from models.features import EMPTY_HISTORY, cross_features, user_features
 from models.modules.sequence import BehaviorSequence, Target
@@ -167,14 +168,14 @@ class _Asked:
         # Of ten million items, those that it is about.
         used, places = np.unique(self._known[rows], return_inverse=True)
         table, at = self._table[torch.from_numpy(used)], torch.from_numpy(places)
-        ctr = self._ctrs(golden, table, at)
+        ctr = Tensor.of(self._ctrs(golden, table, at))
         rng = np.random.default_rng(self._manifest.seed)
         for _ in range(SHAKEN):
             noise = torch.from_numpy(rng.standard_normal(table.shape, np.float32))
             shaken = self._ctrs(golden, table * (1 + NOISE * noise), at)
-            if not np.abs(shaken - ctr).max() <= STEADY:
+            if not ctr_difference(shaken, ctr, self._network.sampling_rate) <= STEADY:
                 return None
-        return msgspec.structs.replace(golden, ctr=Tensor.of(ctr))
+        return msgspec.structs.replace(golden, ctr=ctr)
 
     @torch.no_grad()
     def _ctrs(self, golden: GoldenSequence, table: torch.Tensor, at: torch.Tensor) -> F32:
@@ -209,7 +210,7 @@ class _Asked:
             Target(table[at[n:]], torch.zeros_like(at[n:]), at[n:]),
             torch.from_numpy(cross),
         )
-        ctrs: F32 = torch.sigmoid(logits).numpy()
+        ctrs: F32 = network.ctrs(logits).numpy()
         return ctrs
 
 

@@ -7,6 +7,7 @@ the parts of the input come from stands in `models.data.schema`, how a batch is 
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import msgspec
@@ -41,6 +42,8 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig, inputs: Inputs, long: LongTerm) -> None:
         super().__init__()
         self.config, self.inputs, self.long = config, inputs, long
+        self.sampling_rate = 1.0
+        """Share of the negatives that it learns from (`models.data.requests.sampling_rate`)."""
         d = config.d
         self.embedding = nn.Embedding(inputs.n_items + 1, d)
         self.item_attributes = _tables(inputs, "item", inputs.schema.item, d)
@@ -123,6 +126,15 @@ class Network(nn.Module):
         )
         loss = None if generator is None else self.long.auxiliary_loss(sequence, generator)
         return logits, loss
+
+    def ctrs(self, logits: Tensor) -> Tensor:
+        """CTRs of logits, in any shape: those of what is ranked, not of what was learned from.
+
+        Where only a share w of the negatives was learned from, a CTR p is p / (p + (1 - p) / w) in
+        truth (He et al., Practical Lessons from Predicting Clicks on Ads at Facebook, section 6.3):
+        log-odds are higher by -ln w. The order of candidates stays.
+        """
+        return torch.sigmoid(logits.float() + math.log(self.sampling_rate))
 
     def logits(
         self,

@@ -50,7 +50,7 @@ def predict(
         with torch.no_grad():
             return np.concatenate(
                 [
-                    torch.sigmoid(network(batch.to(device))[0]).float().cpu().numpy()
+                    network.ctrs(network(batch.to(device))[0]).cpu().numpy()
                     for batch in prefetch(gatherer.batches(requests, size))
                 ]
             )

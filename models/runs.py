@@ -131,6 +131,7 @@ def save_run(
         "heights": dict(network.inputs.heights),
         "actions": network.inputs.actions,
         "n_users": network.inputs.n_users,
+        "sampling_rate": network.sampling_rate,
         "epochs": result.epochs,
         "curve": msgspec.to_builtins(result.curve),
         "seconds": result.seconds,
@@ -177,6 +178,7 @@ def load_run(path: Path) -> Run:
         )
         network = make_network(config, inputs)
         network.load_state_dict(torch.load(path / WEIGHTS, weights_only=True))
+        network.sampling_rate = described.get("sampling_rate", 1.0)
     except FileNotFoundError as error:
         raise TrainingError(
             f"{path} holds no finished training run ({Path(error.filename).name} is absent); "

@@ -154,6 +154,7 @@ class _Pass:
         self.inputs = Inputs.of(samples.interactions, config.schema)
         self.gatherer = make_gatherer(config, samples, self.inputs)
         self.network = make_network(config, self.inputs).to(device)
+        self.network.sampling_rate = samples.sampling_rate
         self.learner = _learner(config, self.network, device)
         self.optimizer = _optimizer(config, self.network)
         self.generator = torch.Generator()

@@ -24,6 +24,7 @@ import httptools
 import msgspec
 
 from infra.errors import LifelongError, RequestError
+from infra.settings import UnknownItems
 from scorer.messages import RankAnswer, RankRequest
 
 TIMEOUT_S: Final = 5.0
@@ -71,6 +72,7 @@ class RankClient:
         candidates: Sequence[str],
         top_k: int | None = None,
         time_ms: int | None = None,
+        unknown_items: UnknownItems | None = None,
     ) -> RankAnswer:
         """Rank the candidates, by falling CTR.
 
@@ -78,13 +80,15 @@ class RankClient:
             candidates: item ids.
             top_k: how many of the highest; None: all.
             time_ms: the moment for which to score, ms since epoch; None: now.
+            unknown_items: what becomes of candidates that the bundle does not know; None: what the
+                scorer's settings say.
 
         Raises:
             RequestError: the scorer refused the request; names the field.
             ScorerUnavailable: it cannot be reached, is overloaded or not ready.
             ScorerError: it failed.
         """
-        request = self._codec.rank_request(user, candidates, top_k, time_ms)
+        request = self._codec.rank_request(user, candidates, top_k, time_ms, unknown_items)
         return self._codec.ranking(self._exchange(request))
 
     def close(self) -> None:
@@ -170,9 +174,10 @@ class AsyncRankClient:
         candidates: Sequence[str],
         top_k: int | None = None,
         time_ms: int | None = None,
+        unknown_items: UnknownItems | None = None,
     ) -> RankAnswer:
         """Rank the candidates; arguments, result and errors are those of `RankClient.rank`."""
-        request = self._codec.rank_request(user, candidates, top_k, time_ms)
+        request = self._codec.rank_request(user, candidates, top_k, time_ms, unknown_items)
         return self._codec.ranking(await self._exchange(request))
 
     async def close(self) -> None:
@@ -256,9 +261,14 @@ class _Codec:
         self._decoder = msgspec.json.Decoder(RankAnswer)
 
     def rank_request(
-        self, user: str, candidates: Sequence[str], top_k: int | None, time_ms: int | None
+        self,
+        user: str,
+        candidates: Sequence[str],
+        top_k: int | None,
+        time_ms: int | None,
+        unknown_items: UnknownItems | None,
     ) -> bytes:
-        request = RankRequest(user, list(candidates), top_k, time_ms)
+        request = RankRequest(user, list(candidates), top_k, time_ms, unknown_items)
         try:
             body = self._encoder.encode(request)
         except UnicodeEncodeError:

@@ -7,7 +7,7 @@ names the field, as the client wrote it.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -67,6 +67,10 @@ def check_candidate_count(count: int, limit: int) -> None:
 
 _UNKNOWN_FIELD: Final = re.compile(r"unknown field `(.*?)`(?: - at `(.*)`)?$", re.DOTALL)
 _MISSING_FIELD: Final = re.compile(r"missing required field `(.*?)`(?: - at `(.*)`)?$")
+_WRONG_CHOICE: Final = re.compile(
+    r"^Invalid enum value (?P<quote>['\"])(?P<value>.*)(?P=quote) - at `\$\.(?P<field>\w+)`$",
+    re.DOTALL,
+)
 _WRONG_FIELD: Final = re.compile(r"^(.*) - at `(.*)`$", re.DOTALL)
 
 SHOWN_CHARS: Final = 64
@@ -99,11 +103,21 @@ def _explained(message: str, expected: Any) -> RequestError:
     if missing := _MISSING_FIELD.search(message):
         name, at = missing[1], _field(missing[2])
         return RequestError(f"{at}.{name}" if at else name, "is missing")
+    if choice := _WRONG_CHOICE.search(message):
+        value, name = choice["value"][:SHOWN_CHARS], choice["field"]
+        return RequestError(name, f"is {value!r}, expected {', '.join(_choices(expected, name))}")
     if wrong := _WRONG_FIELD.search(message):
         what = wrong[1].replace("`", "")
         return RequestError(_field(wrong[2]) or "body", what[0].lower() + what[1:])
     what = message.replace("`", "")
     return RequestError("body", what[0].lower() + what[1:])
+
+
+def _choices(expected: Any, name: str) -> tuple[str, ...]:
+    """The texts that a field of a struct may be."""
+    (kind,) = (field.type for field in msgspec.structs.fields(expected) if field.name == name)
+    literals = [one for one in (kind, *get_args(kind)) if get_origin(one) is Literal]
+    return get_args(literals[0])
 
 
 def _field(path: str | None) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from infra.settings import UnknownItems
 from scorer.limits import Item, Time, User
 
 HistoryKind = Literal["interests", "sequence", "none"]
@@ -23,6 +24,9 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True):
     """How many of the highest to answer; None or more than B: all."""
     time: Time | None = None
     """The moment for which to score, ms since epoch; None: now."""
+    unknown_items: UnknownItems | None = None
+    """What becomes of candidates that the bundle does not know; None: what the setting
+    ``scorer.unknown_items`` says."""
 
 
 class RankedItem(msgspec.Struct, gc=False):
@@ -52,7 +56,7 @@ class RankAnswer(msgspec.Struct):
     items: list[RankedItem]
     """Highest CTR first; equal ones in the order of the request."""
     unknown_items: list[str]
-    """Distinct candidates that the bundle does not know; scored as an unknown item."""
+    """Distinct candidates that the bundle does not know; "last" gives them a CTR of 0."""
     newer: int
     """Behaviors newer than `as_of`, which counted one by one."""
     as_of: AsOf | msgspec.UnsetType = msgspec.UNSET

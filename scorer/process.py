@@ -89,7 +89,14 @@ class ScorerProcess:
         """
         bundle, system = load_system(self._settings)
         store = self._store = self._opened_store()
-        ranker = Ranker(store, bundle, system, self._metrics, degrade=self._degrades)
+        ranker = Ranker(
+            store,
+            bundle,
+            system,
+            self._metrics,
+            degrade=self._degrades,
+            unknown_items=self._settings.scorer.unknown_items,
+        )
         self._metrics.use_bundle(bundle.version)
         self._service.serve(ranker, StoreQuestion(store))
         log.info(

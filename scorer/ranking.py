@@ -16,13 +16,15 @@ import xxhash
 
 from extractor.state import InterestState
 from extractor.system import Candidates, System, UserHistory
-from infra.arrays import F32, U64, Array, Bools
+from infra.arrays import F32, I64, U64, Array, Bools
 from infra.behaviors import BEHAVIOR
 from infra.errors import StoreCorrupt, StoreError, StoreUnavailable
 from infra.metrics import HISTORIES, STAGES, ScorerMetrics
+from infra.settings import UnknownItems
 from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall_clock_ms
 from infra.telemetry import get_logger
 from models.bundle import Bundle
+from scorer.limits import SHOWN_CHARS, Refused
 from scorer.messages import HistoryKind
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Ranking:
     """f32[B], click-through rates in the order of the candidates."""
     history: HistoryKind
     unknown: Bools
-    """bool[B]: the bundle does not know the candidate and scored it as an unknown item."""
+    """bool[B]: the bundle does not know the candidate."""
     as_of: Version | None = None
     """What the interests cover; None: nothing."""
     newer: int = 0
@@ -65,6 +67,19 @@ class _Found(NamedTuple):
     degraded: bool = False
 
 
+class _Asked(NamedTuple):
+    """What is asked about."""
+
+    candidates: Candidates
+    unknown: Bools
+    """bool[B]: the bundle does not know the candidate."""
+    last: bool
+    """Whether those are ranked below all others."""
+
+
+NAMED: Final = 5
+"""Unknown items that a refusal names, at most."""
+
 STRANGER: Final = _Found("none", None)
 DEGRADED: Final = _Found("none", None, degraded=True)
 
@@ -86,6 +101,7 @@ class Ranker:
         clock_ms: Callable[[], int] = wall_clock_ms,
         *,
         degrade: bool = True,
+        unknown_items: UnknownItems = "score",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a warm session. Do this after any fork.
@@ -97,6 +113,8 @@ class Ranker:
             clock_ms: the time for which to score, ms since epoch.
             degrade: whether to score without history where the store does not answer; otherwise its
                 error is raised.
+            unknown_items: what becomes of candidates that the bundle does not know, where a request
+                does not say.
             monotonic: seconds, by which a store that is away is asked again.
 
         Raises:
@@ -108,6 +126,7 @@ class Ranker:
         self._session = bundle.scorer_session()
         self._clock_ms = clock_ms
         self._degrade = degrade
+        self._unknown_items: UnknownItems = unknown_items
         self._monotonic = monotonic
         self._ask_again_at = 0.0
         self._away = False
@@ -116,32 +135,73 @@ class Ranker:
         self._kind = {kind: metrics.history.labels(kind=kind) for kind in HISTORIES}
         self._warm()
 
-    def rank(self, user: str, candidates: Sequence[str], time_ms: int | None = None) -> Ranking:
+    def rank(
+        self,
+        user: str,
+        candidates: Sequence[str],
+        time_ms: int | None = None,
+        unknown_items: UnknownItems | None = None,
+    ) -> Ranking:
         """CTRs of candidates for a user.
 
         Args:
             user: user id; an unknown one is scored without history.
-            candidates: B item ids; unknown ones are scored as unknown, duplicates are allowed.
+            candidates: B item ids; duplicates are allowed.
             time_ms: the moment for which to score, ms since epoch; None: now.
+            unknown_items: what becomes of candidates that the bundle does not know; None: what
+                becomes of them in all requests.
 
         Raises:
+            Refused: the bundle does not know candidates, and such requests are refused.
             StoreError: the store did not answer, and rankings are not to be degraded.
         """
         started = time.perf_counter()
-        keys = item_keys(candidates)
-        ranking = self._rank(user, keys, time_ms, time.perf_counter() - started)
+        asked = self._asked(item_keys(candidates), unknown_items, candidates)
+        ranking = self._rank(user, asked, time_ms, time.perf_counter() - started)
         if not ranking.unknown.any():
             return ranking
         names = dict.fromkeys(candidates[i] for i in np.flatnonzero(ranking.unknown).tolist())
         return replace(ranking, unknown_items=list(names))
 
-    def rank_keys(self, user: str, candidate_keys: U64, time_ms: int | None = None) -> Ranking:
-        """`rank` of candidates given as u64[B] item keys."""
-        return self._rank(user, candidate_keys, time_ms, 0.0)
-
-    def _rank(
-        self, user: str, candidate_keys: U64, time_ms: int | None, hashing_s: float
+    def rank_keys(
+        self,
+        user: str,
+        candidate_keys: U64,
+        time_ms: int | None = None,
+        unknown_items: UnknownItems | None = None,
     ) -> Ranking:
+        """`rank` of candidates given as u64[B] item keys."""
+        started = time.perf_counter()
+        asked = self._asked(candidate_keys, unknown_items)
+        return self._rank(user, asked, time_ms, time.perf_counter() - started)
+
+    def _asked(
+        self, keys: U64, unknown_items: UnknownItems | None, names: Sequence[str] | None = None
+    ) -> _Asked:
+        """The candidates, looked up; refused here if some are unknown and that is asked for."""
+        rows = self.bundle.rows(keys)
+        unknown = rows == 0
+        if unknowns := int(np.count_nonzero(unknown)):
+            self._metrics.unknown_items.inc(unknowns)
+        policy = unknown_items or self._unknown_items
+        if unknowns and policy == "refuse":
+            raise self._refusal(np.flatnonzero(unknown), keys, names)
+        return _Asked(Candidates(keys, rows), unknown, last=bool(unknowns) and policy == "last")
+
+    def _refusal(self, unknown: I64, keys: U64, names: Sequence[str] | None) -> Refused:
+        told = [f"{keys[i]:016x}" if names is None else repr(names[i]) for i in unknown]
+        distinct = list(dict.fromkeys(told))
+        shown = ", ".join(name[:SHOWN_CHARS] for name in distinct[:NAMED])
+        more = f" and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
+        return Refused(
+            422,
+            "unknown_items",
+            "candidates",
+            f"holds items that bundle {self.bundle.version} does not know: {shown}{more}; leave"
+            ' them out, or ask with unknown_items "score" or "last"',
+        )
+
+    def _rank(self, user: str, asked: _Asked, time_ms: int | None, lookup_s: float) -> Ranking:
         started = time.perf_counter()
         found = self._read_if_there(user)
         read = time.perf_counter()
@@ -149,21 +209,21 @@ class Ranker:
         if found.whole is not None:
             history = self._extracted(found.whole)
         now_ms = self._clock_ms() if time_ms is None else time_ms
-        rows = self.bundle.rows(candidate_keys)
-        feed = self._system.feed(history, Candidates(candidate_keys, rows), now_ms)
+        feed = self._system.feed(history, asked.candidates, now_ms)
         gathered = time.perf_counter()
         ctrs = _run_session(self._session, feed)
+        if asked.last:
+            ctrs = np.where(asked.unknown, np.float32(0), ctrs)
         self._stage["store"].observe(read - started)
-        self._stage["features"].observe(hashing_s + gathered - read)
+        self._stage["features"].observe(lookup_s + gathered - read)
         self._stage["model"].observe(time.perf_counter() - gathered)
-        unknown = rows == 0
         newer = 0 if history is None else len(history.newer)
-        self._count(found.kind, newer, unknown)
+        self._count(found.kind, newer, len(ctrs))
         state = history.state if history is not None else None
         return Ranking(
             ctrs=ctrs,
             history=found.kind,
-            unknown=unknown,
+            unknown=asked.unknown,
             as_of=state.version if state is not None else None,
             newer=newer,
             degraded=found.degraded,
@@ -233,12 +293,10 @@ class Ranker:
         mine = (self._system.digest, profile.version.epoch)
         return state if (state.bundle, state.epoch) == mine else None
 
-    def _count(self, kind: HistoryKind, newer: int, unknown: Bools) -> None:
-        self._metrics.candidates.observe(len(unknown))
+    def _count(self, kind: HistoryKind, newer: int, candidates: int) -> None:
+        self._metrics.candidates.observe(candidates)
         self._kind[kind].inc()
         self._metrics.newer_behaviors.observe(newer)
-        if unknowns := int(np.count_nonzero(unknown)):
-            self._metrics.unknown_items.inc(unknowns)
 
     def _warm(self) -> None:
         """Have every kernel compiled and every table built before the first request."""

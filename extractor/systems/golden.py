@@ -43,7 +43,7 @@ def check_sequences(bundle: Bundle, system: System) -> GoldenChecks:
             (ctrs,) = session.run(None, feed)
         except Exception as error:  # onnxruntime raises its own and plain exceptions alike
             raise cannot_be_run(bundle.path, error) from error
-        differences[golden.name] = ctr_difference(ctrs, golden.ctr)
+        differences[golden.name] = ctr_difference(ctrs, golden.ctr, bundle.manifest.rate)
     return GoldenChecks.of(differences, bundle.path, SEQUENCES)
 
 

@@ -11,8 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from infra.arrays import I32, I64
+from infra.arrays import F64, I32, I64
 from lifelong.shipped import Purchases
+from models.data.live import RECENT_S
 
 CANDIDATES: Final = 100
 """B: the target and 99 negatives."""
@@ -40,23 +41,27 @@ def plan_requests(
     """Up to ``number`` requests within rows [first, last), one a user, in the rows' order.
 
     The purchase is drawn at random among those of a random user; an item that is in the user's
-    basket already is neither a target nor a negative. Negatives are distinct and drawn by
-    popularity up to that row.
+    basket already is no target, and none of the basket is a negative. Negatives are distinct and
+    drawn as in training (`models.data.live`): what was bought before the row ``first`` by its
+    popularity up to there, newer items as often as they are among the purchases of the last days.
     """
     random = np.random.default_rng(seed)
     rows = _sample_rows(purchases, first, last, number, random)
     popularity = np.bincount(purchases.item[:first], minlength=len(purchases.items))
+    known = popularity.copy()
     by_user = _rows_by_user(purchases, rows)
     requests = []
     counted = first
     for row in rows:
         np.add.at(popularity, purchases.item[counted:row], 1)
         counted = row
-        earlier = by_user[int(purchases.user[row])]
-        earlier = earlier[earlier < row]
-        basket = earlier[purchases.time_ms[earlier] == purchases.time_ms[row]]
+        own = by_user[int(purchases.user[row])]
+        own = own[own < last]
+        earlier = own[own < row]
+        basket = own[purchases.time_ms[own] == purchases.time_ms[row]]
         target = int(purchases.item[row])
-        negatives = _draw(popularity, {target, *purchases.item[basket].tolist()}, random)
+        chances = _chances(purchases, known, first, int(row))
+        negatives = _draw(chances, {target, *purchases.item[basket].tolist()}, random)
         place = int(random.integers(CANDIDATES))
         candidates = np.insert(negatives, place, target).astype(np.int32)
         bought = np.bincount(purchases.item[earlier], minlength=len(purchases.items))
@@ -95,8 +100,21 @@ def _rows_by_user(purchases: Purchases, rows: I64) -> dict[int, I64]:
     return {user: order[starts[user] : starts[user + 1]] for user in users}
 
 
-def _draw(popularity: I64, taken: set[int], random: np.random.Generator) -> I64:
-    """99 distinct items by popularity, none of ``taken``."""
-    weights = popularity.astype(np.float64)
+def _chances(purchases: Purchases, known: I64, first: int, row: int) -> F64:
+    """f64[n]: how often each item is a negative right before a row.
+
+    Args:
+        known: i64[n], purchases of each item before the row ``first``.
+    """
+    recent = int(np.searchsorted(purchases.time_ms, purchases.time_ms[row] - 1000 * RECENT_S))
+    window = purchases.item[max(first, recent) : row]
+    newer = np.where(known > 0, 0, np.bincount(window, minlength=len(known))) / max(len(window), 1)
+    chances: F64 = newer + (1 - newer.sum()) * known / known.sum()
+    return chances
+
+
+def _draw(chances: F64, taken: set[int], random: np.random.Generator) -> I64:
+    """99 distinct items by their chances, none of ``taken``."""
+    weights = chances.copy()
     weights[list(taken)] = 0
     return random.choice(len(weights), CANDIDATES - 1, replace=False, p=weights / weights.sum())

@@ -16,6 +16,7 @@ def show(console: Console, report: dict[str, Any], portrait: Portrait) -> None:
     console.print()
     console.print(_figures(report))
     console.print(_qualities(report))
+    console.print(_probabilities(report))
     console.print(f"On {machine()}; broker: {report['broker']}.", highlight=False)
     console.print()
     _show_portrait(console, portrait)
@@ -88,6 +89,33 @@ def _qualities(report: dict[str, Any]) -> Table:
     }
     for key, name in names.items():
         table.add_row(name, f"{report[f'auc_{key}']:.4f}", f"{report[f'hit10_{key}']:.4f}")
+    return table
+
+
+def _probabilities(report: dict[str, Any]) -> Table:
+    table = Table(title="CTRs as probabilities, live", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    calibration, unknown = report["calibration"], report["unknown"]
+    ranks = unknown["ranks"]
+    error, ratio = (
+        calibration[name] for name in ("expected_calibration_error", "predicted_over_observed")
+    )
+    table.add_row(
+        "all candidates",
+        f"expected calibration error {error:.4f}, predicted / observed {ratio:.2f}",
+    )
+    if unknown["candidates"]:
+        table.add_row(
+            "unknown candidates",
+            f"{unknown['candidates']:,}, {unknown['positives']:,} of them bought: predicted"
+            f" {unknown['predicted']:.4f}, observed {unknown['observed']:.4f}",
+        )
+    table.add_row(
+        "an unknown item",
+        f"among the {ranks['among']} most popular: rank {ranks['median']:.0f} at the median,"
+        f" first for {ranks['first']:.0%} of {ranks['users']:,} users",
+    )
     return table
 
 

@@ -15,7 +15,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -26,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from extractor.system import System
 from extractor.systems import open_system
-from infra.arrays import F32, Array
+from infra.arrays import F32, Array, Bools
 from infra.behaviors import partition_owner
 from infra.errors import LifelongError, SettingsError
 from infra.kafka.admin import create_topic, ping
@@ -44,7 +45,9 @@ from lifelong.portrait import Portrait, name_interests
 from lifelong.shipped import BUNDLES, MAPPING, Purchases, rows_by_user, write_purchases
 from models.bundle import Bundle
 from models.features import EMPTY_HISTORY
+from models.measures import predictions
 from models.measures.quality import Quality, ranking_quality
+from models.measures.unknown import Earnings, UnknownRanks, most_popular, unknown_ranks
 from models.reference.serving import StoredUser, extract_plainly, score_stored
 from scorer.client import RankClient
 from scorer.ranking import item_keys
@@ -257,6 +260,9 @@ class Demo:
         }
         with self._steps.step("compare CTRs on the stored states", COMPARED) as at:
             difference = self._max_ctr_difference(at)
+        with self._steps.step("rank an unknown item", COMPARED) as at:
+            ranks = self._unknown_ranks(at)
+        ctrs = np.stack(rankings["live"])
         events = self._last - self._first
         return {
             "broker": self._broker_kind,
@@ -275,6 +281,8 @@ class Demo:
             ),
             **_latencies(live),
             **_quality_figures(qualities),
+            "calibration": self._calibration(ctrs, targets),
+            "unknown": {**self._unknown_earnings(ctrs, targets), "ranks": asdict(ranks)},
             "max_ctr_difference": difference,
             "worker_memory_bytes": self._worker.anonymous_memory(),
             "scorer_memory_bytes": self._scorer.anonymous_memory(),
@@ -500,6 +508,41 @@ class Demo:
                 at(i + 1)
         return worst
 
+    def _calibration(self, ctrs: F32, targets: Sequence[int]) -> dict[str, float]:
+        """Predicted beside observed CTRs of the live requests: one in a hundred is bought."""
+        labels = _labels(ctrs, targets)
+        return {
+            "expected_calibration_error": predictions.calibration_error(ctrs, labels),
+            "predicted_over_observed": predictions.calibration_ratio(ctrs, labels),
+            "sampling_rate": self._bundle.manifest.rate,
+        }
+
+    def _unknown_earnings(self, ctrs: F32, targets: Sequence[int]) -> dict[str, Any]:
+        """What candidates that the bundle does not know were said to earn, and what they earned."""
+        rows = self._bundle.rows(item_keys(self._purchases.items))
+        candidates = np.stack([request.candidates for request in self._requests])
+        earned = Earnings.of(ctrs, _labels(ctrs, targets), rows[candidates] == 0)
+        return {
+            name: None if isinstance(value, float) and np.isnan(value) else value
+            for name, value in asdict(earned).items()
+        }
+
+    def _unknown_ranks(self, at: Callable[[int], None]) -> UnknownRanks:
+        """Where users of the requests get an item that the bundle does not know, among the most
+        popular ones.
+        """
+        bundle = self._bundle
+        items = ["", *(bundle.item_ids[row] for row in most_popular(bundle.popularity))]
+        items[0] = next(name for name in map(str, count()) if not bundle.rows(item_keys([name]))[0])
+        time_ms = int(self._purchases.time_ms[self._last - 1])
+        ctrs = []
+        with RankClient(self._scorer_url) as client:
+            for i, request in enumerate(self._requests[:COMPARED]):
+                user = self._purchases.users[self._purchases.user[request.row]]
+                ctrs.append(in_order(client.rank(user, items, time_ms=time_ms), items))
+                at(i + 1)
+        return unknown_ranks(np.stack(ctrs))
+
     def _portrait_user(self) -> str:
         """The user asked about who has nearest to 300 purchases: much, and still one person's."""
         counts = np.bincount(self._purchases.user[: self._last])
@@ -556,6 +599,13 @@ def _latencies(live: LiveResult) -> dict[str, float]:
         for size, seconds in sorted(live.seconds.items())
         for p in (50, 99)
     }
+
+
+def _labels(ctrs: F32, targets: Sequence[int]) -> Bools:
+    """bool[R, B]: what was bought."""
+    labels = np.zeros(ctrs.shape, np.bool_)
+    labels[np.arange(len(ctrs)), targets] = True
+    return labels
 
 
 def _quality_figures(qualities: dict[str, Quality]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from rich.console import Console
@@ -11,7 +12,7 @@ MEASURES: Final = {
     "auc": "AUC",
     "gauc": "GAUC, within users",
     "log_loss": "log loss, nats",
-    "calibration_error": "calibration error",
+    "calibration_error": "expected calibration error",
     "calibration_ratio": "calibration ratio, predicted / observed",
     "hit10": "hit rate at 10",
 }
@@ -36,6 +37,8 @@ def show(console: Console, report: dict[str, Any]) -> None:
         for name in SLICES:
             if len(report["slices"][name]) > 1:
                 _show(console, _slices(report, name))
+        for line in _unknown(report):
+            _say(console, line)
     for name in ("golden", "golden_sequences"):
         if name in report:
             golden, kind = report[name], "requests" if name == "golden" else "sequences"
@@ -100,6 +103,25 @@ def _slices(report: dict[str, Any], name: str) -> Table:
             *map(_figure, figures),
         )
     return table
+
+
+def _unknown(report: dict[str, Any]) -> Iterator[str]:
+    """How the CTRs were corrected, and what is said of items that are not known."""
+    rate = report["calibration"]["sampling_rate"]
+    if rate != 1:
+        yield f"CTRs are corrected for training having seen {rate:.2%} of the negatives."
+    unknown = report["unknown"]
+    if unknown["candidates"]:
+        yield (
+            f"{unknown['candidates']:,} candidates are unknown, {unknown['positives']:,} of them"
+            f" positives: predicted {unknown['predicted']:.4f}, observed {unknown['observed']:.4f}"
+        )
+    ranks = unknown["ranks"]
+    yield (
+        f"An unknown item among the {ranks['among']} most popular: rank {ranks['median']:.0f} at"
+        f" the median of {ranks['users']:,} users ({ranks['quantiles']['p5']:.0f} to"
+        f" {ranks['quantiles']['p95']:.0f} for 90 %), first for {ranks['first']:.0%}"
+    )
 
 
 def _relevance(relevance: dict[str, Any]) -> Table:

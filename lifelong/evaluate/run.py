@@ -28,7 +28,7 @@ from models.data.live import LiveSplit
 from models.data.requests import Requests
 from models.data.splits import Split
 from models.measures import predictions as metrics
-from models.measures import quality, relevance
+from models.measures import quality, relevance, unknown
 from models.network import Network
 from models.networks.din import DINL
 from models.reference import serving
@@ -45,6 +45,9 @@ RESAMPLINGS: Final = 1000
 """Most resamplings of the bootstrap; its interval's ends are known to a tenth of its width."""
 
 Scorer = Callable[[Split | LiveSplit, Requests], F32]
+
+Popularity = Callable[[Split | LiveSplit, Requests], F32]
+"""Of samples and some of their requests, popularity f32[n + 1] of the items; 0: not known."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class _Subject:
     learned: Mapping[str, Any]
     """What it learned from (`Manifest.data`)."""
     score: Scorer
+    popularity: Popularity
+    sampling_rate: float
+    """Share of the negatives that it learned from, for which its CTRs are corrected."""
     run: runs.Run | None = None
     golden: bundles.GoldenChecks | None = None
 
@@ -114,7 +120,9 @@ def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subj
         report |= {"kind": "run", "name": run.config.name, "method": _method(run)}
         config = _overridden(msgspec.to_builtins(run.config), options.overrides, path)
         network = run.network.to(devices.pick_device(config))
-        return _Subject(path, "run", config, run.data, _by_network(path, run, network), run)
+        score, known = _by_network(path, run, network), _known_to_run(path, run)
+        rate = run.network.sampling_rate
+        return _Subject(path, "run", config, run.data, score, known, rate, run)
     if not (path / bundles.MANIFEST).exists():
         raise TrainingError(
             f"{path} holds neither a training run ({runs.RUN}) nor a bundle"
@@ -141,7 +149,10 @@ def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subj
     loaded = bundles.Bundle.load(path, verify=False)  # just done
     sequences = check_sequences(loaded, open_system(loaded))
     report["golden_sequences"] = asdict(sequences)
-    return _Subject(path, "bundle", config, manifest.data, _by_bundle(loaded), golden=golden)
+    score, known = _by_bundle(loaded), _known_to_bundle(loaded)
+    return _Subject(
+        path, "bundle", config, manifest.data, score, known, manifest.rate, golden=golden
+    )
 
 
 def _overridden(tree: Mapping[str, Any], overrides: Mapping[str, Any], where: Path) -> RunConfig:
@@ -167,6 +178,24 @@ def _by_network(path: Path, run: runs.Run, network: Network) -> Scorer:
         return prediction.predict(network, gatherer, _as_known(path, run, samples, requests))
 
     return score
+
+
+def _known_to_run(path: Path, run: runs.Run) -> Popularity:
+    def popularity(samples: Split | LiveSplit, requests: Requests) -> F32:
+        until = _as_known(path, run, samples, requests).bundle.max(initial=0)
+        rows = np.arange(len(samples.interactions.item_ids), dtype=np.int32)
+        return samples.interactions.popularity(rows, int(until))
+
+    return popularity
+
+
+def _known_to_bundle(bundle: bundles.Bundle) -> Popularity:
+    def popularity(samples: Split | LiveSplit, _requests: Requests) -> F32:
+        keys = np.array([item_key(item) for item in samples.interactions.item_ids], np.uint64)
+        found: F32 = bundle.popularity[bundle.rows(keys)]
+        return found
+
+    return popularity
 
 
 def _gatherer(run: runs.Run, samples: Split | LiveSplit) -> Gatherer:
@@ -247,7 +276,6 @@ class _Measured:
 def _report(measured: _Measured, options: EvaluateOptions, console: Console) -> dict[str, Any]:
     samples, requests, ctrs = measured.samples, measured.requests, measured.ctrs
     counted = requests.weights > 0
-    calibration = metrics.calibration(ctrs, requests.labels, requests.weights)
     slices = quality.measure_slices(ctrs, requests, samples)
     report: dict[str, Any] = {
         "part": measured.part,
@@ -256,7 +284,8 @@ def _report(measured: _Measured, options: EvaluateOptions, console: Console) -> 
         "positives": int(((requests.labels > 0) & counted).sum()),
         "measures": asdict(quality.measure(ctrs, requests, samples.users(requests))),
         "slices": {name: [asdict(part) for part in parts] for name, parts in slices.items()},
-        "calibration": {name: values.tolist() for name, values in calibration._asdict().items()},
+        "calibration": _calibration(measured),
+        "unknown": _unknown(measured, console),
         "notes": list(_notes(measured, options)),
     }
     if options.reference is not None:
@@ -268,6 +297,33 @@ def _report(measured: _Measured, options: EvaluateOptions, console: Console) -> 
         with console.status("comparing with the baseline"):
             report["baseline"] = _difference(measured, options.baseline)
     return report
+
+
+def _calibration(measured: _Measured) -> dict[str, Any]:
+    """Predicted beside observed CTRs: by bins, altogether, and of items that are not known."""
+    requests, ctrs = measured.requests, measured.ctrs
+    bins = metrics.calibration(ctrs, requests.labels, requests.weights)
+    report = {name: values.tolist() for name, values in bins._asdict().items()}
+    return {
+        **report,
+        "expected_calibration_error": bins.error,
+        "predicted_over_observed": metrics.calibration_ratio(
+            ctrs, requests.labels, requests.weights
+        ),
+        "sampling_rate": measured.subject.sampling_rate,
+    }
+
+
+def _unknown(measured: _Measured, console: Console) -> dict[str, Any]:
+    """What items that are not known earn, and where one is ranked among the most popular."""
+    samples, requests, subject = measured.samples, measured.requests, measured.subject
+    popularity = subject.popularity(samples, requests)
+    chosen = (requests.weights > 0) & (popularity[requests.candidates] == 0)
+    asked = unknown.unknown_requests(requests, samples.users(requests), popularity)
+    with console.status("ranking an unknown item"):
+        ranks = unknown.unknown_ranks(subject.score(samples, asked))
+    earned = unknown.Earnings.of(measured.ctrs, requests.labels, chosen)
+    return {**asdict(earned), "ranks": asdict(ranks)}
 
 
 def _notes(measured: _Measured, options: EvaluateOptions) -> Iterator[str]:

@@ -121,7 +121,7 @@ def _score(network: Network, batch: Batch, state: State, table: Tensor) -> F32:
         network.target(batch, table),
         batch.cross,
     )
-    ctrs: F32 = torch.sigmoid(logits).float().numpy()
+    ctrs: F32 = network.ctrs(logits).numpy()
     return ctrs
 
 

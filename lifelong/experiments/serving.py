@@ -359,7 +359,7 @@ class _Graph:
             ),
             feed["cross"],
         )
-        ctrs: F32 = torch.sigmoid(logits).numpy()
+        ctrs: F32 = network.ctrs(logits).numpy()
         return ctrs
 
     def _feed(self) -> dict[str, Array]:

@@ -125,41 +125,56 @@ class GoldenChecks:
 
 
 def check_golden(
-    file: Path, session: onnxruntime.InferenceSession, golden: Sequence[GoldenRequest]
+    file: Path,
+    session: onnxruntime.InferenceSession,
+    golden: Sequence[GoldenRequest],
+    rate: float = 1.0,
 ) -> GoldenChecks:
     """Repeat golden requests on a session of the scorer.onnx at ``file``.
+
+    Args:
+        rate: the bundle's (`models.bundle.Manifest.rate`).
 
     Raises:
         BundleIncompatible: a request cannot be run, or a CTR differs by more than GOLDEN_TOLERANCE.
     """
     try:
-        differences = golden_differences(session, golden)
+        differences = golden_differences(session, golden, rate)
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
         raise cannot_be_run(file, error) from error
     return GoldenChecks.of(differences, file, GOLDEN)
 
 
 def golden_differences(
-    session: onnxruntime.InferenceSession, golden: Sequence[GoldenRequest]
+    session: onnxruntime.InferenceSession, golden: Sequence[GoldenRequest], rate: float = 1.0
 ) -> dict[str, float]:
-    """The largest difference of a scorer.onnx from the CTRs of each golden request, by its name."""
+    """The largest `ctr_difference` of a scorer.onnx from each golden request, by its name."""
     # A method that reads nothing of an input leaves it out of its graph.
     inputs = {node.name for node in session.get_inputs()}
     differences = {}
     for request in golden:
         feed = {name: values for name, values in request.feed().items() if name in inputs}
         (ctrs,) = session.run(None, feed)
-        differences[request.name] = ctr_difference(ctrs, request.ctr)
+        differences[request.name] = ctr_difference(ctrs, request.ctr, rate)
     return differences
 
 
-def ctr_difference(ctrs: F32, expected: Tensor) -> float:
+def ctr_difference(ctrs: F32, expected: Tensor, rate: float = 1.0) -> float:
     """The largest difference from expected CTRs: infinite where their number is another one, and
     not a number where a CTR is none.
+
+    CTRs are compared as they were learned, before the correction for the sampling rate: it makes
+    them, and what is wrong with them, many times smaller.
     """
     if ctrs.shape != expected.shape:
         return float("inf")
-    return float(np.abs(ctrs - expected.array()).max(initial=0.0))
+    difference = as_learned(ctrs, rate) - as_learned(expected.array(), rate)
+    return float(np.abs(difference).max(initial=0.0))
+
+
+def as_learned(ctrs: Array, rate: float) -> Array:
+    """CTRs before they were corrected for a sampling rate (`models.network.Network.ctrs`)."""
+    return ctrs / (ctrs + (1 - ctrs) * rate)
 
 
 def cannot_be_run(file: Path, error: Exception) -> BundleIncompatible:

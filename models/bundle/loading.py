@@ -110,7 +110,7 @@ def verify(path: Path | str) -> Verified:
         session = make_session((path / SCORER).read_bytes())
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
         raise cannot_be_run(path / SCORER, error) from error
-    return Verified(manifest, check_golden(path / SCORER, session, golden))
+    return Verified(manifest, check_golden(path / SCORER, session, golden, manifest.rate))
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class Bundle:
             session = make_session(self.scorer_model)
         except Exception as error:  # onnxruntime raises its own and plain exceptions alike
             raise cannot_be_run(file, error) from error
-        check_golden(file, session, self.golden)
+        check_golden(file, session, self.golden, self.manifest.rate)
         return session
 
 

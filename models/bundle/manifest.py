@@ -183,6 +183,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     (0: any other). Whether the network sees them, ``schema`` says."""
     user_features: tuple[str, ...] = USER_FEATURES
     cross_features: tuple[str, ...] = CROSS_FEATURES
+    sampling_rate: float | msgspec.UnsetType = msgspec.UNSET
+    """Share of the negatives that training saw; scorer.onnx corrects its CTRs for it. Unset in
+    bundles of earlier versions, whose CTRs are those of training. See `rate`."""
     seed: int = 0
     training: dict[str, Any] = {}
     """The settings it was trained with."""
@@ -193,6 +196,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileEntry] = {}
     checksum: str = ""
     """sha256 of all the rest: a scale or an L that somebody changed is noticed."""
+
+    @property
+    def rate(self) -> float:
+        """The `sampling_rate` that the CTRs are corrected for; 1: none."""
+        return 1.0 if self.sampling_rate is msgspec.UNSET else self.sampling_rate
 
     @property
     def needed(self) -> tuple[str, ...]:

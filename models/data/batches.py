@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infra.arrays import F32, F64, I8, I32, I64, U8, Bools
+from infra.arrays import F32, F64, I8, I32, I64, U8, U64, Bools
 from models.data.interactions import Interactions
 from models.data.requests import Requests, Sequences
 from models.data.schema import AGE_BUCKETS, Inputs, dwell_bucket
+from models.data.withholding import Withholding, is_withheld
 from models.features import cross_columns, user_columns
 from models.kernels.compiling import fast_kernel
 
@@ -84,6 +85,7 @@ class Gatherer:
         window = np.maximum(start, requests.as_of - self.L)
         length = int((requests.cut - window).max(initial=1))
         R = len(requests.cut)
+        withheld = requests.withheld or Withholding.none(R)
         rows = np.zeros((R, length), np.int64)
         mask = np.zeros((R, length), np.bool_)
         _gather_rows(
@@ -92,6 +94,7 @@ class Gatherer:
             window,
             requests.cut,
             requests.bundle,
+            *withheld,
             rows,
             mask,
         )
@@ -110,7 +113,9 @@ class Gatherer:
         previous = sequences.times[np.maximum(requests.cut - 1, 0)].astype(np.float64)
         bundle = requests.bundle[:, None]
         unknown = interactions.first_seen[requests.candidates] >= bundle
+        unknown |= withheld.of(requests.candidates)
         popularity = interactions.popularity(requests.candidates, bundle)
+        popularity[unknown] = 0
         users = interactions.users[sequences.position[requests.cut]]
         return Batch(
             rows=torch.from_numpy(rows),
@@ -201,23 +206,26 @@ def prefetch(items: Iterable[Item], ahead: int = PREFETCHED) -> Generator[Item]:
 
 
 @fast_kernel
-def _gather_rows(
+def _gather_rows(  # noqa: PLR0917  # kernels take nothing by name
     items: I32,
     first_seen: I64,
     begin: I64,
     end: I64,
     bundle: I64,
+    keys: U64,
+    limit: np.uint64,
     rows: I64,
     mask: Bools,
 ) -> None:
     """Put the items [begin, end) of each request at the right end of its row; items that the
-    request's bundle does not know stay 0.
+    request's bundle does not know, or that are withheld from it, stay 0.
     """
     length = rows.shape[1]
     for r in range(len(begin)):
         shift = length - end[r]
         for i in range(begin[r], end[r]):
-            if first_seen[items[i]] < bundle[r]:
+            known = first_seen[items[i]] < bundle[r]
+            if known and not is_withheld(items[i], keys[r], limit):
                 rows[r, i + shift] = items[i]
             mask[r, i + shift] = True
 

@@ -1,19 +1,26 @@
 """Learning for a live service: what its requests will have seen, staleness and age included.
 
 A *request* is a moment of a user: right before their behavior at position p. Its positives are the
-next items of the basket (behaviors of one user at one time), its negatives are items drawn by
-popularity up to that moment. Two things differ between training and a live service, and both are
+next items of the basket (behaviors of one user at one time), its negatives are others that could
+have been chosen at that moment. Two things differ between training and a live service, and both are
 drawn at random here, so that serving sees what training saw:
 
 - *staleness of interests*: behaviors newer than the last clustering stand beside the clusters as
   interests of their own;
 - *age of the bundle*: a bundle in service is older than the newest items. Items that first
   appeared after its making have row 0, and popularity is what it was then.
+
+Negatives are drawn from what was chosen before: items that the bundle knows by their popularity as
+it knows it, newer ones by theirs in the last days. So newer items are among the negatives as often
+as among the choices of that time, and what row 0 learns to say is what they earn there. Drawn by
+popularity over all time they would hardly ever be negatives, for want of a past, and whatever is
+unknown would be taken for a sure success.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Final
 
 import msgspec
@@ -22,7 +29,7 @@ import numpy as np
 from infra.arrays import F32, I32, I64
 from infra.errors import TrainingError
 from models.data.interactions import Interactions
-from models.data.requests import Requests, Sequences
+from models.data.requests import Requests, Sequences, sampling_rate
 from models.data.sections import TaggedSection
 from models.kernels.compiling import fast_kernel
 
@@ -30,6 +37,10 @@ MAX_NEWER: Final = 63
 """Most behaviors that training leaves newer than the clustering: the service reclusters at 64."""
 
 DAY_S: Final = 86_400
+
+RECENT_S: Final = 7 * DAY_S
+"""Time over which it counts how often newer items are chosen. They become more and more while a
+bundle is in service, so it is short; and long enough that every day of the week is in it."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -42,7 +53,7 @@ class Live(TaggedSection, frozen=True, tag="live"):
     positives: Count = 4
     """Next items of the basket that a request predicts, at most."""
     negatives: Count = 20
-    """Items drawn by popularity a request."""
+    """Other items drawn a request."""
     behaviors_per_request: Count = 4
     """A basket of n behaviors gives about n divided by this many requests an epoch."""
     bundle_age_share: Share = 0.5
@@ -54,7 +65,10 @@ class Live(TaggedSection, frozen=True, tag="live"):
     validation: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
     """Last part of the behaviors, by time, that validates and is not learned from at first."""
     evaluated: Count = 3000
-    """Requests of validation, at most: one positive among 99 others."""
+    """Requests of validation, at most."""
+    evaluation_negatives: Count = 99
+    """Other items a request of validation, beside one positive. So long are the lists that CTRs are
+    probabilities of."""
     refit: bool = True
     """Learn again, on everything, for the number of epochs found best: a model for tomorrow should
     know yesterday."""
@@ -81,6 +95,11 @@ class LiveSplit:
     def test(self) -> None:
         """None: the live stream is the test."""
         return
+
+    @cached_property
+    def sampling_rate(self) -> float:
+        """`models.data.requests.sampling_rate` of the first epoch."""
+        return sampling_rate(self.epoch(0), self.validation)
 
     def users(self, requests: Requests) -> I32:
         """i32[R]: the user of each request."""
@@ -117,7 +136,9 @@ def split_live(interactions: Interactions, config: Live, seed: int) -> LiveSplit
     sequences = Sequences.of(interactions)
     n_training = int(len(interactions) * (1 - config.validation))
     rng = np.random.default_rng([seed, 1])
-    validation = evaluation_requests(interactions, sequences, n_training, config.evaluated, rng)
+    validation = evaluation_requests(
+        interactions, sequences, n_training, config.evaluated, rng, config.evaluation_negatives
+    )
     if not len(validation.cut):
         raise TrainingError(
             f"the last {config.validation:.0%} of {len(interactions)} behaviors give no "
@@ -139,7 +160,8 @@ def training_requests(
         until: requests come before this position of the interactions; None: before their end.
 
     Positives are the next items of the basket that it does not hold yet; negatives are never an
-    item of the basket, be it bought before or after the request.
+    item of the basket, be it bought before or after the request. Where the bundle was made right
+    before the request no negative can be unknown to it, so that an unknown positive does not count.
     """
     n = len(interactions) if until is None else until
     size = len(interactions)
@@ -154,11 +176,13 @@ def training_requests(
     ahead = cut[:, None] + np.arange(config.positives)
     ahead_inside = ahead < sequences.basket_end[cut][:, None]
     positives = np.where(ahead_inside, sequences.items[np.minimum(ahead, size - 1)], -1)
-    negatives = _popular(interactions, sequences, cut, config.negatives, rng)
+    negatives = _others(interactions, sequences, cut, bundle, config.negatives, rng)
     candidates = np.concatenate([positives, negatives], axis=1).astype(np.int32)
     weights = np.empty(candidates.shape, np.float32)
     begin, end = sequences.basket[cut], sequences.basket_end[cut]
     _admit(sequences.items, begin, cut, end, candidates, config.positives, weights)
+    fresh = bundle == sequences.position[cut]
+    weights[fresh[:, None] & (interactions.first_seen[candidates] >= bundle[:, None])] = 0
     labels = np.zeros(candidates.shape, np.float32)
     labels[:, : config.positives] = 1
     as_of = cut - _staleness(sequences, cut, rng)
@@ -173,12 +197,12 @@ def evaluation_requests(
     rng: np.random.Generator,
     negatives: int = 99,
 ) -> Requests:
-    """Requests of the demo's kind: one item about to be bought among others drawn by popularity.
+    """Requests of the demo's kind: one item about to be bought among others, drawn as in training.
 
     Args:
         begin: the bundle knows the interactions before this position; requests come after it.
         size: requests, at most.
-        negatives: other items, none of them in the basket so far, nor twice in the list.
+        negatives: other items, none of them in the basket, before or after, nor twice in the list.
 
     Returns:
         Requests whose first candidate is the positive. A behavior that repeats an item of its own
@@ -187,10 +211,12 @@ def evaluation_requests(
     cut = np.flatnonzero(sequences.position >= begin)
     rng.shuffle(cut)
     cut = cut[: size + size // 4]  # some fall out below
-    drawn = _popular(interactions, sequences, cut, 4 * negatives, rng)
+    bundle = np.full(len(cut), begin, np.int64)
+    drawn = _others(interactions, sequences, cut, bundle, 4 * negatives, rng)
     candidates = np.concatenate([sequences.items[cut][:, None], drawn], axis=1).astype(np.int32)
     weights = np.empty(candidates.shape, np.float32)
-    _admit(sequences.items, sequences.basket[cut], cut, cut, candidates, 1, weights)
+    basket, end = sequences.basket[cut], sequences.basket_end[cut]
+    _admit(sequences.items, basket, cut, end, candidates, 1, weights)
     chosen = np.argsort(-weights, axis=1, kind="stable")[:, : negatives + 1]
     kept = np.flatnonzero(np.take_along_axis(weights, chosen, 1).all(1) & (weights[:, 0] > 0))[
         :size
@@ -208,16 +234,26 @@ def evaluation_requests(
     )
 
 
-def _popular(
+def _others(
     interactions: Interactions,
     sequences: Sequences,
     cut: I64,
+    bundle: I64,
     size: int,
     rng: np.random.Generator,
 ) -> I32:
-    """i32[R, size]: the items of random earlier behaviors, which is popularity up to then."""
+    """i32[R, size]: items of random earlier behaviors. That of one of the last days, if it is newer
+    than the bundle; otherwise that of one before the bundle.
+    """
+    items, bundle = interactions.items, bundle[:, None]
     position = np.maximum(sequences.position[cut], 1)[:, None]
-    return interactions.items[(rng.random((len(cut), size)) * position).astype(np.int64)]
+    recent = np.searchsorted(interactions.times, sequences.times[cut] - RECENT_S)[:, None]
+    begin = np.minimum(np.maximum(recent, bundle), position - 1)
+    shape = (len(cut), size)
+    newer = items[begin + (rng.random(shape) * (position - begin)).astype(np.int64)]
+    known = items[(rng.random(shape) * np.maximum(bundle, 1)).astype(np.int64)]
+    drawn: I32 = np.where(interactions.first_seen[newer] >= bundle, newer, known)
+    return drawn
 
 
 def _staleness(sequences: Sequences, cut: I64, rng: np.random.Generator) -> I64:

@@ -42,7 +42,7 @@ class NextItem(TaggedSection, frozen=True, tag="next_item"):
     """Whether a sample sees the part of its basket that stands before it."""
     unknown_positives: Literal["skip", "keep"] = "skip"
     """Positives that the training part does not know: none of the negatives is of that kind, so
-    to keep them measures how row 0 was initialized."""
+    that an unknown item is always the right one where they are kept."""
 
     def __post_init__(self) -> None:
         at_least("protocol.negatives", self.negatives, 1)

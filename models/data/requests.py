@@ -14,6 +14,7 @@ import numpy as np
 
 from infra.arrays import F32, I32, I64
 from models.data.interactions import Interactions
+from models.data.withholding import Withholding
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,16 @@ class Requests(NamedTuple):
     times: I64 | None = None
     """i64[R], seconds since epoch: when each was made. None: at the time of the behavior that it
     comes before, which an impression does not have."""
+    withheld: Withholding | None = None
+    """Items that the requests treat as unknown besides. None: none."""
+
+    @property
+    def negatives_a_positive(self) -> float:
+        """Negatives that count for each positive that does; not a number without one."""
+        positive = self.labels > 0
+        positives = float(self.weights[positive].sum(dtype=np.float64))
+        negatives = float(self.weights[~positive].sum(dtype=np.float64))
+        return negatives / positives if positives else float("nan")
 
     def part(self, rows: slice | I64) -> Requests:
         """Some of the requests."""
@@ -83,4 +94,19 @@ class Requests(NamedTuple):
             labels=self.labels[rows],
             weights=self.weights[rows],
             times=None if self.times is None else self.times[rows],
+            withheld=None if self.withheld is None else self.withheld.part(rows),
         )
+
+
+def sampling_rate(training: Requests, evaluation: Requests) -> float:
+    """Share of the negatives that training sees, where protocols draw them.
+
+    What is ranked is what evaluation has: one positive among so many others. Training saves itself
+    most of them.
+
+    Args:
+        training: requests of training.
+        evaluation: requests as they are ranked.
+    """
+    learned, ranked = training.negatives_a_positive, evaluation.negatives_a_positive
+    return learned / ranked if learned > 0 and ranked > 0 else 1.0  # not a number: one class only

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from infra.arrays import I32, I64
+from infra.errors import TrainingError
 from models.data.impressions import Impressions, ShownItems
 from models.data.interactions import Attribute, Interactions
 from models.data.sections import at_least
@@ -22,13 +23,18 @@ class Selection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Samples that see fewer behaviors are left out."""
     evaluated: int = 0
     """Requests of validation, and of test, at most (drawn at random); 0: all."""
+    withheld: float = 0.02
+    """Share of the items that a training sample treats as unknown, each sample others, so that row
+    0 learns what an unknown item earns (`models.data.withholding`)."""
     seed: int = 0
-    """Seed of users, negatives, evaluated requests and the order of an epoch."""
+    """Seed of users, negatives, evaluated and withheld items, and the order of an epoch."""
 
     def __post_init__(self) -> None:
         at_least("samples.users", self.users, 0)
         at_least("samples.min_history", self.min_history, 0)
         at_least("samples.evaluated", self.evaluated, 0)
+        if not 0 <= self.withheld < 1:
+            raise TrainingError(f"samples.withheld is {self.withheld:g}; it is from 0 to below 1")
 
 
 def sample_users(

@@ -33,8 +33,9 @@ from models.data.impressions import Impressions
 from models.data.interactions import Interactions
 from models.data.negatives import Negatives
 from models.data.protocols import AnyProtocol, DrawnSamples, NextItem, Rated, Shown, draw_samples
-from models.data.requests import Requests, Sequences
+from models.data.requests import Requests, Sequences, sampling_rate
 from models.data.selection import Selection, sample_users
+from models.data.withholding import Withholding
 
 
 class AnySplit(Protocol):
@@ -53,6 +54,8 @@ class AnySplit(Protocol):
     def epoch(self, number: int) -> Requests: ...
     def users(self, requests: Requests) -> I32: ...
     def history(self, requests: Requests) -> I64: ...
+    @property
+    def sampling_rate(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -100,17 +103,27 @@ class Split:
         """i64[R]: behaviors that each request sees."""
         return requests.cut - self.sequences.start[requests.cut]
 
+    @cached_property
+    def sampling_rate(self) -> float:
+        """`sampling_rate` of the next-item protocol; 1 where the negatives are real."""
+        return 1.0 if self.negatives is None else sampling_rate(self.train, self.validation)
+
     def order(self, number: int) -> I64:
         """i64[R]: the order of training requests in an epoch (0, 1, ...)."""
         rng = np.random.default_rng([self.selection.seed, 10, number])
         return rng.permutation(len(self.train.cut))
 
     def epoch(self, number: int) -> Requests:
-        """The training requests of an epoch (0, 1, ...): in `order`, with negatives of its own.
+        """The training requests of an epoch (0, 1, ...): in `order`, with negatives and withheld
+        items of its own.
 
         The same number gives the same requests, so that a run can be taken up again.
         """
         requests = self.train.part(self.order(number))
+        if self.selection.withheld:
+            rng = np.random.default_rng([self.selection.seed, 12, number])
+            withheld = Withholding.draw(len(requests.cut), self.selection.withheld, rng)
+            requests = requests._replace(withheld=withheld)
         if self.negatives is None or number == 0:
             return requests
         rng = np.random.default_rng([self.selection.seed, 11, number])

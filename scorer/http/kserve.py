@@ -2,8 +2,9 @@
 
 Inputs: ``user`` BYTES [1]; ``candidates`` BYTES [B], or UINT64 [B] when the client hashes item ids
 itself (`infra.behaviors.item_key`); optionally ``time`` INT64 [1], ms since epoch.
-Outputs: ``ctr`` FP32 [B], in the candidates' order; on request ``unknown`` BOOL [B], whether the
-bundle does not know the candidate.
+Outputs: ``ctr`` FP32 [B], in the candidates' order, and ``unknown`` BOOL [B], whether the bundle
+does not know the candidate; both, unless the request names those that it wants.
+Parameters: ``unknown_items``, "score", "last" or "refuse", as in the setting scorer.unknown_items.
 
 With the binary tensor extension a request of 3,000 keys and its answer cost a few microseconds
 instead of some hundred. The protocol's layout is kept to the letter; the header
@@ -15,13 +16,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple, cast
+from typing import Annotated, Any, Final, NamedTuple, cast, get_args
 
 import msgspec
 import numpy as np
 
 from infra.arrays import U64, Array
 from infra.errors import RequestError, hint
+from infra.settings import UnknownItems
 from models.bundle import Manifest
 from scorer.limits import (
     MAX_ITEM_CHARS,
@@ -39,6 +41,7 @@ HEADER_LENGTH: Final = "inference-header-content-length"
 """Name of the HTTP header of the binary extension."""
 
 OUTPUTS: Final = ("ctr", "unknown")
+UNKNOWN_ITEMS: Final = get_args(UnknownItems)
 DATATYPES: Final = {"user": ("BYTES",), "candidates": ("BYTES", "UINT64"), "time": ("INT64",)}
 """Inputs and the types they may have."""
 
@@ -134,17 +137,19 @@ class KServe:
             header_length: value of the header of that name; None: all is JSON.
 
         Raises:
-            RequestError: the body is malformed or exceeds a limit; names the field or tensor.
+            RequestError: the body is malformed or exceeds a limit, or holds candidates that are not
+                known and not to be scored; names the field or tensor.
             StoreError: the store did not answer, and rankings are not to be degraded.
         """
         head, tail = _split(body, header_length)
         request = decode_json(self._request, head)
         wishes = _wishes(request)
         inputs = self._inputs(request, tail)
+        policy = _unknown_items(request)
         if inputs.items is not None:
-            ranking = ranker.rank(inputs.user, inputs.items, inputs.time_ms)
+            ranking = ranker.rank(inputs.user, inputs.items, inputs.time_ms, policy)
         else:
-            ranking = ranker.rank_keys(inputs.user, cast(U64, inputs.keys), inputs.time_ms)
+            ranking = ranker.rank_keys(inputs.user, cast(U64, inputs.keys), inputs.time_ms, policy)
         return self._encode(ranker, request, ranking, wishes)
 
     def _inputs(self, request: InferRequest, tail: memoryview) -> InferInputs:
@@ -275,7 +280,7 @@ def _wishes(request: InferRequest) -> dict[str, bool]:
     """The outputs asked for, and whether each goes out as bytes."""
     default = request.parameters.get("binary_data_output", False) is True
     if not request.outputs:
-        return {"ctr": default}
+        return dict.fromkeys(OUTPUTS, default)
     wishes = {}
     for wish in request.outputs:
         if wish.name not in OUTPUTS:
@@ -285,6 +290,17 @@ def _wishes(request: InferRequest) -> dict[str, bool]:
             )
         wishes[wish.name] = wish.parameters.get("binary_data", default) is True
     return wishes
+
+
+def _unknown_items(request: InferRequest) -> UnknownItems | None:
+    """What the request wants done with unknown candidates; None: it does not say."""
+    wanted = request.parameters.get("unknown_items")
+    if wanted is None or wanted in UNKNOWN_ITEMS:
+        return cast(UnknownItems | None, wanted)
+    raise RequestError(
+        "parameters.unknown_items",
+        f"is {str(wanted)[:SHOWN_CHARS]!r}, expected {', '.join(UNKNOWN_ITEMS)}",
+    )
 
 
 def _tensors(

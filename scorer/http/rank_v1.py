@@ -26,11 +26,12 @@ class RankV1:
             The answer's body, and whether it is degraded.
 
         Raises:
-            RequestError: the body is malformed or exceeds a limit; names the field.
+            RequestError: the body is malformed or exceeds a limit, or holds candidates that are not
+                known and not to be scored; names the field.
             StoreError: the store did not answer, and rankings are not to be degraded.
         """
         request = self.decode(body)
-        ranking = ranker.rank(request.user, request.candidates, request.time)
+        ranking = ranker.rank(request.user, request.candidates, request.time, request.unknown_items)
         as_of = ranking.as_of
         answer = self._encoder.encode(
             RankAnswer(
@@ -51,7 +52,7 @@ class RankV1:
         """The request held in a body.
 
         >>> RankV1(max_candidates=10).decode(b'{"user": "u", "candidates": ["a"]}')
-        RankRequest(user='u', candidates=['a'], top_k=None, time=None)
+        RankRequest(user='u', candidates=['a'], top_k=None, time=None, unknown_items=None)
         """
         request = decode_json(self._decoder, body)
         check_user(request.user)

@@ -157,6 +157,20 @@ def test_a_method_without_a_loss_of_its_own_gives_none() -> None:
     assert loss.ndim == 0
 
 
+def test_ctrs_are_those_of_what_is_ranked() -> None:
+    """As many of a thousand are positive, whether all negatives were learned from or a tenth."""
+    network = network_of()
+    learned = torch.tensor([0.5, 10 / 109, 0.0])
+    network.sampling_rate = 0.1
+    ctrs = network.ctrs(torch.logit(learned))
+    torch.testing.assert_close(ctrs, torch.tensor([1 / 11, 10 / 1000, 0.0]))
+
+
+def test_ctrs_of_all_negatives_are_left_alone() -> None:
+    logits = torch.linspace(-5, 5, 11)
+    assert torch.equal(network_of().ctrs(logits), torch.sigmoid(logits))
+
+
 def test_dropout_is_of_training_alone() -> None:
     network, batch = network_of(dropout=0.5), batch_of([6])
     assert torch.equal(network(batch)[0], network(batch)[0])

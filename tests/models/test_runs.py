@@ -53,6 +53,10 @@ def test_a_run_comes_back_from_its_directory(
     assert run.metrics == pytest.approx(result.metrics)
     assert run.vocabulary.item_ids == interactions.item_ids
     assert run.data["behaviors"] == len(interactions)
+    assert (
+        run.network.sampling_rate
+        == split_live(interactions, PROTOCOL, TINY.seed).whole().sampling_rate
+    )
 
 
 def test_a_run_keeps_the_names_of_the_actions(interactions: Interactions, tmp_path: Path) -> None:

@@ -119,6 +119,9 @@ def test_the_bundle_carries_the_runs_record(result: TrainResult, bundle: Bundle)
     assert bundle.manifest.name == "tiny"
     assert bundle.manifest.training["training"]["epochs"] == 6
     assert bundle.popularity.sum() == pytest.approx(1e6, rel=1e-4)
+    rate = load_run(result.path).network.sampling_rate
+    assert 0 < rate < 0.5
+    assert bundle.manifest.sampling_rate == rate
 
 
 QUICK = changed(TINY, epochs=2, batch=16, patience=0, checkpoint_s=0.0)

@@ -125,6 +125,15 @@ def test_a_ranking_comes_back(ask: Any, url: str, world: World) -> None:
 
 
 @BOTH
+def test_unknown_items_are_treated_as_asked(ask: Any, url: str) -> None:
+    request = {"user": "u", "candidates": ["x", "item-1"]}
+    (last,) = ask(url, {**request, "unknown_items": "last"})
+    assert [line.item for line in last.items] == ["item-1", "x"]
+    with pytest.raises(RequestError, match="does not know: 'x'"):
+        ask(url, {**request, "unknown_items": "refuse"})
+
+
+@BOTH
 def test_a_refusal_names_the_field(ask: Any, url: str) -> None:
     with pytest.raises(RequestError, match="candidates is empty") as refused:
         ask(url, {"user": "u", "candidates": []})

@@ -21,6 +21,7 @@ from infra.store import Behaviors, InterestWrite, Profile, Version
 from models.bundle import Bundle
 from models.features import cross_features, user_features
 from models.reference.serving import StoredUser, score_stored
+from scorer.limits import Refused
 from scorer.ranking import AWAY_S, Ranker, item_keys
 from tests.bundles import tiny_bundle
 from tests.scorer.conftest import NOW_MS, World
@@ -363,6 +364,48 @@ def test_unknown_items_are_named_once_and_scored_alike(world: World) -> None:
     assert ranking.unknown_items == ["x", "y"]
     assert ranking.unknown.tolist() == [True, False, True, True]
     assert ranking.ctrs[0] == ranking.ctrs[2]
+
+
+def test_unknown_items_may_be_put_last(world: World) -> None:
+    scored = world.ranker.rank("u", ["x", "item-1", "y", "item-2"])
+    last = world.ranker.rank("u", ["x", "item-1", "y", "item-2"], unknown_items="last")
+    assert last.ctrs.tolist() == [0, scored.ctrs[1], 0, scored.ctrs[3]]
+    assert last.unknown_items == ["x", "y"]
+    assert last.ctrs.dtype == np.float32
+
+
+def test_where_all_are_known_nothing_is_put_last(world: World) -> None:
+    scored, last = (
+        world.ranker.rank("u", CANDIDATES, unknown_items=policy).ctrs
+        for policy in ("score", "last")
+    )
+    np.testing.assert_array_equal(last, scored)
+
+
+def test_a_refusal_names_the_unknown_items_once(world: World) -> None:
+    with pytest.raises(Refused, match="does not know: 'x', 'y'; leave") as refused:
+        world.ranker.rank("u", ["x", "item-1", "y", "x"], unknown_items="refuse")
+    assert (refused.value.status, refused.value.field) == (422, "candidates")
+
+
+def test_a_refusal_is_one_short_line_however_many_and_odd_the_items(world: World) -> None:
+    items = [f"{'long ' * 50}\n{number}" for number in range(1000)]
+    with pytest.raises(Refused, match="and 995 more") as refused:
+        world.ranker.rank("u", items, unknown_items="refuse")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 600
+
+
+def test_known_items_are_not_refused(world: World) -> None:
+    assert not world.ranker.rank("u", CANDIDATES, unknown_items="refuse").unknown.any()
+
+
+def test_a_request_overrides_what_becomes_of_unknown_items(world: World) -> None:
+    strict = Ranker(world.store, world.bundle, world.system, world.metrics, unknown_items="refuse")
+    with pytest.raises(Refused):
+        strict.rank_keys("u", item_keys(["x"]))
+    assert strict.rank_keys("u", item_keys(["x"]), unknown_items="last").ctrs.tolist() == [0]
+    assert strict.rank("u", ["x"], unknown_items="score").ctrs[0] > 0
 
 
 def test_an_unknown_item_that_the_user_had_counts_as_had(world: World) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lifelong.demo.plan import CANDIDATES, LiveRequest, plan_requests
+from lifelong.demo.plan import CANDIDATES, LiveRequest, _chances, plan_requests
 from lifelong.shipped import Purchases
 
 FIRST, LAST = 4000, 5500
@@ -74,17 +74,47 @@ def test_no_item_of_the_basket_is_a_candidate(
 ) -> None:
     baskets = [
         set(
-            purchases.item[: request.row][
-                (purchases.user[: request.row] == purchases.user[request.row])
-                & (purchases.time_ms[: request.row] == purchases.time_ms[request.row])
+            purchases.item[
+                (purchases.user == purchases.user[request.row])
+                & (purchases.time_ms == purchases.time_ms[request.row])
             ].tolist()
         )
         for request in requests
     ]
 
-    assert any(baskets)
+    assert any(len(basket) > 1 for basket in baskets)
     for basket, request in zip(baskets, requests, strict=True):
-        assert basket.isdisjoint(request.candidates.tolist())
+        target = int(purchases.item[request.row])
+        assert (basket - {target}).isdisjoint(request.candidates.tolist())
+
+
+def test_no_item_that_the_basket_holds_is_a_target(
+    purchases: Purchases, requests: list[LiveRequest]
+) -> None:
+    for request in requests:
+        before = (
+            (purchases.user == purchases.user[request.row])
+            & (purchases.time_ms == purchases.time_ms[request.row])
+            & (np.arange(len(purchases)) < request.row)
+        )
+        assert purchases.item[request.row] not in purchases.item[before]
+
+
+def test_new_items_are_negatives_as_often_as_they_are_bought(purchases: Purchases) -> None:
+    """A third of the live purchases is of ten items that nobody bought before."""
+    random = np.random.default_rng(0)
+    item = purchases.item.copy()
+    new = (np.arange(len(item)) >= FIRST) & (random.random(len(item)) < 1 / 3)
+    item[new] = 300 + random.integers(0, 10, new.sum())
+    ids = [f"item-{i}" for i in range(310)]
+    users = [f"user-{i}" for i in range(300)]
+    user = np.repeat(random.integers(0, 300, len(item) // 5), 5).astype(np.int32)
+    changed = replace(purchases, items=ids, users=users, item=item.astype(np.int32), user=user)
+    chances = _chances(changed, np.bincount(item[:FIRST], minlength=310), FIRST, LAST)
+    assert chances.sum() == pytest.approx(1)
+    assert chances[300:].sum() == pytest.approx(1 / 3, abs=0.04)
+    known = np.bincount(item[:FIRST], minlength=310)[:300]
+    np.testing.assert_allclose(chances[:300] / chances[:300].sum(), known / known.sum())
 
 
 def test_popularity_counts_everybodys_purchases_before_the_row(

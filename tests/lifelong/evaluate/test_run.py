@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,7 +17,8 @@ from infra.errors import BundleCorrupt, BundleIncompatible, SettingsError, Train
 from lifelong.evaluate.report import slice_label
 from lifelong.evaluate.run import EvaluateOptions, run_evaluate
 from lifelong.learning import read_samples
-from models.bundle import MANIFEST, SCORER, Bundle
+from models.bundle import MANIFEST, SCORER, Bundle, Manifest
+from models.bundle.manifest import sealed
 from models.config import RunConfig, read_config
 from models.data.requests import Requests, Sequences
 from models.export import export
@@ -144,6 +146,50 @@ def test_a_bundle_scores_like_its_run(make: Make, bundles: dict[str, Path], meth
     for name, value in by_run["measures"].items():
         # Clusterings that tie may fall out otherwise.
         assert by_bundle["measures"][name] == pytest.approx(value, abs=0.01)
+
+
+@pytest.mark.parametrize("method", SERVED)
+def test_run_and_bundle_rank_an_unknown_item_alike(
+    make: Make, bundles: dict[str, Path], method: str
+) -> None:
+    by_run, by_bundle = (
+        evaluate(path)["unknown"]["ranks"]
+        for path in (make(method, LIVE, **SERVED[method]), bundles[method])
+    )
+    assert (by_run["users"], by_run["among"]) == (by_bundle["users"], by_bundle["among"])
+    assert by_run["among"] == 100
+    assert sum(by_run["counts"]) == by_run["users"] > 20
+    assert by_run["median"] == pytest.approx(by_bundle["median"], abs=10)
+
+
+@pytest.mark.parametrize("method", SERVED)
+def test_calibration_is_of_what_is_ranked(bundles: dict[str, Path], method: str) -> None:
+    report = evaluate(bundles[method])
+    calibration = report["calibration"]
+    assert calibration["sampling_rate"] == Bundle.load(bundles[method]).manifest.sampling_rate
+    assert 0 < calibration["sampling_rate"] < 0.5
+    assert calibration["expected_calibration_error"] == report["measures"]["calibration_error"]
+    assert calibration["predicted_over_observed"] == report["measures"]["calibration_ratio"]
+
+
+def test_labels_that_were_not_drawn_need_no_correction(make: Make) -> None:
+    assert evaluate(make("encode", RATED, K=4))["calibration"]["sampling_rate"] == 1
+
+
+def test_a_bundle_of_an_earlier_version_says_that_it_corrects_nothing(
+    bundle: Path, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    for file in bundle.iterdir():
+        (earlier / file.name).write_bytes(file.read_bytes())
+    manifest = msgspec.json.decode((earlier / MANIFEST).read_bytes(), type=Manifest)
+    rate = manifest.rate
+    unset = sealed(msgspec.structs.replace(manifest, sampling_rate=msgspec.UNSET))
+    (earlier / MANIFEST).write_bytes(msgspec.json.encode(unset))
+    assert b"sampling_rate" not in (earlier / MANIFEST).read_bytes()
+    loaded = Bundle.load(earlier)
+    assert (loaded.manifest.rate, rate < 1) == (1, True)
 
 
 def test_the_report_is_json(make: Make) -> None:

@@ -14,6 +14,7 @@ from models.data.interactions import Attribute, Interactions
 from models.data.live import Live, training_requests
 from models.data.requests import Requests, Sequences
 from models.data.schema import Inputs, Schema, dwell_bucket
+from models.data.withholding import Withholding
 from models.features import CROSS_FEATURES, USER_FEATURES, History, cross_features, user_features
 from tests.models.generated import numbered, planted_interactions
 
@@ -124,6 +125,22 @@ def test_a_bundle_does_not_know_items_that_came_after_it() -> None:
     named = dict(zip(CROSS_FEATURES, batch.cross[0, 1].tolist(), strict=True))
     assert named["popularity"] == 0
     assert named["bought"] == 1
+
+
+def test_what_is_withheld_is_unknown_wherever_it_stands() -> None:
+    """Twenty items on both sides; whichever a request withholds, it has as row 0 on both."""
+    interactions = numbered([0] * 20, list(range(1, 21)), list(range(20)))
+    gather = gatherer(interactions)
+    items = list(range(1, 21))
+    drawn = Withholding.draw(50, 0.3, np.random.default_rng(0))
+    for r in range(50):
+        batch = gather(request(19, *items)._replace(withheld=drawn.part(slice(r, r + 1))))
+        assert batch.rows[0].tolist() == batch.candidates[0, :19].tolist()
+        hidden = batch.candidates[0] == 0
+        assert batch.candidates[0][~hidden].tolist() == np.array(items)[~hidden].tolist()
+        assert batch.mask.all()
+        popularity = batch.cross[0, :, CROSS_FEATURES.index("popularity")]
+        assert torch.equal(popularity == 0, hidden)
 
 
 def test_a_user_without_behaviors_has_nothing_but_padding() -> None:

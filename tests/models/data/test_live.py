@@ -7,14 +7,18 @@ import pytest
 from infra.errors import TrainingError
 from models.data.interactions import Interactions
 from models.data.live import (
+    DAY_S,
     MAX_NEWER,
     Live,
     evaluation_requests,
     split_live,
     training_requests,
 )
-from models.data.requests import Sequences
+from models.data.requests import Requests, Sequences
 from tests.models.generated import numbered, planted_interactions
+
+LAG = 0.15
+"""How far the negatives may lag behind: the last days have fewer unknown items than the moment."""
 
 EVERYTHING = Live(behaviors_per_request=1, burn_in=0.0)
 
@@ -35,7 +39,66 @@ def test_positives_are_the_next_items_of_the_basket() -> None:
     for r, cut in enumerate(requests.cut):
         ahead = sequences.items[cut : min(cut + 4, sequences.basket_end[cut])]
         chosen = requests.candidates[r][(requests.labels[r] > 0) & (requests.weights[r] > 0)]
+        if requests.bundle[r] == sequences.position[cut]:
+            ahead = ahead[interactions.first_seen[ahead] < requests.bundle[r]]
         assert chosen.tolist() == ahead.tolist()
+
+
+def shares_of_the_unknown(interactions: Interactions, requests: Requests) -> tuple[float, float]:
+    """Of the positives that count, and of the negatives."""
+    unknown = interactions.first_seen[requests.candidates] >= requests.bundle[:, None]
+    counted, positive = requests.weights > 0, requests.labels > 0
+    return unknown[counted & positive].mean(), unknown[counted & ~positive].mean()
+
+
+def growing() -> tuple[Interactions, Sequences]:
+    """500 users choose at random among 200 items of the last 100 days; two appear a day."""
+    choose = rng()
+    n = 60_000
+    times = np.sort(choose.integers(0, 300 * DAY_S, n))
+    newest = 200 + 2 * times // DAY_S
+    items = (newest - choose.integers(0, 200, n)).astype(np.int32)
+    users = choose.integers(0, 500, n).astype(np.int32)
+    names = [str(number) for number in range(items.max() + 1)]
+    interactions = Interactions(names[:500], names, names, users, items, times)
+    return interactions, Sequences.of(interactions)
+
+
+def test_unknown_items_are_negatives_as_often_as_positives() -> None:
+    interactions, sequences = growing()
+    config = Live(behaviors_per_request=1, bundle_age_share=1.0, bundle_age_days=60.0, burn_in=0.5)
+    requests = training_requests(interactions, sequences, config, rng())
+    positives, negatives = shares_of_the_unknown(interactions, requests)
+    assert 0.2 < positives < 0.4
+    assert negatives == pytest.approx(positives, rel=LAG)
+    evaluated = evaluation_requests(interactions, sequences, 48_000, 5000, rng(), negatives=20)
+    positives, negatives = shares_of_the_unknown(interactions, evaluated)
+    assert 0.2 < positives < 0.5
+    assert negatives == pytest.approx(positives, rel=LAG)
+
+
+def test_no_unknown_item_counts_where_no_negative_can_be_unknown() -> None:
+    interactions, sequences = growing()
+    fresh = msgspec.structs.replace(EVERYTHING, bundle_age_share=0.0)
+    requests = training_requests(interactions, sequences, fresh, rng())
+    assert shares_of_the_unknown(interactions, requests) == (0, 0)
+
+
+def test_known_negatives_are_as_popular_as_the_bundle_knows_them() -> None:
+    interactions, sequences = growing()
+    requests = evaluation_requests(interactions, sequences, 48_000, 5000, rng(), negatives=20)
+    negatives = requests.candidates[:, 1:]
+    negatives = negatives[interactions.first_seen[negatives] < 48_000]
+    drawn = np.bincount(negatives.ravel(), minlength=len(interactions.item_ids))
+    before = np.bincount(interactions.items[:48_000], minlength=len(drawn))
+    np.testing.assert_allclose(drawn / drawn.sum(), before / before.sum(), atol=1e-3)
+
+
+def test_the_sampling_rate_is_that_of_the_weights() -> None:
+    split = split_live(planted_interactions(users=40, items=120, baskets=10), Live(), seed=0)
+    requests = split.epoch(0)
+    counted = requests.weights.sum(0)
+    assert split.sampling_rate == pytest.approx(counted[4:].sum() / counted[:4].sum() / 99)
 
 
 def test_negatives_are_earlier_items_outside_the_basket() -> None:

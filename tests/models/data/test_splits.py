@@ -51,9 +51,33 @@ def test_an_epoch_has_every_sample_in_its_own_order_with_its_own_negatives() -> 
     assert (second.candidates[by_cut, 1:] != split.train.candidates[:, 1:]).any()
 
 
+def test_training_withholds_a_share_of_the_items_from_each_request() -> None:
+    split = split_requests(once_each(), FEW, LAST, Selection(withheld=0.25))
+    requests = split.epoch(0)
+    assert requests.withheld is not None
+    withheld = requests.withheld.of(requests.candidates)
+    positives, negatives = withheld[:, 0].mean(), withheld[:, 1:].mean()
+    assert positives == pytest.approx(0.25, abs=0.08)
+    assert negatives == pytest.approx(0.25, abs=0.08)
+    assert split.validation.withheld is None
+    other = split.epoch(1).withheld
+    assert other is not None
+    assert (other.keys != requests.withheld.keys).any()
+
+
+def test_nothing_is_withheld_where_nothing_is_to_be() -> None:
+    assert split_requests(once_each(), FEW, LAST, Selection(withheld=0)).epoch(0).withheld is None
+
+
+def test_what_is_drawn_has_the_sampling_rate_of_its_protocol() -> None:
+    few = NextItem(negatives=2, evaluation_negatives=8)
+    assert split_requests(once_each(), few, LAST).sampling_rate == 0.25
+    assert split_requests(with_values(once_each()), Rated(), LAST).sampling_rate == 1
+
+
 def size_of(requests: Requests) -> int:
     """Bytes of the distinct arrays."""
-    arrays = [array for array in requests if array is not None]
+    arrays = [array for array in requests if isinstance(array, np.ndarray)]
     return sum({id(array): array.nbytes for array in arrays}.values())
 
 

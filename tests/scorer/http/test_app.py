@@ -76,6 +76,33 @@ async def test_ties_keep_the_order_of_the_request(http: httpx.AsyncClient) -> No
     assert answer["unknown_items"] == ["b", "a", "c"]
 
 
+async def test_unknown_items_stand_last_where_a_request_says_so(http: httpx.AsyncClient) -> None:
+    request = {"user": "u", "candidates": ["x", "item-1", "y"], "unknown_items": "last"}
+    answer = (await http.post("/v1/rank", json=request)).json()
+    assert [line["item"] for line in answer["items"]] == ["item-1", "x", "y"]
+    assert answer["items"][-1]["ctr"] == 0
+    assert answer["unknown_items"] == ["x", "y"]
+
+
+async def test_unknown_items_are_refused_where_a_request_says_so(http: httpx.AsyncClient) -> None:
+    request = {"user": "u", "candidates": ["item-1", "x"], "unknown_items": "refuse"}
+    response = await http.post("/v1/rank", json=request)
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert error["field"] == "candidates"
+    assert "'x'" in error["message"]
+
+
+async def test_another_wish_for_unknown_items_is_refused(http: httpx.AsyncClient) -> None:
+    request = {"user": "u", "candidates": ["item-1"], "unknown_items": "drop" * 1000}
+    response = await http.post("/v1/rank", json=request)
+    assert response.status_code == 400
+    assert response.json()["error"] == {
+        "field": "unknown_items",
+        "message": f"is {'drop' * 16!r}, expected score, last, refuse",
+    }
+
+
 async def test_an_unknown_user_is_named_as_such(http: httpx.AsyncClient) -> None:
     answer = (await http.post("/v1/rank", json={"user": "who", "candidates": ["item-1"]})).json()
     assert answer["history"] == "none"
@@ -228,6 +255,7 @@ REQUESTS = st.fixed_dictionaries(
         "candidates": JSON_VALUES | st.lists(st.text(max_size=5) | JSON_VALUES, max_size=5),
         "top_k": JSON_VALUES,
         "time": JSON_VALUES,
+        "unknown_items": JSON_VALUES | st.sampled_from(["score", "last", "refuse"]),
         "inputs": JSON_VALUES,
         "outputs": JSON_VALUES,
         "extra": JSON_VALUES,

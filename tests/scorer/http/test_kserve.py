@@ -54,7 +54,7 @@ async def test_ctrs_come_in_the_order_of_the_candidates(
     assert answer["id"] == "42"
     assert answer["model_name"] == "tiny"
     assert answer["model_version"] == world.bundle.version
-    (ctr,) = answer["outputs"]
+    ctr = answer["outputs"][0]
     assert (ctr["name"], ctr["datatype"], ctr["shape"]) == ("ctr", "FP32", [20])
     expected = world.ranker.rank("u", CANDIDATES).ctrs
     np.testing.assert_allclose(ctr["data"], expected, rtol=0, atol=1e-8)
@@ -77,12 +77,56 @@ async def test_candidates_may_be_keys(http: httpx.AsyncClient, world: World) -> 
     np.testing.assert_allclose(answer["outputs"][0]["data"], expected, rtol=0, atol=1e-8)
 
 
-async def test_unknown_candidates_are_counted_and_told_on_request(http: httpx.AsyncClient) -> None:
-    items = tensor("candidates", "BYTES", ["item-1", "x"])
-    body = request(USER, items, outputs=[{"name": "ctr"}, {"name": "unknown"}])
-    answer = (await http.post(INFER, json=body)).json()
+SOME_UNKNOWN = tensor("candidates", "BYTES", ["item-1", "x"])
+
+
+async def test_unknown_candidates_are_counted_and_told(http: httpx.AsyncClient) -> None:
+    answer = (await http.post(INFER, json=request(USER, SOME_UNKNOWN))).json()
     assert answer["parameters"]["unknown_items"] == 1
+    assert [(output["name"], output["datatype"]) for output in answer["outputs"]] == [
+        ("ctr", "FP32"),
+        ("unknown", "BOOL"),
+    ]
     assert answer["outputs"][1]["data"] == [False, True]
+
+
+@pytest.mark.parametrize("names", [["ctr"], ["unknown"], ["unknown", "ctr"]])
+async def test_outputs_that_are_named_come_alone(http: httpx.AsyncClient, names: list[str]) -> None:
+    body = request(USER, SOME_UNKNOWN, outputs=[{"name": name} for name in names])
+    answer = (await http.post(INFER, json=body)).json()
+    assert [output["name"] for output in answer["outputs"]] == names
+
+
+async def test_a_request_says_what_becomes_of_unknown_candidates(http: httpx.AsyncClient) -> None:
+    for wanted, status in {"score": 200, "last": 200, "refuse": 422}.items():
+        body = request(USER, SOME_UNKNOWN, parameters={"unknown_items": wanted})
+        response = await http.post(INFER, json=body)
+        assert response.status_code == status
+        if wanted == "refuse":
+            assert "'x'" in response.json()["error"]["message"]
+        else:
+            assert (response.json()["outputs"][0]["data"][1] == 0) == (wanted == "last")
+
+
+async def test_unknown_keys_are_refused_by_their_numbers(http: httpx.AsyncClient) -> None:
+    keys = tensor("candidates", "UINT64", [7, *item_keys(["item-1"]).tolist(), 2**63])
+    body = request(USER, keys, parameters={"unknown_items": "refuse"})
+    message = (await http.post(INFER, json=body)).json()["error"]["message"]
+    assert "0000000000000007, 8000000000000000;" in message
+
+
+@pytest.mark.parametrize("wanted", ["lasst", 1, True])
+async def test_another_wish_for_unknown_candidates_is_refused(
+    http: httpx.AsyncClient, wanted: object
+) -> None:
+    response = await http.post(
+        INFER, json=request(USER, ITEMS, parameters={"unknown_items": wanted})
+    )
+    assert response.status_code == 400
+    assert response.json()["error"] == {
+        "field": "parameters.unknown_items",
+        "message": f"is {str(wanted)!r}, expected score, last, refuse",
+    }
 
 
 @pytest.mark.parametrize("as_keys", [True, False])
@@ -104,8 +148,12 @@ async def test_tensors_may_be_bytes(http: httpx.AsyncClient, world: World, as_ke
     assert response.status_code == 200
     length = int(response.headers["inference-header-content-length"])
     head = msgspec.json.decode(response.content[:length])
-    assert head["outputs"][0]["parameters"] == {"binary_data_size": 80}
-    ctrs = np.frombuffer(response.content[length:], "<f4")
+    assert [output["parameters"] for output in head["outputs"]] == [
+        {"binary_data_size": 80},
+        {"binary_data_size": 20},
+    ]
+    ctrs = np.frombuffer(response.content[length : length + 80], "<f4")
+    assert response.content[length + 80 :] == bytes(20)
     np.testing.assert_array_equal(ctrs, world.ranker.rank("u", CANDIDATES, NOW_MS).ctrs)
 
 
