@@ -74,6 +74,12 @@ def read_samples(config: RunConfig) -> tuple[Split | LiveSplit, dict[str, Any]]:
 def read_interactions(data: DataConfig) -> Interactions:
     """The behaviors that a configuration names."""
     if data.reader == SHIPPED:
+        for key, given in (("path", data.path), ("options", data.options)):
+            if given:
+                raise DataError(
+                    f'data.{key} says nothing to the reader "{SHIPPED}", which reads what comes'
+                    ' with Lifelong; leave it out, or name another reader, as in "columns"'
+                )
         return columns.read(PURCHASES, items=ITEMS, title="description", share=data.share)
     if not data.path:
         raise DataError(f"data.path is empty; say where the reader {data.reader!r} finds its files")
@@ -102,6 +108,11 @@ def _read_shown(config: RunConfig, protocol: Shown) -> Split:
             'protocol.kind is "shown", which needs impressions: data.reader = "logs" and data.path'
             f" a directory with {logs.EVENTS} and {logs.IMPRESSIONS}"
         )
+    if data.share != 1:
+        raise DataError(
+            'data.share says nothing to the protocol "shown", which reads all impressions and all'
+            " events; leave it out"
+        )
     directory, options = Path(data.path), _options(data)
     unknown = options.keys() - {"outcomes", "window_s", "settings", "time_unit"}
     if unknown:
@@ -116,15 +127,23 @@ def _read_shown(config: RunConfig, protocol: Shown) -> Split:
 
 
 def run_train(
-    config_path: Path, out: Path | None, overrides: Mapping[str, Any], *, resume: bool
+    config_path: Path,
+    out: Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    method: str | None = None,
+    resume: bool,
 ) -> dict[str, Any]:
     """Train as a configuration says, into ``out`` (by default runs/<its name>).
+
+    Args:
+        overrides, method: as of `models.config.load_config`.
 
     Raises:
         TrainingError: the run cannot start or go on.
     """
     keep_freed_memory()
-    config = load_config(config_path, overrides)
+    config = load_config(config_path, overrides, method)
     out = out or Path("runs") / config.name
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     console = Console(stderr=True, quiet=not leads)

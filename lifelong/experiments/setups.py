@@ -16,7 +16,7 @@ import msgspec
 
 from infra.errors import SettingsError
 from lifelong.learning import SHIPPED
-from models.config import RunConfig, load_config, read_config
+from models.config import RunConfig, load_tree, read_config
 from models.readers import READERS
 
 Scale = Literal["small", "full"]
@@ -57,6 +57,8 @@ class Setup:
     """Learning rates to choose from, by validation."""
     data: str
     """Says whose behaviors these are, the same on every machine."""
+    seed: int = 0
+    """The first seed; the others follow it."""
 
     def method_tree(self, method: Mapping[str, Any], *, published: bool = False) -> Tree:
         """The configuration of a method (its ``long_term`` section), all but rate and seed.
@@ -164,7 +166,7 @@ def find_setup(data: str, protocol: str | None, scale: Scale) -> Setup:
     Args:
         data: the directory of a published data set, "shipped" for the purchases that come with the
             project, or a TOML file as ``lifelong train`` takes it.
-        protocol: "next-item" or "rated"; None: the first that the data set has.
+        protocol: "next-item" or "rated"; None: the first that the data set has, or the file's own.
         scale: how much of it.
 
     Raises:
@@ -175,7 +177,7 @@ def find_setup(data: str, protocol: str | None, scale: Scale) -> Setup:
         return _known("online-retail-2", SHIPPED, "", protocol, scale)
     path = Path(data)
     if path.suffix == ".toml":
-        return _own(path, scale)
+        return _own(path, protocol, scale)
     for name, known in KNOWN.items():
         if _holds(path, known.reader):
             return _known(name, known.reader, data, protocol, scale)
@@ -216,16 +218,25 @@ def _known(name: str, reader: str, path: str, protocol: str | None, scale: Scale
     return Setup(names[0], known.title, scale, tree, rates, _fingerprint(reader, path))
 
 
-def _own(path: Path, scale: Scale) -> Setup:
+def _own(path: Path, protocol: str | None, scale: Scale) -> Setup:
     """A setup of one's own: whatever the file says, but for the method."""
-    config = load_config(path)
+    said = load_tree(path)
+    config, name = read_config(said, str(path)), ""
+    wanted = None if protocol is None else protocol.replace("-", "_")
+    if wanted not in {None, config.protocol.__struct_config__.tag}:
+        said["protocol"] = {"kind": wanted}  # another kind has other keys
+        config, name = read_config(said, f"{path}, --protocol {protocol}"), f"-{protocol}"
     tree: Tree = msgspec.to_builtins(config)
-    tree["long_term"] = {"L": config.long_term.L}
+    # What DIN sees, which is nothing, is no length for the others.
+    tree["long_term"] = {"L": config.long_term.L} if config.long_term.L else {}
     del tree["training"]["learning_rate"], tree["seed"]
+    rate = said.get("training", {}).get("learning_rate")
+    rates = RATES[scale] if rate is None else (config.training.learning_rate,)
     data = _fingerprint(config.data.reader, config.data.path)
     # Tables go to a directory by that name: an example's must not go over the published setup's.
-    name = f"{config.name}-own" if config.name in KNOWN else config.name
-    return Setup(name, config.name, scale, tree, RATES[scale], data)
+    name = f"{config.name}{name}"
+    name = f"{name}-own" if name in KNOWN else name
+    return Setup(name, config.name, scale, tree, rates, data, config.seed)
 
 
 def _fingerprint(reader: str, path: str) -> str:
