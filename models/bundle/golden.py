@@ -76,6 +76,8 @@ class GoldenSequence(msgspec.Struct, frozen=True):
     """The moment for which to score, ms since epoch."""
     ctr: Tensor
     """f32[B]."""
+    actions: list[int] = []
+    """The behaviors' actions as rows of the bundle's, 0 for unknown; none: all are unknown."""
 
 
 def make_session(model: bytes) -> onnxruntime.InferenceSession:
