@@ -4,10 +4,10 @@ Target attention compares embeddings and forgets how often an item was bought: "
 the strongest signal of a repeat purchase and needs features of its own. All values are scaled to
 [0, 1] (ENCODE, section 3, embedding layer).
 
-Where data tell actions apart and some of them are positive (a like, a right answer), each item has a
-rate, the share of positive ones among its behaviors, and so has each user, over the last L of theirs
-(`Rates`). How good an item is and how easily a user is pleased is known before any attention, and
-embeddings learn it slowly.
+Where data tell actions apart and some of them are positive (a like, a right answer), each item has
+a rate, the share of positive ones among its behaviors, and so has each user, over the last L of
+theirs (`Rates`). How good an item is and how easily a user is pleased is known before any
+attention, and embeddings learn it slowly.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ def cross_features(
         rates: f32[B], the candidates' rates; None: the network sees none.
 
     Returns:
-        f32[B, c], columns as in CROSS_FEATURES, and RATE: bought before (0 or 1); logarithm of the number of
+        f32[B, c], columns as in CROSS_FEATURES: bought before (0 or 1); logarithm of the number of
         times; nearness of the last time at the scale of days and of months (1: now, 0: never);
-        logarithm of popularity.
+        logarithm of popularity. Behind them RATE, if any.
     """
     counts = np.zeros(len(candidate_keys), np.float32)
     last_s = np.zeros(len(candidate_keys), np.float64)
@@ -188,8 +188,9 @@ def user_features(count: int, last_time_ms: int, now_ms: int, rate: F32 | None =
         rate: f32[], the user's rate (`Rates.of_users`); None: the network sees none.
 
     Returns:
-        f32[u], columns as in USER_FEATURES, and RATE: known user (0 or 1); logarithm of the number of
-        behaviors; nearness of the last behavior at the scale of hours and of months.
+        f32[u], columns as in USER_FEATURES: known user (0 or 1); logarithm of the number of
+        behaviors; nearness of the last behavior at the scale of hours and of months. Behind them
+        RATE, if any.
     """
     times = np.array(last_time_ms / 1000.0), np.array(now_ms / 1000.0)
     return user_columns(np.array(count), *times, rate)

@@ -39,8 +39,8 @@ from models.bundle import (
     TableEntry,
     make_session,
 )
+from models.kernels import clustering
 from models.kernels.attention import attend
-from models.kernels.clustering import cluster
 from models.kernels.interests import interests_kernel
 
 NEWEST: Final = 256
@@ -330,7 +330,10 @@ class ActionExtractor(Extractor):
         (self._projected_actions,) = session.run([PROJECTED], {"embeddings": bundle.actions})
 
     def _interests_of(
-        self, behaviors: Sequence[Behaviors], counted: ItemCounts, starts: Sequence[F32]
+        self,
+        behaviors: Sequence[Behaviors],
+        counted: ItemCounts,  # noqa: ARG002  # of items alone
+        starts: Sequence[F32],
     ) -> tuple[F32, F32, U32, I64]:
         users = [self._of_one(*each) for each in zip(behaviors, starts, strict=True)]
         centers, interests, sizes = zip(*users, strict=True)
@@ -343,7 +346,7 @@ class ActionExtractor(Extractor):
         rows = self._bundle.rows(np.ascontiguousarray(behaviors["item"]))
         actions = action_rows(self._loaded, behaviors)
         h = self._projected[rows] + self._projected_actions[actions]
-        found = cluster(h, offline.K, offline.T, start=start)
+        found = clustering.cluster(h, offline.K, offline.T, start=start)
         vectors = self._embeddings[rows] + self._actions[actions]
         each = np.arange(len(rows), dtype=np.int32)
         interests = attend(h, found.assign, found.centers, each, vectors, offline.scale)

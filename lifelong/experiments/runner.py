@@ -235,7 +235,18 @@ class _CellPool:
         return results
 
     def _applies(self, row: Row) -> bool:
+        if row.known and not self._tells_more(row):
+            return False
         return not row.needs or bool(self.setup.tree.get("schema", {}).get(row.needs))
+
+    def _tells_more(self, row: Row) -> bool:
+        """Whether a row that sees what else is known sees more than the same without it."""
+        trees = (
+            self.setup.method_tree(row.long_term, known=known) | {"seed": self.setup.seed}
+            for known in (False, True)
+        )
+        one, other = (self.setup.config(tree) for tree in trees)
+        return one != other
 
     def _tune(self, methods: set[str]) -> dict[str, float]:
         """The learning rate of each method that validates best, first seed."""
@@ -258,7 +269,7 @@ class _CellPool:
 
     def _trees(self, row: Row, rates: Mapping[str, float]) -> list[Tree]:
         """A row's configuration, for each seed."""
-        tree = self.setup.method_tree(row.long_term)
+        tree = self.setup.method_tree(row.long_term, known=row.known)
         first = self.setup.seed
         return [_at(tree, rates[row.method], first + number) for number in range(self.seeds)]
 

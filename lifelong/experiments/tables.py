@@ -47,6 +47,8 @@ class Row:
     """Place on the figure's axis, where there is one."""
     needs: Literal["", "behavior"] = ""
     """What the setup's schema must name for the row to make sense."""
+    known: bool = False
+    """Whether its network sees what else is known: rates, and the actions of behaviors."""
 
     @property
     def long_term(self) -> dict[str, Any]:
@@ -98,6 +100,10 @@ def _methods(*names: str) -> tuple[Row, ...]:
     return tuple(Row(name, name) for name in names)
 
 
+def _known(*names: str) -> tuple[Row, ...]:
+    return tuple(Row(f"{name}, with rates", name, known=True) for name in names)
+
+
 def _encode(label: str, **changes: Any) -> Row:
     return Row(label, "ENCODE", changes)
 
@@ -115,7 +121,7 @@ def _lengths(*methods: str) -> tuple[Row, ...]:
     )
 
 
-_TABLE_2: Final = _methods(
+_ALL: Final = (
     "DIN",
     "AvgPooling",
     "DIN-L",
@@ -128,6 +134,7 @@ _TABLE_2: Final = _methods(
     "ENCODE",
     "ENCODE, by size",
 )
+_TABLE_2: Final = _methods(*_ALL)
 _SDIM_TABLE_2: Final = _methods("DIN-L", "DIN", "AvgPooling", "SIM hard", "UBR4CTR", "ETA", "SDIM")
 _TWIN: Final = (
     *_methods("DIN-L", "SIM soft", "TWIN"),
@@ -144,7 +151,7 @@ TABLES: Final[Mapping[str, Table]] = {
     "encode-table-2": Table(
         "All methods",
         "ENCODE, Table 2",
-        _TABLE_2,
+        (*_TABLE_2, *_known(*_ALL)),
         (Extra("serving", _TABLE_2, timed=True, published=True),),
     ),
     "encode-beta": Table(
