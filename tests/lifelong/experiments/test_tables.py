@@ -46,7 +46,7 @@ def test_a_misspelt_name_is_told_with_the_nearest() -> None:
 
 def test_chosen_methods_leave_their_rows() -> None:
     table = choose_rows(TABLES, ["sdim", "TWIN w/o Bias"])["encode-table-2"]
-    assert [row.label for row in table.rows] == ["SDIM"]
+    assert [row.label for row in table.rows] == ["SDIM", "SDIM, with rates"]
     assert "TWIN" in table.not_chosen
 
 
