@@ -352,15 +352,11 @@ def _check_network(file: Path, manifest: Manifest) -> None:
                 f"{file}: {name} are {', '.join(found)}, this version computes "
                 f"{', '.join(expected)}; train again"
             )
-    for name, lacking in (
-        ("user", manifest.schema.get("user")),
-        ("behavior", set(manifest.schema.get("behavior", ())) - {"action"}),
-    ):
-        if lacking:
-            raise BundleIncompatible(
-                f"{file}: the network sees schema.{name} = {sorted(lacking)}, which the services do"
-                " not have; train without it"
-            )
+    for name, lacking in manifest.unserved.items():
+        raise BundleIncompatible(
+            f"{file}: the network sees schema.{name} = {', '.join(lacking)}, which the services do"
+            " not have; train without it"
+        )
     for name, given, computed in (("u", manifest.u, len(user)), ("c", manifest.c, len(cross))):
         if given != computed:
             raise BundleIncompatible(f"{file}: {name} is {given}, this version computes {computed}")

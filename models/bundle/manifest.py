@@ -212,6 +212,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the network tells behaviors apart by their actions."""
         return "action" in self.schema.get("behavior", ())
 
+    @property
+    def unserved(self) -> dict[str, tuple[str, ...]]:
+        """What the network sees and no service has, by section of the schema; nothing, if all."""
+        lacking = {
+            "user": tuple(self.schema.get("user", ())),
+            "behavior": tuple(n for n in self.schema.get("behavior", ()) if n != "action"),
+        }
+        return {name: names for name, names in lacking.items() if names}
+
     def of_actions(self) -> dict[str, StateTensor]:
         """What is stored of the actions of a user's behaviors, whichever the system is: rows fit a
         byte as stored codes do.
