@@ -24,13 +24,14 @@ from models.config import DataConfig, RunConfig, load_config
 from models.data.interactions import Interactions
 from models.data.live import Live, LiveSplit, split_live
 from models.data.protocols import Shown
+from models.data.schema import Inputs
 from models.data.selection import Selection
 from models.data.splits import Split, split_requests
 from models.export import export
-from models.measures.baselines import baseline_qualities
+from models.measures.baselines import baseline_qualities, rate_auc
 from models.readers import READERS, columns, logs, read
 from models.tracking import MLflow, TensorBoard, Tracker, TrainingProgress
-from models.training import train
+from models.training import resolved, train
 
 SHIPPED = "shipped"
 """The reader of the purchases that come with the project."""
@@ -151,6 +152,7 @@ def run_train(
     baselines = {}
     if isinstance(samples, LiveSplit):
         baselines = baseline_qualities(samples.interactions, samples.sequences, samples.validation)
+    baselines |= _rate_baselines(config, samples)
     trackers = _trackers(config, out) if leads else ()
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*bars, TimeRemainingColumn(), console=console) as bar:
@@ -187,6 +189,19 @@ def run_train(
         "curve": msgspec.to_builtins(result.curve),
         "seconds": result.seconds,
     }
+
+
+def _rate_baselines(config: RunConfig, samples: Split | LiveSplit) -> dict[str, float]:
+    """What item and user tell by their rates alone, where the schema has them: AUCs by name."""
+    schema = resolved(config, samples.interactions).schema
+    rates = Inputs.of(samples.interactions, schema, samples.n_training).rates
+    if rates is None:
+        return {}
+    length = config.long_term.L or config.network.M
+    found = {"rates_auc": rate_auc(samples, samples.validation, rates, length)}
+    if samples.test is not None:
+        found["test_rates_auc"] = rate_auc(samples, samples.test, rates, length)
+    return found
 
 
 def _trackers(config: RunConfig, out: Path) -> tuple[Tracker, ...]:

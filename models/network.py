@@ -50,6 +50,11 @@ class Network(nn.Module):
                 nn.init.normal_(table.weight, std=d**-0.5)
                 with torch.no_grad():
                     table.weight[0] = 0  # where nothing teaches it, the unknown says nothing
+        if "action" in self.behavior_features:  # and neither does an action that nobody did
+            with torch.no_grad():
+                cast(nn.Embedding, self.behavior_features["action"]).weight[
+                    list(inputs.untaught)
+                ] = 0
         for name, rows in inputs.items.items():
             self.register_buffer(f"rows_{name}", torch.from_numpy(rows), persistent=False)
         self.register_buffer("categories", torch.from_numpy(inputs.categories), persistent=False)

@@ -170,7 +170,10 @@ class Gatherer:
         interactions, order = self.interactions, self.sequences.position
         columns: dict[str, I8 | U8] = {}
         if interactions.actions is not None:
-            columns["action"] = interactions.actions[order]
+            # By name: data that came later may number other actions in between.
+            rows = {name: row for row, name in enumerate(self.inputs.actions, 1)}
+            named = [rows.get(name, 0) for name in interactions.action_names]
+            columns["action"] = np.array(named, np.uint8)[interactions.actions[order]]
         if interactions.dwell_s is not None:
             columns["dwell"] = dwell_bucket(interactions.dwell_s[order])
         return columns

@@ -137,6 +137,8 @@ class Inputs:
     """Names of the data's actions, in the order of their rows from 1; none where they have none."""
     rates: Rates | None = None
     """What makes the rates of items and users; None: the schema names no positive action."""
+    untaught: tuple[int, ...] = ()
+    """Rows of the actions that no behavior has which is learned from."""
 
     @property
     def user_features(self) -> tuple[str, ...]:
@@ -190,7 +192,16 @@ class Inputs:
             heights[f"behavior.{feature}"] = _behavior_height(feature, interactions)
         actions = tuple(interactions.action_names[1:])
         rates = _rates(interactions, schema, n_training)
-        return cls(schema, n_items, n_users, items, users, heights, actions, rates)
+        untaught = _untaught(interactions, n_training)
+        return cls(schema, n_items, n_users, items, users, heights, actions, rates, untaught)
+
+
+def _untaught(interactions: Interactions, n_training: int | None) -> tuple[int, ...]:
+    if interactions.actions is None:
+        return ()
+    learned = interactions.actions[:n_training]
+    counts = np.bincount(learned, minlength=len(interactions.action_names))
+    return tuple(np.flatnonzero(counts == 0).tolist())
 
 
 def _rates(interactions: Interactions, schema: Schema, n_training: int | None) -> Rates | None:

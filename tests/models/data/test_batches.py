@@ -152,6 +152,19 @@ def test_features_are_those_that_the_service_computes() -> None:
     np.testing.assert_allclose(batch.user[0], user, atol=1e-6)
 
 
+def test_actions_have_the_rows_that_the_network_learned_them_by() -> None:
+    """Data that are read later may meet the actions in another order, and new ones."""
+    interactions = replace(
+        numbered([0, 0, 0, 0], [1, 2, 3, 4], [1, 2, 3, 4]),
+        actions=np.array([3, 1, 2, 0], np.uint8),
+        action_names=["", "buy", "new", "look"],
+    )
+    gather = gatherer(interactions, schema=Schema(behavior=("action",)))
+    learned = replace(gather.inputs, actions=("look", "buy"))
+    batch = replace(gather, inputs=learned)(request(3, 1))
+    assert batch.features["action"].tolist() == [[1, 2, 0]]
+
+
 def test_rates_are_those_that_the_service_computes() -> None:
     interactions = liked(small())
     gather = gatherer(interactions, L=20, schema=Schema(positive=("like",)))

@@ -127,6 +127,10 @@ def test_without_labels_no_action_is_positive_by_itself() -> None:
     assert Inputs.of(acted(1, 2), Schema()).rates is None
 
 
+def test_actions_of_which_nothing_is_learned_are_known() -> None:
+    assert Inputs.of(acted(1, 3, 2), Schema(), n_training=2).untaught == (0, 2)
+
+
 def test_the_base_is_the_share_of_what_is_learned_from() -> None:
     inputs = Inputs.of(acted(2, 1, 1, 0, 2, 2), Schema(positive=("like",)), n_training=4)
     assert inputs.rates is not None
