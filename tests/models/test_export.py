@@ -264,7 +264,7 @@ def test_a_network_that_sees_what_no_service_has_is_refused(
 ) -> None:
     _, _, contents = method
     save_bundle(contents, tmp_path / "bundle")
-    words = "sees schema.user, which the services do not have"
+    words = "sees schema.user = city, which the services do not have"
     with pytest.raises(BundleIncompatible, match=words) as caught:
         Bundle.load(tmp_path / "bundle")
     assert "\n" not in str(caught.value)
