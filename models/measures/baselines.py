@@ -53,7 +53,8 @@ def rate_scores(samples: AnySplit, requests: Requests, rates: Rates, L: int) -> 
     begin = np.maximum(sequences.start[requests.cut], requests.cut - L)
     known = np.minimum(requests.bundle, sequences.position[requests.cut])
     items = counts.of_items(requests.candidates, known[:, None])
-    return (items + counts.of_users(begin, requests.cut)[:, None]) / 2
+    mean: F32 = (items + counts.of_users(begin, requests.cut)[:, None]) * np.float32(0.5)
+    return mean
 
 
 def rate_auc(samples: AnySplit, requests: Requests, rates: Rates, L: int) -> float:

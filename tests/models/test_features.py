@@ -107,11 +107,11 @@ def test_an_action_that_is_unknown_counts_for_no_rate() -> None:
 
 def test_rates_stand_behind_the_other_columns() -> None:
     user, cross = feature_names(LIKED)
-    rate = np.float32(0.7)
+    rate = np.array(0.75, np.float32)
     row = user_features(3, NOW_MS, NOW_MS, rate)
-    assert dict(zip(user, row, strict=True))[RATE] == rate
+    assert dict(zip(user, row, strict=True))[RATE] == 0.75
     pair = cross_features(keys(7), np.zeros(1, np.float32), EMPTY_HISTORY, NOW_MS, rate[None])[0]
-    assert dict(zip(cross, pair, strict=True))[RATE] == rate
+    assert dict(zip(cross, pair, strict=True))[RATE] == 0.75
 
 
 def test_without_rates_the_columns_are_as_before() -> None:
