@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -393,7 +394,8 @@ def test_rates_and_actions_tell_what_embeddings_learn_slowly(tmp_path: Path) -> 
     protocol = {"kind": "rated", "threshold": 1.0}
     split = split_requests(answered(), Rated(threshold=1.0), LastOfUser(5, 5))
     aucs = {}
-    for name, schema in (("none", {"positive": [], "behavior": []}), ("both", {})):
+    schemas: dict[str, dict[str, Any]] = {"none": {"positive": [], "behavior": []}, "both": {}}
+    for name, schema in schemas.items():
         config = read_config(
             {
                 "protocol": protocol,
