@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from extractor.actions import action_rows, recent_actions, user_rate
 from extractor.history import add_behaviors
 from extractor.state import InterestState, Layout
 from infra.arrays import F32, I32, U64, Array
@@ -135,10 +136,14 @@ def check_table(bundle: Bundle, name: str, table: TableEntry) -> None:
 def check_stored(bundle: Bundle, layouts: Sequence[Mapping[str, StateTensor]]) -> None:
     """Refuse a bundle whose states are laid out in none of the ways that its system knows.
 
+    Args:
+        layouts: of what the system keeps; what is kept of actions stands behind it.
+
     Raises:
         BundleIncompatible: they are not.
     """
-    if bundle.manifest.stored not in layouts:
+    of_actions = bundle.manifest.of_actions()
+    if bundle.manifest.stored not in [{**layout, **of_actions} for layout in layouts]:
         raise BundleIncompatible(
             f"{bundle.path / MANIFEST} lays out states otherwise than this version stores them;"
             " export the bundle again"
@@ -162,6 +167,7 @@ def common_feed(
     """
     manifest = bundle.manifest
     recent_keys, past, count, last_time_ms = np.zeros(0, np.uint64), EMPTY_HISTORY, 0, 0
+    of_state, actions = None, np.zeros(0, np.uint8)
     if history is not None:
         state, newer = history.state, history.newer
         keys = np.ascontiguousarray(newer["item"])
@@ -173,15 +179,19 @@ def common_feed(
             past = add_behaviors(state.history, newer)
             last_time_ms = max(last_time_ms, state.last_time_ms)
         count = history.version.count
+        of_state, actions = state, action_rows(bundle, newer)
     recent = bundle.embeddings[bundle.rows(recent_keys)]
+    if (seen := recent_actions(bundle, of_state, actions)) is not None:
+        recent = recent + seen
     recent_mask = np.ones(len(recent), np.float32)
     if not len(recent):
         recent, recent_mask = np.zeros((1, manifest.d), np.float32), np.zeros(1, np.float32)
     popularity = bundle.popularity[candidates.rows]
+    rates = None if bundle.rates is None else bundle.rates[candidates.rows]
     return {
         "recent": recent,
         "recent_mask": recent_mask,
-        "user": user_features(count, last_time_ms, now_ms),
+        "user": user_features(count, last_time_ms, now_ms, user_rate(bundle, of_state, actions)),
         "candidates": bundle.embeddings[candidates.rows],
-        "cross": cross_features(candidates.keys, popularity, past, now_ms),
+        "cross": cross_features(candidates.keys, popularity, past, now_ms, rates),
     }

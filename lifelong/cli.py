@@ -353,6 +353,10 @@ def train(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Of the run; default: runs/<its name>.")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another than the file's, as in --method sdim."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
     assignments: Annotated[
         list[str] | None,
@@ -364,7 +368,8 @@ def train(
     with _extra("train"):
         from lifelong.learning import run_train
     with _terminable():
-        result = run_train(run_config, out, _toml_values(assignments), resume=resume)
+        overrides = _toml_values(assignments)
+        result = run_train(run_config, out, overrides, method=method, resume=resume)
     _write_json(result, json_out)
 
 
@@ -433,7 +438,17 @@ def experiment(
     ] = "shipped",
     protocol: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="next-item or rated; default: the data set's first."),
+        typer.Option(
+            metavar="NAME",
+            help="next-item or rated; default: the data set's first, or what the file says.",
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only this one, as tables call it, as in --method SDIM; may be repeated.",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each configuration.")] = 3,
     out: Annotated[
@@ -454,7 +469,7 @@ def experiment(
         if name == "list":
             _write_json(list_experiments(quiet=json_out == "-"), json_out)
             return
-        options = Options(data, protocol, seeds, out, scale, processes)
+        options = Options(data, protocol, seeds, out, scale, processes, tuple(method or ()))
         result = run_experiment(name, options, quiet=json_out == "-")
     _write_json(result, json_out)
 

@@ -24,13 +24,14 @@ from models.config import DataConfig, RunConfig, load_config
 from models.data.interactions import Interactions
 from models.data.live import Live, LiveSplit, split_live
 from models.data.protocols import Shown
+from models.data.schema import Inputs
 from models.data.selection import Selection
 from models.data.splits import Split, split_requests
 from models.export import export
-from models.measures.baselines import baseline_qualities
+from models.measures.baselines import baseline_qualities, rate_auc
 from models.readers import READERS, columns, logs, read
 from models.tracking import MLflow, TensorBoard, Tracker, TrainingProgress
-from models.training import train
+from models.training import resolved, train
 
 SHIPPED = "shipped"
 """The reader of the purchases that come with the project."""
@@ -74,6 +75,12 @@ def read_samples(config: RunConfig) -> tuple[Split | LiveSplit, dict[str, Any]]:
 def read_interactions(data: DataConfig) -> Interactions:
     """The behaviors that a configuration names."""
     if data.reader == SHIPPED:
+        for key, given in (("path", data.path), ("options", data.options)):
+            if given:
+                raise DataError(
+                    f'data.{key} says nothing to the reader "{SHIPPED}", which reads what comes'
+                    ' with Lifelong; leave it out, or name another reader, as in "columns"'
+                )
         return columns.read(PURCHASES, items=ITEMS, title="description", share=data.share)
     if not data.path:
         raise DataError(f"data.path is empty; say where the reader {data.reader!r} finds its files")
@@ -102,6 +109,11 @@ def _read_shown(config: RunConfig, protocol: Shown) -> Split:
             'protocol.kind is "shown", which needs impressions: data.reader = "logs" and data.path'
             f" a directory with {logs.EVENTS} and {logs.IMPRESSIONS}"
         )
+    if data.share != 1:
+        raise DataError(
+            'data.share says nothing to the protocol "shown", which reads all impressions and all'
+            " events; leave it out"
+        )
     directory, options = Path(data.path), _options(data)
     unknown = options.keys() - {"outcomes", "window_s", "settings", "time_unit"}
     if unknown:
@@ -116,15 +128,23 @@ def _read_shown(config: RunConfig, protocol: Shown) -> Split:
 
 
 def run_train(
-    config_path: Path, out: Path | None, overrides: Mapping[str, Any], *, resume: bool
+    config_path: Path,
+    out: Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    method: str | None = None,
+    resume: bool,
 ) -> dict[str, Any]:
     """Train as a configuration says, into ``out`` (by default runs/<its name>).
+
+    Args:
+        overrides, method: as of `models.config.load_config`.
 
     Raises:
         TrainingError: the run cannot start or go on.
     """
     keep_freed_memory()
-    config = load_config(config_path, overrides)
+    config = load_config(config_path, overrides, method)
     out = out or Path("runs") / config.name
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     console = Console(stderr=True, quiet=not leads)
@@ -132,6 +152,7 @@ def run_train(
     baselines = {}
     if isinstance(samples, LiveSplit):
         baselines = baseline_qualities(samples.interactions, samples.sequences, samples.validation)
+    baselines |= _rate_baselines(config, samples)
     trackers = _trackers(config, out) if leads else ()
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*bars, TimeRemainingColumn(), console=console) as bar:
@@ -168,6 +189,19 @@ def run_train(
         "curve": msgspec.to_builtins(result.curve),
         "seconds": result.seconds,
     }
+
+
+def _rate_baselines(config: RunConfig, samples: Split | LiveSplit) -> dict[str, float]:
+    """What item and user tell by their rates alone, where the schema has them: AUCs by name."""
+    schema = resolved(config, samples.interactions).schema
+    rates = Inputs.of(samples.interactions, schema, samples.n_training).rates
+    if rates is None:
+        return {}
+    length = config.long_term.L or config.network.M
+    found = {"rates_auc": rate_auc(samples, samples.validation, rates, length)}
+    if samples.test is not None:
+        found["test_rates_auc"] = rate_auc(samples, samples.test, rates, length)
+    return found
 
 
 def _trackers(config: RunConfig, out: Path) -> tuple[Tracker, ...]:

@@ -19,7 +19,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -107,15 +107,35 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """How it learns."""
 
 
-def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+_DEFAULT: Final = RunConfig()
+
+
+def load_config(
+    path: Path, overrides: Mapping[str, Any] | None = None, method: str | None = None
+) -> RunConfig:
     """Read a TOML file.
 
     Args:
         overrides: values by dotted key, {"training.epochs": 3}.
+        method: another than the file's; of the file's settings of its own it keeps L alone.
 
     Raises:
         TrainingError: one line that names the file, the key and what is wrong; for a misspelt key
             the nearest right one.
+    """
+    return read_config(load_tree(path, overrides, method), str(path))
+
+
+def load_tree(
+    path: Path, overrides: Mapping[str, Any] | None = None, method: str | None = None
+) -> dict[str, Any]:
+    """What a TOML file says, as plain values: for whoever asks which keys it names.
+
+    Args:
+        overrides, method: as of `load_config`.
+
+    Raises:
+        TrainingError: as `load_config`, for what is no TOML.
     """
     try:
         tree = tomllib.loads(path.read_text())
@@ -123,23 +143,37 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunCo
         raise TrainingError(f"{path} cannot be read: {error.strerror}; name a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TrainingError(f"{path} is not TOML: {error}") from error
+    own = tree.get("long_term")
+    if method is not None and isinstance(own, dict | None):
+        kept = {"L": own["L"]} if own and "L" in own else {}
+        tree["long_term"] = {"network": method, **kept}
     for key, value in (overrides or {}).items():
         _put(tree, key, value)
-    return read_config(tree, str(path))
+    return tree
 
 
 def read_config(tree: Mapping[str, Any], where: str = "the configuration") -> RunConfig:
-    """A configuration from plain values.
+    """A configuration from plain values; a section that does not say its kind is of the default's.
 
     Raises:
         TrainingError: as `load_config`.
     """
+    tree = _with_kinds(tree)
     try:
         return msgspec.convert(tree, RunConfig, strict=True)
     except msgspec.ValidationError as error:
         raise TrainingError(f"{where}: {_explain(str(error), tree)}") from error
     except TrainingError as error:  # a section's own check
         raise TrainingError(f"{where}: {error}") from error
+
+
+def _with_kinds(tree: Mapping[str, Any]) -> dict[str, Any]:
+    filled = dict(tree)
+    for name, default in ((name, getattr(_DEFAULT, name)) for name in RunConfig.__struct_fields__):
+        tagged = getattr(default, "__struct_config__", None)
+        if tagged is not None and tagged.tag_field and isinstance(filled.get(name), Mapping):
+            filled[name] = {tagged.tag_field: tagged.tag, **filled[name]}
+    return filled
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -162,8 +196,6 @@ def _explain(message: str, tree: Mapping[str, Any]) -> str:
         known = [name for kind in _kinds(expected, value) for name in _keys(kind)]
         unknown = f"{key}.{named[1]}" if key else named[1]
         return f"unknown key {unknown}; {hint(named[1], sorted(set(known)))}"
-    if what.startswith("Object missing required field") and named:
-        return f"{key}.{named[1]} is missing; {hint('', sorted(_choices(expected, named[1])))}"
     choices = _choices(around, key.rpartition(".")[2]) or _literals(expected)
     if isinstance(value, str) and choices:
         return f"{key} = {value!r} is unknown; {hint(value, sorted(choices))}"

@@ -39,7 +39,6 @@ from models.bundle import (
     save_bundle,
 )
 from models.config import RunConfig
-from models.features import CROSS_FEATURES
 from models.golden_sequences import golden_sequences
 from models.modules.long_term import Served
 from models.modules.sequence import BehaviorSequence, Target
@@ -84,6 +83,7 @@ def export(run_dir: Path, out: Path, *, half: bool = False) -> ExportChecks:
         item_ids=run.vocabulary.item_ids,
         titles=run.vocabulary.titles,
         popularity=np.array(run.vocabulary.popularity, np.float32),
+        rates=np.array(run.vocabulary.rates, np.float32),
         data=run.data,
         metrics=run.metrics,
         half=half,
@@ -99,6 +99,7 @@ def export_network(
     item_ids: Sequence[str],
     titles: Sequence[str],
     popularity: F32,
+    rates: F32 | None = None,
     data: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
     half: bool = False,
@@ -111,6 +112,7 @@ def export_network(
     Args:
         item_ids, titles: n + 1 entries, row 0 ("") for unknown items.
         popularity: f32[n + 1], behaviors per million.
+        rates: f32[n + 1], the items' rates; for a network that sees them.
         half: have what is stored of a user's interests kept as float16.
 
     Raises:
@@ -161,12 +163,14 @@ def export_network(
         M=network.config.M,
         offline=served.offline if served else None,
         tables=served.tables if served else {},
-        stored=served.stored if served else {},
         u=network.tower.user.in_features,
-        c=len(CROSS_FEATURES),
+        c=len(network.inputs.cross_features),
+        user_features=network.inputs.user_features,
+        cross_features=network.inputs.cross_features,
+        rates=network.inputs.rates,
         long_term=msgspec.to_builtins(config.long_term),
         state=state_tensors(network, table, finished=finished),
-        schema=msgspec.to_builtins(config.schema),
+        schema=_schema(network),
         actions=network.inputs.actions,
         sampling_rate=network.sampling_rate,
         seed=config.seed,
@@ -174,8 +178,15 @@ def export_network(
         data=dict(data or {}),
         metrics=dict(metrics or {}),
     )
+    if served is not None:
+        stored = served.stored | manifest.of_actions()
+        manifest = msgspec.structs.replace(manifest, stored=stored)
     if half and served and not np.abs(embeddings).max() * served.summed < HALF_MAX:
         raise TrainingError("embeddings are too large for float16; leave half out, or train again")
+    own_rates = None
+    if manifest.rates is not None:
+        assert rates is not None  # a network that sees rates comes with them
+        own_rates = rates[known]
     tables = {}
     if manifest.tables:
         assert item_model is not None
@@ -193,8 +204,11 @@ def export_network(
         golden=golden,
         projection_model=item_model,
         tables=tables,
-        sequences=golden_sequences(network, manifest, catalog, known) if manifest.offline else [],
+        sequences=golden_sequences(network, manifest, catalog, known, own_rates)
+        if manifest.offline
+        else [],
         attributes=_attributes(network, known),
+        rates=own_rates,
     )
     return contents, replace(checks, sequences=len(contents.sequences))
 
@@ -202,7 +216,19 @@ def export_network(
 def served_as(network: Network, *, half: bool = False) -> Served | None:
     """How the services serve a network; None: they do not, or not as it is configured."""
     schema = network.inputs.schema
-    return None if schema.user or schema.behavior else network.long.served(half=half)
+    unseen = schema.user or set(schema.behaviors) - {"action"}
+    return None if unseen else network.long.served(half=half)
+
+
+def _schema(network: Network) -> dict[str, Any]:
+    """The schema as the network has it: no bundle asks the data."""
+    inputs = network.inputs
+    positive = () if inputs.rates is None else inputs.rates.positive
+    schema = msgspec.structs.replace(
+        inputs.schema, behavior=inputs.schema.behaviors, positive=positive
+    )
+    plain: dict[str, Any] = msgspec.to_builtins(schema)
+    return plain
 
 
 def _attributes(network: Network, known: list[int]) -> bytes | None:
@@ -386,7 +412,7 @@ def _sequence(
     heights = network.inputs.heights
     features: dict[str, torch.Tensor] = {
         name: torch.from_numpy(rng.integers(0, heights[f"behavior.{name}"], (1, length)))
-        for name in network.inputs.schema.behavior
+        for name in network.inputs.schema.behaviors
     }
     return BehaviorSequence(
         rows,
@@ -428,7 +454,7 @@ def _inputs(
         "recent_mask": torch.ones(M),
         "user": torch.from_numpy(rng.random(network.tower.user.in_features, np.float32)),
         "candidates": table[candidates],
-        "cross": torch.from_numpy(rng.random((B, len(CROSS_FEATURES)), np.float32)),
+        "cross": torch.from_numpy(rng.random((B, len(network.inputs.cross_features)), np.float32)),
     }
     read = {"categories": categories, "rows": candidates}
     inputs |= {f"candidate_{name}": read[name] for name in sorted(network.long.reads)}

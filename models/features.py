@@ -3,22 +3,39 @@
 Target attention compares embeddings and forgets how often an item was bought: "bought before" is
 the strongest signal of a repeat purchase and needs features of its own. All values are scaled to
 [0, 1] (ENCODE, section 3, embedding layer).
+
+Where data tell actions apart and some of them are positive (a like, a right answer), each item has
+a rate, the share of positive ones among its behaviors, and so has each user, over the last L of
+theirs (`Rates`). How good an item is and how easily a user is pleased is known before any
+attention, and embeddings learn it slowly.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Final, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from infra.arrays import F32, F64, U32, U64
+from infra.arrays import F32, F64, U32, U64, Bools
 
 CROSS_FEATURES: Final = ("bought", "count", "recency_day", "recency_month", "popularity")
 """Columns of `cross_features`."""
 
 USER_FEATURES: Final = ("known", "count", "gap_hour", "gap_month")
 """Columns of `user_features`."""
+
+RATE: Final = "rate"
+"""The column behind those of `cross_features`, the item's rate, and behind those of
+`user_features`, the user's; both or none."""
+
+ITEM_PRIOR: Final = 20.0
+"""Behaviors of an average item by which an item's rate is smoothed."""
+
+USER_PRIOR: Final = 10.0
+"""Behaviors of an average user by which a user's rate is smoothed."""
 
 PER_MILLION: Final = 1e6
 """Unit of popularity: how many of a million training behaviors are of the item."""
@@ -40,6 +57,61 @@ class History(NamedTuple):
     """u32[n]: time of the latest of them, seconds since epoch."""
 
 
+class Rates(msgspec.Struct, frozen=True):
+    """What makes a rate: the positive actions, and what smooths their share.
+
+    A behavior whose action is unknown counts for no rate.
+
+    >>> rates = Rates(positive=("right",), base=0.6, item_prior=20.0, user_prior=10.0)
+    >>> rates.of_users(np.array([0, 8]), np.array([0, 10])).round(3)
+    array([0.6, 0.7], dtype=float32)
+    """
+
+    positive: tuple[str, ...]
+    """Names of the positive actions."""
+    base: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    """Share of positive ones among the training behaviors: the rate of whom nothing is known."""
+    item_prior: Annotated[float, msgspec.Meta(ge=0)] = ITEM_PRIOR
+    """Behaviors at the rate ``base`` that each item has besides."""
+    user_prior: Annotated[float, msgspec.Meta(gt=0)] = USER_PRIOR
+    """Behaviors at the rate ``base`` that each user has besides."""
+
+    def kinds(self, actions: Sequence[str]) -> tuple[Bools, Bools]:
+        """Which actions are positive, and which count at all.
+
+        Args:
+            actions: A names, that of the unknown action ("") first.
+
+        Returns:
+            bool[A] each.
+        """
+        return np.isin(actions, self.positive), np.array([bool(name) for name in actions])
+
+    def of_items(self, positive: npt.NDArray[np.integer], counted: npt.NDArray[np.integer]) -> F32:
+        """Rates of items from what was positive of their behaviors, and what counts; [...]."""
+        return _smoothed(positive, counted, self.base, self.item_prior)
+
+    def of_users(self, positive: npt.NDArray[np.integer], counted: npt.NDArray[np.integer]) -> F32:
+        """Rates of users from what was positive of their last L behaviors, and what counts; [...].
+
+        Training and services both ask this, and nothing else, for the user's rate.
+        """
+        return _smoothed(positive, counted, self.base, self.user_prior)
+
+
+def _smoothed(
+    positive: npt.NDArray[np.integer], counted: npt.NDArray[np.integer], base: float, prior: float
+) -> F32:
+    rate: F32 = ((positive + prior * base) / (counted + prior)).astype(np.float32)
+    return rate
+
+
+def feature_names(rates: Rates | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Columns of `user_features` and of `cross_features`, with rates or without."""
+    more = () if rates is None else (RATE,)
+    return (*USER_FEATURES, *more), (*CROSS_FEATURES, *more)
+
+
 EMPTY_HISTORY: Final = History(
     np.empty(0, np.uint64), np.empty(0, np.uint16), np.empty(0, np.uint32)
 )
@@ -51,6 +123,7 @@ def cross_features(
     popularity: F32,
     history: History,
     now_ms: int,
+    rates: F32 | None = None,
 ) -> F32:
     """Features of pairs: what the user's history says about each candidate itself.
 
@@ -62,11 +135,12 @@ def cross_features(
         popularity: f32[B], behaviors per million (`models.bundle.Bundle.popularity`), 0 if unknown.
         history: the user's history over the last L behaviors.
         now_ms: time of the request, ms since epoch.
+        rates: f32[B], the candidates' rates; None: the network sees none.
 
     Returns:
         f32[B, c], columns as in CROSS_FEATURES: bought before (0 or 1); logarithm of the number of
         times; nearness of the last time at the scale of days and of months (1: now, 0: never);
-        logarithm of popularity.
+        logarithm of popularity. Behind them RATE, if any.
     """
     counts = np.zeros(len(candidate_keys), np.float32)
     last_s = np.zeros(len(candidate_keys), np.float64)
@@ -76,7 +150,7 @@ def cross_features(
         bought = history.item_keys[place] == candidate_keys
         counts[bought] = history.counts[place[bought]]
         last_s[bought] = history.last[place[bought]]
-    return cross_columns(counts, last_s, popularity, now_ms / 1000.0)
+    return cross_columns(counts, last_s, popularity, now_ms / 1000.0, rates)
 
 
 def cross_columns(
@@ -84,6 +158,7 @@ def cross_columns(
     last_s: F64,
     popularity: F32,
     now_s: float | F64,
+    rates: F32 | None = None,
 ) -> F32:
     """`cross_features` of pairs whose counts (0: never) and last times are known; any shape [...].
 
@@ -92,34 +167,40 @@ def cross_columns(
     """
     bought = counts > 0
     age_s = np.maximum(now_s - last_s, 0.0)
-    features = np.empty((*counts.shape, len(CROSS_FEATURES)), np.float32)
+    features = np.empty((*counts.shape, len(CROSS_FEATURES) + (rates is not None)), np.float32)
     features[..., 0] = bought
     features[..., 1] = np.log1p(counts) / _LOG_COUNT
     features[..., 2] = bought / (1.0 + age_s / _DAY_S)
     features[..., 3] = bought / (1.0 + age_s / _MONTH_S)
     features[..., 4] = np.log1p(popularity) / _LOG_POPULARITY
+    if rates is not None:
+        features[..., 5] = rates
     return features
 
 
-def user_features(count: int, last_time_ms: int, now_ms: int) -> F32:
+def user_features(count: int, last_time_ms: int, now_ms: int, rate: F32 | None = None) -> F32:
     """Features of the user, which do not depend on the candidate.
 
     Args:
         count: behaviors of the user ever applied; 0: unknown user.
         last_time_ms: event time of the newest behavior, ms since epoch (ignored if count is 0).
         now_ms: time of the request, ms since epoch.
+        rate: f32[], the user's rate (`Rates.of_users`); None: the network sees none.
 
     Returns:
         f32[u], columns as in USER_FEATURES: known user (0 or 1); logarithm of the number of
-        behaviors; nearness of the last behavior at the scale of hours and of months.
+        behaviors; nearness of the last behavior at the scale of hours and of months. Behind them
+        RATE, if any.
     """
-    return user_columns(np.array(count), np.array(last_time_ms / 1000.0), np.array(now_ms / 1000.0))
+    times = np.array(last_time_ms / 1000.0), np.array(now_ms / 1000.0)
+    return user_columns(np.array(count), *times, rate)
 
 
 def user_columns(
     counts: npt.NDArray[np.integer],
     last_s: F64,
     now_s: F64,
+    rates: F32 | None = None,
 ) -> F32:
     """`user_features` of many users at once; any shape [...], times in seconds.
 
@@ -128,9 +209,11 @@ def user_columns(
     """
     known = counts > 0
     gap_s = np.maximum(now_s - last_s, 0.0)
-    features = np.empty((*counts.shape, len(USER_FEATURES)), np.float32)
+    features = np.empty((*counts.shape, len(USER_FEATURES) + (rates is not None)), np.float32)
     features[..., 0] = known
     features[..., 1] = np.log1p(counts) / _LOG_COUNT
     features[..., 2] = known / (1.0 + gap_s / 3600.0)
     features[..., 3] = known / (1.0 + gap_s / _MONTH_S)
+    if rates is not None:
+        features[..., 4] = rates
     return features

@@ -56,7 +56,11 @@ DRAWS: Final = 20
 
 
 def golden_sequences(
-    network: Network, manifest: Manifest, catalog: Catalog, known: Sequence[int]
+    network: Network,
+    manifest: Manifest,
+    catalog: Catalog,
+    known: Sequence[int],
+    rates: F32 | None = None,
 ) -> list[GoldenSequence]:
     """The golden sequences of a network that the services serve.
 
@@ -64,12 +68,13 @@ def golden_sequences(
         manifest: of its bundle: L, the offline settings, and how states are stored.
         catalog: of its bundle.
         known: n + 1 rows of the network's own item table, in the bundle's order.
+        rates: f32[n + 1], the items' rates, in the same order; for a network that sees them.
     """
     found: dict[str, GoldenSequence] = {}
     for draw in range(DRAWS):
         rng = np.random.default_rng((manifest.seed, draw))
         missing = [one for one in _draw(rng, manifest, catalog) if one.name not in found]
-        answered = answer_sequences(network, manifest, catalog, known, missing)
+        answered = answer_sequences(network, manifest, catalog, known, missing, rates)
         found |= {one.name: one for one in answered}
     return list(found.values())
 
@@ -80,14 +85,15 @@ def answer_sequences(
     catalog: Catalog,
     known: Sequence[int],
     sequences: Iterable[GoldenSequence],
+    rates: F32 | None = None,
 ) -> list[GoldenSequence]:
     """Sequences with the CTRs of a network; those that hang on a tie are left out.
 
     Args:
-        manifest, catalog, known: as of `golden_sequences`.
+        manifest, catalog, known, rates: as of `golden_sequences`.
         sequences: whatever CTRs they have.
     """
-    asked = _Asked(network, manifest, catalog, known)
+    asked = _Asked(network, manifest, catalog, known, rates)
     answered = map(asked.answer, sequences)
     return [one for one in answered if one is not None]
 
@@ -109,7 +115,7 @@ def _draw(
     # candidates they tell whether L is one more or one less.
     others = items[2:] if n > 2 else items
     long = np.concatenate((items[:2], rng.choice(others, L - 1 + 20)))
-    ids = _Ids(catalog)
+    ids, acts = _Ids(catalog), bool(manifest.of_actions())
     for name, rows, newer in (
         ("no behavior", items[:0], 0),
         ("one behavior, newer", items[:1], 1),
@@ -125,6 +131,7 @@ def _draw(
     ):
         # Of the sequence's ends, of all, unknown ones, and one twice.
         candidates = (rows[:2], rows[-4:], rng.integers(1, n + 1, 8), [-1, -6], rows[:1])
+        actions = rng.integers(0, len(manifest.actions) + 1, len(rows)) if acts else rows[:0]
         times = NOW_MS - HOUR_MS * np.arange(len(rows), 0, -1, dtype=np.int64)
         yield GoldenSequence(
             name=name,
@@ -135,6 +142,7 @@ def _draw(
             candidates=ids.of(np.concatenate(candidates).astype(np.int64)),
             now_ms=NOW_MS,
             ctr=Tensor.of(np.zeros(0, np.float32)),
+            actions=actions.tolist(),
         )
 
 
@@ -155,8 +163,14 @@ class _Asked:
     """A network that is asked about users of a bundle's items."""
 
     def __init__(
-        self, network: Network, manifest: Manifest, catalog: Catalog, known: Sequence[int]
+        self,
+        network: Network,
+        manifest: Manifest,
+        catalog: Catalog,
+        known: Sequence[int],
+        rates: F32 | None,
     ) -> None:
+        self._rates = rates
         self._network, self._manifest, self._catalog = network, manifest, catalog
         self._known = np.array(known, np.int64)
         self._table = network.item_table().detach()
@@ -192,14 +206,33 @@ class _Asked:
         rows = at[kept].unsqueeze(0) if items else torch.zeros(1, 1, dtype=torch.long)
         mask = torch.full(rows.shape, bool(items))
         newer = mask & (torch.arange(len(rows[0])) >= len(rows[0]) - golden.newer)
-        sequence = BehaviorSequence(rows, mask, table, newer=newer)
+        actions = np.array(golden.actions[kept], np.int64)
+        features = {}
+        if self._manifest.sees_actions:
+            features["action"] = torch.from_numpy(actions).reshape(1, -1)
+            if not items:
+                features["action"] = torch.zeros_like(rows)
+        sequence = BehaviorSequence(
+            rows,
+            mask,
+            table,
+            newer=newer,
+            features=features,
+            feature_tables=network.feature_tables(),
+        )
         recent = sequence.latest(network.config.M)
-        user = user_features(golden.count, int(times.max(initial=0)), golden.now_ms)
+        candidates = _rows(self._catalog, golden.candidates)
+        rate = None
+        if (rates := self._manifest.rates) is not None:
+            positive, counted = rates.kinds(("", *self._manifest.actions))
+            rate = rates.of_users(positive[actions].sum(), counted[actions].sum())
+        user = user_features(golden.count, int(times.max(initial=0)), golden.now_ms, rate)
         cross = cross_features(
             _keys(golden.candidates),
-            self._catalog.popularity[_rows(self._catalog, golden.candidates)],
+            self._catalog.popularity[candidates],
             add_to_history(EMPTY_HISTORY, _keys(items), times),
             golden.now_ms,
+            None if self._rates is None else self._rates[candidates],
         )
         state = network.long.summarize_stored(sequence, half=self._half)
         logits = network.logits(

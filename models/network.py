@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from models.data.batches import Batch
 from models.data.schema import Inputs
-from models.features import CROSS_FEATURES, USER_FEATURES
 from models.modules.layers import RecentAttention, Tower
 from models.modules.long_term import LongTerm, State
 from models.modules.sequence import BehaviorSequence, Target
@@ -48,19 +47,24 @@ class Network(nn.Module):
         self.embedding = nn.Embedding(inputs.n_items + 1, d)
         self.item_attributes = _tables(inputs, "item", inputs.schema.item, d)
         self.user_attributes = _tables(inputs, "user", inputs.schema.user, d)
-        self.behavior_features = _tables(inputs, "behavior", inputs.schema.behavior, d)
+        self.behavior_features = _tables(inputs, "behavior", inputs.schema.behaviors, d)
         for table in self.modules():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=d**-0.5)
                 with torch.no_grad():
                     table.weight[0] = 0  # where nothing teaches it, the unknown says nothing
+        if "action" in self.behavior_features:  # and neither does an action that nobody did
+            with torch.no_grad():
+                cast(nn.Embedding, self.behavior_features["action"]).weight[
+                    list(inputs.untaught)
+                ] = 0
         for name, rows in inputs.items.items():
             self.register_buffer(f"rows_{name}", torch.from_numpy(rows), persistent=False)
         self.register_buffer("categories", torch.from_numpy(inputs.categories), persistent=False)
         self.recent = RecentAttention(d, config.M)
-        pair = 3 * d + (long.width + d if long.width else 0) + len(CROSS_FEATURES)
+        pair = 3 * d + (long.width + d if long.width else 0) + len(inputs.cross_features)
         self.tower = Tower(
-            user=len(USER_FEATURES) + d * len(inputs.schema.user),
+            user=len(inputs.user_features) + d * len(inputs.schema.user),
             pair=pair,
             hidden=config.hidden,
             dropout=config.dropout,

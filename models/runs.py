@@ -20,11 +20,14 @@ import msgspec
 import numpy as np
 import torch
 
+from infra.arrays import F32
 from infra.errors import TrainingError, one_line
 from infra.files import replacing, write_directory
 from models.config import RunConfig, read_config
+from models.data.rates import RateCounts
 from models.data.schema import Inputs
 from models.data.splits import AnySplit
+from models.features import Rates
 from models.network import Network
 from models.prediction import make_network
 
@@ -43,6 +46,8 @@ class Vocabulary(msgspec.Struct, frozen=True):
     item_ids: list[str]
     titles: list[str]
     popularity: list[float]
+    rates: list[float] = []
+    """The items' rates; none where the network sees none."""
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -116,7 +121,8 @@ def save_run(
     vocabulary = Vocabulary(
         interactions.item_ids,
         interactions.titles,
-        [float(value) for value in interactions.popularity(rows, n_training)],
+        interactions.popularity(rows, n_training).tolist(),
+        _rates(network.inputs.rates, samples).tolist(),
     )
     run = {
         "config": msgspec.to_builtins(config),
@@ -130,6 +136,7 @@ def save_run(
         },
         "heights": dict(network.inputs.heights),
         "actions": network.inputs.actions,
+        "rates": msgspec.to_builtins(network.inputs.rates),
         "n_users": network.inputs.n_users,
         "sampling_rate": network.sampling_rate,
         "epochs": result.epochs,
@@ -152,6 +159,15 @@ def save_run(
         ) from error
 
 
+def _rates(rates: Rates | None, samples: AnySplit) -> F32:
+    """f32[n + 1]: the items' rates by all that was learned from; none without ``rates``."""
+    if rates is None:
+        return np.zeros(0, np.float32)
+    rows = np.arange(len(samples.interactions.item_ids), dtype=np.int32)
+    counts = RateCounts.of(samples.interactions, samples.sequences, rates)
+    return counts.of_items(rows, samples.n_training)
+
+
 def load_run(path: Path) -> Run:
     """Read a run's directory.
 
@@ -161,6 +177,8 @@ def load_run(path: Path) -> Run:
     try:
         described = msgspec.json.decode((path / RUN).read_bytes())
         vocabulary = msgspec.msgpack.decode((path / VOCABULARY).read_bytes(), type=Vocabulary)
+        # Runs of before there was an "auto" have no positive actions.
+        described["config"]["schema"].setdefault("positive", [])
         config = read_config(described["config"], str(path / RUN))
         with np.load(BytesIO((path / INPUTS).read_bytes())) as tables:
             kinds: dict[str, dict[str, Any]] = {"item": {}, "user": {}}
@@ -175,6 +193,7 @@ def load_run(path: Path) -> Run:
             users=kinds["user"],
             heights=described["heights"],
             actions=tuple(described.get("actions", ())),
+            rates=msgspec.convert(described.get("rates"), Rates | None),
         )
         network = make_network(config, inputs)
         network.load_state_dict(torch.load(path / WEIGHTS, weights_only=True))

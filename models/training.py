@@ -25,7 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from infra.errors import TrainingError
 from models.config import RunConfig
 from models.data.batches import Batch, Gatherer, prefetch
+from models.data.interactions import Interactions
 from models.data.live import LiveSplit
+from models.data.protocols import Rated
 from models.data.requests import Requests
 from models.data.schema import Inputs
 from models.data.splits import AnySplit
@@ -71,6 +73,7 @@ def train(
     """
     began = time.monotonic()
     _check_classes(samples.validation, "validation")
+    config = resolved(config, samples.interactions)
     with determinism(config) as device:
         checkpoint = out / CHECKPOINT
         saved = read_checkpoint(checkpoint, config, device) if resume else None
@@ -96,6 +99,17 @@ def train(
         if process_rank() == 0:
             save_run(result, config, last.network, known, data or {}, baselines or {})
     return result
+
+
+def resolved(config: RunConfig, interactions: Interactions) -> RunConfig:
+    """The configuration with a schema as the data have it.
+
+    Raises:
+        TrainingError: see `models.data.schema.Schema.resolved`.
+    """
+    threshold = config.protocol.threshold if isinstance(config.protocol, Rated) else None
+    schema = config.schema.resolved(interactions, threshold)
+    return msgspec.structs.replace(config, schema=schema)
 
 
 def batch_loss(
@@ -151,7 +165,7 @@ class _Pass:
         self.config, self.samples, self.checkpoint = config, samples, checkpoint
         self.phase, self.device, self.fitted = phase, device, fitted
         self.on_progress, self.trackers = on_progress, trackers
-        self.inputs = Inputs.of(samples.interactions, config.schema)
+        self.inputs = Inputs.of(samples.interactions, config.schema, samples.n_training)
         self.gatherer = make_gatherer(config, samples, self.inputs)
         self.network = make_network(config, self.inputs).to(device)
         self.network.sampling_rate = samples.sampling_rate

@@ -90,10 +90,25 @@ def tiny_config(
     )
 
 
-def tiny_network(items: int, config: RunConfig) -> Network:
-    """A tiny bundle's network, untrained; sets torch's seed."""
+def tiny_network(items: int, config: RunConfig, actions: tuple[str, ...] = ()) -> Network:
+    """A tiny bundle's network, untrained; sets torch's seed.
+
+    Args:
+        actions: names of the actions of its data. Those that the schema calls positive have rates.
+    """
     from models.data.schema import Inputs
+    from models.features import Rates
     from models.prediction import make_network
 
-    inputs = Inputs(config.schema, n_items=items, n_users=0, items={}, users={}, heights={})
+    positive = tuple(name for name in actions if name in config.schema.positive)
+    inputs = Inputs(
+        config.schema,
+        n_items=items,
+        n_users=0,
+        items={},
+        users={},
+        heights={"behavior.action": len(actions) + 1},
+        actions=actions,
+        rates=Rates(positive=positive, base=0.3) if positive else None,
+    )
     return make_network(config, inputs).eval()

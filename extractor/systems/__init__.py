@@ -58,6 +58,7 @@ def load_system(settings: Settings, *, serving: bool = True) -> tuple[Bundle, Sy
             " bundle"
         )
     check_actions(bundle.manifest, settings.events.declared_actions)
+    bundle = bundle.declaring(settings.events.declared_actions)
     system = open_system(bundle)
     if serving:
         from extractor.systems.golden import check_sequences
@@ -70,9 +71,9 @@ def check_actions(manifest: Manifest, declared: ActionNames) -> None:
     """Refuse settings under which no behavior could have an action that the network tells apart.
 
     Raises:
-        SettingsError: the network sees actions, and one of them is not declared.
+        SettingsError: the network sees actions, or rates of them, and one is not declared.
     """
-    if "action" not in manifest.schema.get("behavior", ()):
+    if not manifest.of_actions():
         return
     lacking = [name for name in manifest.actions if name not in declared.codes]
     if lacking:

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from extractor.history import count_items, slices
+from extractor.actions import action_rows, with_actions
+from extractor.history import ItemCounts, count_items, slices
 from extractor.state import InterestState, Layout
 from extractor.system import (
     Candidates,
@@ -28,8 +29,18 @@ from extractor.system import (
 from infra.arrays import F32, I32, I64, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
-from infra.store import StoredSequence, Version
-from models.bundle import MANIFEST, Bundle, EncodeOffline, StateTensor, TableEntry
+from infra.store import Behaviors, StoredSequence, Version
+from models.bundle import (
+    MANIFEST,
+    PROJECTION,
+    Bundle,
+    EncodeOffline,
+    StateTensor,
+    TableEntry,
+    make_session,
+)
+from models.kernels import clustering
+from models.kernels.attention import attend
 from models.kernels.interests import interests_kernel
 
 NEWEST: Final = 256
@@ -62,7 +73,7 @@ class EncodeTensors(NamedTuple):
 
 def interests_of(state: InterestState) -> EncodeTensors:
     """The tensors of a state by their names."""
-    return EncodeTensors(**state.tensors)
+    return EncodeTensors(*(state.tensors[name] for name in EncodeTensors._fields))
 
 
 class Dimensions(Protocol):
@@ -111,7 +122,8 @@ class EncodeSystem:
         offline = _check(bundle)
         interests = np.dtype(bundle.manifest.stored["interests"].dtype)
         self._bundle, self._clusters = bundle, offline.K
-        self._extractor = Extractor(bundle, offline, interests)
+        kind = Extractor if bundle.actions is None else ActionExtractor
+        self._extractor = kind(bundle, offline, interests)
         self.digest = bundle.digest
         self.layout = Layout(bundle.manifest.stored)
 
@@ -127,12 +139,16 @@ class EncodeSystem:
     def extract(
         self, sequence: StoredSequence, previous: InterestState | None = None
     ) -> InterestState:
-        return self._extractor.extract(sequence, previous)
+        (state,) = self.extract_many([sequence], [previous])
+        return state
 
     def extract_many(
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
     ) -> Iterator[InterestState]:
-        return self._extractor.extract_many(sequences, previous)
+        states = self._extractor.extract_many(sequences, previous)
+        if not self._bundle.manifest.of_actions():
+            return states
+        return with_actions(self._bundle, states, sequences)
 
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int
@@ -146,6 +162,8 @@ class EncodeSystem:
                 interests, sizes = of.interests, of.sizes.astype(np.float32)
             if len(newer):
                 alone = bundle.embeddings[bundle.rows(np.ascontiguousarray(newer))]
+                if bundle.actions is not None:
+                    alone = alone + bundle.actions[action_rows(bundle, history.newer)]
                 interests = np.concatenate((interests, alone))
                 sizes = np.concatenate((sizes, np.ones(len(newer), np.float32)))
         if not len(sizes):
@@ -205,7 +223,7 @@ class Extractor:
             offline: how behaviors become interests.
             interests: the type in which interests are stored, float32 or float16.
         """
-        self._bundle, self._offline, self._interests = bundle, offline, interests
+        self._bundle, self._offline, self._stored = bundle, offline, interests
         self._projected = _table(bundle.tables[PROJECTED])
         self._embeddings = _table(bundle.embeddings)
 
@@ -234,15 +252,44 @@ class Extractor:
     def _extract(
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
     ) -> Iterator[InterestState]:
-        bundle, dimensions, offline = self._bundle, self._bundle.manifest, self._offline
+        bundle, dimensions = self._bundle, self._bundle.manifest
         behaviors = [sequence.behaviors[-dimensions.L :] for sequence in sequences]
         keys = np.concatenate([one["item"] for one in behaviors])
         times = np.concatenate([one["time"] for one in behaviors])
         ends = _bounds(behaviors)
         counted = count_items(keys, times, ends)
         starts = list(map(self._start, sequences, previous))
-        centers, interests, sizes, bounds = interests_kernel(
-            bundle.rows(counted.items),
+        centers, interests, sizes, bounds = self._interests_of(behaviors, counted, starts)
+        for sequence, newest, end, mine, history, last_time_ms in zip(
+            sequences,
+            behaviors,
+            ends[1:].tolist(),
+            slices(bounds),
+            counted.histories(),
+            counted.last_times_ms.tolist(),
+            strict=True,
+        ):
+            of = interests[mine].astype(self._stored, copy=False)
+            tensors = EncodeTensors(centers[mine], of, sizes[mine])
+            yield InterestState(
+                bundle=bundle.digest,
+                version=sequence.version,
+                last_time_ms=last_time_ms,
+                recent=keys[end - min(dimensions.M, len(newest)) : end],
+                history=history,
+                tensors=tensors._asdict(),
+            )
+
+    def _interests_of(
+        self,
+        behaviors: Sequence[Behaviors],  # noqa: ARG002  # their items say all
+        counted: ItemCounts,
+        starts: Sequence[F32],
+    ) -> tuple[F32, F32, U32, I64]:
+        """As of `interests_kernel`."""
+        offline = self._offline
+        return interests_kernel(
+            self._bundle.rows(counted.items),
             counted.counts,
             counted.bounds,
             np.concatenate(starts),
@@ -253,25 +300,6 @@ class Extractor:
             offline.T,
             np.float32(offline.scale),
         )
-        for sequence, newest, end, mine, history, last_time_ms in zip(
-            sequences,
-            behaviors,
-            ends[1:].tolist(),
-            slices(bounds),
-            counted.histories(),
-            counted.last_times_ms.tolist(),
-            strict=True,
-        ):
-            of = interests[mine].astype(self._interests, copy=False)
-            tensors = EncodeTensors(centers[mine], of, sizes[mine])
-            yield InterestState(
-                bundle=bundle.digest,
-                version=sequence.version,
-                last_time_ms=last_time_ms,
-                recent=keys[end - min(dimensions.M, len(newest)) : end],
-                history=history,
-                tensors=tensors._asdict(),
-            )
 
     def _start(self, sequence: StoredSequence, previous: InterestState | None) -> F32:
         """The centers to begin with, f32[<=K,m]; none for a cold start."""
@@ -283,6 +311,47 @@ class Extractor:
         ):
             return np.empty((0, self._offline.m), np.float32)
         return interests_of(previous).centers
+
+
+class ActionExtractor(Extractor):
+    """An extractor whose network tells behaviors apart by their actions.
+
+    A behavior's embedding is its item's and its action's together, and so is its projection, which
+    is linear. Behaviors on one item are points of their own, as in training.
+    """
+
+    def __init__(
+        self, bundle: Bundle, offline: EncodeOffline, interests: np.dtype[Any] = _F32
+    ) -> None:
+        super().__init__(bundle, offline, interests)
+        assert bundle.actions is not None
+        self._loaded, self._actions = bundle, bundle.actions
+        session = make_session((bundle.path / PROJECTION).read_bytes())
+        (self._projected_actions,) = session.run([PROJECTED], {"embeddings": bundle.actions})
+
+    def _interests_of(
+        self,
+        behaviors: Sequence[Behaviors],
+        counted: ItemCounts,  # noqa: ARG002  # of items alone
+        starts: Sequence[F32],
+    ) -> tuple[F32, F32, U32, I64]:
+        users = [self._of_one(*each) for each in zip(behaviors, starts, strict=True)]
+        centers, interests, sizes = zip(*users, strict=True)
+        parts = np.concatenate(centers), np.concatenate(interests), np.concatenate(sizes)
+        return *parts, _bounds(sizes)
+
+    def _of_one(self, behaviors: Behaviors, start: F32) -> tuple[F32, F32, U32]:
+        """Centers f32[k,m], interests f32[k,d] and sizes u32[k] of a user's clusters."""
+        offline = self._offline
+        rows = self._bundle.rows(np.ascontiguousarray(behaviors["item"]))
+        actions = action_rows(self._loaded, behaviors)
+        h = self._projected[rows] + self._projected_actions[actions]
+        found = clustering.cluster(h, offline.K, offline.T, start=start)
+        vectors = self._embeddings[rows] + self._actions[actions]
+        each = np.arange(len(rows), dtype=np.int32)
+        interests = attend(h, found.assign, found.centers, each, vectors, offline.scale)
+        filled = found.sizes > 0
+        return found.centers[filled], interests[filled], found.sizes[filled]
 
 
 def _check(bundle: Bundle) -> EncodeOffline:

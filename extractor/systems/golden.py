@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from extractor.system import Candidates, System, UserHistory
-from infra.arrays import U64
+from infra.arrays import U8, U64
 from infra.behaviors import BEHAVIOR, item_key
 from infra.store import StoredSequence, Version
 from models.bundle import (
@@ -37,22 +37,24 @@ def check_sequences(bundle: Bundle, system: System) -> GoldenChecks:
     differences = {}
     for golden in bundle.sequences:
         keys = _keys(golden.candidates)
-        history = _history(golden, system)
+        history = _history(golden, bundle, system)
         feed = system.feed(history, Candidates(keys, bundle.rows(keys)), golden.now_ms)
         try:
             (ctrs,) = session.run(None, feed)
         except Exception as error:  # onnxruntime raises its own and plain exceptions alike
             raise cannot_be_run(bundle.path, error) from error
-        differences[golden.name] = ctr_difference(ctrs, golden.ctr, bundle.manifest.rate)
+        differences[golden.name] = ctr_difference(ctrs, golden.ctr, bundle.manifest.corrected_for)
     return GoldenChecks.of(differences, bundle.path, SEQUENCES)
 
 
-def _history(golden: GoldenSequence, system: System) -> UserHistory | None:
+def _history(golden: GoldenSequence, bundle: Bundle, system: System) -> UserHistory | None:
     if not golden.items:
         return None
     behaviors = np.zeros(len(golden.items), BEHAVIOR)
     behaviors["item"] = _keys(golden.items)
     behaviors["time"] = golden.times
+    if golden.actions:
+        behaviors["action"] = _codes(bundle)[golden.actions]
     version = Version(EPOCH, golden.count)
     covered = len(behaviors) - golden.newer
     if not covered or not system.keeps_state:
@@ -61,6 +63,15 @@ def _history(golden: GoldenSequence, system: System) -> UserHistory | None:
     state = system.extract(StoredSequence(as_of, behaviors[:covered], {}))
     record = system.layout.encode(state)
     return UserHistory(version, system.layout.decode(record), behaviors[covered:])
+
+
+def _codes(bundle: Bundle) -> U8:
+    """u8[A + 1]: the code under which each of the bundle's actions is stored; 0 for unknown."""
+    codes = np.zeros(len(bundle.manifest.actions) + 1, np.uint8)
+    (known,) = np.nonzero(bundle.codes)
+    known = known[bundle.codes[known] < len(codes)]
+    codes[bundle.codes[known]] = known
+    return codes
 
 
 def _keys(items: Sequence[str]) -> U64:

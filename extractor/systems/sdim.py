@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from extractor.actions import action_rows, action_tensors
 from extractor.history import count_items
 from extractor.state import InterestState, Layout
 from extractor.system import (
@@ -32,7 +33,7 @@ from extractor.system import (
     common_feed,
     one_by_one,
 )
-from infra.arrays import F32, U32, Array
+from infra.arrays import F32, U8, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import StoredSequence, Version
@@ -45,7 +46,7 @@ from models.bundle import (
     TableEntry,
     table_file,
 )
-from models.kernels.buckets import Signatures, fill_buckets, read_buckets
+from models.kernels.buckets import Signatures, count_actions, fill_buckets, read_buckets
 
 SIGNATURES: Final = "signatures"
 """The item table of hash signatures [n + 1, G] (Eq. 7)."""
@@ -66,7 +67,7 @@ class SDIMTensors(NamedTuple):
 
 def buckets_of(state: InterestState) -> SDIMTensors:
     """The tensors of a state by their names."""
-    return SDIMTensors(**state.tensors)
+    return SDIMTensors(*(state.tensors[name] for name in SDIMTensors._fields))
 
 
 class SDIMSystem:
@@ -111,13 +112,16 @@ class SDIMSystem:
         rows = self._bundle.rows(counted.items)
         buckets, sizes = self._empty()
         fill_buckets(rows, counted.counts, self._signatures, self._embeddings, buckets, sizes)
+        actions = action_rows(self._bundle, behaviors)
+        self._add_actions(keys, actions, buckets)
+        own = SDIMTensors(buckets.astype(self._stored, copy=False), sizes)
         return InterestState(
             bundle=self.digest,
             version=sequence.version,
             last_time_ms=int(counted.last_times_ms[0]),
             recent=keys[-manifest.M :],
             history=history,
-            tensors=SDIMTensors(buckets.astype(self._stored, copy=False), sizes)._asdict(),
+            tensors={**own._asdict(), **action_tensors(self._bundle, actions)},
         )
 
     def extract_many(
@@ -134,9 +138,11 @@ class SDIMSystem:
                 stored = buckets_of(history.state)
                 # Copies: requests share a state, and a record is read-only.
                 buckets, sizes = stored.buckets.astype(np.float32), stored.sizes.astype(np.uint32)
-            rows = self._bundle.rows(np.ascontiguousarray(history.newer["item"]))
-            one = np.ones(len(rows), np.uint32)
+            newer = np.ascontiguousarray(history.newer["item"])
+            one = np.ones(len(newer), np.uint32)
+            rows = self._bundle.rows(newer)
             fill_buckets(rows, one, self._signatures, self._embeddings, buckets, sizes)
+            self._add_actions(newer, action_rows(self._bundle, history.newer), buckets)
         by_length = self._offline.normalization == "l2"
         long_term = read_buckets(buckets, sizes, by_length, self._signatures, candidates.rows)
         return {LONG_TERM: long_term, **common_feed(self._bundle, history, candidates, now_ms)}
@@ -166,6 +172,14 @@ class SDIMSystem:
     def summarize(self, state: InterestState) -> dict[str, Any]:
         sizes = buckets_of(state).sizes
         return {"buckets": len(sizes), "filled": int(np.count_nonzero(sizes))}
+
+    def _add_actions(self, keys: U64, actions: U8, buckets: F32) -> None:
+        """Add the embeddings of behaviors' actions to the buckets of their items."""
+        table = self._bundle.actions
+        if table is not None:
+            counts = np.zeros((len(buckets), len(table)), np.float32)
+            count_actions(self._bundle.rows(keys), actions, self._signatures, counts)
+            buckets += counts @ table
 
     def _empty(self) -> tuple[F32, U32]:
         """The buckets of nobody, and their sizes."""

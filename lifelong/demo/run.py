@@ -514,7 +514,7 @@ class Demo:
         return {
             "expected_calibration_error": predictions.calibration_error(ctrs, labels),
             "predicted_over_observed": predictions.calibration_ratio(ctrs, labels),
-            "sampling_rate": self._bundle.manifest.rate,
+            "sampling_rate": self._bundle.manifest.corrected_for,
         }
 
     def _unknown_earnings(self, ctrs: F32, targets: Sequence[int]) -> dict[str, Any]:

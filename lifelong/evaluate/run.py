@@ -15,7 +15,7 @@ from rich.progress import track
 
 from extractor.systems import SYSTEMS, open_system
 from extractor.systems.golden import check_sequences
-from infra.arrays import F32
+from infra.arrays import F32, U8
 from infra.behaviors import item_key
 from infra.errors import SettingsError, TrainingError
 from lifelong.evaluate import report as evaluation_report
@@ -131,9 +131,9 @@ def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subj
     manifest, golden = bundles.verify(path)
     report |= {"kind": "bundle", "name": manifest.name, "method": manifest.system}
     report["golden"] = asdict(golden)
-    sees = [name for name in ("user", "behavior") if manifest.schema.get(name)]
-    if manifest.system not in SYSTEMS or sees:
-        why = f"sees schema.{sees[0]}" if sees else f"is of {manifest.system}"
+    if manifest.system not in SYSTEMS or manifest.unserved:
+        sees = next(iter(manifest.unserved), None)
+        why = f"sees schema.{sees}" if sees else f"is of {manifest.system}"
         note = (
             f"the bundle {why}, which the services do not serve, so that only its golden requests"
             " were repeated; for the measures, evaluate the run that it was exported from"
@@ -151,7 +151,7 @@ def _open(path: Path, options: EvaluateOptions, report: dict[str, Any]) -> _Subj
     report["golden_sequences"] = asdict(sequences)
     score, known = _by_bundle(loaded), _known_to_bundle(loaded)
     return _Subject(
-        path, "bundle", config, manifest.data, score, known, manifest.rate, golden=golden
+        path, "bundle", config, manifest.data, score, known, manifest.corrected_for, golden=golden
     )
 
 
@@ -205,7 +205,9 @@ def _gatherer(run: runs.Run, samples: Split | LiveSplit) -> Gatherer:
 def _by_bundle(bundle: bundles.Bundle) -> Scorer:
     def score(samples: Split | LiveSplit, requests: Requests) -> F32:
         keys = np.array([item_key(item) for item in samples.interactions.item_ids], np.uint64)
-        offline = serving.sequence_requests(bundle, samples.sequences, requests, keys)
+        offline = serving.sequence_requests(
+            bundle, samples.sequences, requests, keys, _actions(bundle, samples)
+        )
         scored = serving.score_requests(bundle, offline)
         bar = track(
             scored,
@@ -217,6 +219,16 @@ def _by_bundle(bundle: bundles.Bundle) -> Scorer:
         return np.stack(list(bar))
 
     return score
+
+
+def _actions(bundle: bundles.Bundle, samples: Split | LiveSplit) -> U8 | None:
+    """u8[N]: rows of the actions of the samples' sequences in the bundle's list, by their names."""
+    interactions = samples.interactions
+    if interactions.actions is None:
+        return None
+    rows = {name: row for row, name in enumerate(bundle.manifest.actions, 1)}
+    table = np.array([rows.get(name, 0) for name in interactions.action_names], np.uint8)
+    return table[interactions.actions][samples.sequences.position]
 
 
 def _as_known(

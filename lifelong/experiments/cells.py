@@ -155,4 +155,9 @@ def _deciding(config: dict[str, Any]) -> dict[str, Any]:
         for name, value in config["training"].items()
         if name not in {"checkpoint_s", "log"}
     }
-    return {name: part for name, part in config.items() if name != "name"} | {"training": training}
+    # Cells of before there were rates are of networks without them.
+    schema = {
+        name: value for name, value in config["schema"].items() if name != "positive" or value
+    }
+    whole = {name: part for name, part in config.items() if name != "name"}
+    return whole | {"schema": schema, "training": training}

@@ -34,7 +34,8 @@ class RowResult:
     cells: list[str]
     """Keys of these cells."""
     difference: dict[str, Any] | None
-    """Difference to the reference (`quality.measure_difference`); None: it is the reference."""
+    """Difference to the reference (`quality.measure_difference`); None: it is the reference,
+    or there is none."""
 
 
 def compose(
@@ -47,11 +48,14 @@ def compose(
     rows: Sequence[RowResult],
     extras: Mapping[str, Any],
     left_out: Sequence[str],
+    not_chosen: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A table's plain values, from which its Markdown and its figures are made.
 
     Args:
         trained: all runs that the table is of, those of extras too.
+        left_out: labels of rows that the data do not allow.
+        not_chosen: labels of rows that were not asked for.
     """
     first = trained[0] if trained else None
     tree = setup.tree
@@ -72,6 +76,7 @@ def compose(
         "rows": [_row(each) for each in rows],
         "extras": dict(extras),
         "left_out": list(left_out),
+        "not_chosen": list(not_chosen),
         "machines": sorted({each.machine for each in trained}),
         "revisions": sorted({each.revision for each in trained}),
         "seconds": round(sum(each.seconds for each in trained), 1),
@@ -166,6 +171,8 @@ def _beside(found: Mapping[str, Any]) -> list[str]:
     if found["left_out"]:
         names = ", ".join(found["left_out"])
         parts.append(f"Left out, for the data have no behavior features: {names}.")
+    if found.get("not_chosen"):
+        parts.append(f"Not measured here: {'; '.join(found['not_chosen'])}.")
     return parts
 
 

@@ -1,9 +1,9 @@
 """``lifelong experiment``: the cells of a table, measured in processes beside each other.
 
-First every method is tried with each learning rate, seed 0; then the other seeds, and the variants
-with their method's rate; then what else the table measures of the trained runs. A finished cell is
-kept at once, so that an interruption costs the cells in flight, and of those only the steps since
-their last checkpoint.
+First every method is tried with each learning rate, the first seed; then the other seeds, and the
+variants with their method's rate; then what else the table measures of the trained runs. A finished
+cell is kept at once, so that an interruption costs the cells in flight, and of those only the steps
+since their last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +38,16 @@ from lifelong.experiments import (
 )
 from lifelong.experiments.cells import QUALITY, Cell, CellStore, Record, revision
 from lifelong.experiments.setups import Scale, Setup, Tree, find_setup
-from lifelong.experiments.tables import METHODS, REFERENCE, TABLES, Extra, Row, Table, find_tables
+from lifelong.experiments.tables import (
+    METHODS,
+    REFERENCE,
+    TABLES,
+    Extra,
+    Row,
+    Table,
+    choose_rows,
+    find_tables,
+)
 from lifelong.learning import read_samples
 from models.allocator import keep_freed_memory
 from models.config import RunConfig
@@ -85,6 +94,8 @@ class Options:
     scale: Scale = "small"
     processes: int = 0
     """Cells measured at once; 0: one a GPU, or without one, one a core."""
+    methods: tuple[str, ...] = ()
+    """Labels of rows, or methods whose rows are all meant; none: every row."""
 
 
 def list_experiments(*, quiet: bool = False) -> dict[str, Any]:
@@ -117,7 +128,7 @@ def run_experiment(
 
     if options.seeds < 1:
         raise SettingsError(f"--seeds {options.seeds}: take 1 or more")
-    tables = find_tables(name)
+    tables = choose_rows(find_tables(name), options.methods)
     setup = find_setup(options.data, options.protocol, options.scale)
     directory = options.out / f"{setup.name}{'' if options.scale == 'small' else '-full'}"
     console = Console(stderr=True, quiet=quiet)
@@ -170,7 +181,8 @@ class _CellPool:
         """All that a table says, as plain values."""
         rows = [row for row in table.rows if self._applies(row)]
         asked = [row for extra in table.extras if not extra.timed for row in extra.rows]
-        reference = [table.reference_row] if rows else []
+        compared = table.reference not in table.not_chosen
+        reference = [table.reference_row] if rows and compared else []
         shown = {row.label: row for row in (*rows, *asked, *reference)}
         rates = self._tune({row.method for row in shown.values()})
         trees = {label: self._trees(row, rates) for label, row in shown.items()}
@@ -182,20 +194,21 @@ class _CellPool:
             self.setup,
             seeds=self.seeds,
             trained=list(measured.values()),
-            rows=self._compare(rows, table.reference, trees, rates, measured),
+            rows=self._compare(rows, table.reference if compared else None, trees, rates, measured),
             extras={extra.kind: self._extra(extra, trees) for extra in table.extras},
             left_out=[row.label for row in table.rows if row not in rows],
+            not_chosen=table.not_chosen,
         )
 
     def _compare(
         self,
         rows: Sequence[Row],
-        reference: str,
+        reference: str | None,
         trees: Mapping[str, list[Tree]],
         rates: Mapping[str, float],
         measured: Mapping[str, Record],
     ) -> list[report.RowResult]:
-        """The rows, and how they differ from the one of the label ``reference``."""
+        """The rows, and how they differ from the one of the label ``reference``, if any."""
         differences = {
             row.label: Cell(
                 kind=DIFFERENCE,
@@ -203,7 +216,7 @@ class _CellPool:
                 trees=_roles("first", trees[row.label]) | _roles("second", trees[reference]),
             )
             for row in rows
-            if trees[row.label] != trees[reference]
+            if reference is not None and trees[row.label] != trees[reference]
         }
         compared = self._measure(differences.values())
         results = []
@@ -222,13 +235,24 @@ class _CellPool:
         return results
 
     def _applies(self, row: Row) -> bool:
+        if row.known and not self._tells_more(row):
+            return False
         return not row.needs or bool(self.setup.tree.get("schema", {}).get(row.needs))
 
+    def _tells_more(self, row: Row) -> bool:
+        """Whether a row that sees what else is known sees more than the same without it."""
+        trees = (
+            self.setup.method_tree(row.long_term, known=known) | {"seed": self.setup.seed}
+            for known in (False, True)
+        )
+        one, other = (self.setup.config(tree) for tree in trees)
+        return one != other
+
     def _tune(self, methods: set[str]) -> dict[str, float]:
-        """The learning rate of each method that validates best, seed 0."""
+        """The learning rate of each method that validates best, first seed."""
         named = [method for method in METHODS if method in methods]
         tries = {
-            (method, rate): _at(self.setup.method_tree(METHODS[method]), rate, 0)
+            (method, rate): _at(self.setup.method_tree(METHODS[method]), rate, self.setup.seed)
             for method in named
             for rate in self.setup.rates
         }
@@ -245,8 +269,9 @@ class _CellPool:
 
     def _trees(self, row: Row, rates: Mapping[str, float]) -> list[Tree]:
         """A row's configuration, for each seed."""
-        tree = self.setup.method_tree(row.long_term)
-        return [_at(tree, rates[row.method], seed) for seed in range(self.seeds)]
+        tree = self.setup.method_tree(row.long_term, known=row.known)
+        first = self.setup.seed
+        return [_at(tree, rates[row.method], first + number) for number in range(self.seeds)]
 
     def _extra(self, extra: Extra, trees: Mapping[str, list[Tree]]) -> Any:
         """What an extra measured, for each seed or once."""
@@ -256,16 +281,16 @@ class _CellPool:
             Cell(
                 kind=extra.kind,
                 label=extra.kind,
-                seed=seed,
+                seed=self.setup.seed + number,
                 trees={
                     row.label: self.setup.method_tree(row.long_term, published=extra.published)
                     if extra.timed
-                    else trees[row.label][seed]
+                    else trees[row.label][number]
                     for row in rows
                 },
                 options=dict(extra.options),
             )
-            for seed in range(self.seeds if each else 1)
+            for number in range(self.seeds if each else 1)
         ]
         found = self._measure(cells, alone=extra.timed)
         results = [found[self._key(cell)].result for cell in cells]

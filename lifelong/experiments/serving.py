@@ -43,7 +43,6 @@ from models.export import export_network, export_scorer, served_as
 from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network, NetworkConfig
-from models.networks.encode import EncodeConfig
 from models.prediction import make_network
 from scorer.ranking import item_keys
 
@@ -178,7 +177,7 @@ class _Shop:
 
     def inputs(self, schema: Schema) -> Inputs:
         """A schema bound to these items."""
-        heights = {f"behavior.{name}": AGE_BUCKETS for name in schema.behavior}
+        heights = {f"behavior.{name}": AGE_BUCKETS for name in schema.behaviors}
         return Inputs(
             schema=schema,
             n_items=self.table.manifest.n_items,
@@ -226,7 +225,7 @@ class _Shop:
             network.item_table(),
             features={
                 name: torch.from_numpy(rng.integers(1, AGE_BUCKETS, (1, len(rows))))
-                for name in network.inputs.schema.behavior
+                for name in network.inputs.schema.behaviors
             },
             feature_tables=network.feature_tables(),
             categories=torch.from_numpy(self.categories),
@@ -267,7 +266,8 @@ def _config(run: RunConfig, shop: _Shop) -> RunConfig:
     # DIN has no long-term part to lengthen: its L is 0.
     length = len(shop.behaviors) if run.long_term.L else 0
     method = msgspec.structs.replace(run.long_term, L=length)
-    behavior = () if isinstance(method, EncodeConfig) else run.schema.behavior
+    # The shop tells no actions apart; one costs a row more of a table, whatever the method.
+    behavior = tuple(name for name in run.schema.behaviors if name != "action")
     return RunConfig(
         schema=Schema(category="category", behavior=behavior),
         network=shop.network,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,7 +16,8 @@ import msgspec
 
 from infra.errors import SettingsError
 from lifelong.learning import SHIPPED
-from models.config import RunConfig, load_config, read_config
+from models.config import RunConfig, load_tree, read_config
+from models.data.schema import AUTO
 from models.readers import READERS
 
 Scale = Literal["small", "full"]
@@ -57,14 +58,24 @@ class Setup:
     """Learning rates to choose from, by validation."""
     data: str
     """Says whose behaviors these are, the same on every machine."""
+    seed: int = 0
+    """The first seed; the others follow it."""
+    known: Tree = field(default_factory=dict)
+    """Where the section ``schema`` differs for networks that see rates, and actions of behaviors;
+    nothing, where the data do not have them."""
 
-    def method_tree(self, method: Mapping[str, Any], *, published: bool = False) -> Tree:
+    def method_tree(
+        self, method: Mapping[str, Any], *, published: bool = False, known: bool = False
+    ) -> Tree:
         """The configuration of a method (its ``long_term`` section), all but rate and seed.
 
         Args:
             published: as large as the papers have it, not as the scale does.
+            known: let it see what ``known`` names.
         """
         tree = deepcopy(self.tree)
+        if known:
+            tree["schema"] = tree.get("schema", {}) | self.known
         own = dict(method)
         if published:
             return tree | {"long_term": own}
@@ -92,6 +103,8 @@ class _Known:
     """Section ``samples`` at the small scale."""
     rates: tuple[float, ...] = RATES["small"]
     """Learning rates at the small scale; lower where a few epochs teach all that there is."""
+    known: Tree = field(default_factory=dict)
+    """`Setup.known`."""
 
 
 _NEXT_ITEM: Final[Tree] = {
@@ -101,9 +114,16 @@ _NEXT_ITEM: Final[Tree] = {
 }
 
 
-def _films(name: str, title: str, reader: str, user: tuple[str, ...]) -> dict[str, _Known]:
+_UNKNOWN: Final[Tree] = {"behavior": (), "positive": ()}
+"""A schema that asks nothing of the data's actions."""
+
+
+def _films(
+    name: str, title: str, reader: str, user: tuple[str, ...], liked: tuple[str, ...]
+) -> dict[str, _Known]:
     """MovieLens under both protocols; only the protocol "rated" sees the ``user`` attributes."""
     schema: Tree = {"item": ("genre",), "category": "genre"}
+    known: Tree = {"behavior": ("action",), "positive": liked}
     return {
         f"{name}-next-item": _Known(
             title=f"{title}, next item",
@@ -112,6 +132,7 @@ def _films(name: str, title: str, reader: str, user: tuple[str, ...]) -> dict[st
             split={"kind": "last", "validation": 3, "test": 10},
             schema=schema,
             small={"users": 400, "min_history": 5},
+            known=known,
         ),
         f"{name}-rated": _Known(
             title=f"{title}, rated",
@@ -121,12 +142,19 @@ def _films(name: str, title: str, reader: str, user: tuple[str, ...]) -> dict[st
             schema=schema | {"user": user, "behavior": ("action",)},
             small={"users": 700, "min_history": 5},
             rates=(1e-3, 3e-3),
+            known=known,
         ),
     }
 
 
 KNOWN: Final[Mapping[str, _Known]] = {
-    **_films("ml-1m", "MovieLens 1M", "movielens-1m", ("gender", "age", "occupation")),
+    **_films(
+        "ml-1m",
+        "MovieLens 1M",
+        "movielens-1m",
+        user=("gender", "age", "occupation"),
+        liked=("rated 4", "rated 5"),
+    ),
     "online-retail-2": _Known(
         title="Online Retail II, next item",
         reader="online-retail-2",
@@ -141,10 +169,17 @@ KNOWN: Final[Mapping[str, _Known]] = {
         protocol=_NEXT_ITEM,
         split={"kind": "time"},
         schema={"item": ("category",), "category": "category", "behavior": ("action",)},
+        known={"positive": ("purchase",)},
         small={"users": 500, "min_history": 5, "evaluated": 4000},
         rates=(3e-3, 6e-3),
     ),
-    **_films("ml-32m", "MovieLens 32M", "movielens-32m", ()),
+    **_films(
+        "ml-32m",
+        "MovieLens 32M",
+        "movielens-32m",
+        user=(),
+        liked=("rated 4", "rated 4.5", "rated 5"),
+    ),
     "amazon-books": _Known(
         title="Amazon Books, next item",
         reader="amazon-books",
@@ -164,7 +199,7 @@ def find_setup(data: str, protocol: str | None, scale: Scale) -> Setup:
     Args:
         data: the directory of a published data set, "shipped" for the purchases that come with the
             project, or a TOML file as ``lifelong train`` takes it.
-        protocol: "next-item" or "rated"; None: the first that the data set has.
+        protocol: "next-item" or "rated"; None: the first that the data set has, or the file's own.
         scale: how much of it.
 
     Raises:
@@ -175,7 +210,7 @@ def find_setup(data: str, protocol: str | None, scale: Scale) -> Setup:
         return _known("online-retail-2", SHIPPED, "", protocol, scale)
     path = Path(data)
     if path.suffix == ".toml":
-        return _own(path, scale)
+        return _own(path, protocol, scale)
     for name, known in KNOWN.items():
         if _holds(path, known.reader):
             return _known(name, known.reader, data, protocol, scale)
@@ -209,23 +244,34 @@ def _known(name: str, reader: str, path: str, protocol: str | None, scale: Scale
         "data": {"reader": reader, "path": path},
         "protocol": known.protocol,
         "split": known.split,
-        "schema": known.schema,
+        "schema": _UNKNOWN | known.schema,
         "samples": known.small if scale == "small" else {"min_history": 5},
     }
     rates = known.rates if scale == "small" else RATES[scale]
-    return Setup(names[0], known.title, scale, tree, rates, _fingerprint(reader, path))
+    data = _fingerprint(reader, path)
+    return Setup(names[0], known.title, scale, tree, rates, data, known=known.known)
 
 
-def _own(path: Path, scale: Scale) -> Setup:
+def _own(path: Path, protocol: str | None, scale: Scale) -> Setup:
     """A setup of one's own: whatever the file says, but for the method."""
-    config = load_config(path)
+    said = load_tree(path)
+    config, name = read_config(said, str(path)), ""
+    wanted = None if protocol is None else protocol.replace("-", "_")
+    if wanted not in {None, config.protocol.__struct_config__.tag}:
+        said["protocol"] = {"kind": wanted}  # another kind has other keys
+        config, name = read_config(said, f"{path}, --protocol {protocol}"), f"-{protocol}"
     tree: Tree = msgspec.to_builtins(config)
-    tree["long_term"] = {"L": config.long_term.L}
+    # What DIN sees, which is nothing, is no length for the others.
+    tree["long_term"] = {"L": config.long_term.L} if config.long_term.L else {}
     del tree["training"]["learning_rate"], tree["seed"]
+    rate = said.get("training", {}).get("learning_rate")
+    rates = RATES[scale] if rate is None else (config.training.learning_rate,)
     data = _fingerprint(config.data.reader, config.data.path)
     # Tables go to a directory by that name: an example's must not go over the published setup's.
-    name = f"{config.name}-own" if config.name in KNOWN else config.name
-    return Setup(name, config.name, scale, tree, RATES[scale], data)
+    name = f"{config.name}{name}"
+    name = f"{name}-own" if name in KNOWN else name
+    told: Tree = {"behavior": AUTO, "positive": AUTO}
+    return Setup(name, config.name, scale, tree, rates, data, config.seed, told)
 
 
 def _fingerprint(reader: str, path: str) -> str:

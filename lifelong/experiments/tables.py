@@ -6,8 +6,8 @@ A *method* is tuned by itself: each learning rate of the setup is tried, and val
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from infra.errors import SettingsError, hint
@@ -47,6 +47,8 @@ class Row:
     """Place on the figure's axis, where there is one."""
     needs: Literal["", "behavior"] = ""
     """What the setup's schema must name for the row to make sense."""
+    known: bool = False
+    """Whether its network sees what else is known: rates, and the actions of behaviors."""
 
     @property
     def long_term(self) -> dict[str, Any]:
@@ -84,6 +86,8 @@ class Table:
     x_name: str = ""
     reference: str = REFERENCE
     """Label of what differences are taken to: variants are held against their method as it is."""
+    not_chosen: tuple[str, ...] = ()
+    """Labels of rows that were left out because others were asked for."""
 
     @property
     def reference_row(self) -> Row:
@@ -94,6 +98,10 @@ class Table:
 
 def _methods(*names: str) -> tuple[Row, ...]:
     return tuple(Row(name, name) for name in names)
+
+
+def _known(*names: str) -> tuple[Row, ...]:
+    return tuple(Row(f"{name}, with rates", name, known=True) for name in names)
 
 
 def _encode(label: str, **changes: Any) -> Row:
@@ -113,7 +121,7 @@ def _lengths(*methods: str) -> tuple[Row, ...]:
     )
 
 
-_TABLE_2: Final = _methods(
+_ALL: Final = (
     "DIN",
     "AvgPooling",
     "DIN-L",
@@ -126,6 +134,7 @@ _TABLE_2: Final = _methods(
     "ENCODE",
     "ENCODE, by size",
 )
+_TABLE_2: Final = _methods(*_ALL)
 _SDIM_TABLE_2: Final = _methods("DIN-L", "DIN", "AvgPooling", "SIM hard", "UBR4CTR", "ETA", "SDIM")
 _TWIN: Final = (
     *_methods("DIN-L", "SIM soft", "TWIN"),
@@ -142,7 +151,7 @@ TABLES: Final[Mapping[str, Table]] = {
     "encode-table-2": Table(
         "All methods",
         "ENCODE, Table 2",
-        _TABLE_2,
+        (*_TABLE_2, *_known(*_ALL)),
         (Extra("serving", _TABLE_2, timed=True, published=True),),
     ),
     "encode-beta": Table(
@@ -350,3 +359,45 @@ def find_tables(name: str) -> dict[str, Table]:
     if name not in TABLES:
         raise SettingsError(f"there is no experiment {name!r}; {hint(name, ['all', *TABLES])}")
     return {name: TABLES[name]}
+
+
+def choose_rows(tables: Mapping[str, Table], methods: Sequence[str]) -> dict[str, Table]:
+    """The tables with the rows of some methods alone; of several tables those that have any.
+
+    Args:
+        methods: labels of rows, or methods whose rows are all meant; case does not matter. None:
+            the tables as they are.
+
+    Raises:
+        SettingsError: no row is of one of them.
+    """
+    if not methods:
+        return dict(tables)
+    wanted = {name.casefold() for name in methods}
+    known = list(dict.fromkeys(name for row in _rows(tables.values()) for name in _names(row)))
+    for name in methods:
+        if name.casefold() not in map(str.casefold, known):
+            raise SettingsError(f"--method {name}: no row is of it; {hint(name, known)}")
+
+    def part(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        return tuple(row for row in rows if wanted & set(map(str.casefold, _names(row))))
+
+    chosen = {}
+    for name, table in tables.items():
+        extras = tuple(replace(extra, rows=part(extra.rows)) for extra in table.extras)
+        rows, extras = part(table.rows), tuple(extra for extra in extras if extra.rows)
+        others = tuple(row.label for row in table.rows if row not in rows)
+        if rows or extras:
+            chosen[name] = replace(table, rows=rows, extras=extras, not_chosen=others)
+    return chosen
+
+
+def _rows(tables: Iterable[Table]) -> Iterator[Row]:
+    for table in tables:
+        yield from table.rows
+        for extra in table.extras:
+            yield from extra.rows
+
+
+def _names(row: Row) -> tuple[str, str]:
+    return row.label, row.method

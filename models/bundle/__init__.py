@@ -5,6 +5,7 @@
                          item_ids-offsets.npy i64[n + 2]: where each begins, and where the last ends
     titles.npy           their titles, likewise
     popularity.npy       f32[n + 1], training behaviors of the item per million
+    rates.npy            f32[n + 1], the items' rates (`models.features.Rates`), if any
     lookup.npy           the hash table from item keys to rows (`models.kernels.lookup.SLOT`)
     embeddings.npy       f32[n + 1, d], row 0 for items unknown to the bundle
     table-NAME.npy       an item table [n + 1, width] of the manifest's ``tables``: what the method
@@ -13,7 +14,8 @@
     projection.onnx      embeddings[n, d] -> the item tables, each an output by its name; if any
     scorer.onnx          one user's state and B candidates -> ctr[B]; in the state's place the
                          finished long-term vectors, where the services read it themselves
-    attributes.npz       embeddings of user attributes and behavior features, if any
+    attributes.npz       embeddings of user attributes and behavior features, if any: of actions,
+                         which the services read, "behavior.action" f32[A + 1, d]
     golden.msgpack       requests with the CTRs that the trained network gave them
     golden-sequences.msgpack   the same from behaviors on, where the services serve the method
 
@@ -60,6 +62,9 @@ from models.bundle.manifest import (
     NAME,
     POPULARITY,
     PROJECTION,
+    RATED,
+    RATES,
+    RECENT_ACTIONS,
     SCORER,
     SEQUENCES,
     TITLES,
@@ -89,6 +94,9 @@ __all__ = [
     "NAME",
     "POPULARITY",
     "PROJECTION",
+    "RATED",
+    "RATES",
+    "RECENT_ACTIONS",
     "SCORER",
     "SCORER_INPUTS",
     "SEQUENCES",

@@ -76,6 +76,8 @@ class GoldenSequence(msgspec.Struct, frozen=True):
     """The moment for which to score, ms since epoch."""
     ctr: Tensor
     """f32[B]."""
+    actions: list[int] = []
+    """The behaviors' actions as rows of the bundle's, 0 for unknown; none: all are unknown."""
 
 
 def make_session(model: bytes) -> onnxruntime.InferenceSession:
@@ -133,7 +135,7 @@ def check_golden(
     """Repeat golden requests on a session of the scorer.onnx at ``file``.
 
     Args:
-        rate: the bundle's (`models.bundle.Manifest.rate`).
+        rate: the bundle's (`models.bundle.Manifest.corrected_for`).
 
     Raises:
         BundleIncompatible: a request cannot be run, or a CTR differs by more than GOLDEN_TOLERANCE.

@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
 
-from infra.arrays import F32, I32, U64, Array
-from infra.behaviors import item_key
+from infra.arrays import F32, I32, U8, U64, Array
+from infra.behaviors import ActionNames, item_key
 from infra.errors import BundleCorrupt, BundleIncompatible, one_line
 from infra.files import write_directory
 from models.bundle.catalog import Catalog, Texts
-from models.features import CROSS_FEATURES, USER_FEATURES
+from models.features import feature_names
 from models.kernels.lookup import SLOT
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ from models.bundle.manifest import (
     MANIFEST,
     POPULARITY,
     PROJECTION,
+    RATES,
     SCORER,
     SEQUENCES,
     TITLES,
@@ -70,6 +72,12 @@ SCORER_INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
 """Inputs of scorer.onnx by system, all float32. ENCODE's: interests[K', d] and sizes[K'], the
 behaviors of each, 0 for none; K' is at least 1. Of the first ones, `Manifest.state` says the
 shapes."""
+
+ACTIONS: Final = "behavior.action"
+"""Of attributes.npz: embeddings of the actions."""
+
+CODES: Final = 256
+"""Codes of actions that a stored behavior may hold; 0: none that was known."""
 
 HASHED_AT_ONCE: Final = 4
 """Files whose sha256 is taken at once: most bytes are in two or three of them."""
@@ -110,7 +118,7 @@ def verify(path: Path | str) -> Verified:
         session = make_session((path / SCORER).read_bytes())
     except Exception as error:  # onnxruntime raises its own and plain exceptions alike
         raise cannot_be_run(path / SCORER, error) from error
-    return Verified(manifest, check_golden(path / SCORER, session, golden, manifest.rate))
+    return Verified(manifest, check_golden(path / SCORER, session, golden, manifest.corrected_for))
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,13 @@ class Bundle:
     golden: list[GoldenRequest]
     sequences: list[GoldenSequence] = field(default_factory=list)
     """What the services must answer; none where they do not serve the method."""
+    rates: F32 | None = None
+    """f32[n + 1], read-only: the items' rates; None: the network sees none."""
+    actions: F32 | None = None
+    """f32[A + 1, d], read-only: embeddings of the actions, row 0 for unknown ones; None: the
+    network sees none."""
+    codes: U8 = field(default_factory=lambda: np.arange(CODES, dtype=np.uint8))
+    """u8[256]: the row of each stored code; see `declaring`."""
 
     @classmethod
     def load(cls, path: Path | str, verify: bool = True, *, pinned: str | None = None) -> Bundle:
@@ -177,6 +192,9 @@ class Bundle:
             scorer_model=(path / SCORER).read_bytes(),
             golden=_decode(path / GOLDEN, list[GoldenRequest]),
             sequences=_decode(path / SEQUENCES, list[GoldenSequence]) if manifest.offline else [],
+            rates=_mapped(path / RATES, np.float32, (rows,)) if manifest.rates else None,
+            actions=_read_actions(path / ATTRIBUTES, manifest) if manifest.sees_actions else None,
+            codes=_codes(manifest, manifest.actions),
         )
         if verify:
             _check_lookup(bundle)
@@ -212,12 +230,27 @@ class Bundle:
         """
         return self.catalog.rows(item_keys)
 
+    def action_rows(self, codes: U8) -> U8:
+        """The rows of stored actions in this bundle's tables, u8[n]; 0 where it does not know one.
+
+        Args:
+            codes: u8[n], as of `infra.behaviors.BEHAVIOR`.
+        """
+        return self.codes[codes]
+
+    def declaring(self, declared: ActionNames) -> Bundle:
+        """The bundle where actions are stored under the codes of ``declared``; as it is loaded,
+        under the places of their names in its own list.
+        """
+        return replace(self, codes=_codes(self.manifest, declared.names))
+
     def warm(self) -> None:
         """Bring all that requests read into this process's memory: a page that it has not seen yet
         costs half a microsecond, one an item that is looked up.
         """
         self.rows(np.zeros(1, np.uint64))
-        read = (self.catalog.slots, self.popularity, self.embeddings, *self.tables.values())
+        rates = () if self.rates is None else (self.rates,)
+        read = (*rates, self.catalog.slots, self.popularity, self.embeddings, *self.tables.values())
         for array in read:
             array.reshape(-1).view(np.uint8)[::PAGE].max(initial=0)
 
@@ -233,7 +266,7 @@ class Bundle:
             session = make_session(self.scorer_model)
         except Exception as error:  # onnxruntime raises its own and plain exceptions alike
             raise cannot_be_run(file, error) from error
-        check_golden(file, session, self.golden, self.manifest.rate)
+        check_golden(file, session, self.golden, self.manifest.corrected_for)
         return session
 
 
@@ -255,6 +288,8 @@ class BundleContents:
     sequences: Sequence[GoldenSequence] = ()
     attributes: bytes | None = None
     """attributes.npz, where the schema has more than items."""
+    rates: F32 | None = None
+    """f32[n + 1]: the items' rates, where the network sees them."""
 
 
 def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
@@ -275,6 +310,8 @@ def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
         EMBEDDINGS: np.asarray(contents.embeddings, np.float32),
         **{table_file(name): table for name, table in contents.tables.items()},
     }
+    if contents.rates is not None:
+        arrays[RATES] = np.asarray(contents.rates, np.float32)
     files: dict[str, bytes | memoryview] = {name: _npy(array) for name, array in arrays.items()}
     files |= {
         SCORER: contents.scorer_model,
@@ -305,27 +342,47 @@ def _npy(array: Array) -> memoryview:
 
 def _check_network(file: Path, manifest: Manifest) -> None:
     """Refuse a network that sees what no service has."""
+    user, cross = feature_names(manifest.rates)
     for name, found, expected in (
-        ("user_features", manifest.user_features, USER_FEATURES),
-        ("cross_features", manifest.cross_features, CROSS_FEATURES),
+        ("user_features", manifest.user_features, user),
+        ("cross_features", manifest.cross_features, cross),
     ):
         if found != expected:
             raise BundleIncompatible(
                 f"{file}: {name} are {', '.join(found)}, this version computes "
                 f"{', '.join(expected)}; train again"
             )
-    seen = [name for name in ("user", "behavior") if manifest.schema.get(name)]
-    if seen:
+    for name, lacking in manifest.unserved.items():
         raise BundleIncompatible(
-            f"{file}: the network sees schema.{seen[0]}, which the services do not "
-            "have; train without it"
+            f"{file}: the network sees schema.{name} = {', '.join(lacking)}, which the services do"
+            " not have; train without it"
         )
-    for name, given, computed in (
-        ("u", manifest.u, len(USER_FEATURES)),
-        ("c", manifest.c, len(CROSS_FEATURES)),
-    ):
+    for name, given, computed in (("u", manifest.u, len(user)), ("c", manifest.c, len(cross))):
         if given != computed:
             raise BundleIncompatible(f"{file}: {name} is {given}, this version computes {computed}")
+
+
+def _codes(manifest: Manifest, names: Sequence[str]) -> U8:
+    """u8[256]: the bundle's row of each action by its place in ``names``, from 1."""
+    rows = {name: row for row, name in enumerate(manifest.actions, 1)}
+    codes = np.zeros(CODES, np.uint8)
+    codes[1 : len(names) + 1] = [rows.get(name, 0) for name in names]
+    return codes
+
+
+def _read_actions(file: Path, manifest: Manifest) -> F32:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            actions: F32 = np.asarray(arrays[ACTIONS], np.float32)
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise BundleCorrupt(f"{file} cannot be decoded: {one_line(error)}") from error
+    if actions.shape != (len(manifest.actions) + 1, manifest.d):
+        raise BundleIncompatible(
+            f"{file} has embeddings {actions.shape} of the {len(manifest.actions)} actions that"
+            f" {MANIFEST} names; export the bundle again"
+        )
+    actions.flags.writeable = False
+    return actions
 
 
 def _check_files(path: Path, manifest: Manifest, *, verify: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
-from models.features import CROSS_FEATURES, USER_FEATURES
+from models.features import CROSS_FEATURES, USER_FEATURES, Rates
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -24,6 +24,8 @@ TITLES: Final = "titles.npy"
 """UTF-8, end to end; where each text begins stands in a file beside it (`offsets_of`)."""
 
 POPULARITY: Final = "popularity.npy"
+
+RATES: Final = "rates.npy"
 
 LOOKUP: Final = "lookup.npy"
 
@@ -82,6 +84,15 @@ class StateTensor(msgspec.Struct, frozen=True):
     """Element type, as numpy names it: float32, float16, uint32, int64."""
     shape: tuple[int | str, ...]
     """-1, or the axis's name, where it depends on the user's behaviors or on the candidates."""
+
+
+RECENT_ACTIONS: Final = "recent_actions"
+"""Stored of a user where the network sees actions: those of the newest behaviors that the state
+covers, as rows of the bundle's actions."""
+
+RATED: Final = "rated"
+"""Stored of a user where the network sees rates: positive behaviors, and behaviors that count,
+among the last L that the state covers."""
 
 
 class TableEntry(msgspec.Struct, frozen=True):
@@ -165,6 +176,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """User features (`models.features.USER_FEATURES`)."""
     c: int
     """Cross features (`models.features.CROSS_FEATURES`)."""
+    rates: Rates | None = None
+    """What makes the rates of items and users; None: the network sees none."""
     offline: Offline | None = None
     """What the services need to know of its offline stage; None: they do not serve it."""
     tables: dict[str, TableEntry] = {}
@@ -198,9 +211,34 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """sha256 of all the rest: a scale or an L that somebody changed is noticed."""
 
     @property
-    def rate(self) -> float:
+    def corrected_for(self) -> float:
         """The `sampling_rate` that the CTRs are corrected for; 1: none."""
         return 1.0 if self.sampling_rate is msgspec.UNSET else self.sampling_rate
+
+    @property
+    def sees_actions(self) -> bool:
+        """Whether the network tells behaviors apart by their actions."""
+        return "action" in self.schema.get("behavior", ())
+
+    @property
+    def unserved(self) -> dict[str, tuple[str, ...]]:
+        """What the network sees and no service has, by section of the schema; nothing, if all."""
+        lacking = {
+            "user": tuple(self.schema.get("user", ())),
+            "behavior": tuple(n for n in self.schema.get("behavior", ()) if n != "action"),
+        }
+        return {name: names for name, names in lacking.items() if names}
+
+    def of_actions(self) -> dict[str, StateTensor]:
+        """What is stored of the actions of a user's behaviors, whichever the system is: rows fit a
+        byte as stored codes do.
+        """
+        tensors = {}
+        if self.sees_actions:
+            tensors[RECENT_ACTIONS] = StateTensor("uint8", ("recent",))
+        if self.rates is not None:
+            tensors[RATED] = StateTensor("uint32", (2,))
+        return tensors
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -209,8 +247,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return (
             *FILES,
             *((PROJECTION, *tables) if tables else ()),
+            *((RATES,) if self.rates is not None else ()),
+            *((ATTRIBUTES,) if self.sees_actions else ()),
             *((SEQUENCES,) if self.offline is not None else ()),
         )
+
+
+LATER: Final = ("rates",)
+"""Fields that the format got after bundles of it were out."""
+
+_DEFAULTS: Final = {
+    field.name: field.default for field in msgspec.structs.fields(Manifest) if field.name in LATER
+}
 
 
 def read_manifest(path: Path) -> bytes:
@@ -266,9 +314,14 @@ def decode_manifest(path: Path, raw: bytes) -> Manifest:
 
 def sealed(manifest: Manifest) -> Manifest:
     """The manifest with its checksum."""
-    bare = msgspec.structs.replace(manifest, checksum="")
-    encoded = msgspec.json.encode(bare, order="deterministic")
-    return msgspec.structs.replace(bare, checksum=hashlib.sha256(encoded).hexdigest())
+    tree = msgspec.to_builtins(manifest, order="deterministic")
+    tree["checksum"] = ""
+    # Sealed as it was written: what the format has had since counts where it says something.
+    for name in LATER:
+        if getattr(manifest, name) == _DEFAULTS[name]:
+            del tree[name]
+    encoded = msgspec.json.encode(tree)
+    return msgspec.structs.replace(manifest, checksum=hashlib.sha256(encoded).hexdigest())
 
 
 def check_name(file: Path, name: str) -> None:

@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from infra.arrays import F32, F64, I8, I32, I64, U8, U64, Bools
 from models.data.interactions import Interactions
+from models.data.rates import RateCounts
 from models.data.requests import Requests, Sequences
 from models.data.schema import AGE_BUCKETS, Inputs, dwell_bucket
 from models.data.withholding import Withholding, is_withheld
@@ -47,9 +49,9 @@ class Batch(NamedTuple):
     user_rows: dict[str, Tensor]
     """Rows i64[R, w] in the table of each user attribute of the schema, by name."""
     user: Tensor
-    """f32[R, u]: `models.features.USER_FEATURES`."""
+    """f32[R, u]: `models.data.schema.Inputs.user_features`."""
     cross: Tensor
-    """f32[R, B, c]: `models.features.CROSS_FEATURES`."""
+    """f32[R, B, c]: `models.data.schema.Inputs.cross_features`."""
     labels: Tensor
     """f32[R, B]: 1 for positives."""
     weights: Tensor
@@ -116,6 +118,7 @@ class Gatherer:
         unknown |= withheld.of(requests.candidates)
         popularity = interactions.popularity(requests.candidates, bundle)
         popularity[unknown] = 0
+        user_rates, item_rates = self._rates(requests, window, unknown)
         users = interactions.users[sequences.position[requests.cut]]
         return Batch(
             rows=torch.from_numpy(rows),
@@ -126,8 +129,10 @@ class Gatherer:
             user_rows={
                 name: torch.from_numpy(table[users]) for name, table in self.inputs.users.items()
             },
-            user=torch.from_numpy(user_columns(requests.cut - start, previous, now_s)),
-            cross=torch.from_numpy(cross_columns(seen, last, popularity, now_s[:, None])),
+            user=torch.from_numpy(user_columns(requests.cut - start, previous, now_s, user_rates)),
+            cross=torch.from_numpy(
+                cross_columns(seen, last, popularity, now_s[:, None], item_rates)
+            ),
             labels=torch.from_numpy(requests.labels),
             weights=torch.from_numpy(requests.weights),
         )
@@ -137,9 +142,28 @@ class Gatherer:
         for begin in range(0, len(requests.cut), size):
             yield self(requests.part(slice(begin, begin + size)))
 
+    def _rates(
+        self, requests: Requests, window: I64, unknown: Bools
+    ) -> tuple[F32 | None, F32 | None]:
+        """The user's rate f32[R] and the candidates' f32[R, B], where the schema has them; nothing
+        counts for an unknown item.
+        """
+        if self._rate_counts is None:
+            return None, None
+        # Of the training part no more than what was before a training request.
+        known = np.minimum(requests.bundle, self.sequences.position[requests.cut])
+        items = self._rate_counts.of_items(requests.candidates, known[:, None])
+        items[unknown] = self._rate_counts.rates.base
+        return self._rate_counts.of_users(window, requests.cut), items
+
+    @cached_property
+    def _rate_counts(self) -> RateCounts | None:
+        rates = self.inputs.rates
+        return None if rates is None else RateCounts.of(self.interactions, self.sequences, rates)
+
     def _features(self, window: I64, cut: I64, now: I64, length: int) -> dict[str, Tensor]:
         features: dict[str, Tensor] = {}
-        for name in self.inputs.schema.behavior:
+        for name in self.inputs.schema.behaviors:
             rows = np.zeros((len(cut), length), np.int64)
             if name == "age":
                 _gather_ages(self.sequences.times, window, cut, now, rows)
@@ -148,18 +172,18 @@ class Gatherer:
             features[name] = torch.from_numpy(rows)
         return features
 
-    @property
+    @cached_property
     def _columns(self) -> dict[str, I8 | U8]:
         """Recorded behavior features by name, [N] in the order of the sequences."""
-        columns = self.__dict__.get("columns")
-        if columns is None:
-            interactions, order = self.interactions, self.sequences.position
-            columns = {}
-            if interactions.actions is not None:
-                columns["action"] = interactions.actions[order]
-            if interactions.dwell_s is not None:
-                columns["dwell"] = dwell_bucket(interactions.dwell_s[order])
-            self.__dict__["columns"] = columns
+        interactions, order = self.interactions, self.sequences.position
+        columns: dict[str, I8 | U8] = {}
+        if interactions.actions is not None:
+            # By name: data that came later may number other actions in between.
+            rows = {name: row for row, name in enumerate(self.inputs.actions, 1)}
+            named = [rows.get(name, 0) for name in interactions.action_names]
+            columns["action"] = np.array(named, np.uint8)[interactions.actions[order]]
+        if interactions.dwell_s is not None:
+            columns["dwell"] = dwell_bucket(interactions.dwell_s[order])
         return columns
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from infra.arrays import F32, I32, I64, U8
+from infra.arrays import F32, I32, I64, U8, Bools
 from infra.behaviors import MAX_ACTIONS
 from infra.errors import DataError
 from models.features import PER_MILLION
@@ -154,10 +154,26 @@ class Interactions:
 
         Any shapes that broadcast.
         """
-        key = items.astype(np.int64) * (len(self) + 1)
-        count = np.searchsorted(self._by_item, key + position) - np.searchsorted(self._by_item, key)
+        count = count_before(self._by_item, len(self), items, position)
         share: F32 = (count * (PER_MILLION / np.maximum(position, 1))).astype(np.float32)
         return share
+
+    def by_item(self, chosen: Bools) -> I64:
+        """`count_before`'s index of the behaviors chosen, bool[N]."""
+        return self._by_item[chosen[self._by_item % (len(self) + 1)]]
+
+
+def count_before(by_item: I64, size: int, items: I32, position: I64 | int) -> I64:
+    """How many behaviors of an index are of each item, and before a position.
+
+    Args:
+        by_item: i64, item * (N + 1) + position of behaviors, ascending.
+        size: N.
+        items: rows; any shapes that broadcast with ``position``.
+    """
+    key = items.astype(np.int64) * (size + 1)
+    count: I64 = np.searchsorted(by_item, key + position) - np.searchsorted(by_item, key)
+    return count
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from infra.arrays import F32, I32, U32
+from infra.arrays import F32, I32, U8, U32
 from models.kernels.compiling import fast_kernel
 
 Signatures = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -47,6 +47,24 @@ def fill_buckets(
             total = buckets[place]
             for j in range(len(vector)):
                 total[j] += count * vector[j]
+
+
+@fast_kernel
+def count_actions(rows: I32, actions: U8, signatures: Signatures, counts: F32) -> None:
+    """Count behaviors by bucket and action.
+
+    Args:
+        rows: i32[n], rows of the behaviors' items.
+        actions: u8[n], rows of their actions.
+        signatures: [N, G], every item's.
+        counts: f32[G * 2^tau, A + 1], behaviors of each action in each bucket; written to.
+    """
+    groups = signatures.shape[1]
+    size = len(counts) // groups
+    for i in range(len(rows)):
+        own = signatures[rows[i]]
+        for group in range(groups):
+            counts[group * size + own[group], actions[i]] += 1
 
 
 @fast_kernel

@@ -119,7 +119,7 @@ class TWIN(LongTerm):
         super().__init__(d, inputs)
         self.config = config
         heads, d_k = config.heads, config.d_k or d // config.heads
-        cross = len(inputs.schema.behavior) if config.cross == "bias" else 0
+        cross = len(inputs.schema.behaviors) if config.cross == "bias" else 0
         raw = config.cross == "raw"
         self.relevance = Relevance(d, heads, d_k, cross, raw=raw)
         start = nn.init.orthogonal_(torch.empty(d, heads * d_k))

@@ -6,31 +6,41 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from infra.arrays import I32, Array
+from infra.arrays import I32, U8, Array
 from models.bundle import LONG_TERM, Bundle, SDIMOffline
 
 
-def extract(bundle: Bundle, rows: I32) -> dict[str, Array]:
+def extract(bundle: Bundle, rows: I32, actions: U8 | None = None) -> dict[str, Array]:
     """What is stored of behaviors on the items of ``rows``: "buckets" [G * 2^tau, d] and "sizes"
     u32[G * 2^tau].
+
+    Args:
+        actions: rows of the behaviors' actions, where the network sees them.
     """
     offline = bundle.manifest.offline
     assert isinstance(offline, SDIMOffline)
     buckets = np.zeros((offline.buckets, bundle.manifest.d), np.float64)
     sizes = np.zeros(offline.buckets, np.uint32)
+    embeddings = bundle.embeddings[rows]
+    if actions is not None and bundle.actions is not None:
+        embeddings = embeddings + bundle.actions[actions]
     for places in _places(bundle, offline, rows).T:
-        np.add.at(buckets, places, bundle.embeddings[rows])
+        np.add.at(buckets, places, embeddings)
         np.add.at(sizes, places, 1)
     return {"buckets": buckets.astype(bundle.manifest.stored["buckets"].dtype), "sizes": sizes}
 
 
 def feed(
-    bundle: Bundle, tensors: Mapping[str, Array], newer: I32, candidates: I32
+    bundle: Bundle,
+    tensors: Mapping[str, Array],
+    newer: I32,
+    candidates: I32,
+    actions: U8 | None = None,
 ) -> dict[str, Array]:
     """The mean over groups of the candidates' buckets (SDIM, Eq. 12), newer behaviors added."""
     offline = bundle.manifest.offline
     assert isinstance(offline, SDIMOffline)
-    added = extract(bundle, newer)
+    added = extract(bundle, newer, actions)
     buckets, sizes = added["buckets"].astype(np.float64), added["sizes"]
     if tensors:
         buckets, sizes = buckets + tensors["buckets"], sizes + tensors["sizes"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from infra.arrays import F32, I32, I64, U64, Array
+from infra.arrays import F32, I64, U8, U64, Array
 from models.bundle import Bundle
 from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 class PlainSystem(NamedTuple):
     """What is of one system."""
 
-    extract: Callable[[Bundle, I32], dict[str, Array]]
-    """A state's tensors, of the rows of the behaviors' items."""
-    feed: Callable[[Bundle, Mapping[str, Array], I32, I32], dict[str, Array]]
-    """The scorer graph's own inputs, of a state's tensors (or none), and of the rows of newer
-    behaviors and of candidates."""
+    extract: Callable[..., dict[str, Array]]
+    """A state's tensors, of the bundle and the rows i32[n] of the behaviors' items."""
+    feed: Callable[..., dict[str, Array]]
+    """The scorer graph's own inputs, of the bundle, a state's tensors (or none), and the rows of
+    newer behaviors and of candidates. Both are told ``actions`` u8[n], the rows of the behaviors'
+    actions, where the network sees them."""
 
 
 PLAIN: Final[Mapping[str, PlainSystem]] = {
@@ -57,6 +58,25 @@ class StoredUser:
     """Behaviors of the user ever applied, the newer ones included."""
     last_time_ms: int
     """Event time of the newest behavior, ms since epoch."""
+    actions: StoredActions | None = None
+    """What is stored of their actions; None: all are unknown."""
+
+
+class StoredActions(NamedTuple):
+    """What is stored of the actions of a user's behaviors, as rows of the bundle's."""
+
+    recent: U8
+    """u8[<= M]: of `StoredUser.recent`."""
+    covered: U8
+    """u8[<= L]: of the behaviors that the state covers."""
+    newer: U8
+    """u8: of `StoredUser.newer`."""
+
+    @classmethod
+    def unknown(cls, user: StoredUser) -> StoredActions:
+        """As many as there are behaviors, all unknown."""
+        sizes = len(user.recent), int(user.history.counts.sum()), len(user.newer)
+        return cls(*(np.zeros(size, np.uint8) for size in sizes))
 
 
 def score_stored(
@@ -71,25 +91,48 @@ def score_stored(
     M, d = bundle.manifest.M, bundle.manifest.d
     keys = newer = np.empty(0, np.uint64)
     tensors: Mapping[str, Array] = {}
-    history, features = EMPTY_HISTORY, user_features(0, 0, now_ms)
+    history, count, last_time_ms = EMPTY_HISTORY, 0, 0
+    of_newer = acted = seen = np.empty(0, np.uint8)
     if user is not None:
+        actions = user.actions or StoredActions.unknown(user)
+        of_newer = actions.newer
+        acted = np.concatenate([actions.covered, of_newer])
+        seen = np.concatenate([actions.recent, of_newer])[-M:]
         tensors, newer = user.tensors, user.newer
         keys = np.concatenate([user.recent, newer])[-M:]
         history = add_to_history(user.history, newer, user.newer_times)
-        features = user_features(user.count, user.last_time_ms, now_ms)
+        count, last_time_ms = user.count, user.last_time_ms
+    rate, rates = None, bundle.manifest.rates
+    if rates is not None:
+        positive, counted = rates.kinds(("", *bundle.manifest.actions))
+        rate = rates.of_users(positive[acted].sum(), counted[acted].sum())
     recent, recent_mask = bundle.embeddings[bundle.rows(keys)], np.ones(len(keys), np.float32)
+    if bundle.actions is not None:
+        recent = recent + bundle.actions[seen]
     if not len(keys):
         recent, recent_mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
     feed = {
-        **PLAIN[bundle.manifest.system].feed(bundle, tensors, bundle.rows(newer), rows),
+        **PLAIN[bundle.manifest.system].feed(
+            bundle, tensors, bundle.rows(newer), rows, **_told(bundle, of_newer)
+        ),
         "recent": recent,
         "recent_mask": recent_mask,
-        "user": features,
+        "user": user_features(count, last_time_ms, now_ms, rate),
         "candidates": bundle.embeddings[rows],
-        "cross": cross_features(candidates, bundle.popularity[rows], history, now_ms),
+        "cross": cross_features(
+            candidates,
+            bundle.popularity[rows],
+            history,
+            now_ms,
+            None if bundle.rates is None else bundle.rates[rows],
+        ),
     }
     (ctrs,) = session.run(None, feed)
     return np.asarray(ctrs, np.float32)
+
+
+def _told(bundle: Bundle, actions: U8) -> dict[str, U8]:
+    return {} if bundle.actions is None else {"actions": actions}
 
 
 def add_to_history(history: History, item_keys: U64, times_ms: I64) -> History:
@@ -108,23 +151,30 @@ def add_to_history(history: History, item_keys: U64, times_ms: I64) -> History:
 
 
 def extract_plainly(
-    bundle: Bundle, item_keys: U64, times_ms: I64, count: int | None = None
+    bundle: Bundle,
+    item_keys: U64,
+    times_ms: I64,
+    count: int | None = None,
+    actions: U8 | None = None,
 ) -> StoredUser:
     """A user's state made from nothing but their exact sequence (oldest first), nothing newer.
 
     Args:
         count: behaviors ever applied, where ``item_keys`` is not all of them.
+        actions: rows of the behaviors' actions; None: all are unknown.
     """
     manifest = bundle.manifest
     kept = item_keys[-manifest.L :]
+    acted = np.zeros(len(kept), np.uint8) if actions is None else actions[-manifest.L :]
     return StoredUser(
-        tensors=PLAIN[manifest.system].extract(bundle, bundle.rows(kept)),
+        tensors=PLAIN[manifest.system].extract(bundle, bundle.rows(kept), **_told(bundle, acted)),
         recent=kept[-manifest.M :],
         history=add_to_history(EMPTY_HISTORY, kept, times_ms[-manifest.L :]),
         newer=np.empty(0, np.uint64),
         newer_times=np.empty(0, np.int64),
         count=len(item_keys) if count is None else count,
         last_time_ms=int(times_ms[-1]) if len(times_ms) else 0,
+        actions=StoredActions(acted[-manifest.M :], acted, acted[:0]),
     )
 
 
@@ -152,12 +202,17 @@ def sequence_requests(
     sequences: Sequences,
     requests: Requests,
     item_keys: U64,
+    actions: U8 | None = None,
 ) -> Iterable[OfflineRequest]:
     """Requests with states extracted plainly as of each request's clustering.
 
     Args:
         item_keys: u64[n + 1], keys of the interactions' items (`Interactions.item_ids`).
+        actions: u8[N], rows of the actions of the sequences' behaviors in the bundle's own list;
+            None: all are unknown.
     """
+    if actions is None:
+        actions = np.zeros(len(sequences.items), np.uint8)
     now = sequences.times[requests.cut] if requests.times is None else requests.times
     for cut, as_of, candidates, now_s in zip(
         requests.cut, requests.as_of, requests.candidates, now, strict=True
@@ -168,7 +223,11 @@ def sequence_requests(
         covered = int(as_of) - start
         user = None
         if len(keys):
-            state = extract_plainly(bundle, keys[:covered], times_ms[:covered])
+            acted = actions[start:cut]
+            state = extract_plainly(
+                bundle, keys[:covered], times_ms[:covered], actions=acted[:covered]
+            )
+            assert state.actions is not None
             user = StoredUser(
                 tensors=state.tensors,
                 recent=state.recent,
@@ -177,5 +236,6 @@ def sequence_requests(
                 newer_times=times_ms[covered:],
                 count=len(keys),
                 last_time_ms=int(times_ms[-1]),
+                actions=state.actions._replace(newer=acted[covered:]),
             )
         yield OfflineRequest(user, item_keys[candidates], int(now_s) * 1000)

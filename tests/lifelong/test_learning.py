@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,33 @@ def test_flags_override_the_file(config: Path) -> None:
     overrides = {"training.epochs": 2, "training.patience": 0, "long_term": {"network": "din"}}
     told = run_train(config, config.parent / "run", overrides, resume=False)
     assert len(told["curve"]) == 2
+
+
+def test_a_method_is_chosen_on_the_command_line(config: Path) -> None:
+    """The file has settings of ENCODE's own, which say nothing to another method."""
+    run_train(config, config.parent / "run", {}, method="din", resume=False)
+    kept = json.loads((config.parent / "run" / "run.json").read_text())["config"]["long_term"]
+    assert kept == {"network": "din", "L": 32}
+
+
+def test_a_section_without_its_kind_trains_the_default_s(config: Path) -> None:
+    config.write_text(config.read_text().replace('network = "encode"\n', ""))
+    run_train(config, config.parent / "run", {}, resume=False)
+    kept = json.loads((config.parent / "run" / "run.json").read_text())["config"]["long_term"]
+    assert (kept["network"], kept["L"], kept["K"]) == ("encode", 32, 4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data.path", "log.csv"), ("data.options", {"user_id": "who"})]
+)
+def test_what_the_shipped_data_do_not_heed_is_told(config: Path, key: str, value: Any) -> None:
+    asked = {"data": {"reader": "shipped"}, key: value}
+    assert f"{key} says nothing to the reader" in refusal(config, asked)
+
+
+def test_a_share_of_what_was_shown_is_told_to_say_nothing(config: Path) -> None:
+    asked = {"protocol": {"kind": "shown"}, "data": {"reader": "logs", "path": "x", "share": 0.5}}
+    assert "data.share says nothing to the protocol" in refusal(config, asked)
 
 
 def test_only_the_process_that_leads_speaks(

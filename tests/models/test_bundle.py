@@ -189,6 +189,28 @@ def test_dimensions_that_do_not_fit_are_incompatible(path: Path, field: str, fil
     refused(path, BundleIncompatible, file)
 
 
+def test_a_manifest_of_before_there_were_rates_is_sealed_as_it_was(path: Path) -> None:
+    """Its bytes as they were written then: without the field, and its checksum over those."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    del manifest["rates"]
+    bare = msgspec.json.encode({**manifest, "checksum": ""})
+    manifest["checksum"] = hashlib.sha256(bare).hexdigest()
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert Bundle.load(path).rates is None
+
+
+def test_rates_that_somebody_changed_are_noticed(path: Path) -> None:
+    rates = {"positive": ["like"], "base": 0.5, "item_prior": 20.0, "user_prior": 10.0}
+    edit_manifest(path, lambda manifest: manifest.update(rates=rates), seal=False)
+    refused(path, BundleCorrupt, "does not match its own checksum")
+
+
+@pytest.mark.parametrize("section", ["user", "behavior"])
+def test_what_no_service_has_is_refused(path: Path, section: str) -> None:
+    edit_manifest(path, lambda manifest: manifest["schema"].update({section: ["age"]}))  # type: ignore[attr-defined]
+    refused(path, BundleIncompatible, f"schema.{section} = age")
+
+
 def test_a_file_that_the_manifest_does_not_list_is_refused(path: Path) -> None:
     edit_manifest(path, lambda manifest: manifest.update(files={}))
     refused(path, BundleCorrupt, FILES[0])

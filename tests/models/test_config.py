@@ -7,7 +7,8 @@ import pytest
 
 from infra.errors import TrainingError
 from models.config import RunConfig, load_config, read_config
-from models.data.divisions import LastOfUser
+from models.data.divisions import ByTime, LastOfUser
+from models.data.live import Live
 from models.data.protocols import Rated
 from models.networks.encode import EncodeConfig
 from models.networks.twin import TWINConfig
@@ -55,6 +56,21 @@ def test_nothing_said_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        ({"long_term": {"L": 50}}, RunConfig(long_term=EncodeConfig(L=50))),
+        ({"protocol": {"negatives": 5}}, RunConfig(protocol=Live(negatives=5))),
+        ({"split": {"test": 0.2}}, RunConfig(split=ByTime(test=0.2))),
+        ({"split": {}}, RunConfig()),
+    ],
+)
+def test_a_section_without_its_kind_is_of_the_default_s(
+    tree: dict[str, Any], expected: RunConfig
+) -> None:
+    assert read_config(tree) == expected
+
+
+@pytest.mark.parametrize(
     ("tree", "message"),
     [
         ({"traning": {}}, "unknown key traning; did you mean training?"),
@@ -69,7 +85,7 @@ def test_nothing_said_is_the_default() -> None:
         ),
         (
             {"long_term": {"netwrk": "din"}},
-            "long_term.network is missing; choose one of: avg-pooling, ",
+            "unknown key long_term.netwrk; did you mean network?",
         ),
     ],
 )
@@ -99,7 +115,6 @@ def test_a_key_like_no_other_is_answered_with_all() -> None:
             {"training": {"log": ["mlflow", "tensorbord"]}},
             "training.log[1] = 'tensorbord' is unknown; did you mean tensorboard?",
         ),
-        ({"split": {}}, "split.kind is missing; choose one of: last, time"),
     ],
 )
 def test_a_kind_that_there_is_not_is_named(tree: dict[str, Any], message: str) -> None:
@@ -146,3 +161,20 @@ def test_a_flag_into_a_value_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "run.toml", "seed = 1")
     with pytest.raises(TrainingError, match=r"--set seed\.x: seed is a value, not a section"):
         load_config(path, {"seed.x": 3})
+
+
+def test_another_method_has_settings_of_its_own_but_for_the_length(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.toml", "[long_term]\nnetwork = 'encode'\nL = 50\nK = 4")
+    assert load_config(path, method="twin").long_term == TWINConfig(L=50)
+
+
+def test_what_is_set_is_set_of_the_other_method(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.toml", "[long_term]\nK = 4")
+    config = load_config(path, {"long_term.L": 70}, method="twin")
+    assert config.long_term == TWINConfig(L=70)
+
+
+def test_a_method_that_there_is_not_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.toml", "")
+    with pytest.raises(TrainingError, match=r"long_term\.network = 'sdm' is unknown; did you mean"):
+        load_config(path, method="sdm")

@@ -193,7 +193,7 @@ def test_every_method_agrees_with_its_graph_at_any_size(
         newer=torch.zeros(1, L, dtype=torch.bool),
         features={
             name: torch.randint(0, heights[f"behavior.{name}"], (1, L), generator=random)
-            for name in network.inputs.schema.behavior
+            for name in network.inputs.schema.behaviors
         },
         candidates=torch.randint(0, ITEMS + 1, (1, B), generator=random),
         user_rows={"city": torch.tensor([[2]])},
@@ -264,7 +264,7 @@ def test_a_network_that_sees_what_no_service_has_is_refused(
 ) -> None:
     _, _, contents = method
     save_bundle(contents, tmp_path / "bundle")
-    words = "sees schema.user, which the services do not have"
+    words = "sees schema.user = city, which the services do not have"
     with pytest.raises(BundleIncompatible, match=words) as caught:
         Bundle.load(tmp_path / "bundle")
     assert "\n" not in str(caught.value)

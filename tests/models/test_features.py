@@ -6,9 +6,12 @@ import pytest
 from models.features import (
     CROSS_FEATURES,
     EMPTY_HISTORY,
+    RATE,
     USER_FEATURES,
     History,
+    Rates,
     cross_features,
+    feature_names,
     user_features,
 )
 
@@ -81,3 +84,35 @@ def test_all_features_stay_in_the_unit_interval() -> None:
     assert cross.dtype == user.dtype == np.float32
     assert ((cross >= 0) & (cross <= 1)).all()
     assert ((user >= 0) & (user <= 1)).all()
+
+
+LIKED = Rates(positive=("like",), base=0.4, item_prior=20.0, user_prior=10.0)
+
+
+def test_of_whom_nothing_is_known_the_rate_is_the_base() -> None:
+    assert LIKED.of_items(np.array(0), np.array(0)) == pytest.approx(0.4)
+    assert LIKED.of_users(np.array(0), np.array(0)) == pytest.approx(0.4)
+
+
+def test_a_rate_is_pulled_to_the_base_as_if_by_further_behaviors() -> None:
+    rates = LIKED.of_users(np.array([10, 1000]), np.array([10, 1000]))
+    np.testing.assert_allclose(rates, [14 / 20, 1004 / 1010], rtol=1e-6)
+
+
+def test_an_action_that_is_unknown_counts_for_no_rate() -> None:
+    positive, counted = LIKED.kinds(("", "like", "view"))
+    assert positive.tolist() == [False, True, False]
+    assert counted.tolist() == [False, True, True]
+
+
+def test_rates_stand_behind_the_other_columns() -> None:
+    user, cross = feature_names(LIKED)
+    rate = np.array(0.75, np.float32)
+    row = user_features(3, NOW_MS, NOW_MS, rate)
+    assert dict(zip(user, row, strict=True))[RATE] == 0.75
+    pair = cross_features(keys(7), np.zeros(1, np.float32), EMPTY_HISTORY, NOW_MS, rate[None])[0]
+    assert dict(zip(cross, pair, strict=True))[RATE] == 0.75
+
+
+def test_without_rates_the_columns_are_as_before() -> None:
+    assert feature_names(None) == (USER_FEATURES, CROSS_FEATURES)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,14 @@ def test_what_is_unknown_says_nothing_at_first() -> None:
     for table in (*network.feature_tables().values(), *network.user_tables().values()):
         assert not table[0].any()
     assert not network.embedding.weight[0].any()
+
+
+@torch.no_grad()
+def test_an_action_that_nobody_did_says_nothing() -> None:
+    inputs = replace(inputs_of(), untaught=(0, 2))
+    network = Network(NetworkConfig(d=8), inputs, DINConfig().build(8, inputs))
+    taught = network.feature_tables()["action"].any(1)
+    assert taught.tolist() == [False, True, False]
 
 
 @torch.no_grad()

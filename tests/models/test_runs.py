@@ -13,7 +13,7 @@ from models.data.live import Live, split_live
 from models.network import NetworkConfig
 from models.networks.encode import EncodeConfig
 from models.runs import INPUTS, RUN, VOCABULARY, WEIGHTS, TrainResult, load_run
-from models.training import train
+from models.training import resolved, train
 from tests.models.generated import planted_interactions
 
 PROTOCOL = Live(negatives=8, validation=0.2, evaluated=50)
@@ -49,7 +49,7 @@ def test_a_run_comes_back_from_its_directory(
     result: TrainResult, interactions: Interactions
 ) -> None:
     run = load_run(result.path)
-    assert run.config == TINY
+    assert run.config == resolved(TINY, interactions)
     assert run.metrics == pytest.approx(result.metrics)
     assert run.vocabulary.item_ids == interactions.item_ids
     assert run.data["behaviors"] == len(interactions)

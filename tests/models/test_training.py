@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,7 +34,7 @@ from models.runs import CHECKPOINT, RUN, TrainResult, load_run
 from models.tracking import TrainingProgress
 from models.training import train
 from tests.conftest import require
-from tests.models.generated import planted_interactions
+from tests.models.generated import numbered, planted_interactions
 
 TINY = RunConfig(
     name="tiny",
@@ -375,3 +376,37 @@ def test_two_processes_learn_what_one_does(
     for name, value in weights_of(alone).items():
         torch.testing.assert_close(both.network.state_dict()[name], value, atol=1e-5, rtol=0)
     assert both.curve[0].loss == pytest.approx(alone.curve[0].loss, abs=1e-6)
+
+
+def answered(users: int = 200, items: int = 150, each: int = 50) -> Interactions:
+    """Students who answer questions right by how able they are and how hard the question is."""
+    rng = np.random.default_rng(1)
+    able, hard = rng.normal(0, 0.8, users), rng.normal(0, 0.8, items)
+    who, what = np.tile(np.arange(users), each), rng.integers(0, items, users * each)
+    right = rng.random(users * each) < 1 / (1 + np.exp(hard[what] - able[who]))
+    return replace(
+        numbered(who, what, 60 * np.arange(users * each)),
+        values=right.astype(np.float32),
+        actions=np.where(right, 1, 2).astype(np.uint8),
+        action_names=["", "right", "wrong"],
+    )
+
+
+def test_rates_and_actions_tell_what_embeddings_learn_slowly(tmp_path: Path) -> None:
+    """Each network sees the same behaviors; without rates and actions it cannot tell right ones."""
+    protocol = {"kind": "rated", "threshold": 1.0}
+    split = split_requests(answered(), Rated(threshold=1.0), LastOfUser(5, 5))
+    aucs = {}
+    schemas: dict[str, dict[str, Any]] = {"none": {"positive": [], "behavior": []}, "both": {}}
+    for name, schema in schemas.items():
+        config = read_config(
+            {
+                "protocol": protocol,
+                "schema": schema,
+                "network": {"d": 8, "M": 8, "hidden": [16, 8]},
+                "long_term": {"network": "din"},
+                "training": {"learning_rate": 0.01, "batch": 64, "epochs": 2, "threads": 1},
+            }
+        )
+        aucs[name] = train(config, split, tmp_path / name).metrics["test_auc"]
+    assert aucs["both"] > aucs["none"] + 0.02

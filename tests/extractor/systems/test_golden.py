@@ -25,6 +25,7 @@ from models.bundle import (
     Tensor,
     save_bundle,
 )
+from models.data.schema import Schema
 from models.export import export_network
 from models.golden_sequences import NOW_MS, answer_sequences
 from tests.bundles import tiny_config, tiny_network
@@ -34,6 +35,7 @@ ITEMS = 60
 IDS = ["", *(f"item-{i}" for i in range(1, ITEMS + 1))]
 POPULARITY = np.array([0, *[1e6 / ITEMS] * ITEMS], np.float32)
 
+RATES = np.linspace(0, 1, ITEMS + 1, dtype=np.float32)
 
 BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
     "taught": ("encode", {}),
@@ -44,8 +46,16 @@ BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
     "sdim half": ("sdim", {}),
     "sdim half, mean": ("sdim", {"normalization": "mean"}),
     "sdim, one bucket": ("sdim", {"m": 1, "tau": 0}),
+    "actions": ("encode", {}),
+    "actions and rates": ("encode", {}),
+    "rates": ("encode", {}),
+    "sdim, actions and rates": ("sdim", {}),
+    "sdim mean, half, actions": ("sdim", {"normalization": "mean"}),
 }
 """Systems and changes of their settings."""
+
+ACTIONS = ("purchase", "view", "like")
+"""Actions in another order than the services declare them."""
 
 OTHERS: dict[str, list[dict[str, Any]]] = {
     "encode": [{"K": 3}, {"K": 5}, {"T": 1}, {"scale": 1.5}, {"L": 63}, {"L": 65}],
@@ -62,9 +72,13 @@ def contents(request: pytest.FixtureRequest) -> BundleContents:
     system, changes = BUNDLES[request.param]
     config = tiny_config(system=system)
     long_term = msgspec.structs.replace(config.long_term, **changes)
-    config = msgspec.structs.replace(config, long_term=long_term)
+    schema = Schema(
+        behavior=("action",) if "actions" in request.param else (),
+        positive=("like", "purchase") if "rates" in request.param else (),
+    )
+    config = msgspec.structs.replace(config, long_term=long_term, schema=schema)
     with torch.random.fork_rng(), torch.no_grad():
-        network = tiny_network(ITEMS, config)
+        network = tiny_network(ITEMS, config, ACTIONS)
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.5)
@@ -72,7 +86,13 @@ def contents(request: pytest.FixtureRequest) -> BundleContents:
             network.embedding.weight[0] = 0
         half = "half" in request.param
         exported, _ = export_network(
-            network, config, item_ids=IDS, titles=IDS, popularity=POPULARITY, half=half
+            network,
+            config,
+            item_ids=IDS,
+            titles=IDS,
+            popularity=POPULARITY,
+            rates=RATES,
+            half=half,
         )
     rng = np.random.default_rng(0)
     more = answer_sequences(
@@ -81,6 +101,7 @@ def contents(request: pytest.FixtureRequest) -> BundleContents:
         exported.catalog,
         range(ITEMS + 1),
         [_any_mix(rng, number) for number in range(40)],
+        exported.rates,
     )
     assert len(more) > 30
     return replace(exported, sequences=[*exported.sequences, *more])
@@ -103,6 +124,7 @@ def _any_mix(rng: np.random.Generator, number: int) -> GoldenSequence:
         candidates=[*rng.choice(IDS[1:], 10).tolist(), items[0], items[-1], "nobody"],
         now_ms=NOW_MS,
         ctr=Tensor.of(np.zeros(0, np.float32)),
+        actions=rng.integers(0, len(ACTIONS) + 1, length).tolist(),
     )
 
 

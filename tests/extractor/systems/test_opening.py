@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from extractor.systems import check_actions, load_system, open_system
@@ -15,6 +16,7 @@ from infra.behaviors import ActionNames
 from infra.errors import BundleIncompatible, BundleMissing, SettingsError
 from infra.settings import Settings, load_settings
 from models.bundle import Bundle
+from models.features import Rates
 from tests.bundles import tiny_bundle
 
 
@@ -78,6 +80,24 @@ def test_a_network_that_sees_an_action_that_is_not_declared_is_refused(path: Pat
         "events.action_names lacks 'answered right' and 1 more, which the bundle tiny was trained"
         " on; add what is missing at its end, or take another bundle"
     )
+
+
+def test_actions_of_rates_must_be_declared_too(path: Path) -> None:
+    rates = Rates(positive=("like",), base=0.5)
+    manifest = msgspec.structs.replace(
+        Bundle.load(path).manifest, actions=("view", "like"), rates=rates
+    )
+    check_actions(manifest, ActionNames(("like", "view")))
+    with pytest.raises(SettingsError, match="lacks 'like', which the bundle tiny"):
+        check_actions(manifest, ActionNames(("view",)))
+
+
+def test_codes_are_rows_by_the_names_that_are_declared(path: Path) -> None:
+    bundle = Bundle.load(path)
+    manifest = msgspec.structs.replace(bundle.manifest, actions=("view", "like"))
+    declared = replace(bundle, manifest=manifest).declaring(ActionNames(("like", "buy", "view")))
+    codes = np.array([0, 1, 2, 3, 200], np.uint8)
+    assert declared.action_rows(codes).tolist() == [0, 2, 0, 1, 0]
 
 
 def test_actions_that_a_network_does_not_see_need_not_be_declared(path: Path) -> None:

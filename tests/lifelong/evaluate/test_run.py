@@ -184,12 +184,37 @@ def test_a_bundle_of_an_earlier_version_says_that_it_corrects_nothing(
     for file in bundle.iterdir():
         (earlier / file.name).write_bytes(file.read_bytes())
     manifest = msgspec.json.decode((earlier / MANIFEST).read_bytes(), type=Manifest)
-    rate = manifest.rate
+    rate = manifest.corrected_for
     unset = sealed(msgspec.structs.replace(manifest, sampling_rate=msgspec.UNSET))
     (earlier / MANIFEST).write_bytes(msgspec.json.encode(unset))
     assert b"sampling_rate" not in (earlier / MANIFEST).read_bytes()
     loaded = Bundle.load(earlier)
-    assert (loaded.manifest.rate, rate < 1) == (1, True)
+    assert (loaded.manifest.corrected_for, rate < 1) == (1, True)
+
+
+@pytest.mark.parametrize("method", SERVED)
+def test_a_bundle_that_sees_actions_and_rates_scores_like_its_run(
+    behaviors: Path, tmp_path: Path, method: str
+) -> None:
+    table = parquet.read_table(behaviors)
+    liked = np.where(table["value"].to_numpy() > 3, "liked", "passed")
+    parquet.write_table(table.append_column("action", pa.array(liked)), tmp_path / "acted.parquet")
+    config = configuration(method, RATED, tmp_path / "acted.parquet", SERVED[method])
+    config.data.options["action"] = "action"
+    samples, about = read_samples(config)
+    train(config, samples, tmp_path / "run", data=about)
+    export(tmp_path / "run", tmp_path / "bundle")
+    manifest = Bundle.load(tmp_path / "bundle").manifest
+    assert manifest.sees_actions
+    assert manifest.rates is not None
+    assert manifest.rates.positive == ("liked",)
+
+    by_run, by_bundle = evaluate(tmp_path / "run"), evaluate(tmp_path / "bundle")
+
+    assert by_bundle["golden_sequences"]["max_difference"] < 1e-5
+    for name, value in by_run["measures"].items():
+        # Clusterings that tie may fall out otherwise.
+        assert by_bundle["measures"][name] == pytest.approx(value, abs=0.01)
 
 
 def test_the_report_is_json(make: Make) -> None:

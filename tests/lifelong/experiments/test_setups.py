@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import SettingsError
-from lifelong.experiments.setups import KNOWN, Setup, find_setup
+from infra.errors import SettingsError, TrainingError
+from lifelong.experiments.setups import KNOWN, RATES, Setup, find_setup
 from lifelong.experiments.tables import METHODS
+from models.data.protocols import NextItem, Rated
 from models.readers import READERS
 
 
@@ -52,6 +53,41 @@ def test_one_s_own_data_come_as_a_file(tiny: Setup) -> None:
 def test_one_s_own_data_do_not_take_the_name_of_published_ones(tiny_file: Path) -> None:
     tiny_file.write_text(tiny_file.read_text().replace('"tiny"', '"online-retail-2"'))
     assert find_setup(str(tiny_file), None, "small").name == "online-retail-2-own"
+
+
+def test_a_file_s_own_learning_rate_is_the_one_that_is_tried(tiny_file: Path) -> None:
+    assert find_setup(str(tiny_file), None, "small").rates == RATES["small"]
+    tiny_file.write_text(tiny_file.read_text() + "learning_rate = 2e-3\n")
+    assert find_setup(str(tiny_file), None, "small").rates == (2e-3,)
+
+
+def test_a_file_s_own_seed_is_the_first(tiny_file: Path) -> None:
+    tiny_file.write_text("seed = 7\n" + tiny_file.read_text())
+    assert find_setup(str(tiny_file), None, "small").seed == 7
+
+
+def test_the_protocol_may_be_another_than_the_file_s(tiny_file: Path) -> None:
+    setup = find_setup(str(tiny_file), "rated", "small")
+    config = setup.config(setup.method_tree(METHODS["DIN"]))
+    assert (config.protocol, setup.name) == (Rated(), "tiny-rated")
+
+
+def test_a_file_keeps_the_settings_of_the_protocol_that_it_has(tiny_file: Path) -> None:
+    setup = find_setup(str(tiny_file), "next-item", "small")
+    config = setup.config(setup.method_tree(METHODS["DIN"]))
+    assert (config.protocol, setup.name) == (NextItem(negatives=2, evaluation_negatives=20), "tiny")
+
+
+def test_a_protocol_that_there_is_not_is_told_of_a_file(tiny_file: Path) -> None:
+    with pytest.raises(TrainingError, match=r"--protocol ratd: protocol\.kind = 'ratd' is unknown"):
+        find_setup(str(tiny_file), "ratd", "small")
+
+
+def test_methods_have_a_length_where_a_file_s_own_method_sees_nothing(tiny_file: Path) -> None:
+    tiny_file.write_text(tiny_file.read_text().replace("L = 30", ""))
+    setup = find_setup(str(tiny_file), None, "small")
+    length = setup.config(setup.method_tree(METHODS["TWIN"])).long_term.L
+    assert length == 200
 
 
 def test_a_directory_of_nothing_known_is_told_in_one_line(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from infra.errors import SettingsError
 from lifelong.experiments.runner import OF_RUNS, TIMINGS
 from lifelong.experiments.setups import Setup
-from lifelong.experiments.tables import METHODS, TABLES, find_tables
+from lifelong.experiments.tables import METHODS, TABLES, choose_rows, find_tables
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -42,3 +42,32 @@ def test_all_are_all() -> None:
 def test_a_misspelt_name_is_told_with_the_nearest() -> None:
     with pytest.raises(SettingsError, match=r"did you mean encode-table-2\?"):
         find_tables("encode-table2")
+
+
+def test_chosen_methods_leave_their_rows() -> None:
+    table = choose_rows(TABLES, ["sdim", "TWIN w/o Bias"])["encode-table-2"]
+    assert [row.label for row in table.rows] == ["SDIM", "SDIM, with rates"]
+    assert "TWIN" in table.not_chosen
+
+
+def test_a_row_is_chosen_by_its_label() -> None:
+    found = choose_rows(find_tables("twin-figure-6"), ["TWIN w/o Bias"])
+    assert [row.label for row in found["twin-figure-6"].rows] == ["TWIN w/o Bias"]
+
+
+def test_tables_without_a_chosen_row_fall_out() -> None:
+    assert "staleness" not in choose_rows(TABLES, ["sdim"])
+
+
+def test_what_is_measured_beside_is_measured_of_chosen_rows() -> None:
+    (extra,) = choose_rows(find_tables("encode-table-2"), ["sdim"])["encode-table-2"].extras
+    assert [row.label for row in extra.rows] == ["SDIM"]
+
+
+def test_a_method_that_no_row_is_of_is_told() -> None:
+    with pytest.raises(SettingsError, match="--method SDM: no row is of it; did you mean SDIM"):
+        choose_rows(TABLES, ["SDM"])
+
+
+def test_no_choice_is_all() -> None:
+    assert choose_rows(TABLES, []) == TABLES

@@ -169,6 +169,73 @@ def test_features_are_those_that_the_service_computes() -> None:
     np.testing.assert_allclose(batch.user[0], user, atol=1e-6)
 
 
+def test_actions_have_the_rows_that_the_network_learned_them_by() -> None:
+    """Data that are read later may meet the actions in another order, and new ones."""
+    interactions = replace(
+        numbered([0, 0, 0, 0], [1, 2, 3, 4], [1, 2, 3, 4]),
+        actions=np.array([3, 1, 2, 0], np.uint8),
+        action_names=["", "buy", "new", "look"],
+    )
+    gather = gatherer(interactions, schema=Schema(behavior=("action",)))
+    learned = replace(gather.inputs, actions=("look", "buy"))
+    batch = replace(gather, inputs=learned)(request(3, 1))
+    assert batch.features["action"].tolist() == [[1, 2, 0]]
+
+
+def test_rates_are_those_that_the_service_computes() -> None:
+    interactions = liked(small())
+    gather = gatherer(interactions, L=20, schema=Schema(positive=("like",)))
+    sequences, rates = gather.sequences, gather.inputs.rates
+    assert rates is not None
+    candidates = np.arange(1, 21)
+    batch = gather(request(75, *candidates, bundle=len(interactions)))
+    assert interactions.actions is not None
+    past = interactions.actions[sequences.position[55:75]]
+    user = rates.of_users((past == 1).sum(), (past > 0).sum())
+    assert batch.user[0, -1].item() == pytest.approx(float(user))
+    before = np.arange(len(interactions)) < sequences.position[75]
+    for item, rate in zip(candidates, batch.cross[0, :, -1].tolist(), strict=True):
+        own = interactions.actions[before & (interactions.items == item)]
+        expected = rates.of_items((own == 1).sum(), (own > 0).sum())
+        assert rate == pytest.approx(float(expected))
+
+
+def test_no_rate_tells_a_sample_s_own_label_or_a_later_one() -> None:
+    """The action of the behavior that a request predicts, and all later ones, become others."""
+    before = liked(small())
+    assert before.actions is not None
+    sequences = Sequences.of(before)
+    inputs = Inputs.of(before, Schema(positive=("like",)))
+    for cut in (1, 75, 200, 399):
+        late = np.arange(len(before)) >= sequences.position[cut]
+        actions = np.where(late, (before.actions + 1) % 3, before.actions).astype(np.uint8)
+        asked = request(cut, int(sequences.items[cut]), 1, bundle=len(before))
+        mine, other = (
+            Gatherer(data, sequences, inputs, 64)(asked)
+            for data in (before, replace(before, actions=actions))
+        )
+        assert torch.equal(mine.cross, other.cross)
+        assert torch.equal(mine.user, other.user)
+
+
+def test_a_request_after_the_training_part_sees_rates_of_all_of_it() -> None:
+    interactions = liked(small())
+    gather = gatherer(interactions, schema=Schema(positive=("like",)))
+    late = int(np.argmax(gather.sequences.position))
+    rates = [gather(request(late, 3, bundle=bundle)).cross[0, 0, -1] for bundle in (0, 200, LATER)]
+    assert rates[0] == pytest.approx(0.5, abs=0.1)
+    assert len({float(rate) for rate in rates}) == 3
+
+
+def liked(interactions: Interactions) -> Interactions:
+    """The interactions with actions, in turn "like", "look" and none that is known."""
+    return replace(
+        interactions,
+        actions=np.random.default_rng(0).integers(0, 3, len(interactions)).astype(np.uint8),
+        action_names=["", "like", "look"],
+    )
+
+
 def test_behavior_features_stand_beside_their_behaviors() -> None:
     actions, dwell_s = np.array([2, 1, 2, 1], np.uint8), np.array([0, 1, 5, 9], np.float32)
     interactions = replace(
