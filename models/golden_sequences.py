@@ -179,13 +179,15 @@ class _Asked:
     @torch.no_grad()
     def _ctrs(self, golden: GoldenSequence, table: torch.Tensor, at: torch.Tensor) -> F32:
         """CTRs f32[B] by the network; the state is of the last L behaviors that are not newer.
+        Where nothing is stored, these are the last L of all.
 
         Args:
             table: embeddings of the items that the sequence is about.
             at: i64[n + B]: the rows in it of behaviors and candidates.
         """
         network, n = self._network, len(golden.items)
-        kept = slice(max(n - golden.newer - self._manifest.L, 0), n)
+        beside = golden.newer if self._manifest.stored else 0
+        kept = slice(max(n - beside - self._manifest.L, 0), n)
         items, times = golden.items[kept], np.array(golden.times[kept], np.int64)
         # One that is masked where there are none: no sequence is of length 0.
         rows = at[kept].unsqueeze(0) if items else torch.zeros(1, 1, dtype=torch.long)

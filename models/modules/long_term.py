@@ -29,9 +29,9 @@ class Served(NamedTuple):
     tables: dict[str, TableEntry]
     """The item tables, which `LongTerm.per_item` gives by the same names."""
     stored: dict[str, StateTensor]
-    finished: bool = False
-    """Whether the services read the state themselves, so that scorer.onnx is fed what
-    `LongTerm.read` returns in the state's place."""
+    finished: int = 0
+    """Width of what `LongTerm.find` returns, where the services find it themselves, so that
+    scorer.onnx is fed it in the state's place; 0: they do not."""
     summed: int = 1
     """Most embeddings whose sum a stored number is part of."""
 
@@ -77,7 +77,15 @@ class LongTerm(nn.Module):
 
     def read(self, state: State, target: Target) -> Tensor:
         """The online stage: interests f32[..., B, width]; without any behavior zeros."""
+        return self.finish(self.find(state, target))
+
+    def find(self, state: State, target: Target) -> Tensor:
+        """What of `read` depends on the user: f32[..., B, w]."""
         raise NotImplementedError
+
+    def finish(self, found: Tensor) -> Tensor:
+        """What `read` makes of it, candidate by candidate; f32[..., B, width]."""
+        return found
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
         """How much each behavior counts for each candidate; -> f32[R, B, L].

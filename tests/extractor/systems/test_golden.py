@@ -44,12 +44,17 @@ BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
     "sdim half": ("sdim", {}),
     "sdim half, mean": ("sdim", {"normalization": "mean"}),
     "sdim, one bucket": ("sdim", {"m": 1, "tau": 0}),
+    "twin": ("twin", {}),
+    "twin untaught": ("twin", {}),
+    "twin, all found": ("twin", {"k": 100}),
+    "twin, other widths": ("twin", {"heads": 3, "d_k": 5, "k": 20}),
 }
 """Systems and changes of their settings."""
 
 OTHERS: dict[str, list[dict[str, Any]]] = {
     "encode": [{"K": 3}, {"K": 5}, {"T": 1}, {"scale": 1.5}, {"L": 63}, {"L": 65}],
     "sdim": [{"normalization": "other"}, {"L": 63}, {"L": 65}],
+    "twin": [{"k": 1}, {"L": 63}, {"L": 65}],
 }
 """Settings that are not those of the training."""
 
