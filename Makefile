@@ -56,6 +56,8 @@ bundle: $(STAMPS)/train
 	$(BIN)/lifelong export runs/shipped lifelong/data/bundle
 	$(BIN)/lifelong train lifelong/data/sdim.toml --out runs/shipped-sdim $(ARGS)
 	$(BIN)/lifelong export runs/shipped-sdim lifelong/data/sdim-bundle
+	$(BIN)/lifelong train lifelong/data/twin.toml --out runs/shipped-twin $(ARGS)
+	$(BIN)/lifelong export runs/shipped-twin lifelong/data/twin-bundle
 
 bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench stream $(ARGS)

@@ -123,7 +123,8 @@ def demo(
     ] = "auto",
     store: StoreUrl = None,
     system: Annotated[
-        str, typer.Option(help="Whose shipped bundle: encode or sdim; --bundle names another.")
+        str,
+        typer.Option(help="Whose shipped bundle: encode, sdim or twin; --bundle names another."),
     ] = "encode",
     bundle: BundlePath = None,
     json_out: JsonOut = None,

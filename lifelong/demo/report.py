@@ -54,8 +54,7 @@ def _figures(report: dict[str, Any]) -> Table:
         "events a second": f"{report['events_per_second']:,.0f}",
         "in rankings": f"p50 {report['freshness_p50_s']:.2f} s,"
         f" p99 {report['freshness_p99_s']:.2f} s from an event sent to rankings that count it",
-        "in the clusters": f"p50 {report['clustered_p50_s']:.2f} s,"
-        f" p99 {report['clustered_p99_s']:.2f} s from a segment sealed to interests that cover it",
+        "in the clusters": _clustered(report),
         "requests": f"{report['requests']:,}, {report['requests_per_second']:,.0f} a second",
         "latency, 100 candidates": _latency(report, 100),
         "latency, 3,000 candidates": _latency(report, 3000),
@@ -66,6 +65,13 @@ def _figures(report: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _clustered(report: dict[str, Any]) -> str:
+    p50, p99 = report["clustered_p50_s"], report["clustered_p99_s"]
+    if p50 is None:
+        return "nothing is clustered: a request reads the behaviors themselves"
+    return f"p50 {p50:.2f} s, p99 {p99:.2f} s from a segment sealed to interests that cover it"
 
 
 def _latency(report: dict[str, Any], size: int) -> str:

@@ -202,7 +202,7 @@ class Demo:
         self._requests = plan_requests(purchases, self._first, self._last, REQUESTS)
         large = np.random.default_rng(0).permutation(len(purchases.items))[:LARGE]
         large_items = [purchases.items[code] for code in large]
-        probe = FreshnessProbe(self._store, self._bundle.digest)
+        probe = FreshnessProbe(self._store, self._bundle.digest, clusters=self._system.keeps_state)
         producer = EventProducer(producer_config(self.settings.broker), self.settings.broker.topic)
         with self._steps.step("stream and rank", self._last - self._first) as at:
             live = LiveStream(
@@ -267,8 +267,7 @@ class Demo:
             "events_per_second": round(events / self._stream_seconds, 1),
             "freshness_p50_s": _percentile(self._freshness.rankings, 50),
             "freshness_p99_s": _percentile(self._freshness.rankings, 99),
-            "clustered_p50_s": _percentile(self._freshness.clusters, 50),
-            "clustered_p99_s": _percentile(self._freshness.clusters, 99),
+            **self._clustered(),
             "requests": sum(map(len, live.seconds.values())),
             "requests_per_second": round(
                 sum(map(len, live.seconds.values())) / live.ask_seconds, 1
@@ -280,6 +279,14 @@ class Demo:
             "scorer_memory_bytes": self._scorer.anonymous_memory(),
         }
 
+    def _clustered(self) -> dict[str, float | None]:
+        """Seconds from a sealed segment to interests that cover it; None where none are stored."""
+        clusters = self._freshness.clusters if self._system.keeps_state else None
+        return {
+            f"clustered_p{p}_s": None if clusters is None else _percentile(clusters, p)
+            for p in (50, 99)
+        }
+
     def portrait(self) -> Portrait:
         """One real user: their interests in words, and what they would be shown first."""
         purchases = self._purchases
@@ -288,8 +295,9 @@ class Demo:
         profile = self._store.profiles([user], self._bundle.digest)[0]
         assert sequence is not None
         assert profile is not None
-        assert profile.interests is not None
-        state = self._system.layout.decode(profile.interests, user)
+        state = self._system.extract(sequence)
+        if profile.interests is not None:
+            state = self._system.layout.decode(profile.interests, user)
         popular = np.argsort(-np.bincount(purchases.item[: self._last]), kind="stable")[:LARGE]
         with RankClient(self._scorer_url) as client:
             ranking = client.rank(
@@ -362,7 +370,7 @@ class Demo:
             topic=self.settings.broker.topic,
             partitions=self.settings.broker.partitions,
             mapping=MAPPING,
-            digest=self._bundle.digest,
+            digest=self._bundle.digest if self._system.keeps_state else None,
             on_progress=lambda progress: at(progress.next_row),
         )
 
@@ -401,6 +409,8 @@ class Demo:
             service.check()
 
     def _due_users(self) -> int:
+        if not self._system.keeps_state:
+            return 0
         broker = self.settings.broker
         owners = (partition_owner(broker.topic, number) for number in range(broker.partitions))
         return sum(len(self._store.due(owner, self._bundle.digest, 10_000)) for owner in owners)

@@ -122,7 +122,7 @@ def attend_to_found(queries: F32, keys: F32, values: F32, items: Items, k: int, 
 
 
 @fast_kernel
-def _search_kernel(  # noqa: PLR0917  # kernels take nothing by name
+def _search_kernel(
     queries: F32,
     keys: F32,
     values: F32,
@@ -144,7 +144,7 @@ def _search_kernel(  # noqa: PLR0917  # kernels take nothing by name
     order = np.empty(padded + 1, np.int32)
     ranked = np.empty((heads, k), np.int32)
     ordinals = np.empty((heads, k), np.int32)
-    lengths = np.empty(heads, np.int64)
+    lengths = np.empty(heads, np.int32)
     met = np.zeros(n, np.int32)
     chosen = np.empty(min(k, n), np.int32)
     bits = np.empty(len(chosen), np.int32)
@@ -230,20 +230,20 @@ def _threshold(values: F32, least: int) -> np.float32:
     for i in range(len(values)):
         low, high = min(low, values[i]), max(high, values[i])
     if len(values) <= least:
-        return low
+        return np.float32(low)
     while True:
         middle = low + (high - low) * np.float32(0.5)
         if middle <= low:
-            return low
+            return np.float32(low)
         count = np.int32(0)
         for i in range(len(values)):
             count += np.int32(values[i] >= middle)
         if count >= least:
             low = middle
             if count <= least + least // 4:
-                return low
+                return np.float32(low)
         elif middle >= high:
-            return low
+            return np.float32(low)
         else:
             high = middle
 
@@ -382,7 +382,7 @@ def _take_turns(
 
 
 @fast_kernel
-def _attend(  # noqa: PLR0917  # kernels take nothing by name
+def _attend(
     scores: F32, values: F32, chosen: I32, met: I32, weights: F32, bits: I32, out: F32
 ) -> None:
     """One head's attention to the chosen items, each as often as it was met (Eq. 7); f32[w]."""

@@ -7,7 +7,7 @@ user's long-term interest relative to each. Training composes the two; export ta
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 import torch
@@ -38,6 +38,9 @@ class Served(NamedTuple):
 
 class LongTermConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="network"):
     """Configuration of a long-term module, as far as all methods share it."""
+
+    keeps_state: ClassVar[bool] = True
+    """Whether a service stores something of a user that can be older than a request."""
 
     L: int = 1000
     """Behaviors that the module sees, at most."""

@@ -34,6 +34,8 @@ differ by more than 1e-9."""
 class TWINConfig(LongTermConfig, frozen=True, tag="twin"):
     """Configuration of TWIN, and of the variants of its Figure 6."""
 
+    keeps_state = False
+
     k: int = 100
     """Behaviors that the search lets through (section 3.2.2)."""
     heads: int = 4
@@ -184,7 +186,7 @@ class TWIN(LongTerm):
         """Mix the heads (Eq. 8)."""
         return found @ self.out
 
-    def served(self, *, half: bool) -> Served | None:  # noqa: ARG002
+    def served(self, *, half: bool) -> Served | None:
         """Nothing is stored of a user: a request reads the behaviors themselves, and what is
         inherent in their items lies in item tables. The services have no behavior features, and
         search with the attention's parameters.

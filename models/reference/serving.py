@@ -17,7 +17,7 @@ from infra.arrays import F32, I32, I64, U64, Array
 from models.bundle import Bundle
 from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
-from models.reference import encode, sdim
+from models.reference import encode, sdim, twin
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -31,11 +31,14 @@ class PlainSystem(NamedTuple):
     feed: Callable[[Bundle, Mapping[str, Array], I32, I32], dict[str, Array]]
     """The scorer graph's own inputs, of a state's tensors (or none), and of the rows of newer
     behaviors and of candidates."""
+    keeps_state: bool = True
+    """Whether anything is stored of a user besides the behaviors."""
 
 
 PLAIN: Final[Mapping[str, PlainSystem]] = {
     "encode": PlainSystem(encode.extract, encode.feed),
     "sdim": PlainSystem(sdim.extract, sdim.feed),
+    "twin": PlainSystem(twin.extract, twin.feed, keeps_state=False),
 }
 
 
@@ -153,11 +156,13 @@ def sequence_requests(
     requests: Requests,
     item_keys: U64,
 ) -> Iterable[OfflineRequest]:
-    """Requests with states extracted plainly as of each request's clustering.
+    """Requests with states extracted plainly as of each request's clustering; where nothing is
+    stored, as of the request.
 
     Args:
         item_keys: u64[n + 1], keys of the interactions' items (`Interactions.item_ids`).
     """
+    stale = PLAIN[bundle.manifest.system].keeps_state
     now = sequences.times[requests.cut] if requests.times is None else requests.times
     for cut, as_of, candidates, now_s in zip(
         requests.cut, requests.as_of, requests.candidates, now, strict=True
@@ -165,7 +170,7 @@ def sequence_requests(
         start = int(sequences.start[cut])
         keys = item_keys[sequences.items[start:cut]]
         times_ms = sequences.times[start:cut] * 1000
-        covered = int(as_of) - start
+        covered = int(as_of) - start if stale else len(keys)
         user = None
         if len(keys):
             state = extract_plainly(bundle, keys[:covered], times_ms[:covered])

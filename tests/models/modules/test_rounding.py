@@ -20,7 +20,9 @@ def test_sums_of_products_are_exact(seed: int, scale: float, n: int) -> None:
     torch.manual_seed(seed)
     bits = digits(n)
     first, second = (rounded(torch.randn(n) * scale, bits) for _ in range(2))
-    exact = sum(Fraction(a) * Fraction(b) for a, b in zip(first.tolist(), second.tolist(), strict=True))
+    exact = sum(
+        Fraction(a) * Fraction(b) for a, b in zip(first.tolist(), second.tolist(), strict=True)
+    )
     forwards = backwards = torch.zeros(())
     for i in range(n):
         forwards = forwards + first[i] * second[i]
