@@ -586,6 +586,19 @@ def bench_sdim(
     _report_bench(lambda: sdim.run(quick=quick), "sdim", chart, json_out)
 
 
+@bench.command("twin")
+def bench_twin(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Microseconds of a TWIN request's reading and searching, at 1,000 and 10,000 behaviors."""
+    from lifelong.bench import twin
+
+    _report_bench(lambda: twin.run(quick=quick), "twin", chart, json_out)
+
+
 @bench.command("train")
 def bench_train(
     *,
