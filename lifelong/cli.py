@@ -599,6 +599,19 @@ def bench_twin(
     _report_bench(lambda: twin.run(quick=quick), "twin", chart, json_out)
 
 
+@bench.command("score")
+def bench_score(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Microseconds of a ranking request: the three systems beside DIN-L, torch and plain graphs."""
+    with _extra("bench"):
+        from lifelong.bench import score
+    _report_bench(lambda: score.run(quick=quick), "score", chart, json_out)
+
+
 @bench.command("train")
 def bench_train(
     *,

@@ -76,12 +76,25 @@ def _draw(title: str, result: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = [row["name"] for row in result["results"]][::-1]
-    values = [row["value"] for row in result["results"]][::-1]
+    from lifelong.drawing.style import BLUE, GRAY, LIGHT_BLUE, PALE
+
+    # Of a bench that tells stages, the rows that have them.
+    rows = [row for row in result["results"] if "stages" in row] or result["results"]
+    rows = rows[::-1]
+    names = [row["name"] for row in rows]
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.45 * len(names)))
-    colors = ["#9aa5b1" if name in result["peers"] else "#1f6feb" for name in names]
-    bars = axes.barh(names, values, color=colors)
-    axes.bar_label(bars, fmt="{:,.0f}", padding=4)
+    if "stages" in rows[0]:
+        ends = [0.0] * len(rows)
+        for stage, color in zip(rows[0]["stages"], (PALE, GRAY, LIGHT_BLUE, BLUE), strict=True):
+            spent = [row["stages"][stage] for row in rows]
+            axes.barh(names, spent, left=ends, color=color, label=stage)
+            ends = [end + more for end, more in zip(ends, spent, strict=True)]
+        axes.legend(frameon=False)
+        whole = axes.barh(names, ends, fill=False, linewidth=0)
+    else:
+        colors = [GRAY if name in result["peers"] else BLUE for name in names]
+        whole = axes.barh(names, [row["value"] for row in rows], color=colors)
+    axes.bar_label(whole, [f"{row['value']:,.0f}" for row in rows], padding=4)
     axes.set_title(f"{title} ({result['results'][0]['unit']})", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)

@@ -45,9 +45,9 @@ from models.prediction import make_network
 if TYPE_CHECKING:
     import onnxruntime
 
-    from models.modules.long_term import LongTermConfig
+    from models.networks import AnyConfig
 
-SERVED: Final[Mapping[str, LongTermConfig]] = {
+SERVED: Final[Mapping[str, AnyConfig]] = {
     "ENCODE": EncodeConfig(),
     "SDIM": SDIMConfig(),
     "TWIN": TWINConfig(),
@@ -213,20 +213,20 @@ class Shop:
             run=partial(_run, self._sessions[name]),
         )
 
-    def _network(self, method: LongTermConfig) -> Network:
+    def _network(self, method: AnyConfig) -> Network:
         inputs = Inputs(Schema(), len(self._keys), n_users=0, items={}, users={}, heights={})
         network = make_network(self._run_config(method), inputs).eval()
         network.embedding.weight.copy_(torch.from_numpy(self._embeddings))
         return network
 
-    def _run_config(self, method: LongTermConfig) -> RunConfig:
+    def _run_config(self, method: AnyConfig) -> RunConfig:
         return RunConfig(network=self._config, long_term=method, seed=SEED)
 
-    def _graph(self, method: LongTermConfig) -> onnxruntime.InferenceSession:
+    def _graph(self, method: AnyConfig) -> onnxruntime.InferenceSession:
         network = self._network(method)
         return make_session(export_scorer(network, network.item_table(), SEED))
 
-    def _bundle(self, method: LongTermConfig) -> Bundle:
+    def _bundle(self, method: AnyConfig) -> Bundle:
         """A bundle as a service loads it."""
         contents, _ = export_network(
             self._network(method),
