@@ -138,7 +138,7 @@ def measure(
         users = [shop.user(L) for _ in range(load.users)]
         for B in sizes:
             keys = [shop.candidates(B) for _ in users]
-            ways = _ways(shop, peers=L == lengths[0] and B == sizes[0])
+            ways = _ways(shop, peers=not times)
             requests = {Row(name, L, B): list(map(way, users)) for name, way in ways.items()}
             times |= {row: Times() for row in requests}
             passes = min(MOST_PASSES, max(sizes) // B)
