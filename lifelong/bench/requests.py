@@ -106,8 +106,8 @@ class User:
 
     def history(self, state: InterestState | None) -> UserHistory:
         """What a request is given, with a state or without."""
-        newer = self.behaviors if state is None else self.behaviors[-self.newer :]
-        return UserHistory(self.version, state, newer)
+        covered = 0 if state is None else state.count
+        return UserHistory(self.version, state, self.behaviors[covered:])
 
 
 class Shop:

@@ -2,9 +2,10 @@
 
 What is timed is what a scorer does after it has read its store: candidates looked up in the bundle,
 the inputs of the model made of the user's state and newer behaviors, and the model run, on one
-core. DIN-L and AvgPooling are ours too, under the same settings; DIN-L in torch, and the graphs that
-SDIM and TWIN export, are what one would serve without this project. All alternate in rounds, for
-the same users and candidates. Microseconds of processor time, medians over rounds; ratios are taken round by round.
+core. DIN-L and AvgPooling are ours too, under the same settings; DIN-L in torch, and the graphs
+that SDIM and TWIN export, are what one would serve without this project. All alternate in rounds,
+for the same users and candidates. Microseconds of processor time, medians over rounds; ratios are
+taken round by round.
 """
 
 from __future__ import annotations
