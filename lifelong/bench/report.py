@@ -48,6 +48,14 @@ def compose(
 def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
     """Print the table with bars; draw the chart if a file is named for it."""
     console = Console()
+    console.print(_across(title, result) if "B" in result["results"][0] else _bars(title, result))
+    if chart is not None:
+        _draw(title, result, chart)
+        console.print(f"chart: {chart}", highlight=False)
+
+
+def _bars(title: str, result: dict[str, Any]) -> Table:
+    """A row with a bar for each result."""
     most = max(row["value"] for row in result["results"])
     ratios = result["ratios"]
     table = Table(title=f"{title}: {result['machine']}", title_justify="left")
@@ -64,10 +72,29 @@ def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
             *([faster] if ratios else []),
             Bar(most, 0, row["value"], width=BAR),
         )
-    console.print(table)
-    if chart is not None:
-        _draw(title, result, chart)
-        console.print(f"chart: {chart}", highlight=False)
+    return table
+
+
+def _across(title: str, result: dict[str, Any]) -> Table:
+    """A row for each method and L, a column for each number of candidates; of a peer, or of another
+    method that is held against, how many times faster ours is.
+    """
+    results = result["results"]
+    sizes = sorted({row["B"] for row in results})
+    table = Table(title=f"{title}, {results[0]['unit']}: {result['machine']}", title_justify="left")
+    table.add_column("")
+    table.add_column("L", justify="right")
+    for size in sizes:
+        table.add_column(f"B = {size:,}", justify="right")
+    table.add_column("ours is", justify="right")
+    cells: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
+    for row in results:
+        cells.setdefault((row["method"], row["L"]), {})[row["B"]] = row
+    for (method, L), of_size in cells.items():
+        ratio = result["ratios"].get(of_size[sizes[-1]]["name"])
+        values = [f"{of_size[size]['value']:,.0f}" if size in of_size else "" for size in sizes]
+        table.add_row(method, f"{L:,}", *values, f"{ratio:.1f} x faster" if ratio else "")
+    return table
 
 
 def _draw(title: str, result: dict[str, Any], path: Path) -> None:

@@ -195,6 +195,9 @@ def _ask(requests: Sequence[Request], keys: Sequence[U64], passes: int, into: Ti
 def _described(row: Row, times: Times) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": str(row),
+        "method": row.name,
+        "L": row.L,
+        "B": row.B,
         "value": round(median(times.whole), 1),
         "unit": "µs",
     }
