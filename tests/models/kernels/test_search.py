@@ -66,7 +66,7 @@ def test_known_scores_are_searched_as_by_sorting(
 ) -> None:
     """Of few steps many scores are equal: then places decide."""
     rng = np.random.default_rng(seed)
-    scores = rng.integers(-steps, steps + 1, (2, heads, 3, length)).astype(np.float32) / 1000
+    scores = (rng.integers(-steps, steps + 1, (2, heads, 3, length)) / 1000).astype(np.float32)
     mask = rng.random((2, length)) >= padded
     expected = search_by_sorting(torch.from_numpy(scores), torch.from_numpy(mask)[:, None], k)
     for threads in (1, 2):
