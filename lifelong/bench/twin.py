@@ -23,9 +23,9 @@ import numpy.typing as npt
 from extractor.state import InterestState, Layout
 from extractor.system import Candidates, System, UserHistory
 from extractor.systems import open_system
-from infra.behaviors import BEHAVIOR, DEFAULT_ACTIONS
+from infra.behaviors import BEHAVIOR, DEFAULT_ACTIONS, Source
 from infra.segments import SEGMENT, encode_segment
-from infra.store import Append, Behaviors, Group, InterestWrite, Source, StoreOptions
+from infra.store import Append, Behaviors, Group, InterestWrite, StoreOptions
 from infra.stores.lmdb import LmdbStore
 from lifelong.machine import machine
 from lifelong.shipped import BUNDLES

@@ -5,14 +5,14 @@ different behaviors are found (CP-GSU; TWIN, section 4.3), and attends to those 
 Behaviors on one item have one score, so an item is scored once, and counts as often as behaviors on
 it were found: always its newest ones.
 
-Nothing is sorted but a head's few best. Items lie in lanes; of the lanes' greatest scores, a vector
-wide and cheap to count in, a threshold is taken that enough of them reach, and only lanes that
-reach it are looked through. How many ranks a candidate takes is told by the one before it; where
-that was too few, all k are ranked.
+Nothing is sorted but a head's few best. Items lie in rows of lanes; of the lanes' greatest scores,
+a few hundred and cheap to count in, a threshold is taken that enough of them reach, and only lanes
+that reach it are looked through. How many ranks a candidate takes is told by the one before it;
+where that was too few, all k are ranked.
 
 Scores are exact sums (`models.modules.rounding`), so that it is never rounding that decides who is
-k-th. Training needs gradients and says the same in torch, in `models.networks.twin`; the tests hold
-the one against the other.
+k-th. An exported graph, and training on other devices, say the same in torch
+(`models.networks.twin`); the tests hold the one against the other.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from infra.arrays import F32, I32
-from models.kernels.compiling import fast_kernel, kernel
+from infra.arrays import F32, I32, Bools
+from models.kernels.compiling import fast_kernel, kernel, on_threads
 
 LANES: Final = 256
 """Lanes in which items lie: some times as many as ranks that are looked at, which are k at most;
 more make them longer to count in, and fewer longer to look through."""
+
+TOGETHER: Final = 16
+"""Candidates that are scored together, at most: a row's keys are read once for all of them."""
+
+SCORES: Final = 1 << 17
+"""Scores of candidates together, about: they stay in the processor's second cache."""
 
 NOWHERE: Final = np.float32(-1e30)
 """Score of what fills the last lanes: less than any other."""
@@ -111,14 +117,75 @@ def attend_to_found(queries: F32, keys: F32, values: F32, items: Items, k: int, 
     n = len(items.rows)
     if not n or not len(queries):
         return np.zeros_like(queries)
-    lanes = min(LANES, n)
-    width = queries.shape[1] // heads
-    laid = np.zeros((heads, width, -(-n // lanes) * lanes), np.float32)
-    laid[..., :n] = keys.reshape(n, heads, width).transpose(1, 2, 0)
+    rows, width = -(-n // LANES), queries.shape[1] // heads
+    padded = np.zeros((rows * LANES, heads * width), np.float32)
+    padded[:n] = keys
+    laid = padded.reshape(rows, LANES, heads, width).transpose(2, 0, 3, 1)
+    together = max(1, min(TOGETHER, SCORES // (heads * len(padded))))
     found: F32 = _search_kernel(
-        np.ascontiguousarray(queries), laid, np.ascontiguousarray(values), *items[1:], k, lanes
+        np.ascontiguousarray(queries),
+        laid.reshape(heads, rows, -1),
+        np.ascontiguousarray(values),
+        *items[1:],
+        k,
+        together,
     )
     return found
+
+
+def search_scores(scores: F32, mask: Bools, k: int, threads: int = 1) -> Bools:
+    """The k behaviors that each candidate finds, by scores that are known: for training.
+
+    Args:
+        scores: f32[R, heads, B, L], finite; newest last.
+        mask: bool[R, L], False for what is no behavior.
+
+    Returns:
+        bool[R, B, L].
+    """
+    requests, _, candidates, length = scores.shape
+    found = np.zeros((requests, candidates, length), np.bool_)
+    if length:
+        on_threads(
+            lambda begin, end: _found_kernel(
+                scores[begin:end], mask[begin:end], k, found[begin:end]
+            ),
+            requests,
+            threads,
+        )
+    return found
+
+
+class _Scratch(NamedTuple):
+    """Arrays that are used again for each candidate."""
+
+    places: I32
+    best: F32
+    order: I32
+    ranked: I32
+    """i32[heads, k]: the item of each rank."""
+    ordinals: I32
+    """i32[heads, k]: which of its behaviors, from 1."""
+    lengths: I32
+    """i32[heads]: how many ranks are known."""
+    met: I32
+    """i32[D]: behaviors found of each item; zeros in between."""
+    chosen: I32
+    """i32[<=k]: items with any."""
+
+
+@fast_kernel
+def _scratch(heads: int, padded: int, n: int, k: int) -> _Scratch:
+    return _Scratch(
+        np.empty(padded + 1, np.int32),
+        np.empty(padded + 1, np.float32),
+        np.empty(padded + 1, np.int32),
+        np.empty((heads, k), np.int32),
+        np.empty((heads, k), np.int32),
+        np.empty(heads, np.int32),
+        np.zeros(n, np.int32),
+        np.empty(min(k, n), np.int32),
+    )
 
 
 @fast_kernel
@@ -130,95 +197,162 @@ def _search_kernel(
     bounds: I32,
     ages: I32,
     k: int,
-    lanes: int,
+    together: int,
 ) -> F32:
-    """`attend_to_found`, of keys f32[heads, w, n], n a multiple of ``lanes``."""
-    heads, width, padded = keys.shape
-    n, all_found = len(counts), len(ages) <= k
-    alone = len(ages) == n
+    """`attend_to_found`, of keys f32[heads, rows, w * LANES], the items row by row."""
+    heads, padded = len(keys), keys.shape[1] * LANES
     out = np.empty(queries.shape, np.float32)
-    scores = np.empty((heads, padded), np.float32)
-    greatest = np.empty(lanes, np.float32)
-    places = np.empty(padded + 1, np.int32)
-    best = np.empty(padded + 1, np.float32)
-    order = np.empty(padded + 1, np.int32)
-    ranked = np.empty((heads, k), np.int32)
-    ordinals = np.empty((heads, k), np.int32)
-    lengths = np.empty(heads, np.int32)
-    met = np.zeros(n, np.int32)
-    chosen = np.empty(min(k, n), np.int32)
-    bits = np.empty(len(chosen), np.int32)
-    weights = np.empty(len(chosen), np.float32)
-    ranks = min(FIRST_RANKS, k)
+    block_scores = np.empty((together, heads, padded), np.float32)
+    block_greatest = np.empty((together, heads, LANES), np.float32)
+    scratch = _scratch(heads, padded, len(counts), k)
+    bits = np.empty(len(scratch.chosen), np.int32)
+    weights = np.empty((heads, len(bits)), np.float32)
+    ranks = FIRST_RANKS
     for b in range(len(queries)):
+        if b % together == 0:
+            part = queries[b : b + together]
+            _score(part, keys, len(counts), block_scores, block_greatest)
+        scores, greatest = block_scores[b % together], block_greatest[b % together]
+        size, ranks = _find(scores, greatest, counts, bounds, ages, k, ranks, scratch)
+        chosen = scratch.chosen[:size]
         for h in range(heads):
-            _score(queries[b, h * width : (h + 1) * width], keys[h], scores[h])
-            scores[h, n:] = NOWHERE
-        size = 0
-        if all_found:
-            size = n
-            for i in range(n):
-                chosen[i], met[i] = i, counts[i]
-        else:
-            looked = ranks
-            while True:
-                for h in range(heads):
-                    _greatest_of_lanes(scores[h], greatest)
-                    least = _threshold(greatest, looked)
-                    m = _collect(scores[h], greatest, least, places, best)
-                    whole = True
-                    if m > 3 * looked:
-                        m, whole = _narrow(places, best, m, looked)
-                    _sort(best, m, order)
-                    lengths[h] = _expand(
-                        places, best, order, m, k if whole else looked, alone,
-                        counts, bounds, ages, ranked[h], ordinals[h],
-                    )  # fmt: skip
-                size, turns = _take_turns(ranked, ordinals, lengths, k, met, chosen)
-                if turns > 0:
-                    break
-                for i in range(size):
-                    met[chosen[i]] = 0
-                looked = k
-            ranks = min(turns + turns // 8 + 2, k)
-        for h in range(heads):
-            part = slice(h * width, (h + 1) * width)
-            _attend(scores[h], values[:, part], chosen[:size], met, weights, bits, out[b, part])
+            _weigh(scores[h], chosen, scratch.met, weights[h], bits)
+        _pool(weights, values, chosen, out[b])
         for i in range(size):
-            met[chosen[i]] = 0
+            scratch.met[chosen[i]] = 0
     return out
 
 
 @fast_kernel
-def _score(query: F32, keys: F32, scores: F32) -> None:
-    """Products of a query f32[w] with keys f32[w, n]; f32[n]."""
-    n, j = keys.shape[1], 0
-    scores[:] = 0
-    while j + 8 <= len(query):
-        a, b, c, d = query[j], query[j + 1], query[j + 2], query[j + 3]
-        e, f, g, h = query[j + 4], query[j + 5], query[j + 6], query[j + 7]
-        k0, k1, k2, k3 = keys[j], keys[j + 1], keys[j + 2], keys[j + 3]
-        k4, k5, k6, k7 = keys[j + 4], keys[j + 5], keys[j + 6], keys[j + 7]
-        for i in range(n):
-            first = a * k0[i] + b * k1[i] + c * k2[i] + d * k3[i]
-            scores[i] += first + e * k4[i] + f * k5[i] + g * k6[i] + h * k7[i]
-        j += 8
-    while j < len(query):
-        a, k0 = query[j], keys[j]
-        for i in range(n):
-            scores[i] += a * k0[i]
-        j += 1
+def _found_kernel(scores: F32, mask: Bools, k: int, found: Bools) -> None:
+    """`search_scores`: each behavior is an item of its own."""
+    heads, length = scores.shape[1], scores.shape[3]
+    padded = (length + LANES - 1) // LANES * LANES
+    ones, every = np.ones(length, np.int32), np.arange(length + 1).astype(np.int32)
+    laid = np.empty((heads, padded), np.float32)
+    greatest = np.empty((heads, LANES), np.float32)
+    places = np.empty(length, np.int64)
+    scratch = _scratch(heads, padded, length, k)
+    ranks = FIRST_RANKS
+    for r in range(len(scores)):
+        n = 0
+        for place in range(length - 1, -1, -1):
+            places[n] = place
+            n += int(mask[r, place])
+        if not n:
+            continue
+        for b in range(scores.shape[2]):
+            for h in range(heads):
+                mine = scores[r, h, b]
+                for i in range(n):
+                    laid[h, i] = mine[places[i]]
+                laid[h, n:] = NOWHERE
+                greatest[h] = laid[h, :LANES]
+                for begin in range(LANES, padded, LANES):
+                    for i in range(LANES):
+                        greatest[h, i] = max(greatest[h, i], laid[h, begin + i])
+            size, ranks = _find(
+                laid, greatest, ones[:n], every[: n + 1], every[:n], k, ranks, scratch
+            )
+            for i in range(size):
+                item = scratch.chosen[i]
+                found[r, b, places[item]] = True
+                scratch.met[item] = 0
 
 
 @fast_kernel
-def _greatest_of_lanes(scores: F32, greatest: F32) -> None:
-    """The greatest score of each lane; scores lie lane by lane, over and over."""
-    lanes = len(greatest)
-    greatest[:] = scores[:lanes]
-    for begin in range(lanes, len(scores), lanes):
-        row = scores[begin : begin + lanes]
-        for lane in range(lanes):
-            greatest[lane] = max(greatest[lane], row[lane])
+def _find(
+    scores: F32,
+    greatest: F32,
+    counts: I32,
+    bounds: I32,
+    ages: I32,
+    k: int,
+    ranks: int,
+    scratch: _Scratch,
+) -> tuple[int, int]:
+    """The items of which one candidate finds behaviors, into ``scratch.chosen``, and how many of
+    each, into ``scratch.met``.
+
+    Args:
+        scores: f32[heads, rows * LANES], and the greatest of each lane, f32[heads, LANES].
+        ranks: how many of each head are looked at first.
+
+    Returns:
+        How many items, and how many ranks the next candidate should look at.
+    """
+    n = len(counts)
+    if len(ages) <= k:
+        for i in range(n):
+            scratch.chosen[i], scratch.met[i] = i, counts[i]
+        return n, ranks
+    places, best, order, alone = scratch.places, scratch.best, scratch.order, len(ages) == n
+    looked = min(ranks, k)
+    while True:
+        for h in range(len(scores)):
+            least = _threshold(greatest[h, : min(n, LANES)], looked)
+            m = _collect(scores[h], greatest[h], least, n, places, best)
+            whole = True
+            if m > 3 * looked:
+                m, whole = _narrow(places, best, m, looked)
+            _sort(best, m, order)
+            scratch.lengths[h] = _expand(
+                places, best, order, m, k if whole else looked, alone,
+                counts, bounds, ages, scratch.ranked[h], scratch.ordinals[h],
+            )  # fmt: skip
+        size, turns = _take_turns(
+            scratch.ranked, scratch.ordinals, scratch.lengths, k, scratch.met, scratch.chosen
+        )
+        if turns > 0:
+            return size, turns + turns // 8 + 2
+        for i in range(size):
+            scratch.met[scratch.chosen[i]] = 0
+        looked = k
+
+
+@fast_kernel
+def _score(queries: F32, keys: F32, n: int, scores: F32, greatest: F32) -> None:
+    """Products of some queries f32[c, heads * w] with keys f32[heads, rows, w * LANES] of n items:
+    f32[c, heads, rows * LANES], and the greatest of each lane, f32[c, heads, LANES]. What fills the
+    last row has `NOWHERE`.
+    """
+    heads, rows, width = len(keys), keys.shape[1], keys.shape[2] // LANES
+    for h in range(heads):
+        for r in range(rows):
+            for c in range(len(queries)):
+                query = queries[c, h * width : (h + 1) * width]
+                part = scores[c, h, r * LANES : (r + 1) * LANES]
+                _score_row(query, keys[h, r], part)
+                if r == rows - 1:
+                    part[n - r * LANES :] = NOWHERE
+                most = greatest[c, h]
+                if r == 0:
+                    most[:] = part
+                else:
+                    for i in range(LANES):
+                        most[i] = part[i] if part[i] > most[i] else most[i]
+
+
+@fast_kernel
+def _score_row(query: F32, keys: F32, scores: F32) -> None:
+    """Products of a query f32[w] with a row's keys f32[w * LANES], eight numbers of it a pass."""
+    j = 0
+    if len(query) >= 8:
+        a, b, c, d = query[0], query[1], query[2], query[3]
+        e, f, g, h = query[4], query[5], query[6], query[7]
+        for i in range(LANES):
+            half = a * keys[i] + b * keys[i + LANES]
+            half += c * keys[i + 2 * LANES] + d * keys[i + 3 * LANES]
+            half += e * keys[i + 4 * LANES] + f * keys[i + 5 * LANES]
+            scores[i] = half + g * keys[i + 6 * LANES] + h * keys[i + 7 * LANES]
+        j = 8
+    else:
+        scores[:] = 0
+    while j < len(query):
+        a, key = query[j], keys[j * LANES : (j + 1) * LANES]
+        for i in range(LANES):
+            scores[i] += a * key[i]
+        j += 1
 
 
 @fast_kernel
@@ -228,16 +362,17 @@ def _threshold(values: F32, least: int) -> np.float32:
     """
     low, high = values[0], values[0]
     for i in range(len(values)):
-        low, high = min(low, values[i]), max(high, values[i])
+        low = values[i] if values[i] < low else low
+        high = values[i] if values[i] > high else high
     if len(values) <= least:
         return np.float32(low)
     while True:
         middle = low + (high - low) * np.float32(0.5)
         if middle <= low:
             return np.float32(low)
-        count = np.int32(0)
+        count = np.float32(0)  # a float, as wide as what is compared
         for i in range(len(values)):
-            count += np.int32(values[i] >= middle)
+            count += np.float32(1) if values[i] >= middle else np.float32(0)
         if count >= least:
             low = middle
             if count <= least + least // 4:
@@ -249,19 +384,22 @@ def _threshold(values: F32, least: int) -> np.float32:
 
 
 @fast_kernel
-def _collect(scores: F32, greatest: F32, least: np.float32, places: I32, best: F32) -> int:
-    """Places with their scores, in their order, of all that are at least ``least``; how many."""
-    lanes, hot = len(greatest), 0
-    looked = np.empty(lanes + 1, np.int32)
-    for lane in range(lanes):
-        looked[hot] = lane
+def _collect(scores: F32, greatest: F32, least: np.float32, n: int, places: I32, best: F32) -> int:
+    """Places of items, with their scores, in their order, of all that are at least ``least``; how
+    many they are.
+    """
+    lanes, hot = np.empty(LANES + 1, np.int32), 0
+    for lane in range(LANES):
+        lanes[hot] = lane
         hot += int(greatest[lane] >= least)
     m = 0
-    for begin in range(0, len(scores), lanes):
+    for begin in range(0, len(scores), LANES):
         for i in range(hot):
-            place = begin + looked[i]
+            place = begin + lanes[i]
             places[m], best[m] = place, scores[place]
             m += int(best[m] >= least)
+    while m and places[m - 1] >= n:
+        m -= 1
     return m
 
 
@@ -291,12 +429,12 @@ def _sort(best: F32, m: int, order: I32) -> None:
     it: for some dozens that is faster than moving them.
     """
     for i in range(m):
-        mine, before = best[i], np.int32(0)
+        mine, before = best[i], np.float32(0)  # a float, as wide as what is compared
         for j in range(i):
-            before += np.int32(best[j] >= mine)
+            before += np.float32(1) if best[j] >= mine else np.float32(0)
         for j in range(i + 1, m):
-            before += np.int32(best[j] > mine)
-        order[before] = i
+            before += np.float32(1) if best[j] > mine else np.float32(0)
+        order[int(before)] = i
 
 
 @fast_kernel
@@ -382,10 +520,8 @@ def _take_turns(
 
 
 @fast_kernel
-def _attend(
-    scores: F32, values: F32, chosen: I32, met: I32, weights: F32, bits: I32, out: F32
-) -> None:
-    """One head's attention to the chosen items, each as often as it was met (Eq. 7); f32[w]."""
+def _weigh(scores: F32, chosen: I32, met: I32, weights: F32, bits: I32) -> None:
+    """One head's attention weights of the chosen items, each as often as it was met (Eq. 7)."""
     top = NOWHERE
     for i in range(len(chosen)):
         weights[i] = scores[chosen[i]]
@@ -395,11 +531,22 @@ def _attend(
     for i in range(len(chosen)):
         weights[i] *= np.float32(met[chosen[i]])
         total += weights[i]
+    for i in range(len(chosen)):
+        weights[i] /= total
+
+
+@fast_kernel
+def _pool(weights: F32, values: F32, chosen: I32, out: F32) -> None:
+    """The chosen items' values f32[., heads * w], each head's by its weights f32[heads, .]."""
+    heads = len(weights)
+    width = len(out) // heads
     out[:] = 0
     for i in range(len(chosen)):
-        value, weight = values[chosen[i]], weights[i] / total
-        for j in range(len(out)):
-            out[j] += weight * value[j]
+        value = values[chosen[i]]
+        for h in range(heads):
+            weight = weights[h, i]
+            for j in range(h * width, (h + 1) * width):
+                out[j] += weight * value[j]
 
 
 @fast_kernel

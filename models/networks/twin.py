@@ -20,6 +20,7 @@ from torch.nn import functional
 from infra.errors import TrainingError
 from models.bundle import TableEntry, TWINOffline
 from models.data.schema import Inputs
+from models.kernels.search import search_scores
 from models.modules.layers import MASKED, masked_softmax
 from models.modules.long_term import LongTerm, LongTermConfig, Served, State
 from models.modules.rounding import project
@@ -286,6 +287,20 @@ def search(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     Returns:
         bool[..., B, L].
     """
+    if scores.device.type == "cpu" and not torch.compiler.is_exporting():
+        heads, B, L = scores.shape[-3:]
+        found = search_scores(
+            scores.float().reshape(-1, heads, B, L).numpy(),
+            mask.expand(*scores.shape[:-3], 1, L).reshape(-1, L).numpy(),
+            k,
+            torch.get_num_threads(),
+        )
+        return torch.from_numpy(found).reshape(*scores.shape[:-3], B, L)
+    return search_by_sorting(scores, mask, k)
+
+
+def search_by_sorting(scores: Tensor, mask: Tensor, k: int) -> Tensor:
+    """`search` on any device, and in exported graphs."""
     heads, L = scores.shape[-3], scores.shape[-1]
     places = torch.arange(L, device=scores.device) * NEWEST_FIRST
     ranked = scores.masked_fill(~mask.unsqueeze(-3), MASKED).double() + places

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.arrays import F32, I32
-from models.kernels.search import attend_to_found, items_of
+from models.kernels.search import attend_to_found, items_of, search_scores
 from models.modules.sequence import BehaviorSequence, Target
-from models.networks.twin import TWIN, TWINConfig
+from models.networks.twin import TWIN, TWINConfig, search_by_sorting
 from tests.models.networks.building import ITEMS, D, tiny_inputs
 
 
@@ -50,6 +50,27 @@ def check(module: TWIN, table: torch.Tensor, rows: list[int]) -> None:
 
 few = st.lists(st.integers(0, 5), max_size=120)
 many = st.lists(st.integers(0, ITEMS), max_size=120)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    length=st.integers(1, 700),
+    heads=st.integers(1, 4),
+    k=st.sampled_from([1, 3, 40, 100, 300]),
+    steps=st.sampled_from([0, 3, 50, 10**6]),
+    padded=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_known_scores_are_searched_as_by_sorting(
+    seed: int, length: int, heads: int, k: int, steps: int, padded: float
+) -> None:
+    """Of few steps many scores are equal: then places decide."""
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(-steps, steps + 1, (2, heads, 3, length)) / 1000).astype(np.float32)
+    mask = rng.random((2, length)) >= padded
+    expected = search_by_sorting(torch.from_numpy(scores), torch.from_numpy(mask)[:, None], k)
+    for threads in (1, 2):
+        np.testing.assert_array_equal(search_scores(scores, mask, k, threads), expected.numpy())
 
 
 @settings(max_examples=120, deadline=None)
