@@ -124,7 +124,10 @@ def demo(
     store: StoreUrl = None,
     system: Annotated[
         str,
-        typer.Option(help="Whose shipped bundle: encode, sdim or twin; --bundle names another."),
+        typer.Option(
+            help="Whose shipped bundle: encode, sdim or twin, or all, one after another; --bundle"
+            " names another."
+        ),
     ] = "encode",
     bundle: BundlePath = None,
     json_out: JsonOut = None,

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -64,6 +64,10 @@ DRAIN_S: Final = 120.0
 """Longest wait for the worker to apply and cluster what was sent."""
 
 
+ALL: Final = "all"
+"""What stands for every system that has a shipped bundle."""
+
+
 class NotInTime(LifelongError):
     """A part of the demo took far longer than it should."""
 
@@ -83,7 +87,7 @@ class DemoOptions:
     store: str | None = None
     """Store URL; None: LMDB in a temporary directory."""
     system: str = "encode"
-    """System of the shipped bundle to take."""
+    """System of the shipped bundle to take; `ALL`: each, one after another."""
     bundle: Path | None = None
     """Bundle; None: the shipped one of the system."""
 
@@ -127,18 +131,15 @@ class Steps:
 
 
 def run_demo(options: DemoOptions, *, quiet: bool) -> dict[str, Any]:
-    """Run the demo and return its figures; prints them unless ``quiet``.
+    """Run the demo and return its figures, of all systems by their names under "systems"; prints
+    them unless ``quiet``.
 
     Everything started here has ended when this returns or raises.
     """
     console = Console(file=sys.stderr) if quiet else Console()
-    with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lifelong-demo-")))
-        with Steps(console) as steps:
-            demo = Demo(options, directory, stack, steps)
-            demo.start()
-            demo.stream()
-            report = demo.report()
+    if options.system == ALL:
+        return {"systems": _side_by_side(options, console, quiet=quiet)}
+    with _demo(options, console) as (demo, report):
         if not quiet:
             from lifelong.demo.report import show
 
@@ -146,6 +147,46 @@ def run_demo(options: DemoOptions, *, quiet: bool) -> dict[str, Any]:
         if options.keep:
             _wait_for_interrupt(console, demo)
     return report
+
+
+@contextlib.contextmanager
+def _demo(options: DemoOptions, console: Console) -> Iterator[tuple[Demo, dict[str, Any]]]:
+    """A demo that has run, and its figures; its parts go on until this is left."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lifelong-demo-")))
+        with Steps(console) as steps:
+            demo = Demo(options, directory, stack, steps)
+            demo.start()
+            demo.stream()
+            report = demo.report()
+        yield demo, report
+
+
+def _side_by_side(
+    options: DemoOptions, console: Console, *, quiet: bool
+) -> dict[str, dict[str, Any]]:
+    """The demo of each system, one after another: on a machine of few cores they would slow each
+    other down. Stream and requests are the same.
+    """
+    for flag, given in (
+        ("--keep", options.keep),
+        ("--store", options.store),
+        ("--bundle", options.bundle),
+    ):
+        if given:
+            raise SettingsError(
+                f"{flag} is for a demo of one system; leave it out, or --system all"
+            )
+    reports = {}
+    for name in BUNDLES:
+        console.print(f"[bold]{name}[/bold]")
+        with _demo(replace(options, system=name), console) as (_, reports[name]):
+            pass
+    if not quiet:
+        from lifelong.demo.report import show_systems
+
+        show_systems(console, reports)
+    return reports
 
 
 class Demo:
@@ -167,7 +208,9 @@ class Demo:
         live = len(self._purchases) - self._first
         self._last = self._first + min(options.events or live, live)
         if options.system not in BUNDLES:
-            raise SettingsError(f"--system {options.system!r}: choose {' or '.join(BUNDLES)}")
+            raise SettingsError(
+                f"--system {options.system!r}: choose {', '.join(BUNDLES)} or {ALL}"
+            )
         self._bundle = Bundle.load(options.bundle or BUNDLES[options.system])
         self._system = open_system(self._bundle)
         self._broker_kind = options.broker
