@@ -56,6 +56,8 @@ bundle: $(STAMPS)/train
 	$(BIN)/lifelong export runs/shipped lifelong/data/bundle
 	$(BIN)/lifelong train lifelong/data/sdim.toml --out runs/shipped-sdim $(ARGS)
 	$(BIN)/lifelong export runs/shipped-sdim lifelong/data/sdim-bundle
+	$(BIN)/lifelong train lifelong/data/twin.toml --out runs/shipped-twin $(ARGS)
+	$(BIN)/lifelong export runs/shipped-twin lifelong/data/twin-bundle
 
 bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench stream $(ARGS)
@@ -63,6 +65,8 @@ bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench store $(ARGS)
 	$(BIN)/lifelong bench catalog $(ARGS)
 	$(BIN)/lifelong bench sdim $(ARGS)
+	$(BIN)/lifelong bench twin $(ARGS)
+	$(BIN)/lifelong bench score $(ARGS)
 	$(BIN)/lifelong bench train $(ARGS)
 
 chaos: $(STAMPS)/serve

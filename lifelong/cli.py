@@ -123,7 +123,11 @@ def demo(
     ] = "auto",
     store: StoreUrl = None,
     system: Annotated[
-        str, typer.Option(help="Whose shipped bundle: encode or sdim; --bundle names another.")
+        str,
+        typer.Option(
+            help="Whose shipped bundle: encode, sdim or twin, or all, one after another; --bundle"
+            " names another."
+        ),
     ] = "encode",
     bundle: BundlePath = None,
     json_out: JsonOut = None,
@@ -613,6 +617,32 @@ def bench_sdim(
     from lifelong.bench import sdim
 
     _report_bench(lambda: sdim.run(quick=quick), "sdim", chart, json_out)
+
+
+@bench.command("twin")
+def bench_twin(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Microseconds of a TWIN request's reading and searching, at 1,000 and 10,000 behaviors."""
+    from lifelong.bench import twin
+
+    _report_bench(lambda: twin.run(quick=quick), "twin", chart, json_out)
+
+
+@bench.command("score")
+def bench_score(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Microseconds of a ranking request: the three systems beside DIN-L, torch and plain graphs."""
+    with _extra("bench"):
+        from lifelong.bench import score
+    _report_bench(lambda: score.run(quick=quick), "score", chart, json_out)
 
 
 @bench.command("train")

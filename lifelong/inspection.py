@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from extractor.state import InterestState
 from extractor.system import System
 from extractor.systems import load_system
 from infra.behaviors import ActionNames
@@ -85,15 +86,17 @@ def _describe_user(
         ],
         "interests": None,
     }
-    if profile.interests is not None:
-        report["interests"] = _describe_state(bundle, system, sequence, user, profile.interests)
+    if not system.keeps_state:
+        report["interests"] = _describe_state(bundle, system, sequence, system.extract(sequence))
+    elif profile.interests is not None:
+        state = system.layout.decode(profile.interests, user)
+        report["interests"] = _describe_state(bundle, system, sequence, state)
     return report
 
 
 def _describe_state(
-    bundle: Bundle, system: System, sequence: StoredSequence, user: str, record: bytes
+    bundle: Bundle, system: System, sequence: StoredSequence, state: InterestState
 ) -> dict[str, Any]:
-    state = system.layout.decode(record, user)
     named = name_interests(bundle, system, sequence, state, MOST_INTERESTS)
     return {
         "bundle": state.bundle.hex(),

@@ -21,7 +21,11 @@ _DATA: Final = Path(__file__).parent / "data"
 BUNDLE: Final = _DATA / "bundle"
 """The model bundle that is used where no other is named."""
 
-BUNDLES: Final[Mapping[str, Path]] = {"encode": BUNDLE, "sdim": _DATA / "sdim-bundle"}
+BUNDLES: Final[Mapping[str, Path]] = {
+    "encode": BUNDLE,
+    "sdim": _DATA / "sdim-bundle",
+    "twin": _DATA / "twin-bundle",
+}
 """The model bundles by system."""
 
 PURCHASES: Final = _DATA / "online-retail-2.parquet"

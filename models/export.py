@@ -122,10 +122,11 @@ def export_network(
     """
     network = network.cpu().eval()
     served = served_as(network, half=half)
-    finished = served is not None and served.finished
-    if half and served is None:
+    width = served.finished if served is not None else 0
+    finished = width > 0
+    if half and not (served and served.stored):
         raise TrainingError(
-            "half is for interests that the services store, and they do not serve this run;"
+            "half is for interests that the services store, and they store none of this run;"
             " leave it out"
         )
     known = [0, *(int(row) for row in np.flatnonzero(popularity[1:] > 0) + 1)]
@@ -169,7 +170,7 @@ def export_network(
         cross_features=network.inputs.cross_features,
         rates=network.inputs.rates,
         long_term=msgspec.to_builtins(config.long_term),
-        state=state_tensors(network, table, finished=finished),
+        state=state_tensors(network, table, width),
         schema=_schema(network),
         actions=network.inputs.actions,
         sampling_rate=network.sampling_rate,
@@ -179,7 +180,7 @@ def export_network(
         metrics=dict(metrics or {}),
     )
     if served is not None:
-        stored = served.stored | manifest.of_actions()
+        stored = served.stored | manifest.of_actions() if served.stored else {}
         manifest = msgspec.structs.replace(manifest, stored=stored)
     if half and served and not np.abs(embeddings).max() * served.summed < HALF_MAX:
         raise TrainingError("embeddings are too large for float16; leave half out, or train again")
@@ -262,7 +263,8 @@ class _Online(nn.Module):
         target = Target(candidates, read.get("categories", none), read.get("rows", none))
         others = recent, recent_mask, user, target, cross
         if LONG_TERM in state:
-            return self.network.ctrs(self.network.logits_of(state[LONG_TERM], *others))
+            long = self.network.long.finish(state[LONG_TERM])
+            return self.network.ctrs(self.network.logits_of(long, *others))
         return self.network.ctrs(self.network.logits(state, *others))
 
 
@@ -330,14 +332,15 @@ def network_state(network: Network, table: torch.Tensor, *, finished: bool) -> l
     return list(_summary(network, _sequence(network, table, rng, 1, 0)))
 
 
-def state_tensors(
-    network: Network, table: torch.Tensor, *, finished: bool
-) -> dict[str, StateTensor]:
+def state_tensors(network: Network, table: torch.Tensor, width: int) -> dict[str, StateTensor]:
     """Type and shape of the inputs that `network_state` names, -1 for axes that depend on the
     user's behaviors.
+
+    Args:
+        width: of what the services find (`models.modules.long_term.Served.finished`); 0: nothing.
     """
-    if finished:
-        return {LONG_TERM: StateTensor("float32", ("B", network.long.width))}
+    if width:
+        return {LONG_TERM: StateTensor("float32", ("B", width))}
     rng = np.random.default_rng(0)
     short = _summary(network, _sequence(network, table, rng, 120, 3))
     long = _summary(network, _sequence(network, table, rng, 130, 5))
@@ -448,7 +451,7 @@ def _inputs(
     inputs = _summary(network, sequence)
     if finished:
         target = Target(table[candidates], categories, candidates)
-        inputs = {LONG_TERM: network.long.read(inputs, target)}
+        inputs = {LONG_TERM: network.long.find(inputs, target)}
     inputs |= {
         "recent": table[torch.from_numpy(rng.integers(0, n, M))],
         "recent_mask": torch.ones(M),

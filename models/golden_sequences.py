@@ -184,7 +184,8 @@ class _Asked:
         table, at = self._table[torch.from_numpy(used)], torch.from_numpy(places)
         ctr = Tensor.of(self._ctrs(golden, table, at))
         rng = np.random.default_rng(self._manifest.seed)
-        for _ in range(SHAKEN):
+        # What stores nothing has clustered nothing, and its search has exact scores.
+        for _ in range(SHAKEN if self._manifest.stored else 0):
             noise = torch.from_numpy(rng.standard_normal(table.shape, np.float32))
             shaken = self._ctrs(golden, table * (1 + NOISE * noise), at)
             if not ctr_difference(shaken, ctr, self._network.sampling_rate) <= STEADY:
@@ -194,13 +195,15 @@ class _Asked:
     @torch.no_grad()
     def _ctrs(self, golden: GoldenSequence, table: torch.Tensor, at: torch.Tensor) -> F32:
         """CTRs f32[B] by the network; the state is of the last L behaviors that are not newer.
+        Where nothing is stored, these are the last L of all.
 
         Args:
             table: embeddings of the items that the sequence is about.
             at: i64[n + B]: the rows in it of behaviors and candidates.
         """
         network, n = self._network, len(golden.items)
-        kept = slice(max(n - golden.newer - self._manifest.L, 0), n)
+        beside = golden.newer if self._manifest.stored else 0
+        kept = slice(max(n - beside - self._manifest.L, 0), n)
         items, times = golden.items[kept], np.array(golden.times[kept], np.int64)
         # One that is masked where there are none: no sequence is of length 0.
         rows = at[kept].unsqueeze(0) if items else torch.zeros(1, 1, dtype=torch.long)

@@ -29,7 +29,8 @@ def make_network(config: RunConfig, inputs: Inputs) -> Network:
 def make_gatherer(config: RunConfig, samples: AnySplit, inputs: Inputs) -> Gatherer:
     """A gatherer of what the configuration's method sees: its L behaviors, and the recent ones."""
     length = max(config.long_term.L, config.network.M)
-    return Gatherer(samples.interactions, samples.sequences, inputs, length)
+    stale = config.long_term.keeps_state
+    return Gatherer(samples.interactions, samples.sequences, inputs, length, stale=stale)
 
 
 def predict(

@@ -77,10 +77,12 @@ def tiny_config(
     from models.network import NetworkConfig
     from models.networks.encode import EncodeConfig
     from models.networks.sdim import SDIMConfig
+    from models.networks.twin import TWINConfig
 
-    systems: dict[str, EncodeConfig | SDIMConfig] = {
+    systems: dict[str, EncodeConfig | SDIMConfig | TWINConfig] = {
         "encode": EncodeConfig(m=m, K=K, L=L, T=T),
         "sdim": SDIMConfig(m=3 * m, tau=3, L=L),
+        "twin": TWINConfig(k=K, heads=2, L=L),
     }
     return RunConfig(
         name=name,

@@ -27,9 +27,16 @@ def _open_sdim(bundle: Bundle) -> System:
     return SDIMSystem(bundle)
 
 
+def _open_twin(bundle: Bundle) -> System:
+    from extractor.systems.twin import TWINSystem
+
+    return TWINSystem(bundle)
+
+
 SYSTEMS: Final[Mapping[str, Callable[[Bundle], System]]] = {
     "encode": _open_encode,
     "sdim": _open_sdim,
+    "twin": _open_twin,
 }
 """The systems that the services serve, by their names in manifests."""
 

@@ -5,17 +5,21 @@ All systems cluster the same users at ENCODE's sizes, one core each, and alterna
 are handed the start that ours has to find, and are not asked for assignments where their interface
 leaves them out: whatever is uneven is in their favor. Half of the users have interests (grouped
 behaviors), the other half have none (a Gaussian), which takes every algorithm longest.
+
+Whole states, of ENCODE and of SDIM, are those of the shipped purchases' users with a thousand and
+more, by the shipped bundles.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, Final, cast
 
 import numpy as np
@@ -30,8 +34,9 @@ from infra.segments import SEGMENT
 from infra.settings import WorkerSettings
 from infra.store import Append, Group, StoreOptions, wall_clock_ms
 from infra.stores.lmdb import LmdbStore
+from lifelong.bench import sdim
 from lifelong.bench.report import compose
-from lifelong.shipped import BUNDLE
+from lifelong.shipped import BUNDLE, BUNDLES
 from models.bundle import Bundle
 from models.kernels.clustering import cluster, farthest_first
 from streaming.schedule import Reclusterer
@@ -45,6 +50,15 @@ OURS: Final = "lifelong"
 SEED: Final = 20
 NEWER: Final = SEGMENT
 """Behaviors that came since the last clustering, in the warm rows."""
+
+STATES: Final = {
+    "SDIM, a state": sdim.WHOLE,
+    "SDIM, buckets": sdim.ANEW,
+    "SDIM, up to date": sdim.UP_TO_DATE,
+}
+"""SDIM's rows, and which way of `lifelong.bench.sdim` each is: a whole state, its buckets alone,
+and those brought up to date by a segment that came and one that left."""
+ENCODE: Final = "ENCODE, a state"
 
 STORE: Final = "store to store"
 STORE_WARM: Final = "store to store, warm start"
@@ -96,7 +110,9 @@ def run(quick: bool) -> dict[str, Any]:
         OURS: lambda user: cluster(user.h, K, T),
         "lifelong, warm start": lambda user: cluster(user.h, K, T, start=user.old),
     }
-    rounds: dict[str, list[float]] = {name: [] for name in (*ours, STORE, STORE_WARM, *peers)}
+    states, bytes_of = _states()
+    names = (*ours, *states, STORE, STORE_WARM, *peers)
+    rounds: dict[str, list[float]] = {name: [] for name in names}
     with (
         threadpool_limits(1),  # scikit-learn's and faiss's OpenMP, numpy's BLAS
         tempfile.TemporaryDirectory(prefix="lifelong-bench-") as directory,
@@ -109,6 +125,8 @@ def run(quick: bool) -> dict[str, Any]:
         for _ in range(load.rounds):
             for name, system in ours.items():
                 rounds[name].append(_users_per_second(system, users, load.passes))
+            for name, calls in states.items():
+                rounds[name].append(_calls_per_second(calls, load.passes))
             rounds[STORE].append(stored.cold())
             rounds[STORE_WARM].append(stored.warm())
             for name, peer in peers.items():
@@ -119,6 +137,7 @@ def run(quick: bool) -> dict[str, Any]:
         "store_to_store_users_per_second": round(median(rounds[STORE])),
         "store_to_store_warm_users_per_second": round(median(rounds[STORE_WARM])),
         "state_record_bytes": record_bytes,
+        **bytes_of,
     }
     result = compose(OURS, rounds, "users/s", list(peers))
     return {**result, "tightness": tightness, "figures": figures}
@@ -133,6 +152,36 @@ def _users_per_second(system: Callable[[User], object], users: list[User], passe
         for user in users:
             system(user)
     return passes * len(users) / (time.process_time() - began)
+
+
+def _calls_per_second(calls: Sequence[Callable[[], object]], passes: int) -> float:
+    """Calls a second of processor time, of one call a user."""
+    began = time.process_time()
+    for _ in range(passes):
+        for call in calls:
+            call()
+    return passes * len(calls) / (time.process_time() - began)
+
+
+def _states() -> tuple[dict[str, list[Callable[[], object]]], dict[str, int]]:
+    """What makes states, by row a call for each user; and bytes of their records, on average."""
+    bundles = {name: Bundle.load(BUNDLES[name]) for name in ("encode", "sdim")}
+    systems = {name: open_system(bundle) for name, bundle in bundles.items()}
+    sequences = sdim.sequences(L)
+    of_sdim = [sdim.ways_of(bundles["sdim"], sequence) for sequence in sequences]
+    states: dict[str, list[Callable[[], object]]] = {
+        ENCODE: [partial(systems["encode"].extract, sequence) for sequence in sequences]
+    }
+    states |= {row: [ways[way] for ways in of_sdim] for row, way in STATES.items()}
+    for calls in states.values():
+        calls[0]()  # compiled
+    bytes_of = {
+        f"{name}_state_bytes": round(
+            mean(len(system.layout.encode(system.extract(sequence))) for sequence in sequences)
+        )
+        for name, system in systems.items()
+    }
+    return states, bytes_of
 
 
 def _user(number: int) -> User:

@@ -48,6 +48,16 @@ def compose(
 def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
     """Print the table with bars; draw the chart if a file is named for it."""
     console = Console()
+    console.print(_across(title, result) if "B" in result["results"][0] else _bars(title, result))
+    for more in result.get("tables", ()):
+        console.print(_more(more))
+    if chart is not None:
+        _draw(title, result, chart)
+        console.print(f"chart: {chart}", highlight=False)
+
+
+def _bars(title: str, result: dict[str, Any]) -> Table:
+    """A row with a bar for each result."""
     most = max(row["value"] for row in result["results"])
     ratios = result["ratios"]
     table = Table(title=f"{title}: {result['machine']}", title_justify="left")
@@ -64,12 +74,29 @@ def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
             *([faster] if ratios else []),
             Bar(most, 0, row["value"], width=BAR),
         )
-    console.print(table)
-    for more in result.get("tables", ()):
-        console.print(_more(more))
-    if chart is not None:
-        _draw(title, result, chart)
-        console.print(f"chart: {chart}", highlight=False)
+    return table
+
+
+def _across(title: str, result: dict[str, Any]) -> Table:
+    """A row for each method and L, a column for each number of candidates; of a peer, or of another
+    method that is held against, how many times faster ours is.
+    """
+    results = result["results"]
+    sizes = sorted({row["B"] for row in results})
+    table = Table(title=f"{title}, {results[0]['unit']}: {result['machine']}", title_justify="left")
+    table.add_column("")
+    table.add_column("L", justify="right")
+    for size in sizes:
+        table.add_column(f"B = {size:,}", justify="right")
+    table.add_column("ours is", justify="right")
+    cells: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
+    for row in results:
+        cells.setdefault((row["method"], row["L"]), {})[row["B"]] = row
+    for (method, L), of_size in cells.items():
+        ratio = result["ratios"].get(of_size[sizes[-1]]["name"])
+        values = [f"{of_size[size]['value']:,.0f}" if size in of_size else "" for size in sizes]
+        table.add_row(method, f"{L:,}", *values, f"{ratio:.1f} x faster" if ratio else "")
+    return table
 
 
 def _more(more: dict[str, Any]) -> Table:
@@ -91,12 +118,25 @@ def _draw(title: str, result: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = [row["name"] for row in result["results"]][::-1]
-    values = [row["value"] for row in result["results"]][::-1]
+    from lifelong.drawing.style import BLUE, GRAY, LIGHT_BLUE, PALE
+
+    # Of a bench that tells stages, the rows that have them.
+    rows = [row for row in result["results"] if "stages" in row] or result["results"]
+    rows = rows[::-1]
+    names = [row["name"] for row in rows]
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.45 * len(names)))
-    colors = ["#9aa5b1" if name in result["peers"] else "#1f6feb" for name in names]
-    bars = axes.barh(names, values, color=colors)
-    axes.bar_label(bars, fmt="{:,.0f}", padding=4)
+    if "stages" in rows[0]:
+        ends = [0.0] * len(rows)
+        for stage, color in zip(rows[0]["stages"], (PALE, GRAY, LIGHT_BLUE, BLUE), strict=True):
+            spent = [row["stages"][stage] for row in rows]
+            axes.barh(names, spent, left=ends, color=color, label=stage)
+            ends = [end + more for end, more in zip(ends, spent, strict=True)]
+        axes.legend(frameon=False)
+        whole = axes.barh(names, ends, fill=False, linewidth=0)
+    else:
+        colors = [GRAY if name in result["peers"] else BLUE for name in names]
+        whole = axes.barh(names, [row["value"] for row in rows], color=colors)
+    axes.bar_label(whole, [f"{row['value']:,.0f}" for row in rows], padding=4)
     axes.set_title(f"{title} ({result['results'][0]['unit']})", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)

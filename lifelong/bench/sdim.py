@@ -32,6 +32,10 @@ NEWER: Final = 32
 
 SEED: Final = 20
 
+WHOLE: Final = "extract, whole"
+ANEW: Final = "extract, buckets anew"
+UP_TO_DATE: Final = "extract, buckets brought up to date"
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -52,7 +56,7 @@ def run(quick: bool) -> dict[str, Any]:
     bundle = Bundle.load(BUNDLES["sdim"], verify=False)
     system = open_system(bundle)
     system.warm()
-    ways = [_ways(bundle, sequence) for sequence in _sequences(bundle.manifest.L)]
+    ways = [ways_of(bundle, sequence) for sequence in sequences(bundle.manifest.L)]
     rounds: dict[str, list[float]] = {name: [] for name in ways[0]}
     for _ in range(load.rounds):
         for name, times in rounds.items():
@@ -63,7 +67,7 @@ def run(quick: bool) -> dict[str, Any]:
             spent = time.process_time() - began
             times.append(1e6 * spent / (load.passes * len(ways)))
     figures = {name: round(median(times), 1) for name, times in rounds.items()}
-    state = system.extract(_sequences(bundle.manifest.L)[0])
+    state = system.extract(sequences(bundle.manifest.L)[0])
     tensors = sum(tensor.nbytes for tensor in state.tensors.values())
     return {
         "machine": machine(),
@@ -81,7 +85,7 @@ def run(quick: bool) -> dict[str, Any]:
     }
 
 
-def _sequences(L: int) -> list[StoredSequence]:
+def sequences(L: int) -> list[StoredSequence]:
     """The last L behaviors of whoever has as many."""
     purchases = Purchases.load()
     behaviors = purchases.behaviors()
@@ -89,7 +93,7 @@ def _sequences(L: int) -> list[StoredSequence]:
     return [StoredSequence(Version(1, len(rows)), rows, {}) for rows in kept]
 
 
-def _ways(bundle: Bundle, sequence: StoredSequence) -> dict[str, Callable[[], object]]:
+def ways_of(bundle: Bundle, sequence: StoredSequence) -> dict[str, Callable[[], object]]:
     """What is measured of one user, by name."""
     system, offline = open_system(bundle), bundle.manifest.offline
     assert isinstance(offline, SDIMOffline)
@@ -118,9 +122,9 @@ def _ways(bundle: Bundle, sequence: StoredSequence) -> dict[str, Callable[[], ob
     history = UserHistory(version, state, sequence.behaviors[:NEWER])
     now_ms = int(sequence.behaviors["time"].max())
     return {
-        "extract, whole": lambda: system.extract(sequence),
-        "extract, buckets anew": sum_anew,
-        "extract, buckets brought up to date": bring_up_to_date,
+        WHOLE: lambda: system.extract(sequence),
+        ANEW: sum_anew,
+        UP_TO_DATE: bring_up_to_date,
         "request, whole feed": lambda: system.feed(history, candidates, now_ms),
         "request, buckets read": lambda: read_buckets(
             sums, sizes, by_length, signatures, candidates.rows

@@ -27,7 +27,8 @@ class Freshness(NamedTuple):
     rankings: list[float]
     """Per event: from its sending to a sequence that has it."""
     clusters: list[float]
-    """Per event that filled a segment: from there to interests that cover it."""
+    """Per event that filled a segment: from there to interests that cover it. None where the system
+    stores no interests."""
 
 
 @dataclass(slots=True)
@@ -40,8 +41,14 @@ class _Waiting:
 class FreshnessProbe:
     """Follows a sample of events on their way into rankings and clusters."""
 
-    def __init__(self, store: Store, digest: bytes) -> None:
-        self._store, self._digest = store, digest
+    def __init__(self, store: Store, digest: bytes, *, clusters: bool = True) -> None:
+        """Begin to look.
+
+        Args:
+            digest: of the bundle whose states are looked for.
+            clusters: whether it makes any.
+        """
+        self._store, self._digest, self._clusters = store, digest, clusters
         self._sent: list[_Waiting] = []
         self._sealed: list[_Waiting] = []
         self._measured = Freshness([], [])
@@ -96,7 +103,7 @@ class FreshnessProbe:
             if _applied(profiles[one.user]) < one.count:
                 continue
             self._measured.rankings.append(now - one.since)
-            if one.count % SEGMENT == 0:
+            if self._clusters and one.count % SEGMENT == 0:
                 self._sealed.append(_Waiting(one.user, one.count, now))
             with self._lock:
                 self._sent.remove(one)

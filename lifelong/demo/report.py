@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,25 @@ def show(console: Console, report: dict[str, Any], portrait: Portrait) -> None:
     console.print(f"On {machine()}; broker: {report['broker']}.", highlight=False)
     console.print()
     _show_portrait(console, portrait)
+
+
+def show_systems(console: Console, reports: Mapping[str, dict[str, Any]]) -> None:
+    """Print the figures of several systems on the same stream and requests, a column for each."""
+    table = Table(title="Side by side", title_justify="left")
+    table.add_column("")
+    for name in reports:
+        table.add_column(name.upper(), justify="right", no_wrap=True)
+    columns = [_in_short(report) for report in reports.values()]
+    for row in columns[0]:
+        table.add_row(row, *(column[row] for column in columns))
+    console.print()
+    console.print(table)
+    rules = next(iter(reports.values()))
+    console.print(
+        f"Bought before, most often first: AUC {rules['auc_repeat']:.4f}; popularity:"
+        f" {rules['auc_popularity']:.4f}. On {machine()}; broker: {rules['broker']}.",
+        highlight=False,
+    )
 
 
 def show_addresses(console: Console, where: dict[str, str]) -> None:
@@ -55,8 +75,7 @@ def _figures(report: dict[str, Any]) -> Table:
         "events a second": f"{report['events_per_second']:,.0f}",
         "in rankings": f"p50 {report['freshness_p50_s']:.2f} s,"
         f" p99 {report['freshness_p99_s']:.2f} s from an event sent to rankings that count it",
-        "in the clusters": f"p50 {report['clustered_p50_s']:.2f} s,"
-        f" p99 {report['clustered_p99_s']:.2f} s from a segment sealed to interests that cover it",
+        "in the clusters": _clustered(report),
         "requests": f"{report['requests']:,}, {report['requests_per_second']:,.0f} a second",
         "latency, 100 candidates": _latency(report, 100),
         "latency, 3,000 candidates": _latency(report, 3000),
@@ -67,6 +86,43 @@ def _figures(report: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _in_short(report: dict[str, Any]) -> dict[str, str]:
+    """Figures for a narrow column, by what they are; two are p50 and p99."""
+
+    def pair(first: float | None, second: float | None, digits: int) -> str:
+        if first is None or second is None:
+            return "-"
+        return f"{first:,.{digits}f} / {second:,.{digits}f}"
+
+    def latency(size: int) -> str:
+        name = "rank_p{}_ms_" + str(size)
+        return pair(report.get(name.format(50)), report.get(name.format(99)), 1)
+
+    return {
+        "lost / doubled": f"{report['lost']} / {report['doubled']}",
+        "events a second": f"{report['events_per_second']:,.0f}",
+        "in rankings, s": pair(report["freshness_p50_s"], report["freshness_p99_s"], 2),
+        "in the clusters, s": pair(report["clustered_p50_s"], report["clustered_p99_s"], 2),
+        "requests a second": f"{report['requests_per_second']:,.0f}",
+        "100 candidates, ms": latency(100),
+        "3,000 candidates, ms": latency(3000),
+        "memory of worker / scorer, MB": pair(
+            report["worker_memory_bytes"] / 1e6, report["scorer_memory_bytes"] / 1e6, 0
+        ),
+        "AUC, live": f"{report['auc_live']:.4f}",
+        "AUC, offline": f"{report['auc_offline']:.4f}",
+        "hit rate at 10, live": f"{report['hit10_live']:.4f}",
+        "CTRs differ by, at most": f"{report['max_ctr_difference']:.1e}",
+    }
+
+
+def _clustered(report: dict[str, Any]) -> str:
+    p50, p99 = report["clustered_p50_s"], report["clustered_p99_s"]
+    if p50 is None:
+        return "nothing is clustered: a request reads the behaviors themselves"
+    return f"p50 {p50:.2f} s, p99 {p99:.2f} s from a segment sealed to interests that cover it"
 
 
 def _latency(report: dict[str, Any], size: int) -> str:

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self
@@ -67,6 +67,10 @@ DRAIN_S: Final = 120.0
 """Longest wait for the worker to apply and cluster what was sent."""
 
 
+ALL: Final = "all"
+"""What stands for every system that has a shipped bundle."""
+
+
 class NotInTime(LifelongError):
     """A part of the demo took far longer than it should."""
 
@@ -86,7 +90,7 @@ class DemoOptions:
     store: str | None = None
     """Store URL; None: LMDB in a temporary directory."""
     system: str = "encode"
-    """System of the shipped bundle to take."""
+    """System of the shipped bundle to take; `ALL`: each, one after another."""
     bundle: Path | None = None
     """Bundle; None: the shipped one of the system."""
 
@@ -130,18 +134,15 @@ class Steps:
 
 
 def run_demo(options: DemoOptions, *, quiet: bool) -> dict[str, Any]:
-    """Run the demo and return its figures; prints them unless ``quiet``.
+    """Run the demo and return its figures, of all systems by their names under "systems"; prints
+    them unless ``quiet``.
 
     Everything started here has ended when this returns or raises.
     """
     console = Console(file=sys.stderr) if quiet else Console()
-    with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lifelong-demo-")))
-        with Steps(console) as steps:
-            demo = Demo(options, directory, stack, steps)
-            demo.start()
-            demo.stream()
-            report = demo.report()
+    if options.system == ALL:
+        return {"systems": _side_by_side(options, console, quiet=quiet)}
+    with _demo(options, console) as (demo, report):
         if not quiet:
             from lifelong.demo.report import show
 
@@ -149,6 +150,46 @@ def run_demo(options: DemoOptions, *, quiet: bool) -> dict[str, Any]:
         if options.keep:
             _wait_for_interrupt(console, demo)
     return report
+
+
+@contextlib.contextmanager
+def _demo(options: DemoOptions, console: Console) -> Iterator[tuple[Demo, dict[str, Any]]]:
+    """A demo that has run, and its figures; its parts go on until this is left."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lifelong-demo-")))
+        with Steps(console) as steps:
+            demo = Demo(options, directory, stack, steps)
+            demo.start()
+            demo.stream()
+            report = demo.report()
+        yield demo, report
+
+
+def _side_by_side(
+    options: DemoOptions, console: Console, *, quiet: bool
+) -> dict[str, dict[str, Any]]:
+    """The demo of each system, one after another: on a machine of few cores they would slow each
+    other down. Stream and requests are the same.
+    """
+    for flag, given in (
+        ("--keep", options.keep),
+        ("--store", options.store),
+        ("--bundle", options.bundle),
+    ):
+        if given:
+            raise SettingsError(
+                f"{flag} is for a demo of one system; leave it out, or --system all"
+            )
+    reports = {}
+    for name in BUNDLES:
+        console.print(f"[bold]{name}[/bold]")
+        with _demo(replace(options, system=name), console) as (_, reports[name]):
+            pass
+    if not quiet:
+        from lifelong.demo.report import show_systems
+
+        show_systems(console, reports)
+    return reports
 
 
 class Demo:
@@ -170,7 +211,9 @@ class Demo:
         live = len(self._purchases) - self._first
         self._last = self._first + min(options.events or live, live)
         if options.system not in BUNDLES:
-            raise SettingsError(f"--system {options.system!r}: choose {' or '.join(BUNDLES)}")
+            raise SettingsError(
+                f"--system {options.system!r}: choose {', '.join(BUNDLES)} or {ALL}"
+            )
         self._bundle = Bundle.load(options.bundle or BUNDLES[options.system])
         self._system = open_system(self._bundle)
         self._broker_kind = options.broker
@@ -205,7 +248,7 @@ class Demo:
         self._requests = plan_requests(purchases, self._first, self._last, REQUESTS)
         large = np.random.default_rng(0).permutation(len(purchases.items))[:LARGE]
         large_items = [purchases.items[code] for code in large]
-        probe = FreshnessProbe(self._store, self._bundle.digest)
+        probe = FreshnessProbe(self._store, self._bundle.digest, clusters=self._system.keeps_state)
         producer = EventProducer(producer_config(self.settings.broker), self.settings.broker.topic)
         with self._steps.step("stream and rank", self._last - self._first) as at:
             live = LiveStream(
@@ -273,8 +316,7 @@ class Demo:
             "events_per_second": round(events / self._stream_seconds, 1),
             "freshness_p50_s": _percentile(self._freshness.rankings, 50),
             "freshness_p99_s": _percentile(self._freshness.rankings, 99),
-            "clustered_p50_s": _percentile(self._freshness.clusters, 50),
-            "clustered_p99_s": _percentile(self._freshness.clusters, 99),
+            **self._clustered(),
             "requests": sum(map(len, live.seconds.values())),
             "requests_per_second": round(
                 sum(map(len, live.seconds.values())) / live.ask_seconds, 1
@@ -288,6 +330,14 @@ class Demo:
             "scorer_memory_bytes": self._scorer.anonymous_memory(),
         }
 
+    def _clustered(self) -> dict[str, float | None]:
+        """Seconds from a sealed segment to interests that cover it; None where none are stored."""
+        clusters = self._freshness.clusters if self._system.keeps_state else None
+        return {
+            f"clustered_p{p}_s": None if clusters is None else _percentile(clusters, p)
+            for p in (50, 99)
+        }
+
     def portrait(self) -> Portrait:
         """One real user: their interests in words, and what they would be shown first."""
         purchases = self._purchases
@@ -296,8 +346,9 @@ class Demo:
         profile = self._store.profiles([user], self._bundle.digest)[0]
         assert sequence is not None
         assert profile is not None
-        assert profile.interests is not None
-        state = self._system.layout.decode(profile.interests, user)
+        state = self._system.extract(sequence)
+        if profile.interests is not None:
+            state = self._system.layout.decode(profile.interests, user)
         popular = np.argsort(-np.bincount(purchases.item[: self._last]), kind="stable")[:LARGE]
         with RankClient(self._scorer_url) as client:
             ranking = client.rank(
@@ -370,7 +421,7 @@ class Demo:
             topic=self.settings.broker.topic,
             partitions=self.settings.broker.partitions,
             mapping=MAPPING,
-            digest=self._bundle.digest,
+            digest=self._bundle.digest if self._system.keeps_state else None,
             on_progress=lambda progress: at(progress.next_row),
         )
 
@@ -409,6 +460,8 @@ class Demo:
             service.check()
 
     def _due_users(self) -> int:
+        if not self._system.keeps_state:
+            return 0
         broker = self.settings.broker
         owners = (partition_owner(broker.topic, number) for number in range(broker.partitions))
         return sum(len(self._store.due(owner, self._bundle.digest, 10_000)) for owner in owners)

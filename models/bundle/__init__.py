@@ -10,7 +10,7 @@
     embeddings.npy       f32[n + 1, d], row 0 for items unknown to the bundle
     table-NAME.npy       an item table [n + 1, width] of the manifest's ``tables``: what the method
                          computes of each item by itself: ENCODE's "projected" (Eq. 4), SDIM's
-                         "signatures" (Eq. 7)
+                         "signatures" (Eq. 7), TWIN's "queries", "keys" and "values" (Eqs. 6-7)
     projection.onnx      embeddings[n, d] -> the item tables, each an output by its name; if any
     scorer.onnx          one user's state and B candidates -> ctr[B]; in the state's place the
                          finished long-term vectors, where the services read it themselves
@@ -75,6 +75,7 @@ from models.bundle.manifest import (
     SDIMOffline,
     StateTensor,
     TableEntry,
+    TWINOffline,
     offsets_of,
     states_of,
     table_file,
@@ -113,6 +114,7 @@ __all__ = [
     "Offline",
     "SDIMOffline",
     "StateTensor",
+    "TWINOffline",
     "TableEntry",
     "Tensor",
     "Texts",

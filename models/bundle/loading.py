@@ -57,8 +57,8 @@ from models.bundle.manifest import (
 )
 
 LONG_TERM: Final = "long_term"
-"""Input of a scorer.onnx whose services finish the long-term part: its vector for each candidate,
-f32[B, d]."""
+"""Input of a scorer.onnx whose services compute the long-term part of the user's behaviors: its
+vector for each candidate, f32[B, w]; TWIN's heads side by side, which the graph mixes (Eq. 8)."""
 
 COMMON_INPUTS: Final = ("recent", "recent_mask", "user", "candidates", "cross")
 """Inputs of every scorer.onnx that is served, all float32: recent[M', d] (newest last, M' <= M),
@@ -68,6 +68,7 @@ ignored, and their content with them as long as it is finite."""
 SCORER_INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
     "encode": ("interests", "sizes", *COMMON_INPUTS),
     "sdim": (LONG_TERM, *COMMON_INPUTS),
+    "twin": (LONG_TERM, *COMMON_INPUTS),
 }
 """Inputs of scorer.onnx by system, all float32. ENCODE's: interests[K', d] and sizes[K'], the
 behaviors of each, 0 for none; K' is at least 1. Of the first ones, `Manifest.state` says the

@@ -153,7 +153,25 @@ class SDIMOffline(
         return "uint8" if self.tau <= 8 else "uint16"
 
 
-Offline = EncodeOffline | SDIMOffline
+class TWINOffline(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="system", tag="twin"
+):
+    """TWIN's search and attention over item tables."""
+
+    k: Count
+    """Behaviors that the search lets through."""
+    heads: Count
+    """Heads of the attention (Eq. 8)."""
+    d_k: Count
+    """Width of a query, key and value in each head."""
+
+    @property
+    def width(self) -> int:
+        """Width of those of all heads."""
+        return self.heads * self.d_k
+
+
+Offline = EncodeOffline | SDIMOffline | TWINOffline
 """Settings of a system's offline stage, by which the services run it."""
 
 

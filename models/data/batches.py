@@ -79,9 +79,13 @@ class Gatherer:
     inputs: Inputs
     L: int
     """Behaviors before the offline stage that a request sees, at most."""
+    stale: bool = True
+    """Whether there is an offline stage, older than the request; without one it sees its last L."""
 
     def __call__(self, requests: Requests) -> Batch:
         """One batch of all these requests."""
+        if not self.stale:
+            requests = requests._replace(as_of=requests.cut)
         interactions, sequences = self.interactions, self.sequences
         start = sequences.start[requests.cut]
         window = np.maximum(start, requests.as_of - self.L)

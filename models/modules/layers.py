@@ -43,6 +43,14 @@ def attend(scores: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     return masked_softmax(scores, mask.unsqueeze(-2) > 0) @ values
 
 
+def masked(terms: Tensor, mask: Tensor) -> Tensor:
+    """Terms [..., K] of scores, MASKED where the mask (bool) is False: what they are added to is
+    masked, without a pass of its own over all scores. Where every row is masked all weigh alike, so
+    that values must be zeros there.
+    """
+    return torch.where(mask, terms, MASKED)
+
+
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last axis; masked places, and rows with nothing else, are 0.
 
@@ -69,7 +77,8 @@ class RecentAttention(nn.Module):
         d = recent.shape[-1]
         keys = recent @ self.metric * d**-0.5
         age = self.age[self.age.shape[0] - recent.shape[-2] :]
-        return attend(candidates @ keys.transpose(-1, -2) + age, mask, recent)
+        scores = candidates @ keys.transpose(-1, -2) + masked(age, mask > 0).unsqueeze(-2)
+        return torch.softmax(scores, dim=-1) @ (recent * mask.unsqueeze(-1))
 
 
 class Tower(nn.Module):
@@ -85,7 +94,11 @@ class Tower(nn.Module):
 
     def forward(self, user: Tensor, pair: Tensor) -> Tensor:
         """user [..., u'], pair [..., B, p] -> logits [..., B]"""
-        first = functional.relu(self.user(user).unsqueeze(-2) + self.pair(pair))
+        of_user = self.user(user).unsqueeze(-2)
+        if pair.dim() == 2:  # one user: added while products are summed, as a runtime can do it
+            first = functional.relu(torch.addmm(of_user, pair, self.pair.weight.T))
+        else:
+            first = functional.relu(of_user + self.pair(pair))
         if self.dropout:
             first = functional.dropout(first, self.dropout, self.training)
         logits: Tensor = self.out(functional.relu(self.hidden(first)))

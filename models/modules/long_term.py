@@ -7,7 +7,7 @@ user's long-term interest relative to each. Training composes the two; export ta
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 import torch
@@ -29,15 +29,18 @@ class Served(NamedTuple):
     tables: dict[str, TableEntry]
     """The item tables, which `LongTerm.per_item` gives by the same names."""
     stored: dict[str, StateTensor]
-    finished: bool = False
-    """Whether the services read the state themselves, so that scorer.onnx is fed what
-    `LongTerm.read` returns in the state's place."""
+    finished: int = 0
+    """Width of what `LongTerm.find` returns, where the services find it themselves, so that
+    scorer.onnx is fed it in the state's place; 0: they do not."""
     summed: int = 1
     """Most embeddings whose sum a stored number is part of."""
 
 
 class LongTermConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="network"):
     """Configuration of a long-term module, as far as all methods share it."""
+
+    keeps_state: ClassVar[bool] = True
+    """Whether a service stores something of a user that can be older than a request."""
 
     L: int = 1000
     """Behaviors that the module sees, at most."""
@@ -77,7 +80,15 @@ class LongTerm(nn.Module):
 
     def read(self, state: State, target: Target) -> Tensor:
         """The online stage: interests f32[..., B, width]; without any behavior zeros."""
+        return self.finish(self.find(state, target))
+
+    def find(self, state: State, target: Target) -> Tensor:
+        """What of `read` depends on the user: f32[..., B, w]."""
         raise NotImplementedError
+
+    def finish(self, found: Tensor) -> Tensor:
+        """What `read` makes of it, candidate by candidate; f32[..., B, width]."""
+        return found
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
         """How much each behavior counts for each candidate; -> f32[R, B, L].

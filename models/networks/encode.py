@@ -24,7 +24,7 @@ from models.modules.clusterings import (
     route_sequences,
     scatter_sequences,
 )
-from models.modules.layers import masked_softmax, unit
+from models.modules.layers import masked, unit
 from models.modules.long_term import LongTerm, LongTermConfig, Served, State
 from models.modules.metric_learning import Loss, Sampling, projection_loss
 from models.modules.sequence import BehaviorSequence, Target
@@ -139,13 +139,14 @@ class Encode(LongTerm):
         return {"projected": embeddings @ self.projection}
 
     def read(self, state: State, target: Target) -> Tensor:
-        interests = state["interests"]
-        return self._between(interests, state["sizes"], target) @ interests
+        interests, sizes = state["interests"], state["sizes"]
+        present = (sizes > 0).to(interests.dtype).unsqueeze(-1)
+        return self._between(interests, sizes, target) @ (interests * present)
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
         """The product of within-cluster and between-cluster weights (section 4.6.1)."""
         labels, within, interests, sizes = self.extract(sequence)
-        between = self._between(interests, sizes, target)
+        between = self._between(interests, sizes, target) * (sizes > 0).unsqueeze(-2)
         index = labels.unsqueeze(1).expand(-1, between.shape[1], -1)
         return between.gather(2, index) * within.unsqueeze(1)
 
@@ -212,11 +213,12 @@ class Encode(LongTerm):
         return scatter_sequences(directions, mask, config.K)
 
     def _between(self, interests: Tensor, sizes: Tensor, target: Target) -> Tensor:
-        """The weight of each interest for each candidate (Eq. 10), f32[..., B, K']."""
+        """The weight of each interest for each candidate (Eq. 10), f32[..., B, K']; of empty ones 0
+        unless all are.
+        """
         if self.dot is None:
             scores = unit(target.embeddings) @ (unit(interests) * self.scale).transpose(-1, -2)
         else:
             scores = self.dot(target.embeddings, interests)
-        if self.config.sized:
-            scores = scores + sizes.clamp(min=1.0).log().unsqueeze(-2)
-        return masked_softmax(scores, sizes.unsqueeze(-2) > 0)
+        terms = sizes.clamp(min=1.0).log() if self.config.sized else torch.zeros_like(sizes)
+        return torch.softmax(scores + masked(terms, sizes > 0).unsqueeze(-2), dim=-1)

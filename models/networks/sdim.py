@@ -122,7 +122,7 @@ class SDIM(LongTerm):
             state["bucket_sizes"] = pool_buckets(sequence, one, rows, bins, size).squeeze(-1)
         return state
 
-    def read(self, state: State, target: Target) -> Tensor:
+    def find(self, state: State, target: Target) -> Tensor:
         """The mean of what each candidate finds: its bucket in every group."""
         buckets = state["buckets"]
         divisor = self._divisor(buckets, state.get("bucket_sizes")) * self.groups
@@ -144,7 +144,7 @@ class SDIM(LongTerm):
                 "buckets": StateTensor("float16" if half else "float32", (offline.buckets, self.d)),
                 "sizes": StateTensor("uint32", (offline.buckets,)),
             },
-            finished=True,
+            finished=self.d,
             summed=config.L,
         )
 

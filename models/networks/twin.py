@@ -4,6 +4,9 @@ The general search unit (GSU) picks the k behaviors most relevant to a candidate
 unit (ESU) attends to them; both measure relevance alike, with the same parameters (Eq. 6). That is
 affordable since what is inherent in an item is projected once per item, and what happened between
 user and item is compressed to one number per feature and head, a bias (Eq. 5).
+
+Queries and keys have few digits (`models.modules.rounding`): scores, and so the behaviors that are
+found, are the same in training, in an exported graph and in the services.
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from infra.errors import TrainingError
+from models.bundle import TableEntry, TWINOffline
 from models.data.schema import Inputs
+from models.kernels.search import search_scores
 from models.modules.layers import MASKED, masked_softmax
-from models.modules.long_term import LongTerm, LongTermConfig, State
+from models.modules.long_term import LongTerm, LongTermConfig, Served, State
+from models.modules.rounding import project
 from models.modules.sequence import BehaviorSequence, Target
 
 NEWEST_FIRST: Final = 2.0**-44
@@ -28,6 +34,8 @@ differ by more than 1e-9."""
 
 class TWINConfig(LongTermConfig, frozen=True, tag="twin"):
     """Configuration of TWIN, and of the variants of its Figure 6."""
+
+    keeps_state = False
 
     k: int = 100
     """Behaviors that the search lets through (section 3.2.2)."""
@@ -89,8 +97,11 @@ class Relevance(nn.Module):
 
     def project_target(self, embeddings: Tensor) -> Tensor:
         """f32[..., d] of candidates -> f32[..., heads * d_k], divided by sqrt(d_k)."""
-        queries: Tensor = embeddings @ (self.query * self.d_k**-0.5)
-        return queries
+        return project(embeddings, self.query * self.d_k**-0.5, self.heads)
+
+    def project_items(self, embeddings: Tensor) -> Tensor:
+        """K_h W^h, f32[..., heads * d_k] of items f32[..., d]."""
+        return project(embeddings, self.key, self.heads)
 
     def project_sequence(self, sequence: BehaviorSequence) -> Keys:
         """What does not depend on the candidate: a service stores it, or looks it up by item."""
@@ -104,7 +115,8 @@ class Relevance(nn.Module):
                 functional.embedding(sequence.features[name], table @ weight)
                 for (name, table), weight in zip(tables.items(), weights, strict=True)
             )
-        return Keys(sequence.project_items(self.key), cast("Tensor | None", bias))
+        keys = functional.embedding(sequence.rows, self.project_items(sequence.table))
+        return Keys(keys, cast("Tensor | None", bias))
 
     def forward(self, queries: Tensor, keys: Keys) -> Tensor:
         """queries f32[..., B, heads * d_k] -> scores f32[..., heads, B, L]"""
@@ -120,7 +132,7 @@ class TWIN(LongTerm):
         self.config = config
         heads, d_k = config.heads, config.d_k or d // config.heads
         cross = len(inputs.schema.behaviors) if config.cross == "bias" else 0
-        raw = config.cross == "raw"
+        raw = config.cross == "raw" and bool(inputs.schema.behaviors)
         self.relevance = Relevance(d, heads, d_k, cross, raw=raw)
         start = nn.init.orthogonal_(torch.empty(d, heads * d_k))
         self.value = nn.Parameter(start)
@@ -165,11 +177,47 @@ class TWIN(LongTerm):
                 state["search_bias"] = searched.bias.detach()
         return state
 
-    def read(self, state: State, target: Target) -> Tensor:
-        """Search (CP-GSU), attend to what is found (ESU, Eq. 7), mix the heads (Eq. 8)."""
+    def find(self, state: State, target: Target) -> Tensor:
+        """Search (CP-GSU) and attend to what is found (ESU, Eq. 7): the heads side by side."""
         weights, _ = self._attention(state, target)
         pooled = weights @ by_head(state["values"], self.config.heads)
-        return pooled.transpose(-3, -2).flatten(-2) @ self.out
+        return pooled.transpose(-3, -2).flatten(-2)
+
+    def finish(self, found: Tensor) -> Tensor:
+        """Mix the heads (Eq. 8)."""
+        return found @ self.out
+
+    def served(self, *, half: bool) -> Served | None:
+        """Nothing is stored of a user: a request reads the behaviors themselves, and what is
+        inherent in their items lies in item tables. The services' search knows no behavior
+        features, and has the attention's parameters.
+        """
+        if not self.config.consistent or self.inputs.schema.behaviors:
+            return None
+        heads, d_k = self.config.heads, self.relevance.d_k
+        width = heads * d_k
+        return Served(
+            offline=TWINOffline(k=self.config.k, heads=heads, d_k=d_k),
+            tables={
+                "queries": TableEntry("float16", width),
+                "keys": TableEntry("float16", width),
+                "values": TableEntry("float32", width),
+            },
+            stored={},
+            finished=width,
+        )
+
+    def summarize_stored(self, sequence: BehaviorSequence, *, half: bool) -> State:
+        """Nothing is stored."""
+        return self.summarize(sequence)
+
+    def per_item(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Of each item "queries" q^T W^q / sqrt(d_k), "keys" K_h W^h and "values" K W^v."""
+        return {
+            "queries": self.project_target(embeddings).half(),
+            "keys": self.relevance.project_items(embeddings).half(),
+            "values": embeddings @ self.value,
+        }
 
     def weights(self, sequence: BehaviorSequence, target: Target) -> Tensor:
         """The mean of the heads' weights; 0 for what the search leaves out."""
@@ -239,6 +287,20 @@ def search(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     Returns:
         bool[..., B, L].
     """
+    if scores.device.type == "cpu" and not torch.compiler.is_exporting():
+        heads, B, L = scores.shape[-3:]
+        found = search_scores(
+            scores.float().reshape(-1, heads, B, L).numpy(),
+            mask.expand(*scores.shape[:-3], 1, L).reshape(-1, L).numpy(),
+            k,
+            torch.get_num_threads(),
+        )
+        return torch.from_numpy(found).reshape(*scores.shape[:-3], B, L)
+    return search_by_sorting(scores, mask, k)
+
+
+def search_by_sorting(scores: Tensor, mask: Tensor, k: int) -> Tensor:
+    """`search` on any device, and in exported graphs."""
     heads, L = scores.shape[-3], scores.shape[-1]
     places = torch.arange(L, device=scores.device) * NEWEST_FIRST
     ranked = scores.masked_fill(~mask.unsqueeze(-3), MASKED).double() + places

@@ -17,7 +17,7 @@ from infra.arrays import F32, I64, U8, U64, Array
 from models.bundle import Bundle
 from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
-from models.reference import encode, sdim
+from models.reference import encode, sdim, twin
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,11 +32,14 @@ class PlainSystem(NamedTuple):
     """The scorer graph's own inputs, of the bundle, a state's tensors (or none), and the rows of
     newer behaviors and of candidates. Both are told ``actions`` u8[n], the rows of the behaviors'
     actions, where the network sees them."""
+    keeps_state: bool = True
+    """Whether anything is stored of a user besides the behaviors."""
 
 
 PLAIN: Final[Mapping[str, PlainSystem]] = {
     "encode": PlainSystem(encode.extract, encode.feed),
     "sdim": PlainSystem(sdim.extract, sdim.feed),
+    "twin": PlainSystem(twin.extract, twin.feed, keeps_state=False),
 }
 
 
@@ -204,7 +207,8 @@ def sequence_requests(
     item_keys: U64,
     actions: U8 | None = None,
 ) -> Iterable[OfflineRequest]:
-    """Requests with states extracted plainly as of each request's clustering.
+    """Requests with states extracted plainly as of each request's clustering; where nothing is
+    stored, as of the request.
 
     Args:
         item_keys: u64[n + 1], keys of the interactions' items (`Interactions.item_ids`).
@@ -213,6 +217,7 @@ def sequence_requests(
     """
     if actions is None:
         actions = np.zeros(len(sequences.items), np.uint8)
+    stale = PLAIN[bundle.manifest.system].keeps_state
     now = sequences.times[requests.cut] if requests.times is None else requests.times
     for cut, as_of, candidates, now_s in zip(
         requests.cut, requests.as_of, requests.candidates, now, strict=True
@@ -220,7 +225,7 @@ def sequence_requests(
         start = int(sequences.start[cut])
         keys = item_keys[sequences.items[start:cut]]
         times_ms = sequences.times[start:cut] * 1000
-        covered = int(as_of) - start
+        covered = int(as_of) - start if stale else len(keys)
         user = None
         if len(keys):
             acted = actions[start:cut]

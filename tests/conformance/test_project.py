@@ -102,7 +102,7 @@ def test_the_wheel_has_the_packages_the_data_and_nothing_else(built: Path) -> No
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"infra", "streaming", "extractor", "scorer", "models", "lifelong"}
     assert "lifelong/data/online-retail-2.parquet" in names
-    for bundle in ("bundle", "sdim-bundle"):
+    for bundle in ("bundle", "sdim-bundle", "twin-bundle"):
         assert f"lifelong/data/{bundle}/manifest.json" in names
 
 

@@ -89,6 +89,19 @@ def test_the_interests_of_the_bundle_are_described(filled: Settings, bundle: Bun
     assert sum(one["share"] for one in interests["largest"]) == pytest.approx(1, abs=0.01)
 
 
+def test_without_a_state_the_behaviors_themselves_are_described(
+    filled: Settings, tmp_path: Path
+) -> None:
+    bundle = Bundle.load(tiny_bundle(tmp_path / "twin", system="twin"))
+    settings = Settings(store=filled.store, bundle=BundleSettings(path=bundle.path))
+
+    interests = run_inspect(settings, "ann", 2, quiet=True)["interests"]
+
+    assert (interests["covers"], interests["waiting"], interests["items"]) == (67, 0, 9)
+    # The last 64 of 67 behaviors on nine items in turns.
+    assert interests["largest"][0] == {"share": 0.125, "typical": ["Item 4"]}
+
+
 def test_interests_of_another_bundle_are_not_shown(filled: Settings) -> None:
     store = open_store(filled.store)
     write(store, OTHER, b"of another layout")

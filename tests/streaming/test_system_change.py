@@ -1,4 +1,5 @@
-"""A store of ENCODE's under an SDIM bundle: requests at once, states in the background."""
+"""A store of ENCODE's under another bundle: requests at once, and states, where there are any, in
+the background."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     directory = tmp_path_factory.mktemp("bundles")
     return {
         system: Bundle.load(tiny_bundle(directory / system, L=SEGMENT, system=system))
-        for system in ("encode", "sdim")
+        for system in ("encode", "sdim", "twin")
     }
 
 
@@ -72,37 +73,54 @@ class Service:
         return score_stored(self.bundle, session, plain, item_keys(CANDIDATES), NOW_MS)
 
 
-def test_users_of_another_system_are_ranked_at_once_and_extracted_anew(
-    bundles: dict[str, Bundle],
-) -> None:
+KEYS = item_keys(ITEMS)
+TIMES = NOW_MS - 60_000 * np.arange(LENGTH, 0, -1, dtype=np.int64)
+
+
+@pytest.fixture
+def encode(bundles: dict[str, Bundle]) -> Service:
+    """ENCODE's, in whose store "u" has a state."""
     store = MemoryStore()
-    keys = item_keys(ITEMS)
-    times = NOW_MS - 60_000 * np.arange(LENGTH, 0, -1, dtype=np.int64)
     behaviors = [
-        pack_behavior(int(key), int(time), 0, 0, 2) for key, time in zip(keys, times, strict=True)
+        pack_behavior(int(key), int(time), 0, 0, 2) for key, time in zip(KEYS, TIMES, strict=True)
     ]
     append = Append("u", behaviors, [0] * LENGTH, list(range(LENGTH)))
     encode = Service(store, bundles["encode"])
     store.append([Group(Source(1, OWNER), [append])], NOW_MS, digest=encode.bundle.digest)
     encode.recluster()
     assert encode.ranker.rank("u", CANDIDATES, NOW_MS).history == "interests"
+    return encode
 
-    sdim = Service(store, bundles["sdim"])
+
+def test_users_of_another_system_are_ranked_at_once_and_extracted_anew(
+    encode: Service, bundles: dict[str, Bundle]
+) -> None:
+    sdim = Service(encode.store, bundles["sdim"])
     # Without a state more behaviors are newer than L: the last L are extracted on the spot.
-    sdim.ranks_as("sequence", extract_plainly(sdim.bundle, keys, times))
+    sdim.ranks_as("sequence", extract_plainly(sdim.bundle, KEYS, TIMES))
     while sdim.renewal.step():
         pass
     sdim.recluster()
-    covered = extract_plainly(sdim.bundle, keys[:SEGMENT], times[:SEGMENT])
+    covered = extract_plainly(sdim.bundle, KEYS[:SEGMENT], TIMES[:SEGMENT])
     known = StoredUser(
         tensors=covered.tensors,
         recent=covered.recent,
         history=covered.history,
-        newer=keys[SEGMENT:],
-        newer_times=times[SEGMENT:],
+        newer=KEYS[SEGMENT:],
+        newer_times=TIMES[SEGMENT:],
         count=LENGTH,
-        last_time_ms=int(times[-1]),
+        last_time_ms=int(TIMES[-1]),
     )
     sdim.ranks_as("interests", known)
     # And whoever still serves the other bundle finds its states where they were.
+    assert encode.ranker.rank("u", CANDIDATES, NOW_MS).history == "interests"
+
+
+def test_a_system_that_stores_nothing_ranks_from_the_sequence_and_has_nothing_to_do(
+    encode: Service, bundles: dict[str, Bundle]
+) -> None:
+    twin = Service(encode.store, bundles["twin"])
+    twin.ranks_as("sequence", extract_plainly(twin.bundle, KEYS, TIMES))
+    twin.recluster()
+    assert not encode.store.due(OWNER, twin.bundle.digest, 10)
     assert encode.ranker.rank("u", CANDIDATES, NOW_MS).history == "interests"

@@ -23,6 +23,7 @@ NOW_MS = START_MS + 10**9
 OPENED: dict[str, tuple[str, Callable[[Bundle], System]]] = {
     "encode": ("encode", open_system),
     "sdim": ("sdim", open_system),
+    "twin": ("twin", open_system),
     "whole": ("encode", WholeSystem),
 }
 """By name: of what its bundle is, and how it is opened."""

@@ -67,19 +67,25 @@ def running_demo(*arguments: str, temporary: Path) -> Iterator[subprocess.Popen[
             demo.kill()
 
 
-@pytest.fixture(scope="module", params=BUNDLES)
-def report(
-    request: pytest.FixtureRequest, kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
-    """What a demo over a few events wrote, by each system that has a shipped bundle."""
+@pytest.fixture(scope="module")
+def reports(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a demo of all systems over a few events wrote, by system."""
     directory = tmp_path_factory.mktemp("demo")
-    arguments = ["--system", request.param]
-    arguments += ["--events", str(EVENTS), "--rate", "0", "--json", str(directory / "report.json")]
-    with running_demo(*arguments, "--broker", kafka.bootstrap, temporary=directory) as demo:
-        output, _ = demo.communicate(timeout=300)
+    arguments = ["--system", "all", "--broker", kafka.bootstrap, "--events", str(EVENTS)]
+    arguments += ["--rate", "0", "--json", str(directory / "report.json")]
+    with running_demo(*arguments, temporary=directory) as demo:
+        output, _ = demo.communicate(timeout=900)
     assert demo.returncode == 0, output
-    read: dict[str, Any] = json.loads((directory / "report.json").read_text())
+    assert "Side by side" in output
+    read: dict[str, Any] = json.loads((directory / "report.json").read_text())["systems"]
     return read
+
+
+@pytest.fixture(params=BUNDLES)
+def report(request: pytest.FixtureRequest, reports: dict[str, Any]) -> dict[str, Any]:
+    """The figures of each system that has a shipped bundle."""
+    figures: dict[str, Any] = reports[request.param]
+    return figures
 
 
 def test_every_figure_is_there(report: dict[str, Any]) -> None:

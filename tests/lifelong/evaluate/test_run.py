@@ -86,7 +86,11 @@ def configuration(
     )
 
 
-SERVED: dict[str, dict[str, Any]] = {"encode": {"K": 4}, "sdim": {"m": 6, "tau": 2}}
+SERVED: dict[str, dict[str, Any]] = {
+    "encode": {"K": 4},
+    "sdim": {"m": 6, "tau": 2},
+    "twin": {"k": 5, "heads": 2},
+}
 """Methods that the services serve, and their settings."""
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import TrainingError
+from models.modules.rounding import project
 from models.modules.sequence import BehaviorSequence, Target
 from models.networks.twin import TWIN, TWINConfig, search
 from tests.models.networks.building import (
@@ -44,9 +45,10 @@ def scores_by_hand(module: TWIN, sequence: BehaviorSequence, target: Target) -> 
     heads = []
     for head in range(module.config.heads):
         columns = slice(head * d_k, (head + 1) * d_k)
-        queries = target.embeddings @ relevance.query[:, columns]
-        keys = sequence.items @ relevance.key[:, columns]
-        scores = queries @ keys.mT / d_k**0.5
+        query = relevance.query[:, columns] / d_k**0.5
+        queries = project(target.embeddings, query, 1)
+        keys = project(sequence.items, relevance.key[:, columns], 1)
+        scores = queries @ keys.mT
         if relevance.compression is not None and relevance.beta is not None:
             for j, name in enumerate(FEATURES):
                 cross = sequence.feature_tables[name][sequence.features[name]]

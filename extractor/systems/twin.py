@@ -1,0 +1,156 @@
+"""TWIN as the services run it (TWIN, section 3.4): search and attention over all behaviors.
+
+What is inherent in an item is projected when the bundle is made: queries, keys and values of all
+items are item tables, which the processes of a machine share. Nothing is stored of a user besides
+the behaviors themselves. A request reads them, gathers what the tables have of their items, and for
+every candidate searches the k most relevant and attends to them (`models.kernels.search`); what
+comes of it enters the scorer graph, which mixes the heads (Eq. 8). So the last behavior counts like
+any other, and no user is ever due.
+
+The services' search knows no behavior features, hence no cross features to make biases of (Eq. 5);
+networks that see some are not served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from extractor.actions import action_rows, action_tensors
+from extractor.history import count_items
+from extractor.state import InterestState, Layout
+from extractor.system import (
+    Candidates,
+    NamedPart,
+    UserHistory,
+    check_table,
+    common_feed,
+    one_by_one,
+)
+from infra.arrays import F32, I32, Array
+from infra.behaviors import BEHAVIOR
+from infra.errors import BundleIncompatible
+from infra.store import StoredSequence, Version
+from models.bundle import LONG_TERM, MANIFEST, Bundle, TableEntry, TWINOffline
+from models.kernels.search import attend_to_found, items_of
+
+TABLES: Final = {"queries": "float16", "keys": "float16", "values": "float32"}
+"""The item tables [n + 1, heads * d_k] (Eqs. 6 and 7), with their element types."""
+
+
+class TWINSystem:
+    """`extractor.system.System` of a TWIN bundle."""
+
+    reads: Final = "sequence"
+    keeps_state = False
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._offline = _check(bundle)
+        self._bundle = bundle
+        self.digest = bundle.digest
+        self.layout = Layout({})
+
+    @property
+    def newest(self) -> int:
+        """All that it looks at."""
+        return self._bundle.manifest.L
+
+    def warm(self) -> None:
+        self._bundle.warm()
+        behaviors = np.zeros(self._offline.k + 2, BEHAVIOR)
+        behaviors["item"] = np.arange(len(behaviors))
+        keys = np.ascontiguousarray(behaviors["item"])
+        history = UserHistory(Version(1, len(behaviors)), None, behaviors)
+        self.feed(history, Candidates(keys, self._bundle.rows(keys)), now_ms=1)
+
+    def extract(
+        self,
+        sequence: StoredSequence,
+        previous: InterestState | None = None,  # noqa: ARG002  # nothing is kept
+    ) -> InterestState:
+        """What all systems keep of a user; of TWIN's own there is nothing."""
+        manifest = self._bundle.manifest
+        behaviors = sequence.behaviors[-manifest.L :]
+        keys = np.ascontiguousarray(behaviors["item"])
+        counted = count_items(keys, np.ascontiguousarray(behaviors["time"]))
+        (history,) = counted.histories()
+        return InterestState(
+            bundle=self.digest,
+            version=sequence.version,
+            last_time_ms=int(counted.last_times_ms[0]),
+            recent=keys[-manifest.M :],
+            history=history,
+            tensors=action_tensors(self._bundle, action_rows(self._bundle, behaviors)),
+        )
+
+    def extract_many(
+        self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
+    ) -> Iterator[InterestState]:
+        return one_by_one(self.extract, sequences, previous)
+
+    def feed(
+        self, history: UserHistory | None, candidates: Candidates, now_ms: int
+    ) -> dict[str, Array]:
+        rows = np.zeros(0, np.int32)
+        if history is not None:
+            last = history.newer[-self._bundle.manifest.L :]
+            rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
+            state = self.extract(StoredSequence(history.version, last, {}))
+            history = UserHistory(history.version, state, last[:0])
+        found = self._find(rows, candidates.rows)
+        return {LONG_TERM: found, **common_feed(self._bundle, history, candidates, now_ms)}
+
+    def describe(
+        self,
+        state: InterestState,  # noqa: ARG002  # it has no parts
+        sequence: StoredSequence,
+        most: int,
+    ) -> list[NamedPart]:
+        """The items with the most behaviors: interests come about for a candidate alone."""
+        last = sequence.behaviors[-self._bundle.manifest.L :]
+        rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
+        items = items_of(rows)
+        order = np.argsort(-items.counts, kind="stable")
+        known = order[items.rows[order] > 0][:most]
+        return [
+            NamedPart(int(items.counts[item]) / len(rows), [int(items.rows[item])])
+            for item in known
+        ]
+
+    def summarize(self, state: InterestState) -> dict[str, Any]:
+        return {"items": len(state.history.item_keys)}
+
+    def _find(self, rows: I32, candidates: I32) -> F32:
+        """The heads of the attention side by side, f32[B, heads * d_k], zeros without behaviors."""
+        offline, tables = self._offline, self._bundle.tables
+        items = items_of(rows)
+        return attend_to_found(
+            tables["queries"][candidates].astype(np.float32),
+            tables["keys"][items.rows].astype(np.float32),
+            tables["values"][items.rows],
+            items,
+            offline.k,
+            offline.heads,
+        )
+
+
+def _check(bundle: Bundle) -> TWINOffline:
+    """The settings of a bundle that is TWIN's and is run here as it was trained.
+
+    Raises:
+        BundleIncompatible: it is not.
+    """
+    offline = bundle.manifest.offline
+    if not isinstance(offline, TWINOffline):
+        raise BundleIncompatible(
+            f"{bundle.path / MANIFEST} has no settings of TWIN's search; export the bundle again"
+        )
+    for name, dtype in TABLES.items():
+        check_table(bundle, name, TableEntry(dtype, offline.width))
+    if bundle.manifest.stored:
+        raise BundleIncompatible(
+            f"{bundle.path / MANIFEST} lays out states, and TWIN has none; export the bundle again"
+        )
+    return offline

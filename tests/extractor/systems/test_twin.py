@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from extractor.system import Candidates, System, UserHistory
+from extractor.systems import open_system
+from extractor.systems.twin import TABLES, TWINSystem
+from infra.arrays import F32
+from infra.behaviors import item_key
+from infra.errors import BundleIncompatible
+from infra.store import Behaviors, Version
+from models.bundle import LONG_TERM, SCORER_INPUTS, Bundle, TWINOffline
+from models.reference import twin
+from tests.bundles import tiny_bundle
+from tests.extractor.items import START_MS, behaviors_on, sequence_of
+
+L = 64
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.load(tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", system="twin"))
+
+
+@pytest.fixture(scope="module")
+def system(bundle: Bundle) -> System:
+    return open_system(bundle)
+
+
+def on_items(*numbers: int) -> Behaviors:
+    """A behavior on each item; one beyond 50 is unknown to the bundle."""
+    return behaviors_on(np.array([item_key(f"item-{number}") for number in numbers], np.uint64))
+
+
+def candidates_of(bundle: Bundle, *numbers: int) -> Candidates:
+    keys = np.ascontiguousarray(on_items(*numbers)["item"])
+    return Candidates(keys, bundle.rows(keys))
+
+
+def fed(system: System, bundle: Bundle, behaviors: Behaviors, count: int = 0) -> dict[str, F32]:
+    history = UserHistory(Version(7, count or len(behaviors)), None, behaviors)
+    return system.feed(history, candidates_of(bundle, *range(1, 60)), START_MS + 10**9)
+
+
+def test_a_bundle_of_twin_is_of_its_system_and_feeds_the_graph(
+    bundle: Bundle, system: System
+) -> None:
+    assert isinstance(system, TWINSystem)
+    names = {node.name for node in bundle.scorer_session().get_inputs()}
+    assert names == set(SCORER_INPUTS["twin"])
+    feed = system.feed(None, candidates_of(bundle, 1, 2), START_MS)
+    assert feed.keys() == names
+    assert not feed[LONG_TERM].any()
+
+
+def test_nothing_is_stored_of_a_user(system: System) -> None:
+    assert (system.reads, system.keeps_state) == ("sequence", False)
+    assert system.layout.axes == ()
+    assert not system.extract(sequence_of(on_items(1, 2))).tensors
+
+
+@pytest.mark.parametrize("length", [1, 3, 40, 64, 200])
+def test_candidates_find_what_plain_serving_finds(
+    system: System, bundle: Bundle, length: int
+) -> None:
+    numbers = np.random.default_rng(length).integers(1, 60, length).tolist()
+    behaviors = on_items(*numbers)
+    rows = bundle.rows(np.ascontiguousarray(behaviors["item"]))
+    every = candidates_of(bundle, *range(1, 60))
+    expected = twin.feed(bundle, {}, rows, every.rows)[LONG_TERM]
+    np.testing.assert_allclose(
+        fed(system, bundle, behaviors)[LONG_TERM], expected, rtol=0, atol=1e-6
+    )
+
+
+def test_only_the_last_l_behaviors_count(system: System, bundle: Bundle) -> None:
+    numbers = np.random.default_rng(0).integers(1, 51, 3 * L).tolist()
+    whole = fed(system, bundle, on_items(*numbers))
+    # The store may keep more behaviors than the bundle sees; how many there were is still told.
+    last = fed(system, bundle, on_items(*numbers)[-L:], count=3 * L)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, last[name])
+
+
+def test_the_last_behavior_counts_at_once(system: System, bundle: Bundle) -> None:
+    before = fed(system, bundle, on_items(1, 2, 3), count=3)
+    after = fed(system, bundle, on_items(1, 2, 3, 9), count=4)
+    assert np.abs(before[LONG_TERM] - after[LONG_TERM]).max() > 1e-4
+    assert not before["cross"][8, 0]
+    assert after["cross"][8, 0]
+
+
+def test_a_user_is_described_by_the_items_with_the_most_behaviors(
+    bundle: Bundle, system: System
+) -> None:
+    sequence = sequence_of(on_items(*[3] * 5, *[1000] * 3, *[8] * 2))
+    parts = system.describe(system.extract(sequence), sequence, most=5)
+    assert [(part.share, [bundle.item_ids[row] for row in part.rows]) for part in parts] == [
+        (0.5, ["item-3"]),
+        (0.2, ["item-8"]),
+    ]
+
+
+WRONG: dict[str, tuple[Callable[[TWINOffline], dict[str, Any]], str]] = {
+    "no settings": (lambda _: {"offline": None}, "no settings of TWIN's search"),
+    "no table": (lambda _: {"tables": {}}, "no item table 'queries' of float16 and width 8"),
+    "another width": (
+        lambda offline: {"offline": msgspec.structs.replace(offline, heads=4)},
+        "no item table 'queries' of float16 and width 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_bundle_of_twin_that_is_not_run_here_is_refused(bundle: Bundle, wrong: str) -> None:
+    changes, words = WRONG[wrong]
+    assert isinstance(bundle.manifest.offline, TWINOffline)
+    manifest = msgspec.structs.replace(bundle.manifest, **changes(bundle.manifest.offline))
+    with pytest.raises(BundleIncompatible, match=words) as caught:
+        open_system(replace(bundle, manifest=manifest))
+    assert "\n" not in str(caught.value)
+
+
+def test_its_tables_are_mapped_from_the_bundle(bundle: Bundle) -> None:
+    for name in TABLES:
+        assert not bundle.tables[name].flags.writeable
+        assert not bundle.tables[name].flags.owndata

@@ -1,0 +1,146 @@
+"""What the kernel finds and attends to is what the network does (TWIN, sections 3.2 and 4.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infra.arrays import F32, I32
+from models.kernels.search import attend_to_found, items_of, search_scores
+from models.modules.sequence import BehaviorSequence, Target
+from models.networks.twin import TWIN, TWINConfig, search_by_sorting
+from tests.models.networks.building import ITEMS, D, tiny_inputs
+
+
+def module_of(k: int, heads: int, d_k: int, seed: int) -> TWIN:
+    torch.manual_seed(seed)
+    module = TWINConfig(k=k, heads=heads, d_k=d_k).build(D, tiny_inputs())
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    return module
+
+
+@torch.no_grad()
+def by_network(module: TWIN, table: torch.Tensor, rows: list[int]) -> F32:
+    """The heads side by side, f32[n + 1, heads * w], for every item as a candidate."""
+    behaviors = torch.tensor([rows or [0]])
+    sequence = BehaviorSequence(behaviors, torch.full(behaviors.shape, bool(rows)), table)
+    every = torch.arange(len(table))[None]
+    target = Target(table[None], torch.zeros_like(every), every)
+    found: F32 = module.find(module.summarize(sequence), target)[0].numpy()
+    return found
+
+
+@torch.no_grad()
+def by_kernel(module: TWIN, table: torch.Tensor, rows: list[int]) -> F32:
+    tables = {name: array.float().numpy() for name, array in module.per_item(table).items()}
+    items = items_of(np.array(rows, np.int32))
+    keys, values = tables["keys"][items.rows], tables["values"][items.rows]
+    config = module.config
+    return attend_to_found(tables["queries"], keys, values, items, config.k, config.heads)
+
+
+def check(module: TWIN, table: torch.Tensor, rows: list[int]) -> None:
+    found, expected = by_kernel(module, table, rows), by_network(module, table, rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+few = st.lists(st.integers(0, 5), max_size=120)
+many = st.lists(st.integers(0, ITEMS), max_size=120)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    length=st.integers(1, 700),
+    heads=st.integers(1, 4),
+    k=st.sampled_from([1, 3, 40, 100, 300]),
+    steps=st.sampled_from([0, 3, 50, 10**6]),
+    padded=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_known_scores_are_searched_as_by_sorting(
+    seed: int, length: int, heads: int, k: int, steps: int, padded: float
+) -> None:
+    """Of few steps many scores are equal: then places decide."""
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(-steps, steps + 1, (2, heads, 3, length)) / 1000).astype(np.float32)
+    mask = rng.random((2, length)) >= padded
+    expected = search_by_sorting(torch.from_numpy(scores), torch.from_numpy(mask)[:, None], k)
+    for threads in (1, 2):
+        np.testing.assert_array_equal(search_scores(scores, mask, k, threads), expected.numpy())
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    # Row 0 is what the bundle does not know.
+    rows=few | many | st.integers(0, 120).map(lambda n: [3] * n),
+    k=st.sampled_from([1, 2, 5, 20, 119, 120, 121]),
+    shape=st.sampled_from([(1, 0), (2, 0), (4, 0), (2, 11), (3, 1)]),
+    kind=st.sampled_from(["different", "alike", "untaught", "in pairs", "short"]),
+)
+def test_the_kernel_does_what_the_network_does(
+    seed: int, rows: list[int], k: int, shape: tuple[int, int], kind: str
+) -> None:
+    module = module_of(k, *shape, seed)
+    table = torch.randn(ITEMS + 1, D)
+    if kind == "alike":
+        table[1:] = table[1]
+    if kind == "untaught":
+        table[0] = 0
+    if kind == "in pairs":
+        table[1::2] = table[2::2] if ITEMS % 2 == 0 else table[0:-1:2]
+    if kind == "short":
+        table *= 1e-6
+    check(module, table, rows)
+
+
+@pytest.mark.parametrize("length", [300, 1000, 5000])
+@pytest.mark.parametrize("different", [2000, 300, 40])
+@pytest.mark.parametrize("alike", [1, 7, 2000])
+def test_long_sequences_are_searched_as_the_network_does(
+    length: int, different: int, alike: int
+) -> None:
+    """Also where many items have one embedding, so that equal scores are what decides."""
+    rng = np.random.default_rng(length)
+    module = module_of(100, 4, 0, seed=length)
+    table = torch.from_numpy(rng.standard_normal((different + 1, D), np.float32))
+    table = table[torch.arange(different + 1) // alike * alike]
+    rows = rng.integers(0, different + 1, length).tolist()
+    candidates = torch.from_numpy(rng.integers(0, different + 1, 30))
+    items = items_of(np.array(rows, np.int32))
+    with torch.no_grad():
+        tables = {name: array.float().numpy() for name, array in module.per_item(table).items()}
+        sequence = BehaviorSequence(torch.tensor([rows]), torch.ones(1, length).bool(), table)
+        target = Target(table[candidates][None], candidates[None], candidates[None])
+        expected = module.find(module.summarize(sequence), target)[0].numpy()
+    found = attend_to_found(
+        tables["queries"][candidates],
+        tables["keys"][items.rows],
+        tables["values"][items.rows],
+        items,
+        100,
+        4,
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_behaviors_are_counted_by_item_newest_first() -> None:
+    rng = np.random.default_rng(0)
+    rows: I32 = rng.integers(0, 20, 500).astype(np.int32)
+    found = items_of(rows)
+    newest_first = rows[::-1].tolist()
+    assert found.rows.tolist() == list(dict.fromkeys(newest_first))
+    for item, row in enumerate(found.rows.tolist()):
+        ages = found.ages[found.bounds[item] : found.bounds[item + 1]].tolist()
+        assert ages == [age for age, other in enumerate(newest_first) if other == row]
+        assert found.counts[item] == len(ages)
+
+
+def test_no_candidates_get_nothing() -> None:
+    items = items_of(np.array([1, 2], np.int32))
+    none, two = np.zeros((0, 8), np.float32), np.ones((2, 8), np.float32)
+    assert attend_to_found(none, two, two, items, 3, 2).shape == (0, 8)
