@@ -149,10 +149,16 @@ def revision() -> str:
 
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """A whole configuration without what does not matter to what comes out."""
+    """A whole configuration without what does not matter to what comes out; nothing withheld is as
+    before anything could be.
+    """
     training = {
         name: value
         for name, value in config["training"].items()
         if name not in {"checkpoint_s", "log"}
     }
-    return {name: part for name, part in config.items() if name != "name"} | {"training": training}
+    samples = {
+        name: value for name, value in config["samples"].items() if value or name != "withheld"
+    }
+    kept = {name: part for name, part in config.items() if name != "name"}
+    return kept | {"training": training, "samples": samples}
