@@ -149,15 +149,20 @@ def revision() -> str:
 
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """A whole configuration without what does not matter to what comes out."""
+    """A whole configuration without what does not matter to what comes out; nothing withheld is as
+    before anything could be.
+    """
     training = {
         name: value
         for name, value in config["training"].items()
         if name not in {"checkpoint_s", "log"}
+    }
+    samples = {
+        name: value for name, value in config["samples"].items() if value or name != "withheld"
     }
     # Cells of before there were rates are of networks without them.
     schema = {
         name: value for name, value in config["schema"].items() if name != "positive" or value
     }
     whole = {name: part for name, part in config.items() if name != "name"}
-    return whole | {"schema": schema, "training": training}
+    return whole | {"schema": schema, "training": training, "samples": samples}
