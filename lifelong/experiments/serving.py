@@ -6,10 +6,10 @@ gathered, user and cross features computed, and the exported graph run on what t
 stage stored of the user, on one core, in a session as the scorer makes it. To read that state from
 a store is not in it, since it depends on the store; "state_bytes" says how much there is to read.
 
-The scorer serves ENCODE, SDIM and TWIN. It scores the other methods' requests by the same functions,
-with their state in the place of ENCODE's interests, which is also done for these: "graph" beside
-"scorer". A search is what the exported graph does: it looks at every behavior for every candidate,
-where a service of that method's own might keep an index.
+The scorer serves ENCODE, SDIM and TWIN. It scores the other methods' requests by the same
+functions, with their state in the place of ENCODE's interests, which is also done for these:
+"graph" beside "scorer". A search of another method is what its exported graph does: it looks at
+every behavior for every candidate, where a service of that method's own might keep an index.
 """
 
 from __future__ import annotations
