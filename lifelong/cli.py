@@ -597,13 +597,16 @@ def bench_store(
 def bench_catalog(
     *,
     quick: Quick = False,
+    system: Annotated[
+        str, typer.Option(help="Whose shipped bundle is grown: encode, sdim or twin.")
+    ] = "encode",
     chart: Chart = None,
     json_out: JsonOut = None,
 ) -> None:
     """Ten million items: loading, lookups beside a binary search, memory that processes share."""
     from lifelong.bench import catalog
 
-    _report_bench(lambda: catalog.run(quick=quick), "catalog", chart, json_out)
+    _report_bench(lambda: catalog.run(quick=quick, system=system), "catalog", chart, json_out)
 
 
 @bench.command("sdim")

@@ -1,6 +1,6 @@
 """``lifelong bench catalog``: a bundle of ten million items loaded, looked up, and shared.
 
-The bundle is the shipped one, grown by made-up items of random embeddings until it has as many as
+The bundle is a shipped one, grown by made-up items of random embeddings until it has as many as
 are asked for; its graphs and golden sequences are checked as with any. Rows of 3,000 candidates
 are looked up among all of them, beside a binary search of the same keys, in rounds that alternate.
 How long loading takes, and what memory a process has to itself, is measured in processes of their
@@ -27,10 +27,10 @@ import xxhash
 from extractor.systems import load_system
 from infra.arrays import F32, I32, U8, U64
 from infra.behaviors import item_key
-from infra.errors import LifelongError
+from infra.errors import LifelongError, SettingsError
 from infra.settings import load_settings
 from lifelong.bench.report import compose
-from lifelong.shipped import BUNDLE
+from lifelong.shipped import BUNDLE, BUNDLES
 from models.bundle import (
     PROJECTION,
     Bundle,
@@ -39,6 +39,7 @@ from models.bundle import (
     Texts,
     make_session,
     save_bundle,
+    table_file,
 )
 
 OURS: Final = "lifelong"
@@ -66,17 +67,24 @@ FULL: Final = Load(items=10_000_000, rounds=25, requests=40)
 QUICK: Final = Load(items=1_000_000, rounds=9, requests=40)
 
 
-def run(quick: bool) -> dict[str, Any]:
+def run(quick: bool, system: str = "encode") -> dict[str, Any]:
     """Measure; the bench's JSON object. "figures" are in seconds and bytes, but for ``items`` and
-    ``lookup_us``, microseconds for CANDIDATES; ``second_*`` are what a process more has or shares.
+    ``lookup_us``, microseconds for CANDIDATES; ``second_*`` are what a process more has or shares,
+    ``tables_bytes`` what the system's item tables have of ``bundle_bytes``.
+
+    Args:
+        system: whose shipped bundle is grown.
     """
     load = QUICK if quick else FULL
+    if system not in BUNDLES:
+        raise SettingsError(f"--system {system!r}: choose {' or '.join(BUNDLES)}")
     with tempfile.TemporaryDirectory(prefix="lifelong-bench-") as directory:
         path = Path(directory) / "bundle"
-        save_bundle(grown(Bundle.load(BUNDLE), load.items), path)
+        manifest = save_bundle(grown(Bundle.load(BUNDLES[system]), load.items), path)
         figures: dict[str, float] = {
             "items": load.items,
             "bundle_bytes": sum(file.stat().st_size for file in path.iterdir()),
+            "tables_bytes": sum(manifest.files[table_file(name)].size for name in manifest.tables),
             **_measure_processes(path),
         }
         rounds = measure_lookups(path, load)

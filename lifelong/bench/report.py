@@ -117,6 +117,7 @@ def _draw(title: str, result: dict[str, Any], path: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     from lifelong.drawing.style import BLUE, GRAY, LIGHT_BLUE, PALE
 
@@ -139,6 +140,8 @@ def _draw(title: str, result: dict[str, Any], path: Path) -> None:
     axes.bar_label(whole, [f"{row['value']:,.0f}" for row in rows], padding=4)
     axes.set_title(f"{title} ({result['results'][0]['unit']})", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.15)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

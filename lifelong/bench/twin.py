@@ -67,7 +67,7 @@ def run(quick: bool) -> dict[str, Any]:
         "rounds": load.rounds,
         "peers": [],
         "results": [
-            {"name": name.replace("_", " "), "value": value, "unit": "µs"}
+            {"name": name.replace("_us_", ", L = ").replace("_", " "), "value": value, "unit": "µs"}
             for name, value in figures.items()
             if "bytes" not in name
         ],

@@ -25,7 +25,7 @@ def show(console: Console, report: dict[str, Any], portrait: Portrait) -> None:
 
 def show_systems(console: Console, reports: Mapping[str, dict[str, Any]]) -> None:
     """Print the figures of several systems on the same stream and requests, a column for each."""
-    table = Table(title="Side by side", title_justify="left")
+    table = Table(title="Side by side; pairs are p50 and p99", title_justify="left")
     table.add_column("")
     for name in reports:
         table.add_column(name.upper(), justify="right", no_wrap=True)
@@ -108,7 +108,7 @@ def _in_short(report: dict[str, Any]) -> dict[str, str]:
         "requests a second": f"{report['requests_per_second']:,.0f}",
         "100 candidates, ms": latency(100),
         "3,000 candidates, ms": latency(3000),
-        "memory of worker / scorer, MB": pair(
+        "memory, worker and scorer, MB": pair(
             report["worker_memory_bytes"] / 1e6, report["scorer_memory_bytes"] / 1e6, 0
         ),
         "AUC, live": f"{report['auc_live']:.4f}",

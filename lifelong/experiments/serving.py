@@ -6,10 +6,10 @@ gathered, user and cross features computed, and the exported graph run on what t
 stage stored of the user, on one core, in a session as the scorer makes it. To read that state from
 a store is not in it, since it depends on the store; "state_bytes" says how much there is to read.
 
-The scorer serves ENCODE and SDIM. It scores the other methods' requests by the same functions, with
-their state in the place of ENCODE's interests, which is also done for these two: "graph" beside
-"scorer". A search is what the exported graph does: it looks at every behavior for every candidate,
-where a service of that method's own might keep an index.
+The scorer serves ENCODE, SDIM and TWIN. It scores the other methods' requests by the same
+functions, with their state in the place of ENCODE's interests, which is also done for these:
+"graph" beside "scorer". A search of another method is what its exported graph does: it looks at
+every behavior for every candidate, where a service of that method's own might keep an index.
 """
 
 from __future__ import annotations
@@ -211,7 +211,9 @@ class _Shop:
         return UserHistory(self.version, state, self.behaviors[:0])
 
     def history(self, system: System) -> UserHistory:
-        """The user's state by a served system, which covers all behaviors."""
+        """The user's state by a served system, which covers all behaviors; or these themselves."""
+        if not system.keeps_state:
+            return UserHistory(self.version, None, self.behaviors)
         state = system.extract(StoredSequence(self.version, self.behaviors, {}))
         return UserHistory(self.version, state, self.behaviors[:0])
 

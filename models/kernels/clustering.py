@@ -613,15 +613,19 @@ def _meet_one(
     cosine: F32,
     nearest: I32,
 ) -> None:
-    """`_meet` with one center; ``dots`` f32[length] is scratch for widths beyond four."""
+    """`_meet` with one center; ``dots`` f32[length] is scratch for widths beyond four.
+
+    No cosine is below NOWHERE; without the comparison the compiler would see that an item that
+    stays need not be written, and go item by item to spare it.
+    """
     x0, x1, x2, x3 = columns[0], columns[1], columns[2], columns[3]
     c0, c1, c2, c3 = center[0], center[1], center[2], center[3]
     if len(columns) == 4:
         for i in range(length):
             dot = x0[i] * c0 + x1[i] * c1 + x2[i] * c2 + x3[i] * c3
-            best, now = cosine[i], nearest[i]
-            nearest[i] = label if dot > best else now
-            cosine[i] = max(best, dot)
+            best, now = max(cosine[i], NOWHERE), nearest[i]
+            now = label if dot > best else now
+            cosine[i], nearest[i] = max(best, dot), now
         return
     for i in range(length):
         dots[i] = x0[i] * c0 + x1[i] * c1 + x2[i] * c2 + x3[i] * c3
@@ -630,9 +634,9 @@ def _meet_one(
         for i in range(length):
             dots[i] += x[i] * c
     for i in range(length):
-        dot, best, now = dots[i], cosine[i], nearest[i]
-        nearest[i] = label if dot > best else now
-        cosine[i] = max(best, dot)
+        dot, best, now = dots[i], max(cosine[i], NOWHERE), nearest[i]
+        now = label if dot > best else now
+        cosine[i], nearest[i] = max(best, dot), now
 
 
 @kernel

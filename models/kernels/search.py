@@ -360,10 +360,7 @@ def _threshold(values: F32, least: int) -> np.float32:
     """What at least ``least`` of the values reach, or all where there are no more; hardly more of
     them do, if not many are alike.
     """
-    low, high = values[0], values[0]
-    for i in range(len(values)):
-        low = values[i] if values[i] < low else low
-        high = values[i] if values[i] > high else high
+    low, high = _bounds(values)
     if len(values) <= least:
         return np.float32(low)
     while True:
@@ -381,6 +378,21 @@ def _threshold(values: F32, least: int) -> np.float32:
             return np.float32(low)
         else:
             high = middle
+
+
+@fast_kernel
+def _bounds(values: F32) -> tuple[np.float32, np.float32]:
+    """The least and the greatest value, four at a time, so that none waits for the one before."""
+    a = b = c = d = values[0]
+    e = f = g = h = values[0]
+    for i in range(0, len(values) - 3, 4):
+        four = values[i : i + 4]
+        a, b, c, d = min(a, four[0]), min(b, four[1]), min(c, four[2]), min(d, four[3])
+        e, f, g, h = max(e, four[0]), max(f, four[1]), max(g, four[2]), max(h, four[3])
+    rest = values[len(values) // 4 * 4 :]
+    for i in range(len(rest)):
+        a, e = min(a, rest[i]), max(e, rest[i])
+    return min(a, b, c, d), max(e, f, g, h)
 
 
 @fast_kernel
@@ -430,10 +442,11 @@ def _sort(best: F32, m: int, order: I32) -> None:
     """
     for i in range(m):
         mine, before = best[i], np.float32(0)  # a float, as wide as what is compared
-        for j in range(i):
-            before += np.float32(1) if best[j] >= mine else np.float32(0)
-        for j in range(i + 1, m):
-            before += np.float32(1) if best[j] > mine else np.float32(0)
+        first, rest = best[:i], best[i + 1 : m]  # indices from 0 are known to be in their range
+        for j in range(len(first)):
+            before += np.float32(1) if first[j] >= mine else np.float32(0)
+        for j in range(len(rest)):
+            before += np.float32(1) if rest[j] > mine else np.float32(0)
         order[int(before)] = i
 
 
@@ -540,13 +553,26 @@ def _pool(weights: F32, values: F32, chosen: I32, out: F32) -> None:
     """The chosen items' values f32[., heads * w], each head's by its weights f32[heads, .]."""
     heads = len(weights)
     width = len(out) // heads
-    out[:] = 0
-    for i in range(len(chosen)):
-        value = values[chosen[i]]
-        for h in range(heads):
-            weight = weights[h, i]
-            for j in range(h * width, (h + 1) * width):
-                out[j] += weight * value[j]
+    for head in range(heads):
+        mine, at, end = weights[head], head * width, (head + 1) * width
+        while at + 8 <= end:
+            a = b = c = d = e = f = g = h = np.float32(0)
+            for i in range(len(chosen)):
+                value, weight = values[chosen[i], at : at + 8], mine[i]
+                a, b = a + weight * value[0], b + weight * value[1]
+                c, d = c + weight * value[2], d + weight * value[3]
+                e, f = e + weight * value[4], f + weight * value[5]
+                g, h = g + weight * value[6], h + weight * value[7]
+            eight = out[at : at + 8]
+            eight[0], eight[1], eight[2], eight[3] = a, b, c, d
+            eight[4], eight[5], eight[6], eight[7] = e, f, g, h
+            at += 8
+        while at < end:
+            a = np.float32(0)
+            for i in range(len(chosen)):
+                a += mine[i] * values[chosen[i], at]
+            out[at] = a
+            at += 1
 
 
 @fast_kernel
