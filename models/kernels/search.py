@@ -34,6 +34,9 @@ TOGETHER: Final = 16
 SCORES: Final = 1 << 17
 """Scores of candidates together, about: they stay in the processor's second cache."""
 
+VECTORS: Final = 32
+"""Numbers that compiled code compares in one turn of a loop: what is left over it takes singly."""
+
 NOWHERE: Final = np.float32(-1e30)
 """Score of what fills the last lanes: less than any other."""
 
@@ -178,7 +181,7 @@ class _Scratch(NamedTuple):
 def _scratch(heads: int, padded: int, n: int, k: int) -> _Scratch:
     return _Scratch(
         np.empty(padded + 1, np.int32),
-        np.empty(padded + 1, np.float32),
+        np.empty(padded + VECTORS, np.float32),
         np.empty(padded + 1, np.int32),
         np.empty((heads, k), np.int32),
         np.empty((heads, k), np.int32),
@@ -408,8 +411,9 @@ def _collect(scores: F32, greatest: F32, least: np.float32, n: int, places: I32,
     for begin in range(0, len(scores), LANES):
         for i in range(hot):
             place = begin + lanes[i]
-            places[m], best[m] = place, scores[place]
-            m += int(best[m] >= least)
+            score = scores[place]
+            places[m], best[m] = place, score
+            m += int(score >= least)
     while m and places[m - 1] >= n:
         m -= 1
     return m
@@ -438,16 +442,22 @@ def _narrow(places: I32, best: F32, m: int, ranks: int) -> tuple[int, bool]:
 @fast_kernel
 def _sort(best: F32, m: int, order: I32) -> None:
     """The order of m values, greatest first, equal ones as they stand. Each counts who is before
-    it: for some dozens that is faster than moving them.
+    it: for some dozens that is faster than moving them. ``best`` has room for `VECTORS` more.
     """
+    whole = (m + VECTORS - 1) // VECTORS * VECTORS
+    best[m:whole] = NOWHERE
+    every = best[:whole]
     for i in range(m):
-        mine, before = best[i], np.float32(0)  # a float, as wide as what is compared
-        first, rest = best[:i], best[i + 1 : m]  # indices from 0 are known to be in their range
-        for j in range(len(first)):
-            before += np.float32(1) if first[j] >= mine else np.float32(0)
-        for j in range(len(rest)):
-            before += np.float32(1) if rest[j] > mine else np.float32(0)
-        order[int(before)] = i
+        # Floats, as wide as what is compared.
+        mine, before, alike = best[i], np.float32(0), np.float32(0)
+        for j in range(len(every)):
+            before += np.float32(1) if every[j] > mine else np.float32(0)
+            alike += np.float32(1) if every[j] == mine else np.float32(0)
+        place = int(before)
+        if alike > 1:
+            for j in range(i):
+                place += int(best[j] == mine)
+        order[place] = i
 
 
 @fast_kernel
