@@ -68,6 +68,10 @@ def count_items(keys: U64, times: I64, bounds: I64 | None = None) -> ItemCounts:
     """
     if bounds is None:
         bounds = np.array([0, len(keys)])
+    # One kind of array each: for a read-only one, as a single behavior of a record is, a request
+    # would wait for the compiler.
+    keys = np.require(keys, np.uint64, ("C", "A", "W"))
+    times = np.require(times, np.int64, ("C", "A", "W"))
     return ItemCounts(*_count_kernel(keys, times, bounds))
 
 
