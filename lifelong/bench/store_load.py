@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """For `figures`."""
+        """For the figures of `--json`."""
         return f"{self.store}_{self.users}_{self.load}"
 
 

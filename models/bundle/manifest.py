@@ -216,7 +216,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     cross_features: tuple[str, ...] = CROSS_FEATURES
     sampling_rate: float | msgspec.UnsetType = msgspec.UNSET
     """Share of the negatives that training saw; scorer.onnx corrects its CTRs for it. Unset in
-    bundles of earlier versions, whose CTRs are those of training. See `rate`."""
+    bundles of earlier versions, whose CTRs are those of training. See `corrected_for`."""
     seed: int = 0
     training: dict[str, Any] = {}
     """The settings it was trained with."""
