@@ -95,12 +95,13 @@ class Crew:
                 os.kill(self._workers[place].pid, signal.SIGCONT)
 
     def know_logs_since(self, moment: float, partitions: int) -> bool:
-        """Whether the workers have asked how far the logs of all so many partitions go since a
-        moment, in `time.time`.
+        """Whether the workers that have any of so many partitions have asked how far all of these
+        go since a moment, in `time.time`.
         """
         told = [_metrics(self._ports[place]) for place in self._workers]
-        read = {name for one in told for name in one if name.startswith(LAG)}
-        return len(read) == partitions and all(one.get(LOGS_ASKED, 0) > moment for one in told)
+        lags = [{name for name in one if name.startswith(LAG)} for one in told]
+        asked = [one.get(LOGS_ASKED, 0) for one, read in zip(told, lags, strict=True) if read]
+        return len(set().union(*lags)) == partitions and min(asked, default=0) > moment
 
     @contextlib.contextmanager
     def limited(self, size: int) -> Iterator[None]:
