@@ -290,7 +290,7 @@ def search(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     if scores.device.type == "cpu" and not torch.compiler.is_exporting():
         heads, B, L = scores.shape[-3:]
         found = search_scores(
-            scores.float().reshape(-1, heads, B, L).numpy(),
+            scores.detach().float().reshape(-1, heads, B, L).numpy(),
             mask.expand(*scores.shape[:-3], 1, L).reshape(-1, L).numpy(),
             k,
             torch.get_num_threads(),

@@ -19,7 +19,7 @@ from lifelong.shipped import (
 from models.bundle import Bundle
 from streaming.files.reader import read_events
 
-MOST_BYTES = 5_000_000
+MOST_BYTES = 8_000_000
 
 
 @pytest.fixture(scope="module")
