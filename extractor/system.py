@@ -9,12 +9,13 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from extractor.actions import action_rows, recent_actions, user_rate
-from extractor.history import add_behaviors
+from extractor.actions import action_rows, action_tensors, recent_actions, user_rate
+from extractor.history import ItemCounts, add_behaviors, count_items
 from extractor.state import InterestState, Layout
 from infra.arrays import F32, I32, U64, Array
 from infra.errors import BundleIncompatible
@@ -157,6 +158,36 @@ def one_by_one(
 ) -> Iterator[InterestState]:
     """`System.extract_many` by ``extract`` alone."""
     return map(extract, sequences, previous)
+
+
+def common_state(
+    bundle: Bundle,
+    version: Version,
+    behaviors: Behaviors,
+    counted: ItemCounts | None = None,
+    own: Mapping[str, Array] = MappingProxyType({}),
+) -> InterestState:
+    """A state with what is stored of a user whichever the system is.
+
+    Args:
+        bundle: whose state it is.
+        version: of the sequence, as of the last of the behaviors.
+        behaviors: BEHAVIOR[n], those that the state covers, oldest first.
+        counted: their items, where they were counted already.
+        own: the system's own tensors.
+    """
+    keys = np.ascontiguousarray(behaviors["item"])
+    if counted is None:
+        counted = count_items(keys, np.ascontiguousarray(behaviors["time"]))
+    (history,) = counted.histories()
+    return InterestState(
+        bundle=bundle.digest,
+        version=version,
+        last_time_ms=int(counted.last_times_ms[0]),
+        recent=keys[-bundle.manifest.M :],
+        history=history,
+        tensors={**own, **action_tensors(bundle, action_rows(bundle, behaviors))},
+    )
 
 
 def common_feed(

@@ -74,3 +74,14 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if process_count() > 1:
         dist.all_reduce(values)
     return values
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A context in which torch, and the kernels that follow it, use one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -264,7 +264,10 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     def read_by_id(self, topic: str, topic_id: str) -> None:
         """Read and tell of that topic alone, not of another that comes to bear its name."""
         uuid = uuid_of(topic_id)
-        self._ids = {} if uuid is None else {topic: uuid}
+        ids = {} if uuid is None else {topic: uuid}
+        if ids == self._ids:  # fetches under way are of this topic
+            return
+        self._ids = ids
         if self._reader is not None:
             self._reader.ids = self._ids
 

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from extractor.actions import action_rows, action_tensors
+from extractor.actions import action_rows
 from extractor.history import count_items
 from extractor.state import InterestState, Layout
 from extractor.system import (
@@ -31,6 +31,7 @@ from extractor.system import (
     check_stored,
     check_table,
     common_feed,
+    common_state,
     one_by_one,
 )
 from infra.arrays import F32, U8, U32, U64, Array
@@ -108,21 +109,12 @@ class SDIMSystem:
         behaviors = sequence.behaviors[-manifest.L :]
         keys = np.ascontiguousarray(behaviors["item"])
         counted = count_items(keys, np.ascontiguousarray(behaviors["time"]))
-        (history,) = counted.histories()
         rows = self._bundle.rows(counted.items)
         buckets, sizes = self._empty()
         fill_buckets(rows, counted.counts, self._signatures, self._embeddings, buckets, sizes)
-        actions = action_rows(self._bundle, behaviors)
-        self._add_actions(keys, actions, buckets)
-        own = SDIMTensors(buckets.astype(self._stored, copy=False), sizes)
-        return InterestState(
-            bundle=self.digest,
-            version=sequence.version,
-            last_time_ms=int(counted.last_times_ms[0]),
-            recent=keys[-manifest.M :],
-            history=history,
-            tensors={**own._asdict(), **action_tensors(self._bundle, actions)},
-        )
+        self._add_actions(keys, action_rows(self._bundle, behaviors), buckets)
+        own = SDIMTensors(buckets.astype(self._stored, copy=False), sizes)._asdict()
+        return common_state(self._bundle, sequence.version, behaviors, counted, own)
 
     def extract_many(
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]

@@ -18,8 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from extractor.actions import action_rows, action_tensors
-from extractor.history import count_items
 from extractor.state import InterestState, Layout
 from extractor.system import (
     Candidates,
@@ -27,6 +25,7 @@ from extractor.system import (
     UserHistory,
     check_table,
     common_feed,
+    common_state,
     one_by_one,
 )
 from infra.arrays import F32, I32, Array
@@ -71,19 +70,8 @@ class TWINSystem:
         previous: InterestState | None = None,  # noqa: ARG002  # nothing is kept
     ) -> InterestState:
         """What all systems keep of a user; of TWIN's own there is nothing."""
-        manifest = self._bundle.manifest
-        behaviors = sequence.behaviors[-manifest.L :]
-        keys = np.ascontiguousarray(behaviors["item"])
-        counted = count_items(keys, np.ascontiguousarray(behaviors["time"]))
-        (history,) = counted.histories()
-        return InterestState(
-            bundle=self.digest,
-            version=sequence.version,
-            last_time_ms=int(counted.last_times_ms[0]),
-            recent=keys[-manifest.M :],
-            history=history,
-            tensors=action_tensors(self._bundle, action_rows(self._bundle, behaviors)),
-        )
+        behaviors = sequence.behaviors[-self._bundle.manifest.L :]
+        return common_state(self._bundle, sequence.version, behaviors)
 
     def extract_many(
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
@@ -97,7 +85,7 @@ class TWINSystem:
         if history is not None:
             last = history.newer[-self._bundle.manifest.L :]
             rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
-            state = self.extract(StoredSequence(history.version, last, {}))
+            state = common_state(self._bundle, history.version, last)
             history = UserHistory(history.version, state, last[:0])
         found = self._find(rows, candidates.rows)
         return {LONG_TERM: found, **common_feed(self._bundle, history, candidates, now_ms)}

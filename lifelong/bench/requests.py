@@ -20,9 +20,8 @@ import msgspec
 import numpy as np
 import torch
 
-from extractor.history import count_items
 from extractor.state import InterestState
-from extractor.system import Candidates, System, UserHistory, common_feed
+from extractor.system import Candidates, System, UserHistory, common_feed, common_state
 from extractor.systems import open_system
 from extractor.systems.sdim import buckets_of
 from infra.arrays import F32, I32, U64, Array
@@ -258,16 +257,7 @@ def _look_up(bundle: Bundle, keys: U64) -> Candidates:
 def _features(bundle: Bundle, user: User) -> Callable[[Candidates], Mapping[str, Array]]:
     """The inputs that all graphs have, of a user whose items were counted with the state."""
     covered = user.covered
-    keys = np.ascontiguousarray(covered.behaviors["item"])
-    counted = count_items(keys, np.ascontiguousarray(covered.behaviors["time"]))
-    state = InterestState(
-        bundle=bundle.digest,
-        version=covered.version,
-        last_time_ms=int(counted.last_times_ms[0]),
-        recent=keys[-bundle.manifest.M :],
-        history=next(counted.histories()),
-        tensors={},
-    )
+    state = common_state(bundle, covered.version, covered.behaviors)
     history = user.history(state)
     return lambda candidates: common_feed(bundle, history, candidates, user.now_ms)
 

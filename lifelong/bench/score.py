@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import torch
-
 from infra.arrays import U64
 from lifelong.bench.requests import SERVED, Request, Shop, User
 from lifelong.machine import machine
+from models.devices import one_thread
 from models.network import NetworkConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 LENGTHS: Final = (1000, 10_000)
 SIZES: Final = (3000, 500, 100)
@@ -107,7 +105,7 @@ class Times:
 def run(quick: bool) -> dict[str, Any]:
     """Measure; the bench's JSON object. Rows with "stages" say where the time goes."""
     load = QUICK if quick else FULL
-    with _one_thread():
+    with one_thread():
         shop = Shop(ITEMS, NETWORK)
         times = measure(shop, load, LENGTHS, SIZES)
     short, long = LENGTHS
@@ -215,13 +213,3 @@ def _ratios(times: Mapping[Row, Times]) -> dict[str, float]:
         for row, taken in times.items()
         if row.name in held
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lifelong.experiments.tables import METHODS
-from lifelong.experiments.timing import one_thread, time_in_turns
+from lifelong.experiments.timing import time_in_turns
 from lifelong.machine import machine
+from models.devices import one_thread
 from models.modules.clusterings import (
     Clustering,
     agglomerate_sequences,

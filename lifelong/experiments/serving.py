@@ -25,20 +25,19 @@ import msgspec
 import numpy as np
 import torch
 
-from extractor.history import count_items
-from extractor.state import InterestState
-from extractor.system import Candidates, System, UserHistory, common_feed
+from extractor.system import Candidates, System, UserHistory, common_feed, common_state
 from extractor.systems import open_system
 from infra.arrays import F32, I64, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import one_line
 from infra.store import Behaviors, StoredSequence, Version
 from lifelong.experiments.tables import REFERENCE
-from lifelong.experiments.timing import Times, one_thread, time_in_turns
+from lifelong.experiments.timing import Times, time_in_turns
 from lifelong.machine import machine
 from models.bundle import Bundle, Catalog, Manifest, make_session, save_bundle
 from models.config import RunConfig
 from models.data.schema import AGE_BUCKETS, Inputs, Schema
+from models.devices import one_thread
 from models.export import export_network, export_scorer, served_as
 from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
 from models.modules.sequence import BehaviorSequence, Target
@@ -198,16 +197,7 @@ class _Shop:
 
     def counted(self, bundle: Bundle) -> UserHistory:
         """What all systems store of the user, without the tensors of any."""
-        keys = np.ascontiguousarray(self.behaviors["item"])
-        found = count_items(keys, np.ascontiguousarray(self.behaviors["time"]))
-        state = InterestState(
-            bundle=bundle.digest,
-            version=self.version,
-            last_time_ms=int(found.last_times_ms[0]),
-            recent=keys[-bundle.manifest.M :],
-            history=next(found.histories()),
-            tensors={},
-        )
+        state = common_state(bundle, self.version, self.behaviors)
         return UserHistory(self.version, state, self.behaviors[:0])
 
     def history(self, system: System) -> UserHistory:

@@ -15,12 +15,13 @@ import torch
 
 from lifelong.bench.train import training_step
 from lifelong.experiments.tables import REFERENCE
-from lifelong.experiments.timing import Times, one_thread, time_in_turns
+from lifelong.experiments.timing import Times, time_in_turns
 from lifelong.machine import machine
 from models.config import RunConfig
 from models.data.requests import Requests
 from models.data.schema import Inputs
 from models.data.splits import Split
+from models.devices import one_thread
 from models.prediction import make_gatherer, make_network
 
 

@@ -8,13 +8,10 @@ round, since the speed of a machine drifts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TypeVar
-
-import torch
 
 Name = TypeVar("Name")
 
@@ -47,14 +44,3 @@ def time_in_turns(
                 times[name].processor.append(spent)
                 times[name].passed.append(passed)
     return times
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A context in which torch, and the kernels that follow it, use one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

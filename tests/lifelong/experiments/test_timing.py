@@ -2,7 +2,8 @@
 
 import torch
 
-from lifelong.experiments.timing import Times, one_thread, time_in_turns
+from lifelong.experiments.timing import Times, time_in_turns
+from models.devices import one_thread
 
 
 def test_systems_alternate_and_the_warm_up_does_not_count() -> None:
