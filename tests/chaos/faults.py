@@ -136,12 +136,7 @@ def renew_topic(scene: Scene, chance: random.Random) -> str:
     """Delete the topic with events that nobody has stored but all know of, and make it anew."""
     broker = scene.settings.broker
     before = topic_id(broker, broker.topic)
-    _let_all_know(
-        scene
-    )  # who has just got a partition could not place it while the store is locked
-    with _program(scene, _LOCK):
-        burst = scene.producer.send(_burst(scene, chance))
-        _let_all_know(scene)
+    with _unstored_burst(scene, chance) as burst:
         with _admin(scene) as admin:
             admin.delete_topics([broker.topic])[broker.topic].result(30)
         scene.ledger.renew_topic()
@@ -167,10 +162,7 @@ def lose_tail(scene: Scene, chance: random.Random) -> str:
 
 def lose_unread_tail(scene: Scene, chance: random.Random) -> str:
     """The same, but nobody has stored what is cut, though all know of it."""
-    _let_all_know(scene)
-    with _program(scene, _LOCK):
-        burst = scene.producer.send(_burst(scene, chance))
-        _let_all_know(scene)
+    with _unstored_burst(scene, chance) as burst:
         return _cut_tail(scene, burst, chance)
 
 
@@ -190,6 +182,9 @@ def compress(scene: Scene, chance: random.Random) -> str:
         scene.producer.send(_burst(scene, chance) // 4, codec=codec)
     return ", ".join(codecs)
 
+
+KNOWN_S: Final = 60.0
+"""Longest that workers may take to hear how far the logs go."""
 
 READ_S: Final = 60.0
 """Longest that workers may take for the events of one burst."""
@@ -324,12 +319,34 @@ def _program(scene: Scene, text: str) -> Iterator[int]:
             program.kill()
 
 
-def _let_all_know(scene: Scene) -> None:
+@contextlib.contextmanager
+def _unstored_burst(scene: Scene, chance: random.Random) -> Iterator[range]:
+    """Send a burst of which all workers know and of which nothing is stored while this lasts.
+
+    The store is locked meanwhile. A worker that is given a partition then (the group may settle
+    anew at any moment) cannot place it before the store answers, and says nothing of it: the lock
+    is let go and taken again, for another burst.
+    """
+    for last in (False, False, True):
+        _let_all_know(scene, KNOWN_S)
+        with _program(scene, _LOCK):
+            burst = scene.producer.send(_burst(scene, chance))
+            try:
+                _let_all_know(scene, KNOWN_S if last else KNOWN_S / 3)
+            except NotInTime:
+                if last:
+                    raise
+                continue
+            yield burst
+            return
+
+
+def _let_all_know(scene: Scene, timeout_s: float) -> None:
     """Wait until every worker has heard how far the logs go by now."""
     now, topic = time.time(), scene.settings.broker.topic
     partitions = topic_partitions(scene.settings.broker, topic)
     scene.wait_until(
-        lambda: scene.crew.know_logs_since(now, partitions), "all workers know the logs", 60
+        lambda: scene.crew.know_logs_since(now, partitions), "all workers know the logs", timeout_s
     )
 
 
