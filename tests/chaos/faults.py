@@ -39,6 +39,9 @@ CANNOT_WRITE: Final = "cannot write, will retry"
 FILL_S: Final = 30.0
 """Longest that a store is filled."""
 
+FILL: Final = 0.2
+"""Most that is sent to fill it, as a share of a run's events."""
+
 _OPEN: Final = "import sys, lmdb\nstore = lmdb.open(sys.argv[1], max_dbs=16, map_size=1 << 38)\n"
 
 _TAKE_SLOTS: Final = """\
@@ -216,11 +219,12 @@ def fill_store(scene: Scene, chance: random.Random) -> str:
     """Let the store's file grow no more, as on a full disk, until workers say so."""
     size = (scene.store_path / "data.mdb").stat().st_size
     said = len(scene.crew.said())
-    began = time.monotonic()
+    began, first = time.monotonic(), scene.ledger.sent
     # While the snapshot is in use, no page that is freed after it can be used again.
     with scene.crew.limited(size), _program(scene, _SNAPSHOT):
         while not (full := any(CANNOT_WRITE in line for line in scene.crew.said()[said:])):
-            if time.monotonic() - began > FILL_S or scene.ledger.left < scene.size.events // 10:
+            sent = scene.ledger.sent - first
+            if time.monotonic() - began > FILL_S or sent > scene.size.events * FILL:
                 break
             scene.producer.send(_burst(scene, chance) // 4)
             time.sleep(0.2)

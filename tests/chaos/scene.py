@@ -43,7 +43,7 @@ PARTITIONS: Final = 4
 COMMAND_S: Final = 60.0
 """Longest that a command of the product may take."""
 
-SPARE: Final = 1.25
+SPARE: Final = 1.6
 """Of the events planned, so many times as many can be sent: aborted ones, and bursts of faults."""
 
 
