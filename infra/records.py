@@ -287,22 +287,28 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
         at = _find(marks, source, 16)
         mark = _MARK.unpack_from(marks, at)[1] if at >= 0 else -1
 
-    applied: list[bytes] = []
     replayed = duplicates = late = 0
-    for behavior, event, offset in zip(new.behaviors, new.event_keys, new.offsets, strict=True):
-        if offset <= mark:
-            replayed += 1
-            continue
-        mark = offset
-        if deleted and _TIME.unpack_from(behavior)[0] <= deleted:
-            late += 1
-            continue
-        if event:
-            if _find(keys, event, 8) >= 0:
-                duplicates += 1
+    all_new = None
+    if not deleted and new.offsets and new.offsets[0] > mark:
+        all_new = _with_keys(keys, new.event_keys)
+    if all_new is not None:
+        applied, keys, mark = new.behaviors, all_new, new.offsets[-1]
+    else:
+        applied = []
+        for behavior, event, offset in zip(new.behaviors, new.event_keys, new.offsets, strict=True):
+            if offset <= mark:
+                replayed += 1
                 continue
-            keys = keys[-_OLDER_KEYS:] + _KEY.pack(event)
-        applied.append(behavior)
+            mark = offset
+            if deleted and _TIME.unpack_from(behavior)[0] <= deleted:
+                late += 1
+                continue
+            if event:
+                if _find(keys, event, 8) >= 0:
+                    duplicates += 1
+                    continue
+                keys = keys[-_OLDER_KEYS:] + _KEY.pack(event)
+            applied.append(behavior)
 
     old_coverages = coverages
     full = sealed(count + len(applied))
@@ -344,6 +350,18 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
     numbers = count, epoch, updated, owner, deleted
     grown = _pack(numbers, coverages, marks, keys, tail)
     return Grown(grown, len(applied), replayed, duplicates, late, undue, due)
+
+
+def _with_keys(keys: bytes, events: Sequence[int]) -> bytes | None:
+    """The recent keys after events whose keys all are new; None: not all are."""
+    found = [event for event in events if event]
+    if not found:
+        return keys
+    known = struct.unpack(f"<{len(keys) // _KEY.size}Q", keys)
+    if len({*known, *found}) < len(known) + len(found):
+        return None
+    newest = found[-RECENT_EVENTS:]
+    return (keys + struct.pack(f"<{len(newest)}Q", *newest))[-RECENT_EVENTS * _KEY.size :]
 
 
 def _grown_by_one(
