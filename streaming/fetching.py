@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.consumer.fetcher import FetchError, FetchResult
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import (
+    READ_COMMITTED,
+    FetchError,
+    FetchResult,
+    PartitionRecords,
+)
 from aiokafka.errors import (
+    CorruptRecordException,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
     for_code,
@@ -26,7 +32,32 @@ from aiokafka.protocol.fetch import FetchRequest
 from infra.errors import typed_line
 from infra.kafka.fetching_by_id import fetch_by_id
 
-Records = list[ConsumerRecord[bytes, bytes]]
+
+class Record(Protocol):
+    """One record of a log, as aiokafka's parser makes it."""
+
+    @property
+    def offset(self) -> int:
+        """Its place in the partition."""
+
+    @property
+    def timestamp(self) -> int:
+        """ms since epoch, by the producer or the broker."""
+
+    @property
+    def timestamp_type(self) -> int:
+        """0: by the producer; 1: by the broker."""
+
+    @property
+    def key(self) -> bytes | None:
+        """As it was sent."""
+
+    @property
+    def value(self) -> bytes | None:
+        """As it was sent."""
+
+
+Records = list[Record]
 
 RETRY_S: Final = 1.0
 """Pause before a partition that cannot be read is tried again."""
@@ -198,20 +229,26 @@ class Reader:
 
 
 def _read(tp: TopicPartition, found: Any, limit: int) -> Records:
-    """What aiokafka would give of a partition, but what precedes a bad batch is given, too."""
+    """What aiokafka would give of a partition, but what precedes a bad batch is given, too, and a
+    batch of the log is not cut: so ``limit`` may be exceeded.
+    """
     if isinstance(found, FetchError):
         found.check_raise()
     assert isinstance(found, FetchResult)
     if not found.check_assignment(tp) or not found.has_more():
         return []
-    source, records = found._partition_records, []
+    source = found._partition_records
+    records: Records = []
+    # Kept with what was fetched, since a generator that has failed goes on no more: asked again it
+    # ends, and the bad batch is fetched again, not passed over.
+    batches = vars(source).setdefault("batches", _batches(source))
     try:
-        for record in source:
-            records.append(record)
-            if len(records) >= limit:
+        while len(records) < limit:
+            batch = next(batches, None)
+            if batch is None:
+                found._partition_records = None
                 break
-        else:
-            found._partition_records = None
+            records += batch
     except Exception:
         if not records:
             raise
@@ -219,3 +256,32 @@ def _read(tp: TopicPartition, found: Any, limit: int) -> Records:
     finally:
         found._assignment.state_value(tp).consumed_to(source.next_fetch_offset)
     return records
+
+
+def _batches(source: PartitionRecords) -> Iterator[Records]:
+    """The batches of what was fetched of a partition, less what nobody should see.
+
+    It goes through them as aiokafka's own iterator does (`PartitionRecords._unpack_records`), which
+    makes one more object of every record, and takes four times as long.
+    """
+    while source._records.has_next():
+        batch = source._records.next_batch()
+        if source._check_crcs and not batch.validate_crc():
+            raise CorruptRecordException(f"Invalid CRC - {source._tp}")
+        records = [] if _is_hidden(source, batch) else list(batch)
+        begin, source.next_fetch_offset = source.next_fetch_offset, batch.next_offset
+        # The first batch may begin before the offset that was asked for.
+        if records and records[0].offset < begin:
+            records = [record for record in records if record.offset >= begin]
+        yield records
+
+
+def _is_hidden(source: PartitionRecords, batch: Any) -> bool:
+    """Whether a batch is a marker of the brokers, or of a transaction that was aborted."""
+    if source._isolation_level == READ_COMMITTED and batch.producer_id is not None:
+        source._consume_aborted_up_to(batch.base_offset)
+        if batch.is_control_batch and source._contains_abort_marker(batch):
+            source._aborted_producers.discard(batch.producer_id)
+        if batch.is_transactional and batch.producer_id in source._aborted_producers:
+            return True
+    return bool(batch.is_control_batch)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final, TypeVar, cast
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, KafkaConnectionError, KafkaError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
@@ -29,7 +29,7 @@ from infra.errors import typed_line
 from infra.kafka.fetching_by_id import uuid_of
 from infra.kafka.logs import LogBounds, epoch_ends, log_bounds
 from infra.telemetry import get_logger
-from streaming.fetching import Failure, Reader
+from streaming.fetching import Failure, Reader, Records
 
 log: Final = get_logger(__name__)
 
@@ -55,7 +55,7 @@ class FetchedBatch:
     """The records of one partition from one fetch, in the order of their offsets."""
 
     tp: TP
-    records: list[ConsumerRecord[bytes, bytes]]
+    records: Records
     generation: int
     """Generation of the consumer group in which they were fetched."""
     seek: int

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.consumer.fetcher import FetchError, FetchResult
-from aiokafka.errors import OffsetOutOfRangeError, UnsupportedCodecError
+from aiokafka.consumer.fetcher import (
+    READ_COMMITTED,
+    FetchError,
+    FetchResult,
+    PartitionRecords,
+)
+from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 
 from infra.kafka.local import LocalKafka
 from streaming.fetching import Reader
@@ -29,19 +36,21 @@ from tests.streaming.running import (
 TP0, TP1 = TopicPartition("t", 0), TopicPartition("t", 1)
 
 
-class Fetched:
-    """What a fetch brought: offsets, of which None cannot be decoded."""
-
-    def __init__(self, offsets: Sequence[int | None]) -> None:
-        self.next_fetch_offset = offsets[0] or 0
-        self._offsets = iter(offsets)
-
-    def __iter__(self) -> Iterator[Any]:
-        for offset in self._offsets:
-            if offset is None:
-                raise UnsupportedCodecError("Libraries for zstd compression codec not found")
-            self.next_fetch_offset = offset + 1
-            yield SimpleNamespace(offset=offset)
+def log_of(*batches: Sequence[int] | None) -> bytes:
+    """A piece of a log: batches of records at those offsets; None: one that is damaged."""
+    log, following = b"", 0
+    for offsets in batches:
+        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+        begin = following if offsets is None else offsets[0]
+        for offset in offsets or [begin]:
+            builder.append(offset - begin, 1_700_000_000_000, b"u", b"{}", [])
+            following = offset + 1
+        batch = bytearray(builder.build())
+        batch[:8] = begin.to_bytes(8, "big")
+        if offsets is None:
+            batch[-1] ^= 1
+        log += batch
+    return log
 
 
 class Consumer:
@@ -66,9 +75,19 @@ class Consumer:
             _wait_consume_future=None,
         )
 
-    def fetch(self, tp: TopicPartition, *offsets: int | None) -> None:
+    def fetch(self, tp: TopicPartition, *batches: Sequence[int] | None) -> None:
+        records = PartitionRecords(
+            tp,
+            MemoryRecords(log_of(*batches)),
+            [],
+            self.states[tp].position,
+            None,
+            None,
+            check_crcs=True,
+            isolation_level=READ_COMMITTED,
+        )
         self._fetcher._records[tp] = FetchResult(
-            tp, assignment=self.assignment, partition_records=Fetched(offsets), backoff=0
+            tp, assignment=self.assignment, partition_records=records, backoff=0
         )
 
 
@@ -79,20 +98,20 @@ def offsets_of(taken: dict[TopicPartition, list[Any]]) -> dict[TopicPartition, l
 def test_a_batch_that_cannot_be_decoded_takes_nothing_from_other_partitions() -> None:
     consumer = Consumer()
     reader = Reader(consumer)
-    consumer.fetch(TP1, 0, 1, 2)
+    consumer.fetch(TP1, [0, 1, 2])
     consumer.fetch(TP0, None)
 
     assert offsets_of(reader.take(None, 10)) == {TP1: [0, 1, 2]}
     assert (consumer.states[TP0].position, consumer.states[TP1].position) == (0, 3)
     assert reader.failures[TP0].offset == 0
-    assert "zstd" in reader.failures[TP0].error
+    assert reader.failures[TP0].error.startswith("CorruptRecordException")
     assert list(reader.failures) == [TP0]
 
 
 def test_what_precedes_a_bad_batch_is_given() -> None:
     consumer = Consumer()
     reader = Reader(consumer)
-    consumer.fetch(TP0, 0, 1, None)
+    consumer.fetch(TP0, [0, 1], None)
 
     assert offsets_of(reader.take(None, 10)) == {TP0: [0, 1]}
     assert consumer.states[TP0].position == 2
@@ -111,14 +130,36 @@ def test_a_bad_batch_is_not_fetched_again_at_once() -> None:
     assert reader.failures[TP0].times == 1
 
 
-def test_no_more_is_taken_than_asked_for() -> None:
+def test_no_more_batches_are_taken_once_there_is_what_was_asked_for() -> None:
     consumer = Consumer()
     reader = Reader(consumer)
-    consumer.fetch(TP0, *range(7))
+    consumer.fetch(TP0, [0, 1], [2, 3], [4], [5, 6])
 
-    taken = [offsets_of(reader.take(None, 3))[TP0] for _ in range(3)]
+    taken = [offsets_of(reader.take(None, 3))[TP0] for _ in range(2)]
 
-    assert taken == [[0, 1, 2], [3, 4, 5], [6]]
+    assert taken == [[0, 1, 2, 3], [4, 5, 6]]
+
+
+def test_what_a_batch_holds_before_the_offset_asked_for_is_left_out() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    consumer.states[TP0].position = 2
+    consumer.fetch(TP0, [0, 1, 2, 3])
+
+    assert offsets_of(reader.take(None, 10)) == {TP0: [2, 3]}
+
+
+def test_a_damaged_batch_is_not_passed_over_when_it_is_read_again() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    consumer.fetch(TP0, None, [1, 2])
+    assert reader.take(None, 10) == {}
+
+    reader.failures = {}  # as after a new assignment
+
+    assert reader.take(None, 10) == {}
+    assert consumer.states[TP0].position == 0
+    assert len(consumer.asked) == 1, "it is fetched again, from there"
 
 
 def test_a_log_without_the_offset_is_no_failure_but_misplaced() -> None:
