@@ -35,6 +35,7 @@ from infra.stores.mending import counted
 from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetters, KafkaDeadLetters
+from streaming.events.decoder import EventDecoder
 from streaming.health import Health, serve_health
 from streaming.interruptions import Interruptions
 from streaming.renewal import Renewal
@@ -312,6 +313,7 @@ def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
     bundle, system = load_system(settings)
     metrics.use_bundle(bundle.version)
     system.warm()
+    EventDecoder(settings.events).warm()
     return system
 
 

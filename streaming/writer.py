@@ -21,7 +21,7 @@ from infra.settings import Settings
 from infra.store import Append, Appended, Group, Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.dead_letters import DeadLetter, DeadLetters
-from streaming.events.decoder import Decoded, EventDecoder
+from streaming.events.decoder import Decoded, EventDecoder, appends_of
 from streaming.events.rejects import Reason, Reject
 from streaming.interruptions import Interruptions
 from streaming.transport import FetchedBatch
@@ -183,8 +183,13 @@ class BatchWriter:
         self.progress.failure = text
 
     def _decode(self, batch: FetchedBatch) -> Decoded:
-        records = [(record.offset, record.key, record.value) for record in batch.records]
-        return self._decoder.decode_batch(records, self._clock())
+        records = batch.records
+        return self._decoder.decode(
+            [record.offset for record in records],
+            [record.key for record in records],
+            [record.value for record in records],
+            self._clock(),
+        )
 
     def _append(self, groups: Sequence[Group]) -> tuple[Appended, list[_Refused]]:
         """Append all users at once; without those that cannot be stored, if there are any."""
@@ -268,33 +273,13 @@ def _joined(group: Sequence[Writable]) -> list[Group]:
     for one in group:
         by_source.setdefault(one.source.key, []).append(one)
     return [
-        Group(ones[0].source, _appends(ones), ones[-1].batch.next - 1)
+        Group(
+            ones[0].source,
+            appends_of([one.decoded for one in ones]),
+            ones[-1].batch.next - 1,
+        )
         for ones in by_source.values()
     ]
-
-
-def _appends(ones: Sequence[Writable]) -> list[Append]:
-    """The appends of a source's batches, by user."""
-    if len(ones) == 1:
-        return ones[0].decoded.appends
-    joined = {append.user: append for append in ones[0].decoded.appends}
-    made: set[str] = set()
-    for one in ones[1:]:
-        for append in one.decoded.appends:
-            user = append.user
-            before = joined.setdefault(user, append)
-            if before is append:
-                continue
-            if user not in made:
-                # Of its own: what was decoded is joined again if the group is written again.
-                made.add(user)
-                before = joined[user] = Append(
-                    user, before.behaviors[:], before.event_keys[:], before.offsets[:]
-                )
-            before.behaviors += append.behaviors
-            before.event_keys += append.event_keys
-            before.offsets += append.offsets
-    return list(joined.values())
 
 
 def _refusals(one: Writable, refused: Sequence[_Refused]) -> list[Reject]:

@@ -1,53 +1,105 @@
 """From a topic's JSON records to behaviors of users.
 
 Every event is judged alone: what cannot be read becomes a `Reject` with its reason, and its
-neighbors in the batch never notice. Two paths give the same answer. The fast one decodes straight
-into a typed struct and only knows how to say yes; whatever it is not sure of goes to the careful
-one, `streaming.events.conversion`, which reads the event field by field and can say precisely what
-is wrong with it.
+neighbors in the batch never notice. Two paths give the same answer. The fast one, the kernel of
+`streaming.events.parsing`, reads a batch at once and only knows how to say yes; whatever it is not
+sure of goes to the careful one, `streaming.events.conversion`, which reads the event field by field
+and can say precisely what is wrong with it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import msgspec
+import numpy as np
 
-from infra.behaviors import category_key, event_key, item_key, pack_behavior
+from infra.arrays import I32, I64, U64, Bools
+from infra.behaviors import BEHAVIOR, event_key
 from infra.settings import EventSettings
-from infra.store import Append
+from infra.store import Append, Behaviors
 from streaming.events.conversion import Conversion, Event
 from streaming.events.fields import too_large
 from streaming.events.rejects import Reason, Reject, Rejected, show
-from streaming.events.values import MAX_DWELL_MS
+
+if TYPE_CHECKING:
+    from streaming.events.parsing import Names, Rows
 
 Record = tuple[int, bytes | None, bytes | None]
 """One Kafka record as the decoder takes it: offset, key, value."""
 
-# Category ids repeat: a dictionary is faster than hashing. It starts anew when it has grown to
-# this many entries, so that ids without end cannot fill the memory.
-CATEGORIES_CACHED: Final = 65_536
-
 
 @dataclass(slots=True)
 class Decoded:
-    """What a batch of records became."""
+    """What a batch of records became: n events in the order of their offsets, and what was refused.
 
-    appends: list[Append]
-    """One a user, offsets ascending."""
+    The events are columns, since the batches of a group are brought together (`appends_of`) before
+    there is an object for each user.
+    """
+
+    users: list[str]
+    """The distinct users."""
+    user_of: I32
+    """i32[n]: whose each event is, by the place in ``users``."""
+    behaviors: Behaviors
+    """BEHAVIOR[n]."""
+    event_keys: U64
+    """u64[n]: see `infra.store.Append`."""
+    offsets: I64
+    """i64[n], ascending."""
     rejects: list[Reject]
 
     @property
     def events(self) -> int:
         """Events that were accepted."""
-        return sum(len(append.offsets) for append in self.appends)
+        return len(self.offsets)
+
+    @property
+    def appends(self) -> list[Append]:
+        """One a user."""
+        return appends_of([self])
+
+    def without(self, rows: Bools) -> Decoded:
+        """What is left without the marked of the rows."""
+        kept = ~rows
+        return Decoded(
+            self.users,
+            self.user_of[kept],
+            self.behaviors[kept],
+            self.event_keys[kept],
+            self.offsets[kept],
+            self.rejects,
+        )
+
+
+def appends_of(batches: Sequence[Decoded]) -> list[Append]:
+    """The events of batches of one partition, which are in their order: one append a user."""
+    places: dict[str, int] = {}
+    whose = [
+        np.array([places.setdefault(user, len(places)) for user in batch.users], np.int32)[
+            batch.user_of
+        ]
+        for batch in batches
+    ]
+    user_of = np.concatenate(whose)
+    order = np.argsort(user_of, kind="stable")
+    ends = np.cumsum(np.bincount(user_of, minlength=len(places))).tolist()
+    packed = np.concatenate([batch.behaviors for batch in batches])[order].tobytes()
+    size = BEHAVIOR.itemsize
+    behaviors = [packed[at : at + size] for at in range(0, len(packed), size)]
+    keys = np.concatenate([batch.event_keys for batch in batches])[order].tolist()
+    offsets = np.concatenate([batch.offsets for batch in batches])[order].tolist()
+    return [
+        Append(user, behaviors[start:end], keys[start:end], offsets[start:end])
+        for user, (start, end) in zip(places, pairwise([0, *ends]), strict=True)
+    ]
 
 
 class EventDecoder:
-    """Decodes and validates JSON events, and groups them by user.
+    """Decodes and validates JSON events.
 
     What is accepted is said by `streaming.events.fields`, `values` and `times`. Of a record beside
     its event: the key must be the user id in UTF-8. Kafka keeps the order of a user's events only
@@ -68,93 +120,91 @@ class EventDecoder:
     """
 
     def __init__(self, settings: EventSettings, *, keyless: bool = False) -> None:
+        # With numba, which is slow to import: a worker's health answers meanwhile.
+        from streaming.events import parsing
+
+        self._parsing = parsing
         self._conversion = Conversion(settings)
         self._max_event_bytes = settings.max_event_bytes
         self._keyless = keyless
-        constants = self._conversion.constant_ids
-        self._constant_event_key = event_key(constants.get("event_id"))
-        self._constant_category = constants.get("category_id")
-        self._categories: dict[str | None, int] = {}
-        self._decode_typed = self._typed_decoder()
+        self._names = self._plain_names()
+        times = self._conversion.times
+        self._rules = parsing.rules_of(
+            settings.max_event_bytes,
+            settings.max_id_bytes,
+            times.unit,
+            times.earliest,
+        )
 
-    def decode_batch(  # noqa: C901, PLR0912 - one loop: a call an event costs more than the event
-        self, records: Iterable[Record], now_ms: int
+    def warm(self) -> None:
+        """Have the kernel compiled before the first event waits for it."""
+        self.decode_batch([(0, b"", b"")], 0)
+
+    def decode_batch(self, records: Sequence[Record], now_ms: int) -> Decoded:
+        """`decode` of records that are given one by one."""
+        offsets, keys, values = zip(*records, strict=True) if records else ((), (), ())
+        return self.decode(offsets, keys, values, now_ms)
+
+    def decode(
+        self,
+        offsets: Sequence[int],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        now_ms: int,
     ) -> Decoded:
-        """Decode the records of one partition, given in the order of their offsets.
+        """Decode the records of one partition.
 
         Args:
-            records: offset, key and value of each.
+            offsets, keys, values: of n records, the offsets ascending.
             now_ms: the time against which "in the future" is judged.
         """
-        groups: dict[str, Append] = {}
+        latest = self._conversion.times.latest(now_ms)
+        if self._names is None:
+            rows = self._parsing.unread(len(values))
+        else:
+            rows = self._parsing.parse(
+                values, keys, self._names, self._rules, latest, keyless=self._keyless
+            )
+        rejects = self._read_rest(rows, offsets, keys, values, latest)
+        decoded = Decoded(*rows, np.array(offsets, np.int64), rejects)
+        return decoded.without(rows.user_of < 0) if rejects else decoded
+
+    def _read_rest(
+        self,
+        rows: Rows,
+        offsets: Sequence[int],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        latest: int,
+    ) -> list[Reject]:
+        """Read those records carefully of which the kernel is not sure, and put them in their rows.
+
+        Returns:
+            What is refused; their rows stay as they are.
+        """
         rejects: list[Reject] = []
-        conversion = self._conversion
-        latest = conversion.times.latest(now_ms)
-        decode = self._decode_typed
-        if decode is None or self._keyless:
-            for offset, key, value in records:
-                self._decode_carefully(groups, rejects, offset, key, value, latest)
-            return Decoded(list(groups.values()), rejects)
-
-        # The loop below runs once an event: everything is local, and every test is on the values
-        # that the typed decoder has already proved to be of their type.
-        get_append, get_code, categories = (
-            groups.get,
-            conversion.actions.codes.get,
-            self._categories,
-        )
-        earliest, limit = conversion.times.earliest, self._max_event_bytes
-        to_ms = None if conversion.times.unit == "ms" else conversion.times.to_ms
-        without_id = self._constant_event_key
-        short = conversion.max_id_bytes // 4  # so many characters never exceed the limit in UTF-8
-        for offset, key, value in records:
+        left = np.flatnonzero(rows.user_of < 0).tolist()
+        places = {user: place for place, user in enumerate(rows.users)} if left else {}
+        for row in left:
             try:
-                if len(value) > limit:  # type: ignore[arg-type]  # None has no len: careful path
-                    raise ValueError
-                event = decode(value)
-                time = event.event_time if to_ms is None else to_ms(event.event_time)
-                user, item, dwell = event.user_id, event.item_id, event.dwell_ms
-                code = get_code(event.action)
-                if (
-                    code is not None
-                    and earliest <= time <= latest
-                    and 0 < len(item) <= short
-                    and "\0" not in item
-                    and 0 <= dwell <= MAX_DWELL_MS
-                ):
-                    event_id = event.event_id
-                    if not event_id:
-                        unique = without_id
-                    elif len(event_id) <= short and "\0" not in event_id:
-                        unique = event_key(event_id)
-                    else:
-                        raise ValueError
-                    category = categories.get(event.category_id)
-                    if category is None:
-                        category = self._new_category(event.category_id, short)
-                    if user.encode() != key:
-                        raise ValueError
-                    behavior = pack_behavior(item_key(item), time, category, dwell, code)
-                    append = get_append(user)
-                    if append is None:
-                        if not 0 < len(user) <= short or "\0" in user:
-                            raise ValueError
-                        append = groups[user] = Append(user, [behavior], [unique], [offset])
-                        continue
-                    append.behaviors.append(behavior)
-                    append.event_keys.append(unique)
-                    append.offsets.append(offset)
-                    continue
-            except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError):
-                pass
-            self._decode_carefully(groups, rejects, offset, key, value, latest)
-        return Decoded(list(groups.values()), rejects)
+                event = self._read(keys[row], values[row], latest)
+            except Rejected as rejected:
+                refused = offsets[row], keys[row], values[row]
+                rejects.append(Reject(*refused, rejected.reason, rejected.detail))
+                continue
+            place = places.setdefault(event.user, len(places))
+            if place == len(rows.users):
+                rows.users.append(event.user)
+            rows.user_of[row] = place
+            rows.behaviors[row] = np.frombuffer(event.pack(), BEHAVIOR)[0]
+            rows.event_keys[row] = event_key(event.event_id)
+        return rejects
 
-    def _typed_decoder(self) -> Callable[[Any], Any] | None:
-        """Decoder into a struct that has exactly the normal event's types.
+    def _plain_names(self) -> Names | None:
+        """What events call fields, for the kernel.
 
         None where the mapping steps into objects, reads one field for two purposes, or has a
-        constant time: the careful path reads those.
+        constant time: those events are read one by one.
         """
         conversion = self._conversion
         names, constants = conversion.fields.names, conversion.fields.constants
@@ -162,48 +212,9 @@ class EventDecoder:
             return None
         if len(set(names.values())) < len(names):
             return None
-        types: dict[str, Any] = dict.fromkeys(names, str)
-        types["event_time"] = conversion.times.typed
-        types["dwell_ms"] = int
-        defaults: dict[str, Any] = {"event_id": "", "category_id": ""}
-        defaults |= {"dwell_ms": conversion.constant_dwell, **conversion.constant_ids}
-        # Null stands for "absent" in optional fields; those events take the careful path.
-        fields: list[Any] = [
-            (name, types[name], defaults[name]) if name in defaults else (name, types[name])
-            for name in names
-        ]
-        struct = msgspec.defstruct("Event", fields, rename=names, kw_only=True, gc=False)
-        return msgspec.json.Decoder(struct).decode
-
-    def _new_category(self, category_id: str, short: int) -> int:
-        if len(category_id) > short or "\0" in category_id:
-            raise ValueError
-        if len(self._categories) >= CATEGORIES_CACHED:
-            self._categories.clear()
-        return self._categories.setdefault(
-            category_id, category_key(category_id or self._constant_category)
+        return self._parsing.names_of(
+            names, conversion.constant_ids, conversion.constant_dwell, conversion.actions.codes
         )
-
-    def _decode_carefully(
-        self,
-        groups: dict[str, Append],
-        rejects: list[Reject],
-        offset: int,
-        key: bytes | None,
-        value: bytes | None,
-        latest: int,
-    ) -> None:
-        try:
-            event = self._read(key, value, latest)
-        except Rejected as rejected:
-            rejects.append(Reject(offset, key, value, rejected.reason, rejected.detail))
-            return
-        append = groups.get(event.user)
-        if append is None:
-            append = groups[event.user] = Append(event.user, [], [], [])
-        append.behaviors.append(event.pack())
-        append.event_keys.append(event_key(event.event_id))
-        append.offsets.append(offset)
 
     def _read(self, key: bytes | None, value: bytes | None, latest: int) -> Event:
         """The event of a record; raises `Rejected` at the first thing wrong."""
