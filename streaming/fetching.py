@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -229,26 +229,24 @@ class Reader:
 
 
 def _read(tp: TopicPartition, found: Any, limit: int) -> Records:
-    """What aiokafka would give of a partition, but what precedes a bad batch is given, too, and a
-    batch of the log is not cut: so ``limit`` may be exceeded.
-    """
+    """What aiokafka would give of a partition, but what precedes a bad batch is given, too."""
     if isinstance(found, FetchError):
         found.check_raise()
     assert isinstance(found, FetchResult)
     if not found.check_assignment(tp) or not found.has_more():
         return []
     source = found._partition_records
+    if not hasattr(source, "parts"):
+        # Kept with what was fetched, since a generator that has failed goes on no more: asked again
+        # it ends, and the bad batch is fetched again, not passed over.
+        source.parts = _parts(source)
+        next(source.parts)
     records: Records = []
-    # Kept with what was fetched, since a generator that has failed goes on no more: asked again it
-    # ends, and the bad batch is fetched again, not passed over.
-    batches = vars(source).setdefault("batches", _batches(source))
     try:
         while len(records) < limit:
-            batch = next(batches, None)
-            if batch is None:
-                found._partition_records = None
-                break
-            records += batch
+            records += source.parts.send(limit - len(records))
+    except StopIteration:
+        found._partition_records = None
     except Exception:
         if not records:
             raise
@@ -258,22 +256,28 @@ def _read(tp: TopicPartition, found: Any, limit: int) -> Records:
     return records
 
 
-def _batches(source: PartitionRecords) -> Iterator[Records]:
-    """The batches of what was fetched of a partition, less what nobody should see.
+def _parts(source: PartitionRecords) -> Generator[Records, int, None]:
+    """What was fetched of a partition, less what nobody should see, in parts of one batch of the
+    log each, or less. Sent is how many records the next may have.
 
-    It goes through them as aiokafka's own iterator does (`PartitionRecords._unpack_records`), which
-    makes one more object of every record, and takes four times as long.
+    It goes through batches as aiokafka's own iterator does (`PartitionRecords._unpack_records`),
+    which makes one more object of every record, and takes four times as long.
     """
+    room = yield []
     while source._records.has_next():
         batch = source._records.next_batch()
         if source._check_crcs and not batch.validate_crc():
             raise CorruptRecordException(f"Invalid CRC - {source._tp}")
-        records = [] if _is_hidden(source, batch) else list(batch)
-        begin, source.next_fetch_offset = source.next_fetch_offset, batch.next_offset
+        records: Records = [] if _is_hidden(source, batch) else list(batch)
         # The first batch may begin before the offset that was asked for.
-        if records and records[0].offset < begin:
-            records = [record for record in records if record.offset >= begin]
-        yield records
+        if records and records[0].offset < source.next_fetch_offset:
+            records = [one for one in records if one.offset >= source.next_fetch_offset]
+        while len(records) > room:
+            part, records = records[:room], records[room:]
+            source.next_fetch_offset = records[0].offset
+            room = yield part
+        source.next_fetch_offset = batch.next_offset
+        room = yield records
 
 
 def _is_hidden(source: PartitionRecords, batch: Any) -> bool:

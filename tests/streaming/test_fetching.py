@@ -130,14 +130,17 @@ def test_a_bad_batch_is_not_fetched_again_at_once() -> None:
     assert reader.failures[TP0].times == 1
 
 
-def test_no_more_batches_are_taken_once_there_is_what_was_asked_for() -> None:
+@pytest.mark.parametrize("batches", [[range(7)], [[0, 1], [2, 3], [4], [5, 6]]])
+def test_no_more_is_taken_than_asked_for(batches: list[Sequence[int]]) -> None:
     consumer = Consumer()
     reader = Reader(consumer)
-    consumer.fetch(TP0, [0, 1], [2, 3], [4], [5, 6])
+    consumer.fetch(TP0, *batches)
 
-    taken = [offsets_of(reader.take(None, 3))[TP0] for _ in range(2)]
+    taken = []
+    while consumer.states[TP0].position < 7:
+        taken.append(offsets_of(reader.take(None, 3))[TP0])
 
-    assert taken == [[0, 1, 2, 3], [4, 5, 6]]
+    assert taken == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_what_a_batch_holds_before_the_offset_asked_for_is_left_out() -> None:
