@@ -22,6 +22,7 @@ from models.bundle import states_of
 from streaming.files.backfill import backfill
 from streaming.files.reader import OnBad
 from streaming.files.replay import replay
+from streaming.interruptions import Interruptions
 
 ON_BAD: Final[dict[str, OnBad]] = {"stop": "stop", "skip": "skip"}
 
@@ -62,7 +63,12 @@ def run_backfill(
             " nobody knows which worker is to recluster whom: create it, or give --partitions"
         )
     digest = None if settings.bundle.path is None else states_of(settings.bundle.path)
-    store = open_store(settings.store, actions=settings.events.declared_actions.names)
+    interruptions = Interruptions()
+    store = open_store(
+        settings.store,
+        actions=settings.events.declared_actions.names,
+        interrupted=interruptions,
+    )
     begin = time.perf_counter()
     try:
         with _progress(f"backfill {file.name}") as (at, stop):
@@ -76,6 +82,7 @@ def run_backfill(
                 on_bad=_on_bad(on_bad),
                 on_progress=lambda progress: at(progress.fraction),
                 stop=stop,
+                interruptions=interruptions,
             )
     finally:
         store.close()

@@ -8,11 +8,20 @@ newer, since later events of a user raise the mark over those that were lost.
 from __future__ import annotations
 
 import threading
+from collections import deque
+from itertools import islice
 from typing import Final
 
 BACK_MS: Final = 30_000
 """How long before the outage events are fed again: longer than databases keep writes to themselves,
 and than producers' clocks are off."""
+
+TRAIL_MS: Final = 3 * BACK_MS
+"""How long it is remembered where a source stood: longer than anybody goes back from the last
+answer of a store."""
+
+TRAIL_STEP_MS: Final = 1_000
+"""Time between two places of it."""
 
 
 class Interruptions:
@@ -39,3 +48,35 @@ class Interruptions:
         with self._lock:
             since_ms, self._since_ms = self._since_ms, None
         return None if since_ms is None else since_ms - BACK_MS
+
+
+class Trail:
+    """Where a source of events stood in the last while: a place about every second.
+
+    >>> trail = Trail()
+    >>> for ms, offset in ((1_000, 0), (2_000, 10), (2_500, 20), (9_000, 30)):
+    ...     trail.passed(ms, offset)
+    >>> trail.at(1_999), trail.at(5_000), trail.at(0)
+    (0, 10, 0)
+    """
+
+    def __init__(self) -> None:
+        self._places: deque[tuple[int, int]] = deque()
+
+    def passed(self, now_ms: int, offset: int) -> None:
+        """Take note that all below an offset is applied by now, ms since epoch."""
+        places = self._places
+        if places and now_ms < places[-1][0] + TRAIL_STEP_MS:
+            return
+        places.append((now_ms, offset))
+        while len(places) > 1 and places[1][0] < now_ms - TRAIL_MS:
+            places.popleft()
+
+    def at(self, moment_ms: int) -> int | None:
+        """The last offset of which it is known that it was reached by that moment, at most; the
+        first of all where that came later. None: it was nowhere yet.
+        """
+        before = [offset for ms, offset in self._places if ms <= moment_ms] or [
+            offset for _, offset in islice(self._places, 1)
+        ]
+        return before[-1] if before else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -14,8 +14,9 @@ from faust.types import TP
 from infra.behaviors import Source, partition_source
 from infra.kafka.logs import LogBounds
 from infra.metrics import WorkerMetrics
-from infra.store import Store
+from infra.store import Store, wall_clock_ms
 from infra.telemetry import get_logger
+from streaming.interruptions import Trail
 from streaming.lives import Life, Start, read_lives, start, write_life
 from streaming.topic import TopicIdentity
 from streaming.transport import BatchConsumer, FetchedBatch, Standing
@@ -53,6 +54,7 @@ class _Position:
     be read yet."""
     still_since: float = 0.0
     """Since when, monotonic seconds."""
+    trail: Trail = field(default_factory=Trail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Positions:
         writer: reaches the store, and does not give up.
         metrics: where all of it is counted.
         held_max_s: how long a transaction may hold a partition back before that is an obstacle.
+        clock: ms since epoch.
     """
 
     def __init__(
@@ -85,12 +88,14 @@ class Positions:
         writer: BatchWriter,
         metrics: WorkerMetrics,
         held_max_s: float,
+        clock: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self._topic = topic
         self._store = store
         self._writer = writer
         self._metrics = metrics
         self._held_max_s = held_max_s
+        self._clock = clock
         self._at: dict[TP, _Position] = {}
         self._before: dict[TP, _Position] = {}
         """Where partitions stood that have not been found anew since a rebalance."""
@@ -136,7 +141,8 @@ class Positions:
         back_ms: int | None = None,
     ) -> dict[TP, int]:
         """Find out where to go on, from what the store, the group and the logs say; with
-        ``back_ms``, ms since epoch, no later than at the first event since then.
+        ``back_ms``, ms since epoch, no later than at the first event since then, nor at what was
+        applied since then: a worker that lags applies events long after they happened.
 
         Returns:
             The offsets, without those of partitions of which no broker can tell now.
@@ -183,10 +189,13 @@ class Positions:
             self._before.pop(tp, None)
             self._heard.pop(tp, None)
         if back_ms is not None:
-            for tp, offset in (await consumer.offsets_since(logs, back_ms)).items():
+            since = await consumer.offsets_since(logs, back_ms)
+            for tp in logs:
                 at = self._of(tp)
-                if offset < at.next:
-                    at.next = max(offset, at.life.begins)
+                stood = at.trail.at(back_ms)
+                back = min(since.get(tp, at.next), at.next if stood is None else stood)
+                if back < at.next:
+                    at.next = max(back, at.life.begins, logs[tp].bounds.beginning)
                     consumer.acknowledge(tp, at.next, anew=True)
         return {tp: self._of(tp).next for tp in logs}
 
@@ -300,7 +309,11 @@ class Positions:
         if begin.gone:
             await self._writer.reach(source, begin.offset - 1, wanted)
             self._lost(tp, "retention", begin.gone)
-        self._at[tp] = _Position(begin.offset, fed, begin.life, source, end)
+        at = self._at[tp] = _Position(begin.offset, fed, begin.life, source, end)
+        if before is not None and before.source == source and begin.offset <= before.next:
+            at.trail = before.trail  # nobody else has had it meanwhile
+        else:
+            at.trail.passed(self._clock(), begin.offset)
 
     def _hear(self, tp: TP, log: LogBounds) -> None:
         """Take note of the log of a partition of which it is not known where to go on."""
@@ -352,7 +365,7 @@ class Positions:
             lambda: write_life(self._store, topic, tp.partition, life), wanted
         )
 
-    @staticmethod
-    def _moved(at: _Position, following: int) -> None:
+    def _moved(self, at: _Position, following: int) -> None:
+        at.trail.passed(self._clock(), at.next)
         at.next = following
         at.fed = max(at.fed, following)

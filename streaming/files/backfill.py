@@ -28,6 +28,7 @@ from infra.store import Append, Appended, Group, Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.files.batches import Column, EventBatch, pc
 from streaming.files.reader import EventFile, OnBad
+from streaming.interruptions import Interruptions, Trail
 
 CHUNK_ROWS: Final = 131_072
 """Rows applied together. Of a user with many events in a chunk the head is written once, so larger
@@ -88,6 +89,7 @@ def backfill(
     stop: threading.Event | None = None,
     clock: Callable[[], int] = wall_clock_ms,
     chunk_rows: int = CHUNK_ROWS,
+    interruptions: Interruptions | None = None,
 ) -> BackfillProgress:
     """Apply the events of a file to the users' sequences, in the file's order.
 
@@ -105,6 +107,7 @@ def backfill(
         stop: when set, the run ends after the chunk in hand.
         clock: the time in ms since epoch.
         chunk_rows: rows applied together.
+        interruptions: outages of the store, after which rows are applied again, before later ones.
 
     Raises:
         SourceError: the file cannot be read, or a row is no event.
@@ -120,17 +123,31 @@ def backfill(
     next_row = int(kept) if kept else 0
     total = Appended()
     progress = BackfillProgress(0, 0, 0, 0, 0, next_row, 0.0, finished=False)
-    for batch in file.batches(next_row):
+    outages, trail = interruptions or Interruptions(), Trail()
+    trail.passed(clock(), next_row)
+    batches = file.batches(next_row)
+    while True:
+        if (since_ms := outages.take()) is not None:
+            next_row = trail.at(since_ms) or 0
+            log.warning("store was away, what it may have lost is applied again", row=next_row)
+            batches = file.batches(next_row)
         if stop.is_set():
             return progress
+        batch = next(batches, None)
+        if batch is None:
+            break
         groups = [
             Group(Source(file.identity, owners[partition]), appends)
             for partition, appends in group_appends(batch, partitions)
         ]
         append = functools.partial(store.append, groups, clock(), digest=digest)
-        total += _patiently(stop, append)
+        appended = _patiently(stop, append, outages)
+        if appended is None:
+            continue
+        total += appended
+        trail.passed(clock(), next_row)
         next_row = batch.next_row
-        _patiently(stop, functools.partial(store.put_bookmark, bookmark, b"%d" % next_row))
+        _patiently(stop, functools.partial(store.put_bookmark, bookmark, b"%d" % next_row), outages)
         progress = BackfillProgress(
             **asdict(total),
             skipped=file.skipped.total(),
@@ -250,11 +267,17 @@ def _event_keys(batch: EventBatch, order: npt.NDArray[np.intp]) -> list[int]:
     return [event_key(text) for text in ids]
 
 
-def _patiently(stop: threading.Event, operation: Callable[[], T]) -> T:
-    """Do a store operation, again and again while the store cannot be reached."""
+def _patiently(
+    stop: threading.Event, operation: Callable[[], T], outages: Interruptions
+) -> T | None:
+    """Do a store operation, again and again while the store cannot be reached; None: earlier ones
+    must be done again before it.
+    """
     deadline = time.monotonic() + PATIENCE_S
     pause = RETRY_S
     while True:
+        if outages.pending:
+            return None
         try:
             return operation()
         except StoreUnavailable as error:

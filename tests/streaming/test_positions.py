@@ -26,6 +26,7 @@ from streaming.transport import Standing
 from tests.infra.kafka.steps import delete_topic
 from tests.streaming.kafka_harm import delete_records, lose_tail, stopped
 from tests.streaming.running import (
+    NOW,
     KeptLetters,
     Running,
     WatchedStore,
@@ -48,11 +49,11 @@ def of(user: str, count: int, first: int = 0) -> Iterator[tuple[str, bytes]]:
         yield user, event(user, number, event_id=None)
 
 
-async def send(settings: Settings, events: Iterator[tuple[str, bytes]]) -> None:
+async def send(settings: Settings, events: Iterator[tuple[str, bytes]], **where: Any) -> None:
     """Send events in batches of ten, at which a log can be cut."""
     given = list(events)
     for i in range(0, len(given), 10):
-        await asyncio.to_thread(produce, settings, given[i : i + 10])
+        await asyncio.to_thread(produce, settings, given[i : i + 10], **where)
 
 
 async def take(settings: Settings, store: WatchedStore, upto: int) -> Running:
@@ -272,21 +273,22 @@ async def test_a_new_group_goes_on_where_the_store_stands(kafka: LocalKafka) -> 
     assert worker.events("replayed") == 0
 
 
+@pytest.mark.parametrize("when", [{}, {"timestamp": NOW}], ids=["just now", "long ago, read late"])
 async def test_what_a_store_lost_in_an_outage_is_fed_again_before_anything_newer(
-    kafka: LocalKafka,
+    kafka: LocalKafka, when: dict[str, int]
 ) -> None:
     """A server with one copy was killed, and had not flushed what it acknowledged last."""
     settings, store, interruptions = one_partition(kafka), WatchedStore(), Interruptions()
-    await send(settings, of("a", 20))
+    await send(settings, of("a", 20), **when)
     async with running(settings, store, KeptLetters(), interruptions=interruptions):
         await until(lambda: store.counts() == {"a": 20}, "all is applied")
         flushed = copy(store)
-        await send(settings, of("a", 10, first=20))
+        await send(settings, of("a", 10, first=20), **when)
         await until(lambda: store.counts() == {"a": 30}, "the next are applied")
         for name in ("_heads", "_segments", "_positions"):
             setattr(store, name, getattr(flushed, name))
         interruptions(wall_clock_ms())
-        await send(settings, of("a", 5, first=30))
+        await send(settings, of("a", 5, first=30), **when)
         await until(lambda: store.counts() == {"a": 35}, "all is there again")
     (sequence,) = store.sequences(["a"])
     assert sequence is not None
@@ -295,10 +297,13 @@ async def test_what_a_store_lost_in_an_outage_is_fed_again_before_anything_newer
     assert not interruptions.pending
 
 
-async def test_an_outage_without_new_events_is_made_good_too(kafka: LocalKafka) -> None:
+@pytest.mark.parametrize("when", [{}, {"timestamp": NOW}], ids=["just now", "long ago, read late"])
+async def test_an_outage_without_new_events_is_made_good_too(
+    kafka: LocalKafka, when: dict[str, int]
+) -> None:
     settings, store, interruptions = one_partition(kafka), WatchedStore(), Interruptions()
     empty = copy(store)
-    await send(settings, of("a", 20))
+    await send(settings, of("a", 20), **when)
     async with running(settings, store, KeptLetters(), interruptions=interruptions) as worker:
         await until(lambda: store.counts() == {"a": 20}, "all is applied")
         for name in ("_heads", "_segments", "_positions"):

@@ -17,6 +17,10 @@ calls are answered all the time."""
 RESTART_S: Final = 2.0
 """By so much a server's start moves at least when it is another one: servers tell whole seconds."""
 
+FRESH_S: Final = 120
+"""A server that has been up for less when it is first looked at was perhaps killed a moment ago,
+and whoever wrote to it then, with it."""
+
 log: Final = get_logger(__name__)
 
 
@@ -63,10 +67,15 @@ class Outages:
         started = {name: now - uptime for name, uptime in uptimes.items()}
         with self._lock:
             anew = [
-                name for name, at in started.items() if at > self._started.get(name, at) + RESTART_S
+                name
+                for name, at in started.items()
+                if at > self._started.get(name, now - FRESH_S) + RESTART_S
             ]
+            first = not self._started
             self._started |= started
             since_ms, self._looked_ms = self._looked_ms, self._clock()
+            if first:
+                since_ms -= 1000 * max((uptimes[name] for name in anew), default=0)
         if anew:
             log.warning("store was started anew", servers=anew)
             self._interrupted(since_ms)

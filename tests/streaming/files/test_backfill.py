@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -18,6 +19,7 @@ from infra.store import Appended, Group, Store
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from streaming.files.backfill import BackfillProgress, backfill, murmur2, partition_numbers
+from streaming.interruptions import BACK_MS, Interruptions
 
 T0 = 1_600_000_000_000
 DIGEST = b"b" * 16
@@ -144,6 +146,44 @@ def test_a_backfill_that_failed_in_a_chunk_loses_and_doubles_nothing(path: Path)
 def test_a_store_that_is_away_for_a_moment_is_waited_for(path: Path) -> None:
     store = Failing({2: StoreUnavailable("away"), 3: StoreUnavailable("away")})
     assert backfill(path, cast("Store", store), "behaviors", 4).applied == 300
+
+
+def test_what_a_store_lost_in_an_outage_is_applied_again_before_later_rows(path: Path) -> None:
+    interruptions = Interruptions()
+
+    class Killed(MemoryStore):
+        """It loses what it acknowledged after its first append when the third one comes."""
+
+        appends = 0
+
+        def append(self, *args: Any, **options: Any) -> Appended:
+            self.appends += 1
+            if self.appends == 3:
+                self.__dict__.update(flushed)
+                interruptions(clock())
+                raise StoreUnavailable("away")
+            done = super().append(*args, **options)
+            if self.appends == 1:
+                kept = ("_heads", "_segments", "_bookmarks", "_positions")
+                flushed.update({name: dict(getattr(self, name)) for name in kept})
+            return done
+
+    flushed: dict[str, Any] = {}
+    store, ticks = Killed(), itertools.count(T0, BACK_MS // 2)
+    clock = ticks.__next__
+
+    done = backfill(
+        path,
+        cast("Store", store),
+        "behaviors",
+        4,
+        chunk_rows=64,
+        clock=clock,
+        interruptions=interruptions,
+    )
+
+    assert done.finished
+    assert counts(cast("Store", store)) == EXPECTED
 
 
 def test_a_chunk_is_one_append(path: Path) -> None:
