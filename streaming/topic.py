@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from infra.behaviors import Source, partition_source
+from infra.kafka.fetching_by_id import DERIVED
+from infra.telemetry import get_logger
+
+log: Final = get_logger(__name__)
 
 
 class TopicIdentity:
@@ -36,4 +41,10 @@ class TopicIdentity:
         if found == self.id:
             return False
         before, self.id = self.id, found
+        if before is None and found.startswith(DERIVED):
+            log.warning(
+                "the brokers give topics no ids: one that is deleted and made anew is taken for the"
+                " old one, and its first events for events that were applied",
+                topic=self.topic,
+            )
         return before is not None

@@ -12,22 +12,22 @@ from typing import Final
 
 import numpy as np
 
-from infra.arrays import U8, I64
+from infra.arrays import U8
 from models.kernels.compiling import kernel
 
 MAX_HASHED: Final = 240
 """Longest text that is hashed here, bytes; beyond it XXH3 works otherwise."""
 
-_SECRET_HEX: Final = (
+_MASK_HEX: Final = (
     "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671f"
     "cb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
     "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
     "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364"
     "eac5ac8334d3ebc3c581a0fffa1363eb"
 )
-"""The first 144 bytes of the specification's secret: all that texts of up to 240 bytes need."""
+"""The first 144 bytes of the specification's "secret": all that texts of up to 240 bytes need."""
 
-_SECRET: Final = np.frombuffer(bytes.fromhex(_SECRET_HEX), np.uint8).copy()
+_MASK: Final = np.frombuffer(bytes.fromhex(_MASK_HEX), np.uint8).copy()
 
 _P32_1: Final = np.uint64(0x9E3779B1)
 _P32_2: Final = np.uint64(0x85EBCA77)
@@ -61,12 +61,12 @@ def xxh3_64(text: U8, start: int, size: int) -> np.uint64:
             hashed += _mixed(text, start + size - 16 * (edge + 1), 32 * edge + 16)
         return _avalanche(hashed)
     if size > 8:
-        low = _read_64(text, start) ^ _read_64(_SECRET, 24) ^ _read_64(_SECRET, 32)
-        high = _read_64(text, start + size - 8) ^ _read_64(_SECRET, 40) ^ _read_64(_SECRET, 48)
+        low = _read_64(text, start) ^ _read_64(_MASK, 24) ^ _read_64(_MASK, 32)
+        high = _read_64(text, start + size - 8) ^ _read_64(_MASK, 40) ^ _read_64(_MASK, 48)
         return _avalanche(length + _swapped(low) + high + _folded(low, high))
     if size > 3:
         ends = _read_32(text, start + size - 4) + (_read_32(text, start) << np.uint64(32))
-        hashed = ends ^ _read_64(_SECRET, 8) ^ _read_64(_SECRET, 16)
+        hashed = ends ^ _read_64(_MASK, 8) ^ _read_64(_MASK, 16)
         hashed ^= _rotated(hashed, 49) ^ _rotated(hashed, 24)
         hashed *= _MIX_2
         hashed ^= (hashed >> np.uint64(35)) + length
@@ -79,8 +79,8 @@ def xxh3_64(text: U8, start: int, size: int) -> np.uint64:
             | np.uint64(text[start + size - 1])
             | length << np.uint64(8)
         )
-        return _avalanche_64(hashed ^ _read_32(_SECRET, 0) ^ _read_32(_SECRET, 4))
-    return _avalanche_64(_read_64(_SECRET, 56) ^ _read_64(_SECRET, 64))
+        return _avalanche_64(hashed ^ _read_32(_MASK, 0) ^ _read_32(_MASK, 4))
+    return _avalanche_64(_read_64(_MASK, 56) ^ _read_64(_MASK, 64))
 
 
 @kernel
@@ -133,8 +133,8 @@ def _of_129_to_240(text: U8, start: int, size: int) -> np.uint64:
 @kernel
 def _mixed(text: U8, at: int, secret: int) -> np.uint64:
     return _folded(
-        _read_64(text, at) ^ _read_64(_SECRET, secret),
-        _read_64(text, at + 8) ^ _read_64(_SECRET, secret + 8),
+        _read_64(text, at) ^ _read_64(_MASK, secret),
+        _read_64(text, at + 8) ^ _read_64(_MASK, secret + 8),
     )
 
 

@@ -202,7 +202,8 @@ def test_threads_read_on_while_the_map_is_exchanged(tmp_path: Path) -> None:
     def read() -> int:
         count = 0
         while not ended.is_set():
-            assert items(small.sequences(["ann"])[0]) == list(range(100))
+            found = items(small.sequences(["ann"])[0])
+            assert found in (list(range(100)), list(range(101)))
             count += 1
         return count
 
@@ -211,9 +212,7 @@ def test_threads_read_on_while_the_map_is_exchanged(tmp_path: Path) -> None:
         large.do(partial(fill, users=300))
         feed(small, SOURCE, [append("ann", 100)], now_ms=1)
         ended.set()
-        assert all(
-            reader.exception() is None or "assert" in str(reader.exception()) for reader in readers
-        )
+        assert all(reader.result() > 0 for reader in readers)
     large.kill()
     small.close()
 

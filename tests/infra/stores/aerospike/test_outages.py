@@ -15,14 +15,16 @@ def test_a_server_that_has_just_started_may_have_lost_something(
 ) -> None:
     heard: list[int] = []
 
-    Outages(heard.append, lambda: NOW_MS).looked({"a": 10_000, "b": uptime})
+    Outages(lambda since_ms: heard.append(since_ms), lambda: NOW_MS).looked(
+        {"a": 10_000, "b": uptime}
+    )
 
     assert heard == told
 
 
 def test_a_server_started_between_two_looks_is_told_once() -> None:
     heard: list[int] = []
-    outages = Outages(heard.append, lambda: NOW_MS)
+    outages = Outages(lambda since_ms: heard.append(since_ms), lambda: NOW_MS)
 
     for uptime in (10_000, 3, 3):
         outages.looked({"a": uptime})
