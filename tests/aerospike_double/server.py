@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Self
 
+from .gate import Gate
 from .namespace import (
     INDEX_FOUND,
     INDEX_NOT_FOUND,
@@ -69,7 +70,8 @@ class AerospikeDouble:
     record's command with a result code instead of carrying it out, or do something behind the
     client's back first), ``delay_s`` before every answer but info's, ``info_delay_s`` before those,
     ``builds`` (an index that is made is not readable until `finish_indexes`), `drop_index`, `kill`
-    (which loses what was not flushed), and `advance` for the clock.
+    (which loses what was not flushed), `advance` for the clock, and ``gate`` (which lets commands
+    in by so many at a time, see `Gate`).
 
     >>> with AerospikeDouble() as server:
     ...     server.host
@@ -95,6 +97,7 @@ class AerospikeDouble:
         self.security_code = SECURITY_NOT_ENABLED
         """The answer to a login. 52: this server has no security, as the community edition."""
         self.delay_s = self.info_delay_s = 0.0
+        self.gate: Gate | None = None
         self.refuses_data = False
         """Listens and answers info, as a server that is still starting, but no data command."""
         self.up_since = time.monotonic() - 1000
@@ -216,6 +219,8 @@ class AerospikeDouble:
         elif kind == MESSAGE:
             if self.refuses_data:
                 raise EOFError
+            if self.gate is not None:
+                self.gate.arrive()
             if self.delay_s:
                 time.sleep(self.delay_s)
             message = parse_message(body)

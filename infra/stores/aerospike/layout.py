@@ -40,12 +40,13 @@ USER: Final = "user"  # the server keeps a hash of the key, not the key
 DUES: Final = "dues"  # what the indexes of due users find, in full
 RENEWED: Final = "renewed"  # when segments and states were last given a new TTL
 TTL: Final = "ttl"  # the TTL that was given last, in seconds
+LONG: Final = "long"  # since when the tail has held its oldest full segment, ms since epoch
 EPOCH: Final = "epoch"
 COUNT: Final = "count"
 DATA: Final = "data"
 SEALED: Final = "sealed"  # when a segment was written, ms since epoch
 
-HEAD_BINS: Final = [HEAD, RENEWED, TTL]
+HEAD_BINS: Final = [HEAD, RENEWED, TTL, LONG]
 PROFILE_BINS: Final = [HEAD, EPOCH, COUNT, DATA]
 DATA_BINS: Final = [EPOCH, COUNT, DATA]
 SEGMENT_BINS: Final = [EPOCH, COUNT, DATA, SEALED]
@@ -79,7 +80,7 @@ def head_write(
         key, user: of the record.
         head: its new head.
         old: the record as it was read; None: there was none.
-        kept: its bins `RENEWED` and `TTL`.
+        kept: its bins `RENEWED`, `TTL` and `LONG`.
         slots: for how many bundles a user can be found as due.
         ttl: of the record, as the client's.
     """
