@@ -423,6 +423,11 @@ def holds_segment(head: bytes) -> bool:
     return tail_length(head) >= SEGMENT
 
 
+def has_coverages(head: bytes) -> bool:
+    """Whether a head that is whole says of any bundle how far its states cover the sequence."""
+    return head[0] != 1 and head[3] > 0
+
+
 def tail_length(head: bytes) -> int:
     """Behaviors in the unsealed tail of a head that was read."""
     return int.from_bytes(head[4:6], "little")
