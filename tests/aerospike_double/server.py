@@ -56,6 +56,9 @@ FEATURES: Final = (
     "truncate-namespace"
 )
 NODE: Final = "BB9020011AC4202"
+OTHER_NODE: Final = "BB9020011AC4203"
+ALL, EVEN, ODD = b"\xff", b"\xaa", b"\x55"
+"""Partitions that a node serves, as a byte of its bitmap repeats it."""
 SECURITY_NOT_ENABLED: Final = 52
 CHUNK: Final = 128 << 10
 """A query's answer goes out in frames of about this size."""
@@ -64,7 +67,7 @@ Fault = Callable[[Request], "int | None"]
 
 
 class AerospikeDouble:
-    """One node, one namespace, on 127.0.0.1.
+    """One node, one namespace, on 127.0.0.1; with `join`, one of two.
 
     Faults a test can order: `go_away` and `come_back`, ``fault`` (a function that may answer any
     record's command with a result code instead of carrying it out, or do something behind the
@@ -105,6 +108,9 @@ class AerospikeDouble:
         self.builds = False
         self.tells_config = True
         self.info_log: list[str] = []
+        self._node = NODE
+        self._serves = ALL
+        self._peers = ""
         self._lock = threading.RLock()
         self._listener: socket.socket | None = None
         self._connections: set[socket.socket] = set()
@@ -116,6 +122,15 @@ class AerospikeDouble:
 
     def __exit__(self, *_: object) -> None:
         self.go_away()
+
+    def join(self, other: AerospikeDouble) -> None:
+        """Be a cluster of two: this node has the even partitions from now on, the other one the odd
+        ones. Clients that connect later know.
+        """
+        other._node = OTHER_NODE
+        self._serves, other._serves = EVEN, ODD
+        self._peers = f"[{OTHER_NODE},,[{other.host}:{other.port}]]"
+        other._peers = f"[{NODE},,[{self.host}:{self.port}]]"
 
     def come_back(self) -> None:
         """Start anew, on the same port as before."""
@@ -333,9 +348,10 @@ class AerospikeDouble:
             return self._index(name, _arguments(arguments))
         if name == "get-config":
             return self._config(_arguments(arguments))
-        owned = base64.b64encode(b"\xff" * (PARTITIONS // 8)).decode()
+        nodes = 2 if self._peers else 1
+        owned = base64.b64encode(self._serves * (PARTITIONS // 8)).decode()
         values = {
-            "node": NODE,
+            "node": self._node,
             "build": self.build,
             "edition": "Aerospike Community Edition",
             "features": FEATURES,
@@ -346,13 +362,13 @@ class AerospikeDouble:
             "cluster-name": "null",
             "namespaces": self.namespace,
             "status": "ok",
-            "statistics": f"cluster_size=1;uptime={int(time.monotonic() - self.up_since)}",
+            "statistics": f"cluster_size={nodes};uptime={int(time.monotonic() - self.up_since)}",
             "user-agent-set": "ok",
             # regime, replicas, and one bit per partition that this node masters
             "replicas": f"{self.namespace}:0,1,{owned}",
             # generation, default port, peers
-            "peers-clear-std": f"1,{self.port},[]",
-            "peers-clear-alt": f"1,{self.port},[]",
+            "peers-clear-std": f"1,{self.port},[{self._peers}]",
+            "peers-clear-alt": f"1,{self.port},[{self._peers}]",
             "service-clear-std": f"{self.host}:{self.port}",
         }
         return values.get(name, "ERROR:4:unrecognized command")

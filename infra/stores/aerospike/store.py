@@ -23,7 +23,9 @@ each other is in flight together (`AerospikeClient.exchange`). An append waits f
 and to be written; where segments are looked for, or given a new TTL, in between as well; where
 segments are sealed, for those at the end. Interests: for heads, for states (and segments that are
 looked for), for heads. Heads that somebody else wrote meanwhile take two more, of those users
-alone. The positions of sources follow behind (`infra.stores.aerospike.reached`).
+alone. The positions of sources follow behind (`infra.stores.aerospike.reached`). Reads wait for
+heads, with the states where those are asked for, and once more for segments that they were not read
+with the last time (`infra.stores.aerospike.spans`).
 """
 
 from __future__ import annotations
@@ -115,6 +117,7 @@ from infra.stores.aerospike.layout import (
 )
 from infra.stores.aerospike.reached import Reached
 from infra.stores.aerospike.room import Room
+from infra.stores.aerospike.spans import Spans
 from infra.stores.identity import agree, decode_identity, encode_identity, new_identity
 from infra.stores.mending import Mending
 from infra.telemetry import get_logger
@@ -177,6 +180,7 @@ class AerospikeStore:
         self._clock = options.clock
         self._mending = Mending(options.damage)
         self._reached = Reached(self._put_reached)
+        self._spans = Spans()
         self._indexed_at: dict[str, float] = {}
         """By name: when an index was last told to be made, monotonic seconds."""
         # The client's 0 is the namespace's default; what is kept must say so, always: an update
@@ -255,16 +259,19 @@ class AerospikeStore:
         found: list[StoredSequence | None] = [None] * len(users)
         waiting = list(range(len(users)))
         for attempt in range(READ_ATTEMPTS):
-            heads = self._heads([users[place] for place in waiting])
+            heads, segments = self._guessed([users[place] for place in waiting])
             read = [(place, head) for place, head in zip(waiting, heads, strict=True) if head]
             newest = self._newest(
-                [(users[place], head, self._length) for place, head in read], _is_last(attempt)
+                [(users[place], head, self._length) for place, head in read],
+                _is_last(attempt),
+                segments,
             )
             waiting = []
             for (place, head), behaviors in zip(read, newest, strict=True):
                 if behaviors is None:
                     waiting.append(place)
                 else:
+                    self._spans.keep(users[place], head.segments(self._length))
                     found[place] = StoredSequence(
                         head.version, behaviors.behaviors, head.marks, behaviors.lost
                     )
@@ -799,6 +806,20 @@ class AerospikeStore:
         stored = self._client.get([self._client.key(SEQUENCE, user) for user in users], [HEAD])
         return [self._decode(record, user) for record, user in zip(stored, users, strict=True)]
 
+    def _guessed(
+        self, users: Sequence[str]
+    ) -> tuple[list[records.Head | None], dict[tuple[str, int], Stored | None]]:
+        """Heads, and with them the segments, by user and number, that they had the last time."""
+        guesses = [(user, number) for user in users for number in self._spans.of(user)]
+        keys = [self._client.key(SEQUENCE, user) for user in users]
+        keys += [self._segment_key(user, number) for user, number in guesses]
+        stored = self._client.get(keys, PROFILE_BINS)
+        heads = [self._decode(record, user) for record, user in zip(stored, users, strict=False)]
+        for user, head in zip(users, heads, strict=True):
+            if head is None:
+                self._spans.keep(user, range(0))
+        return heads, dict(zip(guesses, stored[len(users) :], strict=True))
+
     def _decode(self, record: Stored | None, user: str) -> records.Head | None:
         """The head of a user who is there: not expired, not deleted, and not damaged."""
         head = self._live(record, user, None)
@@ -834,25 +855,37 @@ class AerospikeStore:
             return head
 
     def _newest(
-        self, wanted: Sequence[tuple[str, records.Head, int]], last: bool
+        self,
+        wanted: Sequence[tuple[str, records.Head, int]],
+        last: bool,
+        early: Mapping[tuple[str, int], Stored | None] | None = None,
     ) -> list[records.Newest | None]:
         """The newest behaviors of each (user, head, how many); None: its segments do not fit its
         head. They may have moved on; with ``last``, those that do not fit are lost.
+
+        Segments that were read ``early``, by user and number, are read again where they do not fit.
         """
-        spans: list[range] = []
+        early = early or {}
+        parts: list[list[bytes | None]] = []
         keys: list[Key] = []
-        for user, head, length in wanted:
-            span = head.segments(length)
-            spans.append(span)
-            keys += [self._segment_key(user, number) for number in span]
-        stored = iter(self._client.get(keys, DATA_BINS))
+        places: list[tuple[int, int]] = []
+        for place, (user, head, length) in enumerate(wanted):
+            parts.append([])
+            for number in head.segments(length):
+                part = _segment(early.get((user, number)), head.epoch, number)
+                if part is None:
+                    places.append((place, len(parts[place])))
+                    keys.append(self._segment_key(user, number))
+                parts[place].append(part)
+        for (place, at), record in zip(places, self._client.get(keys, DATA_BINS), strict=True):
+            _, head, length = wanted[place]
+            parts[place][at] = _segment(record, head.epoch, head.segments(length)[at])
         newest: list[records.Newest | None] = []
-        for (user, head, length), span in zip(wanted, spans, strict=True):
-            parts = [_segment(next(stored), head.epoch, number) for number in span]
-            if None in parts and not last:
+        for (user, head, length), of in zip(wanted, parts, strict=True):
+            if None in of and not last:
                 newest.append(None)
                 continue
-            found = head.newest(parts, length)
+            found = head.newest(of, length)
             self._mending.segments(user, found.damaged)
             newest.append(found)
         return newest

@@ -15,6 +15,7 @@ from infra.store import Append, Group, InterestWrite, StoreOptions, Written
 from infra.stores.aerospike.client import BATCH
 from infra.stores.aerospike.store import FLUSHED_MS, AerospikeStore
 from tests.aerospike_double import (
+    INDEXES,
     AerospikeDouble,
     AerospikeServer,
     Gate,
@@ -24,7 +25,7 @@ from tests.aerospike_double import (
 )
 from tests.aerospike_double.namespace import GENERATION
 from tests.aerospike_double.wire import Request
-from tests.infra.stores.aerospike.test_store import OTHER, SOURCE, append
+from tests.infra.stores.aerospike.test_store import OTHER, SOURCE, append, times
 from tests.infra.stores.test_contract import BUNDLE
 
 __all__ = ["aerospike_server", "double"]
@@ -75,6 +76,20 @@ def test_an_append_of_5000_users_takes_two_round_trips(
     double.gate = Gate(5, 5)
     assert feed(store, of_each(5 * BATCH, 0), 1) == 5 * BATCH
     assert double.gate.passed == "2 round trips"
+
+
+def test_the_servers_of_a_cluster_are_asked_at_once() -> None:
+    with (
+        AerospikeDouble(indexes=dict(INDEXES)) as one,
+        AerospikeDouble(indexes=dict(INDEXES)) as other,
+    ):
+        one.join(other)
+        store = AerospikeStore.open(f"aerospike://127.0.0.1:{one.port}/test")
+        one.gate = other.gate = Gate(4, 4)  # two batches, of two servers each
+        assert feed(store, of_each(2 * BATCH, 0), 1) == 2 * BATCH
+        assert one.gate.passed == "2 round trips"
+        assert min(len(node.records("sequence")) for node in (one, other)) > 0.4 * 2 * BATCH
+        store.close()
 
 
 def test_an_append_of_several_sources_takes_two_round_trips(
@@ -190,7 +205,35 @@ def test_sequences_of_500_users_take_two_round_trips(
 ) -> None:
     feed(store, of_each(500, 0, 200), SEALED_MS)
     feed(store, of_each(500, 200), LATER)
-    double.gate = Gate(1, 2)  # three or four segments each
+    double.gate = Gate(1, 2)  # three segments each
     found = store.sequences([f"user-{i}" for i in range(500)])
     assert [len(one.behaviors) for one in found if one is not None] == [200] * 500
+    assert double.gate.passed == "2 round trips"
+
+
+def test_a_sequence_of_10000_that_was_read_before_takes_one_round_trip(
+    aerospike_server: AerospikeServer, double: AerospikeDouble
+) -> None:
+    store = open_aerospike(aerospike_server, StoreOptions(length=10_000))
+    feed(store, [append("ann", 0, 10_000)], SEALED_MS)
+    feed(store, [append("ann", 10_000)], LATER)
+    seen: list[Request] = []
+    double.fault = seen.append
+    for trips in ("2 round trips", "1 round trips"):
+        double.gate = Gate(*[1] * int(trips[0]))
+        seen.clear()
+        assert times(store, "ann") == list(range(1, 10_001))
+        assert (double.gate.passed, len(seen)) == (trips, 1 + 156)  # nothing beside what it needs
+    store.close()
+
+
+def test_a_segment_that_was_not_read_before_takes_another_round_trip(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    feed(store, [append("ann", 0, 150)], SEALED_MS)
+    feed(store, [append("ann", 150, 50)], LATER)
+    assert times(store, "ann") == list(range(200))
+    feed(store, [append("ann", 200)], 2 * LATER)
+    double.gate = Gate(1, 1)
+    assert times(store, "ann") == list(range(1, 201))
     assert double.gate.passed == "2 round trips"
