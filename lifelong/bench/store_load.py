@@ -78,7 +78,9 @@ class Taken:
 
 
 def cells(quick: bool) -> list[Cell]:
-    """What is measured: Aerospike where AEROSPIKE_HOST names a server."""
+    """What is measured: Aerospike where AEROSPIKE_HOST names a server (AEROSPIKE_PORT its port,
+    AEROSPIKE_NAMESPACE the namespace). There each cell has sets of its own, which stay.
+    """
     stores = ["memory", "lmdb", *(["aerospike"] if os.environ.get("AEROSPIKE_HOST") else [])]
     sizes = (5_878, 100_000) if quick else (5_878, 100_000, 1_000_000)
     loads: tuple[LoadName, ...] = ("uniform", "light")
@@ -101,19 +103,21 @@ def measure(cell: Cell) -> Taken:
     """Measure one cell, in a store of its own."""
     with tempfile.TemporaryDirectory(prefix="lifelong-bench.") as directory:
         path = Path(directory) / "store"
-        store = open_store(StoreSettings(url=_url(cell.store, path)))
+        store = open_store(StoreSettings(url=_url(cell, path)))
         try:
             return _measure(store, cell, path / DATA)
         finally:
             store.close()
 
 
-def _url(store: str, path: Path) -> str:
-    if store == "aerospike":
+def _url(cell: Cell, path: Path) -> str:
+    if cell.store == "aerospike":
         host = os.environ["AEROSPIKE_HOST"]
         port = os.environ.get("AEROSPIKE_PORT", "3000")
-        return f"aerospike://{host}:{port}/test/bench{os.getpid()}"
-    return "memory://" if store == "memory" else f"lmdb://{path}"
+        namespace = os.environ.get("AEROSPIKE_NAMESPACE", "test")
+        sets = f"bench{os.getpid()}-{cell.users}-{cell.load}-"
+        return f"aerospike://{host}:{port}/{namespace}?set={sets}"
+    return "memory://" if cell.store == "memory" else f"lmdb://{path}"
 
 
 def _measure(store: Store, cell: Cell, file: Path) -> Taken:

@@ -1,7 +1,9 @@
 """How far sources were fed, written behind the appends that reached it.
 
 A position may lag behind what was applied (`infra.store.Store.positions`), so an append need not
-wait for it: it is on its way when the append returns, and the next one finds it written.
+wait for it: it is on its way when the append returns. The next one makes sure, before it writes
+anything, that it is there: who is told of an outage must feed again what was lost before what is
+newer (`infra.store.Interrupted`), whichever write met it.
 """
 
 from __future__ import annotations

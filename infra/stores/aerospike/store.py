@@ -719,6 +719,9 @@ class AerospikeStore:
                 if new is not None:
                     puts.append(self._head_write(users[i], new, old, now_ms, events=events))
                     tried.append((i, new))
+            if events:
+                # An outage that they met must be heard of before anything newer is written.
+                self._reached.settle()
             codes = self._client.put(puts, CONFLICT, [users[i] for i, _ in tried])
             waiting = [i for (i, _), code in zip(tried, codes, strict=True) if code != OK]
             for (i, new), code in zip(tried, codes, strict=True):

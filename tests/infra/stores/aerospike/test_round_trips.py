@@ -23,7 +23,7 @@ from tests.aerospike_double import (
     double,
     open_aerospike,
 )
-from tests.aerospike_double.namespace import GENERATION
+from tests.aerospike_double.namespace import GENERATION, Record
 from tests.aerospike_double.wire import Request
 from tests.infra.stores.aerospike.test_store import OTHER, SOURCE, append, times
 from tests.infra.stores.test_contract import BUNDLE
@@ -57,6 +57,14 @@ def states_of(store: AerospikeStore, users: int) -> list[InterestWrite]:
         for name, profile in zip(names, profiles, strict=True)
         if profile is not None
     ]
+
+
+def positions(double: AerospikeDouble) -> list[Record]:
+    return [record for record in double.records("position") if "count" in record.bins]
+
+
+def held(until: threading.Event) -> None:
+    until.wait(20)
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -143,20 +151,24 @@ def test_an_append_that_gives_a_new_ttl_takes_three_round_trips(
     store.close()
 
 
-def test_an_append_does_not_wait_for_the_position_of_its_source(
+def test_appends_do_not_wait_for_the_positions_of_their_sources(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    held = threading.Event()
-
-    def hold(request: Request) -> None:
-        if request.writes and request.set == "position":
-            held.wait(20)
-
-    double.fault = hold
+    free = threading.Event()
+    double.fault = lambda request: held(free) if request.set == "position" else None
     store.append([Group(SOURCE, [append("ann", 0)], 0)], 1)
-    assert len(double.records("position")) == 2  # identity and ping
-    held.set()
+    assert positions(double) == []
+    free.set()
     assert store.positions([SOURCE.key]) == [0]
+
+
+def test_a_position_is_written_while_the_next_append_reads(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.gate = Gate(1, 1, 2, 1)  # the third of the position and the next append's heads
+    store.append([Group(SOURCE, of_each(1000, 0), 0)], 1)
+    store.append([Group(SOURCE, of_each(1000, 1))], 2)
+    assert double.gate.passed == "4 round trips"
 
 
 def test_who_was_written_meanwhile_is_read_and_written_again_alone(

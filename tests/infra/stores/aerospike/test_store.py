@@ -932,6 +932,19 @@ def test_a_position_that_was_refused_is_written_by_the_next_ping(
     assert rival.positions([SOURCE.key]) == [0]
 
 
+def test_nothing_newer_is_written_before_a_position_that_was_refused(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.fault = refuse_writes(8, "position")
+    store.append([Group(SOURCE, [append("ann", 0)], 0)], now_ms=1)
+    with pytest.raises(StoreFull):
+        store.append([Group(SOURCE, [append("ann", 1)], 1)], now_ms=2)
+    assert times(store, "ann") == [0]
+    double.fault = None
+    assert store.append([Group(SOURCE, [append("ann", 1)], 1)], now_ms=3).applied == 1
+    assert store.positions([SOURCE.key]) == [1]
+
+
 def test_who_applies_nothing_waits_for_the_position(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
