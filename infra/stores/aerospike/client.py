@@ -42,10 +42,11 @@ RECORD_LIMIT: Final = 1 << 20
 BATCH: Final = 1000
 """Records in one request; more make the server hold a larger answer without being faster."""
 
-IN_FLIGHT: Final = 8
-"""Requests of a process that are on their way at once, beside the one of each calling thread. A
-request takes the client longer to write and to read than a server to answer, so that few are
-enough; each has a connection to every server, of which the client has a hundred."""
+IN_FLIGHT: Final = 4
+"""Requests of a process that are on their way at once, beside the one of each calling thread. To
+write one and to read its answer takes the client longer (some 40 ms) than the way to a server and
+back, so that a few hide it; more would only wait for each other in the server, within their time.
+"""
 
 # Result codes of the server (its proto.h), as they come back per record of a batch.
 OK: Final = 0

@@ -203,12 +203,12 @@ def test_interests_of_1000_users_take_three_round_trips(
     assert store.due(SOURCE.owner, BUNDLE, 9) == []
 
 
-def test_profiles_of_4000_users_take_one_round_trip(
+def test_profiles_of_2500_users_take_one_round_trip(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
-    feed(store, of_each(4 * BATCH, 0), 1)
-    double.gate = Gate(8)  # a head and a state each
-    assert len(states_of(store, 4 * BATCH)) == 4 * BATCH
+    feed(store, of_each(2500, 0), 1)
+    double.gate = Gate(5)  # a head and a state each
+    assert len(states_of(store, 2500)) == 2500
     assert double.gate.passed == "1 round trips"
 
 
