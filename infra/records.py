@@ -441,6 +441,11 @@ def holds_segment(head: bytes) -> bool:
     return tail_length(head) >= SEGMENT
 
 
+def has_coverages(head: bytes) -> bool:
+    """Whether a head that is whole says of any bundle how far its states cover the sequence."""
+    return head[0] != 1 and head[3] > 0
+
+
 def tail_length(head: bytes) -> int:
     """Behaviors in the unsealed tail of a head that was read."""
     return int.from_bytes(head[4:6], "little")
@@ -454,14 +459,20 @@ def seal(head: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
     return trim(head, len(segments)), segments
 
 
-def full_segments(head: bytes) -> list[tuple[int, bytes]]:
-    """(number, bytes) of every full segment in the tail of a head that was read."""
-    numbers, _, _, _, tail_at, end = _parse(head, "")
+def full_numbers(head: bytes) -> range:
+    """Numbers of the full segments in the tail of a head that was read."""
+    first = (_NUMBERS.unpack_from(head, 8)[0] - tail_length(head)) // SEGMENT
+    return range(first, first + tail_length(head) // SEGMENT)
+
+
+def full_segments(head: bytes, but: Sequence[int] = ()) -> list[tuple[int, bytes]]:
+    """(number, bytes) of every full segment in the tail of a head that was read, less some."""
+    _, _, _, _, tail_at, end = _parse(head, "")
     tail = head[tail_at:end]
-    first = (numbers[0] - len(tail) // _BEHAVIOR_SIZE) // SEGMENT
     return [
-        (first + i, encode_segment(tail[i * _SEALED_SIZE : (i + 1) * _SEALED_SIZE]))
-        for i in range(len(tail) // _SEALED_SIZE)
+        (number, encode_segment(tail[i * _SEALED_SIZE : (i + 1) * _SEALED_SIZE]))
+        for i, number in enumerate(full_numbers(head))
+        if number not in but
     ]
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Self
 
+from .gate import Gate
 from .namespace import (
     INDEX_FOUND,
     INDEX_NOT_FOUND,
@@ -55,6 +56,9 @@ FEATURES: Final = (
     "truncate-namespace"
 )
 NODE: Final = "BB9020011AC4202"
+OTHER_NODE: Final = "BB9020011AC4203"
+ALL, EVEN, ODD = b"\xff", b"\xaa", b"\x55"
+"""Partitions that a node serves, as a byte of its bitmap repeats it."""
 SECURITY_NOT_ENABLED: Final = 52
 CHUNK: Final = 128 << 10
 """A query's answer goes out in frames of about this size."""
@@ -63,13 +67,14 @@ Fault = Callable[[Request], "int | None"]
 
 
 class AerospikeDouble:
-    """One node, one namespace, on 127.0.0.1.
+    """One node, one namespace, on 127.0.0.1; with `join`, one of two.
 
     Faults a test can order: `go_away` and `come_back`, ``fault`` (a function that may answer any
     record's command with a result code instead of carrying it out, or do something behind the
     client's back first), ``delay_s`` before every answer but info's, ``info_delay_s`` before those,
     ``builds`` (an index that is made is not readable until `finish_indexes`), `drop_index`, `kill`
-    (which loses what was not flushed), and `advance` for the clock.
+    (which loses what was not flushed), `advance` for the clock, and ``gate`` (which lets commands
+    in by so many at a time, see `Gate`).
 
     >>> with AerospikeDouble() as server:
     ...     server.host
@@ -95,6 +100,7 @@ class AerospikeDouble:
         self.security_code = SECURITY_NOT_ENABLED
         """The answer to a login. 52: this server has no security, as the community edition."""
         self.delay_s = self.info_delay_s = 0.0
+        self.gate: Gate | None = None
         self.refuses_data = False
         """Listens and answers info, as a server that is still starting, but no data command."""
         self.up_since = time.monotonic() - 1000
@@ -102,6 +108,9 @@ class AerospikeDouble:
         self.builds = False
         self.tells_config = True
         self.info_log: list[str] = []
+        self._node = NODE
+        self._serves = ALL
+        self._peers = ""
         self._lock = threading.RLock()
         self._listener: socket.socket | None = None
         self._connections: set[socket.socket] = set()
@@ -113,6 +122,15 @@ class AerospikeDouble:
 
     def __exit__(self, *_: object) -> None:
         self.go_away()
+
+    def join(self, other: AerospikeDouble) -> None:
+        """Be a cluster of two: this node has the even partitions from now on, the other one the odd
+        ones. Clients that connect later know.
+        """
+        other._node = OTHER_NODE
+        self._serves, other._serves = EVEN, ODD
+        self._peers = f"[{OTHER_NODE},,[{other.host}:{other.port}]]"
+        other._peers = f"[{NODE},,[{self.host}:{self.port}]]"
 
     def come_back(self) -> None:
         """Start anew, on the same port as before."""
@@ -216,6 +234,8 @@ class AerospikeDouble:
         elif kind == MESSAGE:
             if self.refuses_data:
                 raise EOFError
+            if self.gate is not None:
+                self.gate.arrive()
             if self.delay_s:
                 time.sleep(self.delay_s)
             message = parse_message(body)
@@ -328,9 +348,10 @@ class AerospikeDouble:
             return self._index(name, _arguments(arguments))
         if name == "get-config":
             return self._config(_arguments(arguments))
-        owned = base64.b64encode(b"\xff" * (PARTITIONS // 8)).decode()
+        nodes = 2 if self._peers else 1
+        owned = base64.b64encode(self._serves * (PARTITIONS // 8)).decode()
         values = {
-            "node": NODE,
+            "node": self._node,
             "build": self.build,
             "edition": "Aerospike Community Edition",
             "features": FEATURES,
@@ -341,13 +362,13 @@ class AerospikeDouble:
             "cluster-name": "null",
             "namespaces": self.namespace,
             "status": "ok",
-            "statistics": f"cluster_size=1;uptime={int(time.monotonic() - self.up_since)}",
+            "statistics": f"cluster_size={nodes};uptime={int(time.monotonic() - self.up_since)}",
             "user-agent-set": "ok",
             # regime, replicas, and one bit per partition that this node masters
             "replicas": f"{self.namespace}:0,1,{owned}",
             # generation, default port, peers
-            "peers-clear-std": f"1,{self.port},[]",
-            "peers-clear-alt": f"1,{self.port},[]",
+            "peers-clear-std": f"1,{self.port},[{self._peers}]",
+            "peers-clear-alt": f"1,{self.port},[{self._peers}]",
             "service-clear-std": f"{self.host}:{self.port}",
         }
         return values.get(name, "ERROR:4:unrecognized command")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aerospike
 from aerospike import exception
@@ -40,6 +42,12 @@ RECORD_LIMIT: Final = 1 << 20
 BATCH: Final = 1000
 """Records in one request; more make the server hold a larger answer without being faster."""
 
+IN_FLIGHT: Final = 4
+"""Requests of a process that are on their way at once, beside the one of each calling thread. To
+write one and to read its answer takes the client longer (some 40 ms) than the way to a server and
+back, so that a few hide it; more would only wait for each other in the server, within their time.
+"""
+
 # Result codes of the server (its proto.h), as they come back per record of a batch.
 OK: Final = 0
 _NOT_FOUND: Final = 2
@@ -72,11 +80,35 @@ Key = tuple[str, str, bytearray]
 """Namespace, set and key of a record."""
 
 
+Answer = TypeVar("Answer")
+
+
 class Stored(NamedTuple):
     """A record as it was read."""
 
     generation: int
     bins: dict[str, Any]
+
+
+class Reads(NamedTuple):
+    """Records to be read."""
+
+    keys: Sequence[Key]
+    bins: list[str]
+
+
+class Writes(NamedTuple):
+    """Writes and removals to be made."""
+
+    records: Sequence[BatchRecord]
+    answers: frozenset[int]
+    """The result codes that are counted on."""
+    users: Sequence[str]
+    """Whose each is, for errors."""
+
+
+NO_READS: Final = Reads((), [])
+NO_WRITES: Final = Writes((), frozenset(), ())
 
 
 class IndexMissing(StoreUnavailable):
@@ -101,7 +133,8 @@ class AerospikeClient:
         self._read_only = options.read_only
         self._timeout_s = timeout_s
         # The client's configuration has none for writes in batches, which end after a second then.
-        self._policy = _timeouts(timeout_s)
+        self._policy = _batches(timeout_s)
+        self._pool = ThreadPoolExecutor(IN_FLIGHT, "aerospike")
         self._outages = Outages(options.interrupted, options.clock)
 
     @classmethod
@@ -128,6 +161,7 @@ class AerospikeClient:
 
     def close(self) -> None:
         """Disconnect; the client is unusable afterwards."""
+        self._pool.shutdown()
         self._client.close()
 
     def key(self, set_name: str, key: str) -> Key:
@@ -137,23 +171,7 @@ class AerospikeClient:
 
     def get(self, keys: Sequence[Key], bins: list[str]) -> list[Stored | None]:
         """Records in the order of the keys; None: there is none."""
-        found: list[Stored | None] = []
-        for start in range(0, len(keys), BATCH):
-            try:
-                batch = self._client.batch_read(list(keys[start : start + BATCH]), bins)
-            except exception.AerospikeError as error:
-                raise self._failed(error) from error
-            self._check(batch)
-            for answer in batch.batch_records:
-                if answer.result == OK:
-                    _, meta, values = answer.record
-                    found.append(Stored(meta["gen"], values))
-                elif answer.result == _NOT_FOUND:
-                    found.append(None)
-                else:
-                    raise self._failure(answer.result, answer.message)
-            self._outages.answered()
-        return found
+        return self.exchange(Reads(keys, bins), NO_WRITES)[0]
 
     def put(
         self, writes: Sequence[BatchRecord], answers: frozenset[int], users: Sequence[str]
@@ -167,28 +185,69 @@ class AerospikeClient:
             StoreError, SettingsError: a code is not in ``answers``, though other writes may have
                 been made, or a batch did not take place.
         """
-        if not writes:
-            return []
-        self._check_writing()
-        codes: list[int] = []
-        failure: StoreError | SettingsError | None = None
-        for start in range(0, len(writes), BATCH):
-            batch = BatchRecords(list(writes[start : start + BATCH]))
-            try:
-                self._client.batch_write(batch, self._policy)
-            except exception.AerospikeError as error:
-                raise self._failed(error) from error
-            self._check(batch)
-            for answer in batch.batch_records:
-                if answer.result not in answers:
-                    failure = failure or self._failure(
-                        answer.result, answer.message, users[len(codes)]
-                    )
-                codes.append(answer.result)
-        if failure:
-            raise failure
+        return self.exchange(NO_READS, Writes(writes, answers, users))[1]
+
+    def exchange(self, reads: Reads, writes: Writes) -> tuple[list[Stored | None], list[int]]:
+        """`get` and `put` in one round trip, neither before the other, in batches of which many are
+        in flight. It returns or raises when none is any more.
+        """
+        if writes.records:
+            self._check_writing()
+        read: list[list[Stored | None]] = []
+        codes: list[list[int]] = []
+        calls: list[Callable[[], None]] = []
+        for start in range(0, len(reads.keys), BATCH):
+            keys = list(reads.keys[start : start + BATCH])
+            read.append([])
+            calls.append(partial(self._read, keys, reads.bins, read[-1]))
+        for start in range(0, len(writes.records), BATCH):
+            some = slice(start, start + BATCH)
+            part = Writes(writes.records[some], writes.answers, writes.users[some])
+            codes.append([])
+            calls.append(partial(self._write, part, codes[-1]))
+        self._together(calls)
+        return [one for of in read for one in of], [code for of in codes for code in of]
+
+    def _together(self, calls: Sequence[Callable[[], None]]) -> None:
+        """Make calls at once, and wait for all of them; raise the first failure, if any."""
+        if not calls:
+            return
+        others = [self._pool.submit(call) for call in calls[1:]]
+        try:
+            calls[0]()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
+    def _read(self, keys: list[Key], bins: list[str], found: list[Stored | None]) -> None:
+        try:
+            batch = self._client.batch_read(keys, bins)
+        except exception.AerospikeError as error:
+            raise self._failed(error) from error
+        self._check(batch)
+        for answer in batch.batch_records:
+            if answer.result == OK:
+                _, meta, values = answer.record
+                found.append(Stored(meta["gen"], values))
+            elif answer.result == _NOT_FOUND:
+                found.append(None)
+            else:
+                raise self._failure(answer.result, answer.message)
         self._outages.answered()
-        return codes
+
+    def _write(self, writes: Writes, codes: list[int]) -> None:
+        batch = BatchRecords(list(writes.records))
+        try:
+            self._client.batch_write(batch, self._policy)
+        except exception.AerospikeError as error:
+            raise self._failed(error) from error
+        self._check(batch)
+        codes += [answer.result for answer in batch.batch_records]
+        for answer, user in zip(batch.batch_records, writes.users, strict=True):
+            if answer.result not in writes.answers:
+                raise self._failure(answer.result, answer.message, user)
+        self._outages.answered()
 
     def put_one(self, key: Key, bins: dict[str, Any], ttl: int) -> None:
         """Write one record, whatever was there."""
@@ -348,6 +407,11 @@ def _timeouts(timeout_s: float) -> dict[str, int]:
     return {"total_timeout": total, "socket_timeout": total, "max_retries": 2}
 
 
+def _batches(timeout_s: float) -> dict[str, Any]:
+    # By itself the client asks the servers of a cluster one after the other.
+    return {**_timeouts(timeout_s), "concurrent": True}
+
+
 def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
     timeouts = _timeouts(timeout_s)
     connect = _timeouts(max(timeout_s, CONNECT_S))["total_timeout"]
@@ -357,7 +421,7 @@ def _config(address: AerospikeAddress, timeout_s: float) -> dict[str, Any]:
             "read": timeouts,
             "write": timeouts,
             "remove": timeouts,
-            "batch": timeouts,
+            "batch": _batches(timeout_s),
             "query": timeouts,
             "info": {"timeout": connect},
         },

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 import aerospike
@@ -40,12 +41,13 @@ USER: Final = "user"  # the server keeps a hash of the key, not the key
 DUES: Final = "dues"  # what the indexes of due users find, in full
 RENEWED: Final = "renewed"  # when segments and states were last given a new TTL
 TTL: Final = "ttl"  # the TTL that was given last, in seconds
+LONG: Final = "long"  # since when the tail has held its oldest full segment, ms since epoch
 EPOCH: Final = "epoch"
 COUNT: Final = "count"
 DATA: Final = "data"
 SEALED: Final = "sealed"  # when a segment was written, ms since epoch
 
-HEAD_BINS: Final = [HEAD, RENEWED, TTL]
+HEAD_BINS: Final = [HEAD, RENEWED, TTL, LONG]
 PROFILE_BINS: Final = [HEAD, EPOCH, COUNT, DATA]
 DATA_BINS: Final = [EPOCH, COUNT, DATA]
 SEGMENT_BINS: Final = [EPOCH, COUNT, DATA, SEALED]
@@ -65,9 +67,10 @@ _LIST: Final = struct.Struct("<QQ")
 _LIST_BITS: Final = 31
 
 
-def due_bins(slots: int) -> list[str]:
+@cache
+def due_bins(slots: int) -> tuple[str, ...]:
     """Names of the bins whose indexes find due users."""
-    return ["due", *(f"due{slot}" for slot in range(1, slots))]
+    return ("due", *(f"due{slot}" for slot in range(1, slots)))
 
 
 def head_write(
@@ -79,21 +82,13 @@ def head_write(
         key, user: of the record.
         head: its new head.
         old: the record as it was read; None: there was none.
-        kept: its bins `RENEWED` and `TTL`.
+        kept: its bins `RENEWED`, `TTL` and `LONG`.
         slots: for how many bundles a user can be found as due.
         ttl: of the record, as the client's.
     """
-    counters = records.read_counters(head, user)
     bins: dict[str, object] = {HEAD: head, USER: user.encode(), **kept}
-    # Those last written: the others are mostly of bundles that nobody serves any more.
-    waiting = [c for c in counters.coverages if c.since][-slots:]
-    for name, coverage in zip(due_bins(slots), waiting, strict=False):
-        bins[name] = _due_key(counters.owner, coverage.bundle, coverage.since // 1000)
-    if waiting:
-        bins[DUES] = b"".join(
-            _DUE.pack(c.bundle, counters.owner, *counters.due_user(user, c.bundle)[1:])
-            for c in waiting
-        )
+    if records.has_coverages(head):
+        bins |= _dues(user, records.read_counters(head, user), slots)
     policy: dict[str, object] = {"ttl": ttl}
     meta: dict[str, int] | None = None
     if old is None:
@@ -104,6 +99,19 @@ def head_write(
         policy["gen"] = aerospike.POLICY_GEN_EQ
         meta = {"gen": old.generation}
     return Write(key, _writes(bins), meta=meta, policy=policy)
+
+
+def _dues(user: str, counters: records.Counters, slots: int) -> dict[str, object]:
+    """The bins by which a user is found as due."""
+    # Those last written: the others are mostly of bundles that nobody serves any more.
+    waiting = [c for c in counters.coverages if c.since][-slots:]
+    if not waiting:
+        return {}
+    dues = b"".join(
+        _DUE.pack(c.bundle, counters.owner, *counters.due_user(user, c.bundle)[1:]) for c in waiting
+    )
+    keys = (_due_key(counters.owner, c.bundle, c.since // 1000) for c in waiting)
+    return {DUES: dues, **dict(zip(due_bins(slots), keys, strict=False))}
 
 
 def segment_write(key: Key, epoch: int, number: int, data: bytes, now_ms: int, ttl: int) -> Write:

@@ -6,7 +6,8 @@ reads again and applies again, which the marks make harmless.
 A full tail is sealed in two steps, and its behaviors lie in both places in between. First the head
 is written with a long tail, then the segments: they hold only what a committed head has held. The
 head is trimmed by the first write of the user that finds segments held byte for byte, and written
-at least `FLUSHED_MS` before; those that an append does not find, it writes again. So
+at least `FLUSHED_MS` before; those that an append does not find, it writes again. Nobody looks for
+them earlier: beside the head stands since when it holds a segment that is still to be found. So
 
 - a crash in between leaves a head with a long tail, which every reader understands;
 - a server that is killed loses what it had acknowledged, but not flushed, and each record by
@@ -16,15 +17,25 @@ at least `FLUSHED_MS` before; those that an append does not find, it writes agai
   that is there already, byte for byte, or is refused by a later one in its place.
 
 Who is due follows from counts, not from where behaviors lie, so nobody waits for the trimming.
+
+However many users a call is about, it waits for the servers a few times: what does not depend on
+each other is in flight together (`AerospikeClient.exchange`). An append waits for heads to be read
+and to be written; where segments are looked for, or given a new TTL, in between as well; where
+segments are sealed, for those at the end. Interests: for heads, for states (and segments that are
+looked for), for heads. Heads that somebody else wrote meanwhile take two more, of those users
+alone. The positions of sources follow behind (`infra.stores.aerospike.reached`). Reads wait for
+heads, with the states where those are asked for, and once more for segments that they were not read
+with the last time (`infra.stores.aerospike.spans`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from aerospike_helpers.batch.records import BatchRecord, Remove, Write
 
@@ -57,6 +68,7 @@ from infra.stores.aerospike.address import AerospikeAddress
 from infra.stores.aerospike.client import (
     CONFLICT,
     MONOTONE,
+    NO_WRITES,
     OK,
     PARTITIONS,
     PRESENT,
@@ -65,7 +77,9 @@ from infra.stores.aerospike.client import (
     AerospikeClient,
     IndexMissing,
     Key,
+    Reads,
     Stored,
+    Writes,
 )
 from infra.stores.aerospike.layout import (
     COUNT,
@@ -77,6 +91,7 @@ from infra.stores.aerospike.layout import (
     HEAD_BINS,
     IDENTITY,
     KEEP_TTL,
+    LONG,
     POSITION,
     PROFILE_BINS,
     RENEWED,
@@ -100,7 +115,9 @@ from infra.stores.aerospike.layout import (
     ttl_of,
     unchanged_write,
 )
+from infra.stores.aerospike.reached import Reached
 from infra.stores.aerospike.room import Room
+from infra.stores.aerospike.spans import Spans
 from infra.stores.identity import agree, decode_identity, encode_identity, new_identity
 from infra.stores.mending import Mending
 from infra.telemetry import get_logger
@@ -132,6 +149,17 @@ Change = Callable[[int, "bytes | None"], "bytes | None"]
 """(place in the call, head or None) -> the new head, or None to leave the record alone."""
 
 
+class _Old(NamedTuple):
+    """A head that is to be changed."""
+
+    record: Stored | None
+    """As it was read."""
+    head: bytes | None
+    """Trimmed; None: there is none, or it expired."""
+    long: int
+    """Since when its tail has held the oldest of its full segments, ms since epoch; 0: none."""
+
+
 class AerospikeStore:
     """`infra.store.Store` on Aerospike, through the official client."""
 
@@ -151,6 +179,8 @@ class AerospikeStore:
         self._read_only = options.read_only
         self._clock = options.clock
         self._mending = Mending(options.damage)
+        self._reached = Reached(self._put_reached)
+        self._spans = Spans()
         self._indexed_at: dict[str, float] = {}
         """By name: when an index was last told to be made, monotonic seconds."""
         # The client's 0 is the namespace's default; what is kept must say so, always: an update
@@ -210,22 +240,18 @@ class AerospikeStore:
     ) -> Appended:
         bundle = records.bundle_key(digest) if digest else 0
         done = Appended()
-        for group in groups:
-            for part in _slices(group.appends, self._room.slice):
-                done += self._append(group, part, now_ms, bundle)
+        for part in _rounds(groups, self._room.slice):
+            done += self._append(part, now_ms, bundle)
         # Only now, so that a crash in between leaves them behind what was applied, never ahead.
-        reached = {group.source.key: group.reached for group in groups if group.reached is not None}
-        self._client.put(
-            [
-                monotone_write(self._source_key(source), 0, offset, b"", ttl_of(0))
-                for source, offset in reached.items()
-            ],
-            MONOTONE,
-            ["" for _ in reached],
+        self._reached.send(
+            {group.source.key: group.reached for group in groups if group.reached is not None}
         )
+        if not any(group.appends for group in groups):
+            self._reached.settle()
         return done
 
     def positions(self, sources: Sequence[int]) -> list[int | None]:
+        self._reached.settle()
         stored = self._client.get([self._source_key(source) for source in sources], [COUNT])
         return [None if record is None else record.bins[COUNT] for record in stored]
 
@@ -233,16 +259,19 @@ class AerospikeStore:
         found: list[StoredSequence | None] = [None] * len(users)
         waiting = list(range(len(users)))
         for attempt in range(READ_ATTEMPTS):
-            heads = self._heads([users[place] for place in waiting])
+            heads, segments = self._guessed([users[place] for place in waiting])
             read = [(place, head) for place, head in zip(waiting, heads, strict=True) if head]
             newest = self._newest(
-                [(users[place], head, self._length) for place, head in read], _is_last(attempt)
+                [(users[place], head, self._length) for place, head in read],
+                _is_last(attempt),
+                segments,
             )
             waiting = []
             for (place, head), behaviors in zip(read, newest, strict=True):
                 if behaviors is None:
                     waiting.append(place)
                 else:
+                    self._spans.keep(users[place], head.segments(self._length))
                     found[place] = StoredSequence(
                         head.version, behaviors.behaviors, head.marks, behaviors.lost
                     )
@@ -296,19 +325,24 @@ class AerospikeStore:
         return [None if record is None else bytes(record.bins[DATA]) for record in stored]
 
     def put_interests(self, writes: Sequence[InterestWrite], now_ms: int) -> list[Written]:
-        heads = self._heads([write.user for write in writes])
+        users = [write.user for write in writes]
         results: list[Written] = []
-        puts: list[BatchRecord] = []
+        states: list[BatchRecord] = []
         places: list[int] = []
-        for place, (write, head) in enumerate(zip(writes, heads, strict=True)):
-            if head is None:
+        stored = self._read_heads(users)
+        for place, (write, record) in enumerate(zip(writes, stored, strict=True)):
+            head = self._live(record, write.user, None)
+            counters = None
+            if head is not None and not records.is_deleted(head):
+                counters = self._counters(head, write.user)
+            if counters is None:
                 results.append(Written.GONE)
                 continue
             # Until proven otherwise; so is what belongs to a sequence that began anew since.
             results.append(Written.STALE)
-            if head.epoch == write.version.epoch:
+            if counters.epoch == write.version.epoch:
                 places.append(place)
-                puts.append(
+                states.append(
                     monotone_write(
                         self._state_key(write.user, records.bundle_key(write.digest)),
                         write.version.epoch,
@@ -317,11 +351,17 @@ class AerospikeStore:
                         self._long_ttl,
                     )
                 )
-        codes = self._client.put(puts, MONOTONE, [writes[place].user for place in places])
-        stored = [place for place, code in zip(places, codes, strict=True) if code == OK]
-        for place in stored:
-            results[place] = Written.STORED
-        self._cover([writes[place] for place in stored], now_ms)
+        names = [users[place] for place in places]
+        olds, codes = self._trimmed(
+            names,
+            [stored[place] for place in places],
+            now_ms,
+            beside=Writes(states, MONOTONE, names),
+        )
+        made = [i for i, code in enumerate(codes) if code == OK]
+        for i in made:
+            results[places[i]] = Written.STORED
+        self._cover([writes[places[i]] for i in made], [olds[i] for i in made], now_ms)
         return results
 
     def due(self, owner: int, digest: bytes, limit: int) -> list[DueUser]:
@@ -412,11 +452,15 @@ class AerospikeStore:
         return 0
 
     def ping(self) -> None:
+        self._reached.settle()
         self._prove()
         if not self._read_only:
             self._ask_indexes()
 
     def close(self) -> None:
+        with contextlib.suppress(StoreError, SettingsError):  # positions may lag behind
+            self._reached.settle()
+        self._reached.close()
         self._client.close()
 
     # Opening
@@ -491,25 +535,25 @@ class AerospikeStore:
 
     # Appending
 
-    def _append(self, group: Group, part: Sequence[Append], now_ms: int, bundle: int) -> Appended:
-        users = [new.user for new in part]
+    def _append(self, part: Sequence[tuple[Group, Append]], now_ms: int, bundle: int) -> Appended:
+        users = [new.user for _, new in part]
         outcomes: dict[int, records.Grown] = {}
-        source, states = group.source, self._states_kept
+        states = self._states_kept
 
         def grow(i: int, head: bytes | None) -> bytes | None:
+            group, new = part[i]
+            source = group.source
             try:
                 grown = records.grow(
-                    head, source.key, source.owner, part[i], now_ms, bundle, states, source.dead
+                    head, source.key, source.owner, new, now_ms, bundle, states, source.dead
                 )
             except RecordDamaged as error:
                 self._mending.head(error)
-                grown = records.grow(
-                    None, source.key, source.owner, part[i], now_ms, bundle, states
-                )
+                grown = records.grow(None, source.key, source.owner, new, now_ms, bundle, states)
             outcomes[i] = grown
             return None if grown.head is None else self._cut_to_ring(grown.head)
 
-        held: dict[str, set[int]] = {}
+        held: dict[str, Sequence[int]] = {}
         written = self._rewrite(users, grow, now_ms, events=True, held=held)
         changed = [
             (user, head) for user, head in zip(users, written, strict=True) if head is not None
@@ -521,69 +565,104 @@ class AerospikeStore:
             done += outcome.appended
         return done
 
+    def _put_reached(self, reached: Mapping[int, int]) -> None:
+        writes = [
+            monotone_write(self._source_key(source), 0, offset, b"", ttl_of(0))
+            for source, offset in reached.items()
+        ]
+        self._client.put(writes, MONOTONE, [""] * len(writes))
+
     def _cut_to_ring(self, head: bytes) -> bytes:
         """A head without the segments of its tail that are older than any that is kept."""
         beyond = records.tail_length(head) // SEGMENT_LENGTH - self._ring
         return records.trim(head, beyond) if beyond > 0 else head
 
     def _seal(
-        self, long: Sequence[tuple[str, bytes]], held: dict[str, set[int]], now_ms: int
+        self, long: Sequence[tuple[str, bytes]], held: Mapping[str, Sequence[int]], now_ms: int
     ) -> None:
         """Write the full segments in the tails of committed heads, but those that are held."""
         writes: list[BatchRecord] = []
         users: list[str] = []
         for user, head in long:
             epoch = records.read_counters(head, user).epoch
-            for number, segment in records.full_segments(head):
-                if number not in held.get(user, ()):
-                    writes.append(self._segment_write(user, epoch, number, segment, now_ms))
-                    users.append(user)
+            for number, segment in records.full_segments(head, held.get(user, ())):
+                writes.append(self._segment_write(user, epoch, number, segment, now_ms))
+                users.append(user)
         self._client.put(writes, MONOTONE, users)
 
-    def _trim(
-        self, heads: Sequence[tuple[str, bytes | None]], held: dict[str, set[int]], now_ms: int
-    ) -> list[bytes | None]:
-        """Heads as they were read, without the segments of their tails that were written long
-        enough ago, and of those for which a record has no room. The segments that stay in a tail
-        and are written go into ``held``, by user.
+    def _trimmed(
+        self,
+        users: Sequence[str],
+        stored: Sequence[Stored | None],
+        now_ms: int,
+        *,
+        events: bool = False,
+        held: dict[str, Sequence[int]] | None = None,
+        beside: Writes = NO_WRITES,
+    ) -> tuple[list[_Old], list[int]]:
+        """Heads, of records that were just read, without the segments of their tails that were
+        written long enough ago, and of those for which a record has no room. The numbers of
+        segments that stay in a tail and are written go into ``held``, by user.
+
+        With ``events``, what belongs to a head is given a new TTL where that is due. What else is
+        written ``beside`` has its result codes returned. None of it takes more time.
         """
-        long: list[tuple[int, str, int, list[tuple[int, bytes]]]] = []
+        held = {} if held is None else held
+        olds: list[_Old] = []
+        renewed: list[tuple[str, bytes]] = []
+        looked: list[tuple[int, int, list[tuple[int, bytes]]]] = []
         keys: list[Key] = []
-        for place, (user, head) in enumerate(heads):
-            if head is None or not records.holds_segment(head):
+        for place, (user, record) in enumerate(zip(users, stored, strict=True)):
+            head = self._live(record, user, now_ms if events else None)
+            olds.append(_Old(record, head, 0))
+            held.pop(user, None)  # of a head that was read before
+            if record is None or head is None:
+                continue
+            if events and self._must_renew(record, now_ms):
+                renewed.append((user, head))
+            if not records.holds_segment(head):
                 continue
             try:
                 epoch = records.read_counters(head, user).epoch
             except RecordDamaged:  # told, and made anew, by who changes it
                 continue
-            full = records.full_segments(head)
-            long.append((place, user, epoch, full))
-            keys += [self._segment_key(user, number) for number, _ in full]
-        stored = iter(self._client.get(keys, SEGMENT_BINS))
-        trimmed = [head for _, head in heads]
+            numbers, long = records.full_numbers(head), record.bins.get(LONG, 0)
+            if now_ms - long < FLUSHED_MS and len(numbers) <= self._room.tail:
+                held[user] = numbers
+                olds[place] = _Old(record, head, long)
+                continue
+            looked.append((place, epoch, records.full_segments(head)))
+            keys += [self._segment_key(user, number) for number in numbers]
+        if renewed:
+            beside = self._renewals(renewed)
+        found, codes = self._client.exchange(Reads(keys, SEGMENT_BINS), beside)
+        read = iter(found)
         forced: list[BatchRecord] = []
-        users: list[str] = []
-        for place, user, epoch, full in long:
-            since = [sealed_ms(next(stored), epoch, *segment) for segment in full]
-            held[user] = {
+        whose: list[str] = []
+        for place, epoch, full in looked:
+            user = users[place]
+            since = [sealed_ms(next(read), epoch, *segment) for segment in full]
+            held[user] = [
                 number for (number, _), ms in zip(full, since, strict=True) if ms is not None
-            }
+            ]
             flushed = (ms is not None and now_ms - ms >= FLUSHED_MS for ms in since)
             ready = sum(1 for _ in itertools.takewhile(bool, flushed))
             most = max(ready, len(full) - self._room.tail)
             for number, segment in full[ready:most]:
                 if number not in held[user]:
                     forced.append(self._segment_write(user, epoch, number, segment, now_ms))
-                    users.append(user)
-            head = trimmed[place]
+                    whose.append(user)
+            record, head, _ = olds[place]
             assert head is not None
-            trimmed[place] = records.trim(head, most)
-        self._client.put(forced, MONOTONE, users)
-        return trimmed
+            long = min((now_ms if ms is None else ms for ms in since[most:]), default=0)
+            olds[place] = _Old(record, records.trim(head, most), long)
+        self._client.put(forced, MONOTONE, whose)
+        return olds, codes
 
-    def _cover(self, stored: Sequence[InterestWrite], now_ms: int) -> None:
-        """Note in the heads which states were stored. Only after they are, so that a crash in
-        between leaves a user due for nothing, never clean without their interests.
+    def _cover(self, stored: Sequence[InterestWrite], olds: Sequence[_Old], now_ms: int) -> None:
+        """Note in the heads, as they were read before, which states were stored. Only after they
+        are, so that a crash in between leaves a user due for nothing, never clean without their
+        interests.
         """
         dropped: dict[int, list[int]] = {}
 
@@ -600,7 +679,7 @@ class AerospikeStore:
             return changed.head
 
         users = [write.user for write in stored]
-        written = self._rewrite(users, cover, now_ms)
+        written = self._rewrite(users, cover, now_ms, olds=olds)
         gone = [(users[i], bundle) for i, bundles in dropped.items() for bundle in bundles]
         removes = [Remove(self._state_key(user, bundle)) for user, bundle in gone]
         self._client.put(removes, PRESENT, [user for user, _ in gone])
@@ -613,45 +692,36 @@ class AerospikeStore:
         now_ms: int,
         *,
         events: bool = False,
-        held: dict[str, set[int]] | None = None,
+        held: dict[str, Sequence[int]] | None = None,
+        olds: Sequence[_Old] = (),
     ) -> list[bytes | None]:
         """Replace heads by what ``change`` makes of them, each atomically; None: left alone.
 
         With ``events`` heads are made that are not there, and users live on; any other change
         leaves them the time they have. Heads are trimmed before they are changed, which tells
-        ``held`` (`_trim`).
+        ``held`` (`_trimmed`); ``olds`` are those that were read and trimmed already.
         """
-        held = {} if held is None else held
         done: list[bytes | None] = [None] * len(users)
         waiting = list(range(len(users)))
         for attempt in range(CONFLICTS):
             if attempt > 1:
                 time.sleep(random.uniform(0, 0.001 * min(attempt * attempt, 50)))
-            stored = self._client.get(
-                [self._client.key(SEQUENCE, users[i]) for i in waiting], HEAD_BINS
-            )
-            heads = [
-                (users[i], self._live(record, users[i], now_ms if events else None))
-                for i, record in zip(waiting, stored, strict=True)
-            ]
-            olds = self._trim(heads, held, now_ms)
+            if attempt or not olds:
+                some = [users[i] for i in waiting]
+                stored = self._read_heads(some)
+                olds, _ = self._trimmed(some, stored, now_ms, events=events, held=held)
             puts: list[BatchRecord] = []
             tried: list[tuple[int, bytes]] = []
-            renewed: list[tuple[str, bytes]] = []
-            for i, record, old in zip(waiting, stored, olds, strict=True):
-                if not events and (old is None or records.is_deleted(old)):
+            for i, old in zip(waiting, olds, strict=True):
+                if not events and (old.head is None or records.is_deleted(old.head)):
                     continue
-                new = change(i, old)
-                if new is None:
-                    continue
-                kept = _kept(record)
-                if events and self._must_renew(kept, now_ms, new=old is None):
-                    kept = {RENEWED: now_ms, TTL: self._ttl_s}
-                    renewed += [] if old is None else [(users[i], old)]
-                ttl = self._ttl if events else KEEP_TTL
-                puts.append(self._head_write(users[i], new, record, kept, ttl))
-                tried.append((i, new))
-            self._renew(renewed)
+                new = change(i, old.head)
+                if new is not None:
+                    puts.append(self._head_write(users[i], new, old, now_ms, events=events))
+                    tried.append((i, new))
+            if events:
+                # An outage that they met must be heard of before anything newer is written.
+                self._reached.settle()
             codes = self._client.put(puts, CONFLICT, [users[i] for i, _ in tried])
             waiting = [i for (i, _), code in zip(tried, codes, strict=True) if code != OK]
             for (i, new), code in zip(tried, codes, strict=True):
@@ -664,19 +734,23 @@ class AerospikeStore:
             f" {self._client.address} each time it is tried; retry"
         )
 
-    def _must_renew(self, kept: dict[str, int], now_ms: int, *, new: bool) -> bool:
+    def _read_heads(self, users: Sequence[str]) -> list[Stored | None]:
+        return self._client.get([self._client.key(SEQUENCE, user) for user in users], HEAD_BINS)
+
+    def _must_renew(self, record: Stored, now_ms: int) -> bool:
         """Whether segments and states are to be given a new TTL: half of it is over, or another
         one was given last.
         """
-        if new or kept.get(TTL) != self._ttl_s:
+        if record.bins.get(TTL) != self._ttl_s:
             return True
-        return self._ttl_ms > 0 and now_ms - kept.get(RENEWED, 0) > self._ttl_ms // 2
+        return self._ttl_ms > 0 and now_ms - record.bins.get(RENEWED, 0) > self._ttl_ms // 2
 
-    def _renew(self, users: Sequence[tuple[str, bytes]]) -> None:
-        """Give the segments and states of users, named with their heads, a new TTL.
+    def _renewals(self, users: Sequence[tuple[str, bytes]]) -> Writes:
+        """What gives the segments and states of users, named with their heads, a new TTL.
 
         They are written with twice the TTL, and again given that when the user has events after
-        half a TTL: they outlive the head by then, whenever the last event was.
+        half a TTL: they outlive the head by then, whenever the last event was. It must be made
+        before the head says so.
         """
         touches: list[BatchRecord] = []
         names: list[str] = []
@@ -691,7 +765,7 @@ class AerospikeStore:
             keys += [self._state_key(user, c.bundle) for c in head.coverages if c.covered]
             touches += [touch(key, self._long_ttl) for key in keys]
             names += [user] * len(keys)
-        self._client.put(touches, PRESENT, names)
+        return Writes(touches, PRESENT, names)
 
     def _mend(self, written: Sequence[tuple[str, bytes]]) -> None:
         """Replace segments that were found damaged, of users who were just written."""
@@ -715,17 +789,39 @@ class AerospikeStore:
                 writes.append(unchanged_write(key, epoch, number, LOST, record, self._long_ttl))
         self._client.put(writes, CONFLICT, [""] * len(writes))
 
-    def _head_write(
-        self, user: str, head: bytes, old: Stored | None, kept: dict[str, int], ttl: int
-    ) -> Write:
+    def _head_write(self, user: str, head: bytes, old: _Old, now_ms: int, *, events: bool) -> Write:
+        """The write of a head in the place of the one that was read."""
+        record = old.record
+        kept = {}
+        if events and (record is None or old.head is None or self._must_renew(record, now_ms)):
+            kept = {RENEWED: now_ms, TTL: self._ttl_s}
+        elif record is not None:
+            kept = {name: record.bins[name] for name in (RENEWED, TTL) if name in record.bins}
+        if records.holds_segment(head):
+            kept[LONG] = old.long or now_ms
         key = self._client.key(SEQUENCE, user)
-        return head_write(key, user, head, old, kept, self._slots, ttl)
+        ttl = self._ttl if events else KEEP_TTL
+        return head_write(key, user, head, record, kept, self._slots, ttl)
 
     # Reading
 
     def _heads(self, users: Sequence[str]) -> list[records.Head | None]:
         stored = self._client.get([self._client.key(SEQUENCE, user) for user in users], [HEAD])
         return [self._decode(record, user) for record, user in zip(stored, users, strict=True)]
+
+    def _guessed(
+        self, users: Sequence[str]
+    ) -> tuple[list[records.Head | None], dict[tuple[str, int], Stored | None]]:
+        """Heads, and with them the segments, by user and number, that they had the last time."""
+        guesses = [(user, number) for user in users for number in self._spans.of(user)]
+        keys = [self._client.key(SEQUENCE, user) for user in users]
+        keys += [self._segment_key(user, number) for user, number in guesses]
+        stored = self._client.get(keys, PROFILE_BINS)
+        heads = [self._decode(record, user) for record, user in zip(stored, users, strict=False)]
+        for user, head in zip(users, heads, strict=True):
+            if head is None:
+                self._spans.keep(user, range(0))
+        return heads, dict(zip(guesses, stored[len(users) :], strict=True))
 
     def _decode(self, record: Stored | None, user: str) -> records.Head | None:
         """The head of a user who is there: not expired, not deleted, and not damaged."""
@@ -762,25 +858,37 @@ class AerospikeStore:
             return head
 
     def _newest(
-        self, wanted: Sequence[tuple[str, records.Head, int]], last: bool
+        self,
+        wanted: Sequence[tuple[str, records.Head, int]],
+        last: bool,
+        early: Mapping[tuple[str, int], Stored | None] | None = None,
     ) -> list[records.Newest | None]:
         """The newest behaviors of each (user, head, how many); None: its segments do not fit its
         head. They may have moved on; with ``last``, those that do not fit are lost.
+
+        Segments that were read ``early``, by user and number, are read again where they do not fit.
         """
-        spans: list[range] = []
+        early = early or {}
+        parts: list[list[bytes | None]] = []
         keys: list[Key] = []
-        for user, head, length in wanted:
-            span = head.segments(length)
-            spans.append(span)
-            keys += [self._segment_key(user, number) for number in span]
-        stored = iter(self._client.get(keys, DATA_BINS))
+        places: list[tuple[int, int]] = []
+        for place, (user, head, length) in enumerate(wanted):
+            parts.append([])
+            for number in head.segments(length):
+                part = _segment(early.get((user, number)), head.epoch, number)
+                if part is None:
+                    places.append((place, len(parts[place])))
+                    keys.append(self._segment_key(user, number))
+                parts[place].append(part)
+        for (place, at), record in zip(places, self._client.get(keys, DATA_BINS), strict=True):
+            _, head, length = wanted[place]
+            parts[place][at] = _segment(record, head.epoch, head.segments(length)[at])
         newest: list[records.Newest | None] = []
-        for (user, head, length), span in zip(wanted, spans, strict=True):
-            parts = [_segment(next(stored), head.epoch, number) for number in span]
-            if None in parts and not last:
+        for (user, head, length), of in zip(wanted, parts, strict=True):
+            if None in of and not last:
                 newest.append(None)
                 continue
-            found = head.newest(parts, length)
+            found = head.newest(of, length)
             self._mending.segments(user, found.damaged)
             newest.append(found)
         return newest
@@ -839,13 +947,6 @@ def _is_last(attempt: int) -> bool:
     return attempt == READ_ATTEMPTS - 1
 
 
-def _kept(record: Stored | None) -> dict[str, int]:
-    """The bins of a sequence record that stay when its head is replaced."""
-    bins: dict[str, int] = record.bins if record is not None else {}
-    names: tuple[str, ...] = (RENEWED, TTL)
-    return {name: bins[name] for name in names if name in bins}
-
-
 def _segment(record: Stored | None, epoch: int, number: int) -> bytes | None:
     """The segment in a record, if it is that one."""
     if record is None or (record.bins.get(EPOCH), record.bins.get(COUNT)) != (epoch, number):
@@ -862,12 +963,25 @@ def _is_later(record: Stored | None, epoch: int, number: int) -> bool:
     return held > (epoch, number)
 
 
-def _slices(appends: Sequence[Append], most: int) -> Iterator[list[Append]]:
-    """Appends in parts that hold no user twice and at most so many behaviors of one."""
-    part = list(appends)
-    while part:
-        yield [_cut(new, 0, most) for new in part]
-        part = [_cut(new, most, len(new.offsets)) for new in part if len(new.offsets) > most]
+def _rounds(groups: Sequence[Group], most: int) -> Iterator[list[tuple[Group, Append]]]:
+    """What groups append, in parts that hold no user twice and at most so many behaviors of one;
+    those of a user in their order.
+    """
+    waiting = [(group, new) for group in groups for new in group.appends]
+    while waiting:
+        part: list[tuple[Group, Append]] = []
+        later: list[tuple[Group, Append]] = []
+        users: set[str] = set()
+        for group, new in waiting:
+            if new.user in users:
+                later.append((group, new))
+                continue
+            users.add(new.user)
+            part.append((group, _cut(new, 0, most)))
+            if len(new.offsets) > most:
+                later.append((group, _cut(new, most, len(new.offsets))))
+        yield part
+        waiting = later
 
 
 def _cut(new: Append, start: int, stop: int) -> Append:

@@ -609,7 +609,7 @@ def test_a_crash_before_the_segments_loses_nothing(
     double.fault = None
     assert feed(store, SOURCE, [append("ann", 0, 150)], now_ms=2).replayed == 150
     assert double.records("segment") == []
-    feed(store, SOURCE, [append("ann", 150)], now_ms=3)
+    feed(store, SOURCE, [append("ann", 150)], now_ms=LATER)
     assert len(double.records("segment")) == 2
     assert times(store, "ann") == list(range(151))
 
@@ -907,15 +907,65 @@ def test_ids_that_differ_after_a_nul_are_two_users(store: AerospikeStore) -> Non
 
 
 def test_a_crash_before_a_source_s_position_leaves_it_behind(
-    store: AerospikeStore, double: AerospikeDouble
+    store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
 ) -> None:
     store.append([Group(SOURCE, [append("ann", 0)], 0)], now_ms=1)
+    assert store.positions([SOURCE.key]) == [0]
     double.fault = refuse_writes(8, "position")
+    store.append([Group(SOURCE, [append("ann", 1)], 1)], now_ms=2)
+    with pytest.raises(StoreFull):
+        store.positions([SOURCE.key])
+    double.fault = None
+    assert rival.positions([SOURCE.key]) == [0]
+    assert times(store, "ann") == [0, 1]
+
+
+def test_a_position_that_was_refused_is_written_by_the_next_ping(
+    store: AerospikeStore, rival: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.fault = refuse_writes(8, "position")
+    store.append([Group(SOURCE, [append("ann", 0)], 0)], now_ms=1)
+    with pytest.raises(StoreFull):
+        store.ping()
+    double.fault = None
+    store.ping()
+    assert rival.positions([SOURCE.key]) == [0]
+
+
+def test_nothing_newer_is_written_before_a_position_that_was_refused(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.fault = refuse_writes(8, "position")
+    store.append([Group(SOURCE, [append("ann", 0)], 0)], now_ms=1)
     with pytest.raises(StoreFull):
         store.append([Group(SOURCE, [append("ann", 1)], 1)], now_ms=2)
+    assert times(store, "ann") == [0]
     double.fault = None
+    assert store.append([Group(SOURCE, [append("ann", 1)], 1)], now_ms=3).applied == 1
+    assert store.positions([SOURCE.key]) == [1]
+
+
+def test_who_applies_nothing_waits_for_the_position(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    double.fault = refuse_writes(8, "position")
+    with pytest.raises(StoreFull):
+        store.append([Group(SOURCE, [], 7)], now_ms=1)
+
+
+def test_a_store_that_is_closed_has_written_its_positions(
+    aerospike_server: AerospikeServer, store: AerospikeStore
+) -> None:
+    writer = open_aerospike(aerospike_server, StoreOptions(length=200))
+    writer.append([Group(SOURCE, [append("ann", 0)], 0)], now_ms=1)
+    writer.close()
     assert store.positions([SOURCE.key]) == [0]
-    assert times(store, "ann") == [0, 1]
+
+
+def test_a_user_of_two_sources_is_fed_in_their_order(store: AerospikeStore) -> None:
+    groups = [Group(SOURCE, [append("ann", 0, 3)]), Group(OTHER, [append("ann", 3, 3)])]
+    assert store.append(groups, now_ms=1).applied == 6
+    assert times(store, "ann") == list(range(6))
 
 
 def test_users_are_listed_by_whole_partitions_of_the_server(store: AerospikeStore) -> None:
