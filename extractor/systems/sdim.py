@@ -37,7 +37,7 @@ from extractor.system import (
 from infra.arrays import F32, U8, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
-from infra.store import StoredSequence, Version
+from infra.store import Behaviors, StoredSequence, Version
 from models.bundle import (
     LONG_TERM,
     MANIFEST,
@@ -76,6 +76,7 @@ class SDIMSystem:
 
     reads: Final = "profile"
     keeps_state = True
+    measures: Final = ()
 
     def __init__(self, bundle: Bundle) -> None:
         self._offline = _check(bundle)
@@ -138,6 +139,14 @@ class SDIMSystem:
         by_length = self._offline.normalization == "l2"
         long_term = read_buckets(buckets, sizes, by_length, self._signatures, candidates.rows)
         return {LONG_TERM: long_term, **common_feed(self._bundle, history, candidates, now_ms)}
+
+    def measure(
+        self,
+        history: UserHistory,  # noqa: ARG002  # nothing is measured
+        behaviors: Behaviors,  # noqa: ARG002
+        candidates: Candidates,  # noqa: ARG002
+    ) -> dict[str, float]:
+        return {}
 
     def describe(
         self, state: InterestState, sequence: StoredSequence, most: int
