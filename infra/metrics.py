@@ -47,7 +47,12 @@ STAGES: Final = ("store", "features", "model")
 HISTORIES: Final = ("interests", "sequence", "none")
 SAMPLE_OUTCOMES: Final = ("measured", "short", "gone", "dropped", "failed")
 RATIOS: Final = ("hit_rate", "found_weight")
-NATS: Final = ("clustering_loss",)
+NATS: Final = (
+    "clustering_loss",
+    "relevance_indicator",
+    "relevance_least",
+    "relevance_uniform",
+)
 MEASURES: Final = (*RATIOS, *NATS)
 """What is measured of sampled requests."""
 
@@ -381,9 +386,11 @@ class ScorerMetrics(_BundleInfo):
         )
         nats = Histogram(
             "lifelong_scorer_sampled_nats",
-            "Measures of sampled rankings in nats, means over candidates: clustering_loss (ENCODE: "
-            "how far the weights of behaviors are from those of the same attention without "
-            "clusters; 0 is best).",
+            "Measures of sampled rankings in nats, means over candidates: relevance_indicator "
+            "(ENCODE's RI by the DIN-L that the bundle takes along, with that of DIN-L itself, "
+            "relevance_least, and of equal weights, relevance_uniform; near the least is best) and "
+            "clustering_loss (ENCODE: what clusters lose against the same attention without them; "
+            "0 is best).",
             ["measure"],
             buckets=NATS_BUCKETS,
             registry=registry,

@@ -269,7 +269,7 @@ class ScorerSettings(Section):
     request with 422."""
     sampled: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Share of the rankings of known users whose quality is measured after the answer
-    (lifelong_scorer_sampled_*): TWIN's hit rate, what ENCODE's clusters lose. 0: none."""
+    (lifelong_scorer_sampled_*): TWIN's hit rate, ENCODE's relevance indicator. 0: none."""
 
 
 class EventSettings(Section):

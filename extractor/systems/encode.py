@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from extractor.actions import action_rows, with_actions
 from extractor.history import ItemCounts, count_items, slices
+from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
 from extractor.system import (
     Candidates,
@@ -173,7 +174,9 @@ class EncodeSystem:
     def measures(self) -> tuple[str, ...]:
         """None for an attention by dot product, whose metric lies in the scorer graph alone."""
         cosine = self._bundle.manifest.long_term.get("online", "cosine") == "cosine"
-        return ("clustering_loss",) if cosine else ()
+        if not cosine:
+            return ()
+        return ("clustering_loss", *(RELEVANCE if self._bundle.reference else ()))
 
     def measure(
         self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
@@ -190,14 +193,15 @@ class EncodeSystem:
             return {}
         queries = unit(self._bundle.embeddings[candidates.rows])
         queries *= np.float32(self._offline.scale)
-        truth = softmax(queries @ unit(self._embedded(behaviors)).T)
         between = queries @ unit(interests).T
         if self._bundle.manifest.long_term.get("sized", True):
             between += np.log(sizes)
         labels, within = self._within(history, behaviors, len(sizes))
-        weights = softmax(between)[:, labels] * within
+        weights = self._between(history, softmax(between))[:, labels] * within
+        truth = softmax(queries @ unit(self._embedded(behaviors)).T)
         lost = relevance_indicator(weights, truth) - relevance_indicator(truth, truth)
-        return {"clustering_loss": max(lost, 0.0)}
+        relevant = relevance(self._bundle, weights, behaviors, candidates)
+        return {"clustering_loss": max(lost, 0.0), **relevant}
 
     def describe(
         self, state: InterestState, sequence: StoredSequence, most: int
@@ -247,6 +251,17 @@ class EncodeSystem:
             centers = interests_of(history.state).centers
             labels[older], within[older] = within_clusters(h, centers, self._offline.scale)
         return labels, within
+
+    def _between(self, history: UserHistory, weights: F32) -> F32:
+        """The weights f32[B, k'] of interests, where clusters of one center have them together:
+        behaviors that are alike have a cluster each if there are enough clusters.
+        """
+        if history.state is not None:
+            centers = interests_of(history.state).centers
+            clusters = slice(len(centers))
+            alike = (centers[:, None] == centers).all(axis=-1)
+            weights[:, clusters] = weights[:, clusters] @ alike
+        return weights
 
     def _embedded(self, behaviors: Behaviors) -> F32:
         """f32[n, d]: what a behavior is to the network."""

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
 from extractor.system import (
     Candidates,
@@ -53,13 +54,16 @@ class TWINSystem:
 
     reads: Final = "sequence"
     keeps_state = False
-    measures: Final = ("hit_rate", "found_weight")
 
     def __init__(self, bundle: Bundle) -> None:
         self._offline = _check(bundle)
         self._bundle = bundle
         self.digest = bundle.digest
         self.layout = Layout({})
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("hit_rate", "found_weight", *(RELEVANCE if self._bundle.reference else ()))
 
     @property
     def newest(self) -> int:
@@ -114,7 +118,7 @@ class TWINSystem:
         """
         offline, tables = self._offline, self._bundle.tables
         last = behaviors[-self._bundle.manifest.L :]
-        if len(last) <= offline.k:
+        if not len(last):
             return {}
         rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
         queries = tables["queries"][candidates.rows].astype(np.float32)
@@ -122,16 +126,20 @@ class TWINSystem:
         items = items_of(rows)
         by_item = tables["keys"][items.rows].astype(np.float32)
         found = behaviors_found(queries, by_item, items, offline.k, offline.heads)
-        real, weight = np.empty_like(found), 0.0
+        weights, real = np.empty(found.shape, np.float32), np.ones_like(found)
+        found_weight = 0.0
         for begin in range(0, len(queries), TOGETHER):
             part = slice(begin, begin + TOGETHER)
             scores = _scores(queries[part], keys, offline.heads)
-            real[part] = first_in_turns(scores, offline.k)
-            weight += float((softmax(scores).mean(0) * found[part]).sum())
-        return {
-            "hit_rate": hit_rate_of_retrieval(found, real.astype(np.float32), offline.k),
-            "found_weight": weight / len(queries),
-        }
+            weights[part] = softmax(np.where(found[part], scores, -np.inf)).mean(0)
+            if len(last) > offline.k:
+                real[part] = first_in_turns(scores, offline.k)
+                found_weight += float((softmax(scores).mean(0) * found[part]).sum())
+        measured = relevance(self._bundle, weights, last, candidates)
+        if len(last) > offline.k:
+            measured["hit_rate"] = hit_rate_of_retrieval(found, real, offline.k)
+            measured["found_weight"] = found_weight / len(queries)
+        return measured
 
     def describe(
         self,
