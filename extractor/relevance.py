@@ -11,7 +11,7 @@ from extractor.system import Candidates
 from infra.arrays import F32
 from infra.store import Behaviors
 from models.bundle import Bundle
-from models.kernels.relevance import relevance_indicator, softmax
+from models.kernels.relevance import products, relevance_indicator, softmax
 
 RELEVANCE: Final = ("relevance_indicator", "relevance_least", "relevance_uniform")
 """RI (ENCODE, section 4.6.1), of the reference itself, and of weights that are all alike."""
@@ -33,6 +33,6 @@ def relevance(
     keys = reference.keys[bundle.rows(np.ascontiguousarray(behaviors["item"]))]
     if reference.actions is not None:
         keys = keys + reference.actions[action_rows(bundle, behaviors)]
-    truth = softmax(reference.queries[candidates.rows] @ keys.T)
+    truth = softmax(products(reference.queries[candidates.rows], keys))
     of = (weights, truth, np.ones_like(truth))
     return dict(zip(RELEVANCE, (relevance_indicator(each, truth) for each in of), strict=True))

@@ -652,6 +652,19 @@ def bench_score(
     _report_bench(lambda: score.run(quick=quick), "score", chart, json_out)
 
 
+@bench.command("sampling")
+def bench_sampling(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Milliseconds of a measured request (scorer.sampled), and of rankings beside it."""
+    with _extra("bench"):
+        from lifelong.bench import sampling
+    _report_bench(lambda: sampling.run(quick=quick), "sampling", chart, json_out)
+
+
 @bench.command("train")
 def bench_train(
     *,

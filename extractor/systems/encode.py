@@ -43,7 +43,7 @@ from models.bundle import (
 from models.kernels import clustering
 from models.kernels.attention import attend
 from models.kernels.interests import interests_kernel
-from models.kernels.relevance import relevance_indicator, softmax
+from models.kernels.relevance import products, relevance_indicator, softmax
 
 NEWEST: Final = 256
 """Most behaviors that become interests of their own. Each costs as much attention as a cluster;
@@ -193,12 +193,12 @@ class EncodeSystem:
             return {}
         queries = unit(self._bundle.embeddings[candidates.rows])
         queries *= np.float32(self._offline.scale)
-        between = queries @ unit(interests).T
+        between = products(queries, unit(interests))
         if self._bundle.manifest.long_term.get("sized", True):
             between += np.log(sizes)
         labels, within = self._within(history, behaviors, len(sizes))
         weights = self._between(history, softmax(between))[:, labels] * within
-        truth = softmax(queries @ unit(self._embedded(behaviors)).T)
+        truth = softmax(products(queries, unit(self._embedded(behaviors))))
         lost = relevance_indicator(weights, truth) - relevance_indicator(truth, truth)
         relevant = relevance(self._bundle, weights, behaviors, candidates)
         return {"clustering_loss": max(lost, 0.0), **relevant}

@@ -34,7 +34,7 @@ from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import Behaviors, StoredSequence, Version
 from models.bundle import LONG_TERM, MANIFEST, Bundle, TableEntry, TWINOffline
-from models.kernels.relevance import hit_rate_of_retrieval, softmax
+from models.kernels.relevance import hit_rate_of_retrieval, products, softmax
 from models.kernels.search import attend_to_found, behaviors_found, items_of
 
 TABLES: Final = {"queries": "float16", "keys": "float16", "values": "float32"}
@@ -202,9 +202,8 @@ def first_in_turns(scores: F32, k: int) -> Bools:
 
 def _scores(queries: F32, keys: F32, heads: int) -> F32:
     """f32[heads, B, L]: the relevance of behaviors (Eq. 6)."""
-    by_head = queries.reshape(len(queries), heads, -1).transpose(1, 0, 2)
-    scores: F32 = by_head @ keys.reshape(len(keys), heads, -1).transpose(1, 2, 0)
-    return scores
+    of_heads = [rows.reshape(len(rows), heads, -1).swapaxes(0, 1) for rows in (queries, keys)]
+    return np.stack(list(map(products, *of_heads)))
 
 
 def _check(bundle: Bundle) -> TWINOffline:
