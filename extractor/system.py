@@ -80,6 +80,10 @@ class System(Protocol):
     def layout(self) -> Layout:
         """How its states are recorded."""
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What `measure` can tell, by names in `infra.metrics.MEASURES`; often nothing."""
+
     def warm(self) -> None:
         """Have every kernel compiled and every table built before the first user waits."""
 
@@ -110,6 +114,21 @@ class System(Protocol):
             history: None: a stranger.
             candidates: what is ranked.
             now_ms: the moment for which to score, ms since epoch.
+        """
+
+    def measure(
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+    ) -> dict[str, float]:
+        """How well a request's long-term part saw the user's behaviors: means over the candidates.
+
+        Args:
+            history: what the request was fed of the user.
+            behaviors: BEHAVIOR[n], all that the history is made of and that are still kept, oldest
+                first; the newer ones are the last of them.
+            candidates: some of those that were ranked.
+
+        Returns:
+            Of `measures` those that these behaviors give; none where there are too few.
         """
 
     def describe(

@@ -37,11 +37,24 @@ USER_BUCKETS: Final = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0
 CANDIDATE_BUCKETS: Final = (1, 10, 50, 100, 250, 500, 1000, 2000, 3000, 5000, 10_000)
 NEWER_BUCKETS: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 
+RATIO_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)
+NATS_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 10)
+
 EVENT_OUTCOMES: Final = ("applied", "replayed", "duplicate", "rejected")
 LOST_CAUSES: Final = ("retention", "truncation", "deletion")
 RECLUSTER_OUTCOMES: Final = ("stored", "stale", "gone", "failed")
 STAGES: Final = ("store", "features", "model")
 HISTORIES: Final = ("interests", "sequence", "none")
+SAMPLE_OUTCOMES: Final = ("measured", "short", "gone", "dropped", "failed")
+RATIOS: Final = ("hit_rate", "found_weight")
+NATS: Final = (
+    "clustering_loss",
+    "relevance_indicator",
+    "relevance_least",
+    "relevance_uniform",
+)
+MEASURES: Final = (*RATIOS, *NATS)
+"""What is measured of sampled requests."""
 
 
 def new_registry() -> CollectorRegistry:
@@ -346,6 +359,44 @@ class ScorerMetrics(_BundleInfo):
             "them. Growth means that the bundle is too old for the catalog.",
             registry=registry,
         )
+        self.samples = Counter(
+            "lifelong_scorer_samples",
+            "Rankings sampled for measures of quality (scorer.sampled), by outcome: measured, "
+            "short (too few behaviors to measure), gone (the user was deleted meanwhile), dropped "
+            "(others were waiting) or failed (the store did not answer, or the log says why).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.sample_seconds = Histogram(
+            "lifelong_scorer_sample_seconds",
+            "Time that the measures of a sampled ranking took, reading the user's sequence "
+            "included; in a thread of its own, after the answer.",
+            buckets=STAGE_BUCKETS,
+            registry=registry,
+        )
+        ratio = Histogram(
+            "lifelong_scorer_sampled_ratio",
+            "Measures of sampled rankings, means over candidates: hit_rate (TWIN: share of the "
+            "real top k behaviors that the search finds; less than 1 is a fault) and found_weight "
+            "(TWIN: share of the attention to all behaviors that falls on those found; if it "
+            "falls, k is too small).",
+            ["measure"],
+            buckets=RATIO_BUCKETS,
+            registry=registry,
+        )
+        nats = Histogram(
+            "lifelong_scorer_sampled_nats",
+            "Measures of sampled rankings in nats, means over candidates: relevance_indicator "
+            "(ENCODE's RI by the DIN-L that the bundle takes along, with that of DIN-L itself, "
+            "relevance_least, and of equal weights, relevance_uniform; near the least is best) and "
+            "clustering_loss (ENCODE: what clusters lose against the same attention without them; "
+            "0 is best).",
+            ["measure"],
+            buckets=NATS_BUCKETS,
+            registry=registry,
+        )
+        self.measures = {name: ratio.labels(name) for name in RATIOS}
+        self.measures |= {name: nats.labels(name) for name in NATS}
         self.inflight = Gauge(
             "lifelong_scorer_inflight",
             "Requests being scored or waiting now.",
@@ -369,3 +420,5 @@ class ScorerMetrics(_BundleInfo):
             self.stage_seconds.labels(stage)
         for kind in HISTORIES:
             self.history.labels(kind)
+        for outcome in SAMPLE_OUTCOMES:
+            self.samples.labels(outcome)

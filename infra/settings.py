@@ -267,6 +267,9 @@ class ScorerSettings(Section):
     """What becomes of candidates that the bundle does not know, where a request does not say:
     "score" them by what it learned of new items, put them "last" with a CTR of 0, or "refuse" the
     request with 422."""
+    sampled: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Share of the rankings of known users whose quality is measured after the answer
+    (lifelong_scorer_sampled_*): TWIN's hit rate, ENCODE's relevance indicator. 0: none."""
 
 
 class EventSettings(Section):

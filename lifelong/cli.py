@@ -486,12 +486,16 @@ def export(
     half: Annotated[
         bool, typer.Option("--half", help="Have interests stored in 16 bits a number, not 32.")
     ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="A run of DIN-L, by whose attention the scorer measures RI live."),
+    ] = None,
     json_out: JsonOut = None,
 ) -> None:
     """Export a trained model to a bundle, and check that both give the same CTRs."""
     with _extra("train"):
         from lifelong.learning import run_export
-    _write_json(run_export(run, bundle, half=half), json_out)
+    _write_json(run_export(run, bundle, half=half, reference=reference), json_out)
 
 
 @app.command()
@@ -646,6 +650,19 @@ def bench_score(
     with _extra("bench"):
         from lifelong.bench import score
     _report_bench(lambda: score.run(quick=quick), "score", chart, json_out)
+
+
+@bench.command("sampling")
+def bench_sampling(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Milliseconds of a measured request (scorer.sampled), and of rankings beside it."""
+    with _extra("bench"):
+        from lifelong.bench import sampling
+    _report_bench(lambda: sampling.run(quick=quick), "sampling", chart, json_out)
 
 
 @bench.command("train")

@@ -213,14 +213,16 @@ def _trackers(config: RunConfig, out: Path) -> tuple[Tracker, ...]:
     return tuple(trackers)
 
 
-def run_export(run: Path, bundle: Path, *, half: bool = False) -> dict[str, Any]:
+def run_export(
+    run: Path, bundle: Path, *, half: bool = False, reference: Path | None = None
+) -> dict[str, Any]:
     """Export a run's network to a bundle; prints what was checked.
 
     Raises:
         TrainingError, BundleError: it cannot be exported, or what the services make of it differs
             from the network.
     """
-    checks = export(run, bundle, half=half)
+    checks = export(run, bundle, half=half, reference=reference)
     told = (
         f"{bundle}: {checks.requests} requests agree with the torch network to"
         f" {checks.max_ctr_difference:.1e}, items to {checks.max_item_difference:.1e}"

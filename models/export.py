@@ -32,6 +32,8 @@ from models.bundle import (
     Catalog,
     GoldenRequest,
     Manifest,
+    Reference,
+    ReferenceEntry,
     StateTensor,
     Tensor,
     golden_differences,
@@ -43,7 +45,8 @@ from models.golden_sequences import golden_sequences
 from models.modules.long_term import Served
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
-from models.runs import load_run
+from models.networks.din import DINL, DotProduct
+from models.runs import Run, load_run
 
 OPSET: Final = 18
 """ONNX operator set of the graphs; onnxruntime has read it since 1.14."""
@@ -67,16 +70,23 @@ class ExportChecks:
     """Golden sequences that were written; none where the services do not serve the method."""
 
 
-def export(run_dir: Path, out: Path, *, half: bool = False) -> ExportChecks:
+def export(
+    run_dir: Path, out: Path, *, half: bool = False, reference: Path | None = None
+) -> ExportChecks:
     """Export a finished training run into a bundle; one that is at ``out`` is replaced.
 
     Args:
         half: see `export_network`.
+        reference: a finished run of DIN-L, whose attention the bundle takes along.
 
     Raises:
-        TrainingError: there is no readable run, or a graph disagrees with the network.
+        TrainingError: there is no readable run, a graph disagrees with the network, or the
+            reference cannot be one.
     """
     run = load_run(run_dir)
+    beside = None if reference is None else load_run(reference)
+    if beside is not None:
+        check_reference(beside, run)
     contents, checks = export_network(
         run.network,
         run.config,
@@ -88,6 +98,8 @@ def export(run_dir: Path, out: Path, *, half: bool = False) -> ExportChecks:
         metrics=run.metrics,
         half=half,
     )
+    if beside is not None:
+        contents = with_reference(contents, beside)
     save_bundle(contents, out)
     return checks
 
@@ -212,6 +224,58 @@ def export_network(
         rates=own_rates,
     )
     return contents, replace(checks, sequences=len(contents.sequences))
+
+
+def check_reference(reference: Run, run: Run) -> None:
+    """Refuse a run whose attention cannot be held against another's live.
+
+    Raises:
+        TrainingError: it is not DIN-L with scores by dot product, learned from other data, or sees
+            more than items and actions, or another number of behaviors.
+    """
+    named, long = f"the reference {reference.config.name}", reference.network.long
+    if not isinstance(long, DINL) or not isinstance(long.attention, DotProduct):
+        raise TrainingError(f'{named} is not a run of din-l with attention = "dot"; train one')
+    if (reference.vocabulary.item_ids, reference.inputs.actions) != (
+        run.vocabulary.item_ids,
+        run.inputs.actions,
+    ):
+        raise TrainingError(
+            f"{named} learned from other data than {run.config.name}; train it on the same"
+        )
+    if unserved := set(reference.inputs.schema.behaviors) - {"action"}:
+        raise TrainingError(
+            f"{named} sees schema.behavior = {', '.join(sorted(unserved))}, which the services do"
+            " not have; train it without"
+        )
+    theirs, ours = reference.config.long_term.L, run.config.long_term.L
+    if theirs != ours:
+        raise TrainingError(
+            f"{named} sees L = {theirs} behaviors, {run.config.name} {ours}; train it with as many"
+        )
+
+
+@torch.no_grad()
+def with_reference(contents: BundleContents, reference: Run) -> BundleContents:
+    """A bundle that takes the attention of a run of DIN-L along, on the bundle's own items."""
+    network = reference.network.cpu()
+    long = network.long
+    assert isinstance(long, DINL)
+    assert isinstance(long.attention, DotProduct)
+    rows = {item: row for row, item in enumerate(reference.vocabulary.item_ids)}
+    known = [rows[item] for item in contents.catalog.item_ids]
+    table = network.item_table()[known]
+    actions = network.feature_tables().get("action")
+    entry = ReferenceEntry(reference.config.name, network.config.d, actions is not None)
+    return replace(
+        contents,
+        manifest=msgspec.structs.replace(contents.manifest, reference=entry),
+        reference=Reference(
+            queries=(table @ long.attention.metric * network.config.d**-0.5).numpy(),
+            keys=table.numpy(),
+            actions=None if actions is None else actions.numpy(),
+        ),
+    )
 
 
 def served_as(network: Network, *, half: bool = False) -> Served | None:

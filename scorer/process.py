@@ -19,6 +19,7 @@ from typing import Final
 
 import uvicorn
 
+from extractor.system import System
 from extractor.systems import load_system
 from infra.errors import StoreUnavailable
 from infra.metrics import ScorerMetrics, new_registry
@@ -32,6 +33,7 @@ from scorer.http.app import create_app
 from scorer.listener import BACKLOG
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
+from scorer.sampling import Sampler
 from scorer.service import Service
 from scorer.stopping import DRAIN_S, handling
 
@@ -60,6 +62,7 @@ class ScorerProcess:
         self._degrades = settings.scorer.without_store == "degrade"
         self._service = Service(Readiness(self._metrics, degrades=self._degrades))
         self._store: Store | None = None
+        self._sampler: Sampler | None = None
         self._failure: Exception | None = None
         self._server = _Server(
             uvicorn.Config(
@@ -96,6 +99,7 @@ class ScorerProcess:
             self._metrics,
             degrade=self._degrades,
             unknown_items=self._settings.scorer.unknown_items,
+            sampler=self._started_sampler(store, system),
         )
         self._metrics.use_bundle(bundle.version)
         self._service.serve(ranker, StoreQuestion(store))
@@ -118,10 +122,19 @@ class ScorerProcess:
         finally:
             sys.setswitchinterval(switch_interval_s)
             self._service.close()
+            if self._sampler is not None:
+                self._sampler.close()
             if self._store is not None:
                 self._store.close()
         if self._failure is not None:
             raise self._failure
+
+    def _started_sampler(self, store: Store, system: System) -> Sampler | None:
+        share = self._settings.scorer.sampled
+        if share and system.measures:
+            self._sampler = Sampler(store, system, self._metrics, share)
+            self._sampler.start()
+        return self._sampler
 
     def _load_or_stop(self) -> None:
         try:

@@ -26,6 +26,7 @@ from infra.telemetry import get_logger
 from models.bundle import Bundle
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.messages import HistoryKind
+from scorer.sampling import Sampler
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -103,6 +104,7 @@ class Ranker:
         degrade: bool = True,
         unknown_items: UnknownItems = "score",
         monotonic: Callable[[], float] = time.monotonic,
+        sampler: Sampler | None = None,
     ) -> None:
         """Make a warm session. Do this after any fork.
 
@@ -116,6 +118,7 @@ class Ranker:
             unknown_items: what becomes of candidates that the bundle does not know, where a request
                 does not say.
             monotonic: seconds, by which a store that is away is asked again.
+            sampler: what measures some of the requests; None: nothing does.
 
         Raises:
             BundleIncompatible: onnxruntime cannot run the bundle's scorer.
@@ -128,6 +131,7 @@ class Ranker:
         self._degrade = degrade
         self._unknown_items: UnknownItems = unknown_items
         self._monotonic = monotonic
+        self._sampler = sampler
         self._ask_again_at = 0.0
         self._away = False
         self._metrics = metrics
@@ -219,6 +223,8 @@ class Ranker:
         self._stage["model"].observe(time.perf_counter() - gathered)
         newer = 0 if history is None else len(history.newer)
         self._count(found.kind, newer, len(ctrs))
+        if self._sampler is not None and history is not None:
+            self._sampler.offer(user, history, asked.candidates)
         state = history.state if history is not None else None
         return Ranking(
             ctrs=ctrs,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from extractor.actions import action_rows, with_actions
 from extractor.history import ItemCounts, count_items, slices
+from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
 from extractor.system import (
     Candidates,
@@ -42,6 +43,7 @@ from models.bundle import (
 from models.kernels import clustering
 from models.kernels.attention import attend
 from models.kernels.interests import interests_kernel
+from models.kernels.relevance import products, relevance_indicator, softmax
 
 NEWEST: Final = 256
 """Most behaviors that become interests of their own. Each costs as much attention as a cluster;
@@ -56,6 +58,9 @@ their arrays would be so large that each call had them from the system, page by 
 
 TYPICAL: Final = 3
 """Items that name an interest."""
+
+EPSILON: Final = 1e-6
+"""Least norm divided by; a zero vector has cosine 0 with everything, as in the scorer graph."""
 
 _F32: Final[np.dtype[Any]] = np.dtype(np.float32)
 
@@ -121,7 +126,7 @@ class EncodeSystem:
     def __init__(self, bundle: Bundle) -> None:
         offline = _check(bundle)
         interests = np.dtype(bundle.manifest.stored["interests"].dtype)
-        self._bundle, self._clusters = bundle, offline.K
+        self._bundle, self._offline = bundle, offline
         kind = Extractor if bundle.actions is None else ActionExtractor
         self._extractor = kind(bundle, offline, interests)
         self.digest = bundle.digest
@@ -129,7 +134,7 @@ class EncodeSystem:
 
     def warm(self) -> None:
         self._bundle.warm()
-        behaviors = np.zeros(self._clusters + 1, BEHAVIOR)
+        behaviors = np.zeros(self._offline.K + 1, BEHAVIOR)
         behaviors["item"] = np.arange(len(behaviors))
         state = self.extract(StoredSequence(Version(1, len(behaviors)), behaviors, {}))
         keys = np.ascontiguousarray(behaviors["item"])
@@ -156,16 +161,7 @@ class EncodeSystem:
         bundle = self._bundle
         interests, sizes = np.empty((0, bundle.manifest.d), np.float32), np.empty(0, np.float32)
         if history is not None:
-            newer = history.newer["item"]
-            if history.state is not None:
-                of = interests_of(history.state)
-                interests, sizes = of.interests, of.sizes.astype(np.float32)
-            if len(newer):
-                alone = bundle.embeddings[bundle.rows(np.ascontiguousarray(newer))]
-                if bundle.actions is not None:
-                    alone = alone + bundle.actions[action_rows(bundle, history.newer)]
-                interests = np.concatenate((interests, alone))
-                sizes = np.concatenate((sizes, np.ones(len(newer), np.float32)))
+            interests, sizes = self._interests(history)
         if not len(sizes):
             interests, sizes = np.zeros((1, bundle.manifest.d), np.float32), np.zeros(1, np.float32)
         feed: dict[str, Array] = {
@@ -173,6 +169,39 @@ class EncodeSystem:
             "sizes": sizes,
         }
         return feed | common_feed(bundle, history, candidates, now_ms)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """None for an attention by dot product, whose metric lies in the scorer graph alone."""
+        cosine = self._bundle.manifest.long_term.get("online", "cosine") == "cosine"
+        if not cosine:
+            return ()
+        return ("clustering_loss", *(RELEVANCE if self._bundle.reference else ()))
+
+    def measure(
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+    ) -> dict[str, float]:
+        """The "clustering_loss" is by how many nats RI (section 4.6.1) is above the least where the
+        truth is the same attention (Eq. 10) to each behavior by itself.
+
+        Behaviors are taken to be in the cluster whose center is nearest, which they are where the
+        clustering converged.
+        """
+        behaviors = behaviors[-self._bundle.manifest.L - len(history.newer) :]
+        interests, sizes = self._interests(history)
+        if not self.measures or not len(behaviors) or not len(sizes):
+            return {}
+        queries = unit(self._bundle.embeddings[candidates.rows])
+        queries *= np.float32(self._offline.scale)
+        between = products(queries, unit(interests))
+        if self._bundle.manifest.long_term.get("sized", True):
+            between += np.log(sizes)
+        labels, within = self._within(history, behaviors, len(sizes))
+        weights = self._between(history, softmax(between))[:, labels] * within
+        truth = softmax(products(queries, unit(self._embedded(behaviors))))
+        lost = relevance_indicator(weights, truth) - relevance_indicator(truth, truth)
+        relevant = relevance(self._bundle, weights, behaviors, candidates)
+        return {"clustering_loss": max(lost, 0.0), **relevant}
 
     def describe(
         self, state: InterestState, sequence: StoredSequence, most: int
@@ -197,6 +226,50 @@ class EncodeSystem:
             if len(typical):
                 named.append(NamedPart(int(of.sizes[cluster]) / total, rows[typical].tolist()))
         return named[:most]
+
+    def _interests(self, history: UserHistory) -> tuple[F32, F32]:
+        """Interests f32[k', d] and their sizes f32[k']: the clusters, and each newer behavior."""
+        alone = self._embedded(history.newer)
+        ones = np.ones(len(alone), np.float32)
+        if history.state is None:
+            return alone, ones
+        of = interests_of(history.state)
+        sizes = of.sizes.astype(np.float32)
+        if not len(alone):
+            return of.interests.astype(np.float32, copy=False), sizes
+        return np.concatenate((of.interests, alone)), np.concatenate((sizes, ones))
+
+    def _within(
+        self, history: UserHistory, behaviors: Behaviors, interests: int
+    ) -> tuple[I64, F32]:
+        """The interest that each of n behaviors is part of, i64[n], and its weight there."""
+        n, newer = len(behaviors), len(history.newer)
+        labels, within = np.arange(n) + (interests - n), np.ones(n, np.float32)
+        if history.state is not None:
+            older = slice(n - newer)
+            h = self._extractor.project(behaviors[older])
+            centers = interests_of(history.state).centers
+            labels[older], within[older] = within_clusters(h, centers, self._offline.scale)
+        return labels, within
+
+    def _between(self, history: UserHistory, weights: F32) -> F32:
+        """The weights f32[B, k'] of interests, where clusters of one center have them together:
+        behaviors that are alike have a cluster each if there are enough clusters.
+        """
+        if history.state is not None:
+            centers = interests_of(history.state).centers
+            clusters = slice(len(centers))
+            alike = (centers[:, None] == centers).all(axis=-1)
+            weights[:, clusters] = weights[:, clusters] @ alike
+        return weights
+
+    def _embedded(self, behaviors: Behaviors) -> F32:
+        """f32[n, d]: what a behavior is to the network."""
+        bundle = self._bundle
+        embedded = bundle.embeddings[bundle.rows(np.ascontiguousarray(behaviors["item"]))]
+        if bundle.actions is not None:
+            embedded = embedded + bundle.actions[action_rows(bundle, behaviors)]
+        return embedded
 
     def summarize(self, state: InterestState) -> dict[str, Any]:
         return {"clusters": len(state.tensors["sizes"])}
@@ -280,6 +353,11 @@ class Extractor:
                 tensors=tensors._asdict(),
             )
 
+    def project(self, behaviors: Behaviors) -> F32:
+        """f32[n, m]: h of behaviors (Eq. 4)."""
+        projected: F32 = self._projected[self._bundle.rows(np.ascontiguousarray(behaviors["item"]))]
+        return projected
+
     def _interests_of(
         self,
         behaviors: Sequence[Behaviors],  # noqa: ARG002  # their items say all
@@ -329,6 +407,11 @@ class ActionExtractor(Extractor):
         session = make_session((bundle.path / PROJECTION).read_bytes())
         (self._projected_actions,) = session.run([PROJECTED], {"embeddings": bundle.actions})
 
+    def project(self, behaviors: Behaviors) -> F32:
+        actions = action_rows(self._loaded, behaviors)
+        projected: F32 = super().project(behaviors) + self._projected_actions[actions]
+        return projected
+
     def _interests_of(
         self,
         behaviors: Sequence[Behaviors],
@@ -345,13 +428,45 @@ class ActionExtractor(Extractor):
         offline = self._offline
         rows = self._bundle.rows(np.ascontiguousarray(behaviors["item"]))
         actions = action_rows(self._loaded, behaviors)
-        h = self._projected[rows] + self._projected_actions[actions]
+        h = self.project(behaviors)
         found = clustering.cluster(h, offline.K, offline.T, start=start)
         vectors = self._embeddings[rows] + self._actions[actions]
         each = np.arange(len(rows), dtype=np.int32)
         interests = attend(h, found.assign, found.centers, each, vectors, offline.scale)
         filled = found.sizes > 0
         return found.centers[filled], interests[filled], found.sizes[filled]
+
+
+def within_clusters(h: F32, centers: F32, scale: float) -> tuple[I64, F32]:
+    """The weights of behaviors within their clusters (Eq. 8).
+
+    Args:
+        h: f32[n, m], projected behaviors.
+        centers: f32[k, m], unit length.
+        scale: what the cosine is multiplied with (Eq. 9).
+
+    Returns:
+        The nearest center of each, i64[n], and its weight there, f32[n]; 0 for a behavior without a
+        direction, which is in no cluster.
+    """
+    if not len(h) or not len(centers):
+        return np.zeros(len(h), np.int64), np.zeros(len(h), np.float32)
+    cosines = unit(h) @ centers.T
+    labels = cosines.argmax(axis=1)
+    scores = cosines[np.arange(len(h)), labels] * np.float32(scale)
+    largest = np.full(len(centers), -np.inf, np.float32)
+    np.maximum.at(largest, labels, scores)
+    weights = np.exp(scores - largest[labels]) * h.any(axis=1)
+    totals = np.bincount(labels, weights, len(centers))[labels]
+    within = np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
+    return labels, within
+
+
+def unit(vectors: npt.NDArray[np.floating]) -> F32:
+    """Vectors [n, d] scaled to length 1, f32; zero vectors stay zero."""
+    vectors = vectors.astype(np.float32, copy=False)
+    scaled: F32 = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), EPSILON)
+    return scaled
 
 
 def _check(bundle: Bundle) -> EncodeOffline:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from extractor.actions import action_rows
 from extractor.history import count_items
+from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
 from extractor.system import (
     Candidates,
@@ -37,7 +38,7 @@ from extractor.system import (
 from infra.arrays import F32, U8, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
-from infra.store import StoredSequence, Version
+from infra.store import Behaviors, StoredSequence, Version
 from models.bundle import (
     LONG_TERM,
     MANIFEST,
@@ -51,6 +52,9 @@ from models.kernels.buckets import Signatures, count_actions, fill_buckets, read
 
 SIGNATURES: Final = "signatures"
 """The item table of hash signatures [n + 1, G] (Eq. 7)."""
+
+EPSILON: Final = 1e-6
+"""Least length of a bucket that is divided by, as in the network."""
 
 TYPICAL: Final = 3
 """Items that name a bucket."""
@@ -85,6 +89,10 @@ class SDIMSystem:
         self._signatures: Signatures = bundle.tables[SIGNATURES]
         self.digest = bundle.digest
         self.layout = Layout(bundle.manifest.stored)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return RELEVANCE if self._bundle.reference else ()
 
     @property
     def newest(self) -> int:
@@ -124,6 +132,13 @@ class SDIMSystem:
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int
     ) -> dict[str, Array]:
+        buckets, sizes = self._filled(history)
+        by_length = self._offline.normalization == "l2"
+        long_term = read_buckets(buckets, sizes, by_length, self._signatures, candidates.rows)
+        return {LONG_TERM: long_term, **common_feed(self._bundle, history, candidates, now_ms)}
+
+    def _filled(self, history: UserHistory | None) -> tuple[F32, U32]:
+        """The buckets of a user, newer behaviors added, and their sizes."""
         buckets, sizes = self._empty()
         if history is not None:
             if history.state is not None:
@@ -135,9 +150,28 @@ class SDIMSystem:
             rows = self._bundle.rows(newer)
             fill_buckets(rows, one, self._signatures, self._embeddings, buckets, sizes)
             self._add_actions(newer, action_rows(self._bundle, history.newer), buckets)
+        return buckets, sizes
+
+    def measure(
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+    ) -> dict[str, float]:
+        """RI alone: a behavior weighs as much as its coefficient in the interest (Eq. 12), a
+        collision counting by its bucket's normalization.
+        """
+        behaviors = behaviors[-self._bundle.manifest.L - len(history.newer) :]
+        if not self.measures or not len(behaviors):
+            return {}
+        buckets, sizes = self._filled(history)
         by_length = self._offline.normalization == "l2"
-        long_term = read_buckets(buckets, sizes, by_length, self._signatures, candidates.rows)
-        return {LONG_TERM: long_term, **common_feed(self._bundle, history, candidates, now_ms)}
+        divisors = np.linalg.norm(buckets, axis=1) if by_length else sizes
+        rows = self._bundle.rows(np.ascontiguousarray(behaviors["item"]))
+        weights = np.zeros((len(candidates.rows), len(rows)), np.float32)
+        for group in range(self._offline.groups):
+            bucket_of = self._signatures[:, group]
+            mine = bucket_of[candidates.rows, None]
+            divisor = divisors[mine.astype(np.int64) + (group << self._offline.tau)]
+            weights += (mine == bucket_of[rows]) / np.maximum(divisor, EPSILON)
+        return relevance(self._bundle, weights, behaviors, candidates)
 
     def describe(
         self, state: InterestState, sequence: StoredSequence, most: int

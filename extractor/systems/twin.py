@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
 from extractor.system import (
     Candidates,
@@ -28,15 +29,24 @@ from extractor.system import (
     common_state,
     one_by_one,
 )
-from infra.arrays import F32, I32, Array
+from infra.arrays import F32, I32, Array, Bools
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
-from infra.store import StoredSequence, Version
+from infra.store import Behaviors, StoredSequence, Version
 from models.bundle import LONG_TERM, MANIFEST, Bundle, TableEntry, TWINOffline
-from models.kernels.search import attend_to_found, items_of
+from models.kernels.relevance import hit_rate_of_retrieval, products, softmax
+from models.kernels.search import attend_to_found, behaviors_found, items_of
 
 TABLES: Final = {"queries": "float16", "keys": "float16", "values": "float32"}
 """The item tables [n + 1, heads * d_k] (Eqs. 6 and 7), with their element types."""
+
+
+NEWEST_FIRST: Final = 2.0**-44
+"""What a place in the sequence adds to a score where the real top k is sorted for, in float64:
+less than what scores differ by, where they do."""
+
+TOGETHER: Final = 8
+"""Candidates whose scores are sorted at once: some megabytes, at L = 10,000."""
 
 
 class TWINSystem:
@@ -52,6 +62,10 @@ class TWINSystem:
         self.layout = Layout({})
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        return ("hit_rate", "found_weight", *(RELEVANCE if self._bundle.reference else ()))
+
+    @property
     def newest(self) -> int:
         """All that it looks at."""
         return self._bundle.manifest.L
@@ -62,7 +76,9 @@ class TWINSystem:
         behaviors["item"] = np.arange(len(behaviors))
         keys = np.ascontiguousarray(behaviors["item"])
         history = UserHistory(Version(1, len(behaviors)), None, behaviors)
-        self.feed(history, Candidates(keys, self._bundle.rows(keys)), now_ms=1)
+        candidates = Candidates(keys, self._bundle.rows(keys))
+        self.feed(history, candidates, now_ms=1)
+        self.measure(history, behaviors, candidates)
 
     def extract(
         self,
@@ -89,6 +105,41 @@ class TWINSystem:
             history = UserHistory(history.version, state, last[:0])
         found = self._find(rows, candidates.rows)
         return {LONG_TERM: found, **common_feed(self._bundle, history, candidates, now_ms)}
+
+    def measure(
+        self,
+        history: UserHistory,  # noqa: ARG002  # it is the behaviors
+        behaviors: Behaviors,
+        candidates: Candidates,
+    ) -> dict[str, float]:
+        """The "hit_rate" is the share of the real top k, the ESU's of all behaviors (section 4.5),
+        that the requests' search finds; "found_weight" the share of the ESU's attention to
+        all behaviors that falls on what is found. Of k behaviors or fewer all are found.
+        """
+        offline, tables = self._offline, self._bundle.tables
+        last = behaviors[-self._bundle.manifest.L :]
+        if not len(last):
+            return {}
+        rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
+        queries = tables["queries"][candidates.rows].astype(np.float32)
+        keys = tables["keys"][rows].astype(np.float32)
+        items = items_of(rows)
+        by_item = tables["keys"][items.rows].astype(np.float32)
+        found = behaviors_found(queries, by_item, items, offline.k, offline.heads)
+        weights, real = np.empty(found.shape, np.float32), np.ones_like(found)
+        found_weight = 0.0
+        for begin in range(0, len(queries), TOGETHER):
+            part = slice(begin, begin + TOGETHER)
+            scores = _scores(queries[part], keys, offline.heads)
+            weights[part] = softmax(np.where(found[part], scores, -np.inf)).mean(0)
+            if len(last) > offline.k:
+                real[part] = first_in_turns(scores, offline.k)
+                found_weight += float((softmax(scores).mean(0) * found[part]).sum())
+        measured = relevance(self._bundle, weights, last, candidates)
+        if len(last) > offline.k:
+            measured["hit_rate"] = hit_rate_of_retrieval(found, real, offline.k)
+            measured["found_weight"] = found_weight / len(queries)
+        return measured
 
     def describe(
         self,
@@ -122,6 +173,37 @@ class TWINSystem:
             offline.k,
             offline.heads,
         )
+
+
+def first_in_turns(scores: F32, k: int) -> Bools:
+    """The k < L behaviors that are met first when the heads' rankings are gone through in turns
+    (section 4.3), equal scores newest first: what the search must find, by sorting.
+
+    Args:
+        scores: f32[heads, B, L], oldest first.
+
+    Returns:
+        bool[B, L].
+    """
+    heads, B, L = scores.shape
+    ranked = scores + np.arange(L) * NEWEST_FIRST
+    best = np.argpartition(ranked, L - k, axis=-1)[..., L - k :]
+    order = np.argsort(-np.take_along_axis(ranked, best, -1), axis=-1)
+    best = np.take_along_axis(best, order, -1)
+    earliest = np.full((B, L), heads * k)
+    for head, of_head in enumerate(best):
+        turns = np.arange(k) * heads + head
+        met = np.minimum(np.take_along_axis(earliest, of_head, -1), turns)
+        np.put_along_axis(earliest, of_head, met, -1)
+    last = np.partition(earliest, k - 1, axis=-1)[:, k - 1, None]
+    found: Bools = earliest <= last
+    return found
+
+
+def _scores(queries: F32, keys: F32, heads: int) -> F32:
+    """f32[heads, B, L]: the relevance of behaviors (Eq. 6)."""
+    of_heads = [rows.reshape(len(rows), heads, -1).swapaxes(0, 1) for rows in (queries, keys)]
+    return np.stack(list(map(products, *of_heads)))
 
 
 def _check(bundle: Bundle) -> TWINOffline:

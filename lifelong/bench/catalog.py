@@ -119,7 +119,9 @@ def grown(bundle: Bundle, items: int) -> BundleContents:
     )
     projection = (bundle.path / PROJECTION).read_bytes()
     return BundleContents(
-        manifest=msgspec.structs.replace(bundle.manifest, name="grown", n_items=items),
+        manifest=msgspec.structs.replace(
+            bundle.manifest, name="grown", n_items=items, reference=None
+        ),
         catalog=catalog,
         embeddings=embeddings,
         scorer_model=bundle.scorer_model,

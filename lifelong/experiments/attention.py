@@ -56,7 +56,7 @@ class AttentionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Label of the run whose attention is the truth of RI."""
     smoothings: tuple[float, ...] = (0.01, 0.1, 0.001)
     """Shares of uniform weights that RI mixes all with; "ri" is that of the first. What methods
-    with a search get depends on it (`models.measures.predictions.relevance_indicator`)."""
+    with a search get depends on it (`models.kernels.relevance.relevance_indicator`)."""
     top: int = 0
     """k of TWIN's Figure 4, which has 100 of 10,000 behaviors; 0: the most that a search among the
     runs lets through."""

@@ -16,6 +16,9 @@
                          finished long-term vectors, where the services read it themselves
     attributes.npz       embeddings of user attributes and behavior features, if any: of actions,
                          which the services read, "behavior.action" f32[A + 1, d]
+    reference-queries.npy, reference-keys.npy   f32[n + 1, d'], the attention of a run of DIN-L that
+                         live measures take for the truth (`ReferenceEntry`), if any; what its keys
+                         have of actions in reference-actions.npy f32[A + 1, d']
     golden.msgpack       requests with the CTRs that the trained network gave them
     golden-sequences.msgpack   the same from behaviors on, where the services serve the method
 
@@ -46,6 +49,7 @@ from models.bundle.loading import (
     SCORER_INPUTS,
     Bundle,
     BundleContents,
+    Reference,
     Verified,
     save_bundle,
     verify,
@@ -72,6 +76,7 @@ from models.bundle.manifest import (
     FileEntry,
     Manifest,
     Offline,
+    ReferenceEntry,
     SDIMOffline,
     StateTensor,
     TableEntry,
@@ -112,6 +117,8 @@ __all__ = [
     "GoldenSequence",
     "Manifest",
     "Offline",
+    "Reference",
+    "ReferenceEntry",
     "SDIMOffline",
     "StateTensor",
     "TWINOffline",

@@ -43,6 +43,9 @@ from models.bundle.manifest import (
     POPULARITY,
     PROJECTION,
     RATES,
+    REFERENCE_ACTIONS,
+    REFERENCE_KEYS,
+    REFERENCE_QUERIES,
     SCORER,
     SEQUENCES,
     TITLES,
@@ -122,6 +125,17 @@ def verify(path: Path | str) -> Verified:
     return Verified(manifest, check_golden(path / SCORER, session, golden, manifest.corrected_for))
 
 
+class Reference(NamedTuple):
+    """The attention of a run of DIN-L on the bundle's items: its scores are queries times keys."""
+
+    queries: F32
+    """f32[n + 1, d] of candidates, the metric and the scale in them."""
+    keys: F32
+    """f32[n + 1, d] of behaviors."""
+    actions: F32 | None
+    """f32[A + 1, d]: what is added to the keys of behaviors by their actions; None: nothing."""
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A loaded, verified bundle. Immutable, and safe to share between threads.
@@ -151,6 +165,8 @@ class Bundle:
     network sees none."""
     codes: U8 = field(default_factory=lambda: np.arange(CODES, dtype=np.uint8))
     """u8[256]: the row of each stored code; see `declaring`."""
+    reference: Reference | None = None
+    """Read-only: the attention that live measures take for the truth; None: the bundle has none."""
 
     @classmethod
     def load(cls, path: Path | str, verify: bool = True, *, pinned: str | None = None) -> Bundle:
@@ -196,6 +212,7 @@ class Bundle:
             rates=_mapped(path / RATES, np.float32, (rows,)) if manifest.rates else None,
             actions=_read_actions(path / ATTRIBUTES, manifest) if manifest.sees_actions else None,
             codes=_codes(manifest, manifest.actions),
+            reference=_read_reference(path, manifest),
         )
         if verify:
             _check_lookup(bundle)
@@ -291,6 +308,8 @@ class BundleContents:
     """attributes.npz, where the schema has more than items."""
     rates: F32 | None = None
     """f32[n + 1]: the items' rates, where the network sees them."""
+    reference: Reference | None = None
+    """What the manifest's entry of the same name tells of."""
 
 
 def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
@@ -313,6 +332,10 @@ def save_bundle(contents: BundleContents, path: Path | str) -> Manifest:
     }
     if contents.rates is not None:
         arrays[RATES] = np.asarray(contents.rates, np.float32)
+    if (reference := contents.reference) is not None:
+        arrays |= {REFERENCE_QUERIES: reference.queries, REFERENCE_KEYS: reference.keys}
+        if reference.actions is not None:
+            arrays[REFERENCE_ACTIONS] = reference.actions
     files: dict[str, bytes | memoryview] = {name: _npy(array) for name, array in arrays.items()}
     files |= {
         SCORER: contents.scorer_model,
@@ -384,6 +407,20 @@ def _read_actions(file: Path, manifest: Manifest) -> F32:
         )
     actions.flags.writeable = False
     return actions
+
+
+def _read_reference(path: Path, manifest: Manifest) -> Reference | None:
+    entry = manifest.reference
+    if entry is None:
+        return None
+    rows, actions = manifest.n_items + 1, len(manifest.actions) + 1
+    return Reference(
+        queries=_mapped(path / REFERENCE_QUERIES, np.float32, (rows, entry.d)),
+        keys=_mapped(path / REFERENCE_KEYS, np.float32, (rows, entry.d)),
+        actions=_mapped(path / REFERENCE_ACTIONS, np.float32, (actions, entry.d))
+        if entry.actions
+        else None,
+    )
 
 
 def _check_files(path: Path, manifest: Manifest, *, verify: bool) -> None:

@@ -41,6 +41,11 @@ SEQUENCES: Final = "golden-sequences.msgpack"
 
 ATTRIBUTES: Final = "attributes.npz"
 
+REFERENCE_QUERIES: Final = "reference-queries.npy"
+REFERENCE_KEYS: Final = "reference-keys.npy"
+REFERENCE_ACTIONS: Final = "reference-actions.npy"
+"""Of the attention that RI takes for the truth (`ReferenceEntry`)."""
+
 
 def offsets_of(texts: str) -> str:
     """The file of where the texts of another file begin."""
@@ -104,6 +109,17 @@ class TableEntry(msgspec.Struct, frozen=True):
     dtype: str
     """Element type, as numpy names it."""
     width: int
+
+
+class ReferenceEntry(msgspec.Struct, frozen=True):
+    """A run of DIN-L whose attention RI takes for the truth (ENCODE, section 4.6.1)."""
+
+    name: str
+    """The run's."""
+    d: int
+    """Width of its embeddings."""
+    actions: bool
+    """Whether it tells behaviors apart by their actions."""
 
 
 class EncodeOffline(
@@ -200,6 +216,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What the services need to know of its offline stage; None: they do not serve it."""
     tables: dict[str, TableEntry] = {}
     """The item tables, by name; each is an output of projection.onnx."""
+    reference: ReferenceEntry | None = None
+    """Whose attention the bundle holds beside its own, for live measures; None: nobody's."""
     long_term: dict[str, Any] = {}
     """Settings of the method, as it was trained with them."""
     state: dict[str, StateTensor] = {}
@@ -266,12 +284,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             *FILES,
             *((PROJECTION, *tables) if tables else ()),
             *((RATES,) if self.rates is not None else ()),
+            *((REFERENCE_QUERIES, REFERENCE_KEYS) if self.reference else ()),
+            *((REFERENCE_ACTIONS,) if self.reference and self.reference.actions else ()),
             *((ATTRIBUTES,) if self.sees_actions else ()),
             *((SEQUENCES,) if self.offline is not None else ()),
         )
 
 
-LATER: Final = ("rates",)
+LATER: Final = ("rates", "reference")
 """Fields that the format got after bundles of it were out."""
 
 _DEFAULTS: Final = {

@@ -117,23 +117,42 @@ def attend_to_found(queries: F32, keys: F32, values: F32, items: Items, k: int, 
     Returns:
         f32[B, heads * w], the heads side by side; without behaviors zeros.
     """
-    n = len(items.rows)
-    if not n or not len(queries):
+    if not len(items.rows) or not len(queries):
         return np.zeros_like(queries)
-    rows, width = -(-n // LANES), queries.shape[1] // heads
-    padded = np.zeros((rows * LANES, heads * width), np.float32)
-    padded[:n] = keys
-    laid = padded.reshape(rows, LANES, heads, width).transpose(2, 0, 3, 1)
-    together = max(1, min(TOGETHER, SCORES // (heads * len(padded))))
+    laid, together = _laid(keys, heads)
     found: F32 = _search_kernel(
         np.ascontiguousarray(queries),
-        laid.reshape(heads, rows, -1),
+        laid,
         np.ascontiguousarray(values),
         *items[1:],
         k,
         together,
     )
     return found
+
+
+def behaviors_found(queries: F32, keys: F32, items: Items, k: int, heads: int) -> Bools:
+    """The behaviors that `attend_to_found` attends to, of the same arguments: bool[B, L], oldest
+    first.
+    """
+    found = np.zeros((len(queries), len(items.ages)), np.bool_)
+    if found.size:
+        laid, together = _laid(keys, heads)
+        _behaviors_kernel(np.ascontiguousarray(queries), laid, *items[1:], k, together, found)
+    return found
+
+
+def _laid(keys: F32, heads: int) -> tuple[F32, int]:
+    """Keys f32[D, heads * w] as f32[heads, rows, w * LANES], the items row by row, and how many
+    candidates are scored together.
+    """
+    n, width = len(keys), keys.shape[1] // heads
+    rows = -(-n // LANES)
+    padded = np.zeros((rows * LANES, heads * width), np.float32)
+    padded[:n] = keys
+    laid = padded.reshape(rows, LANES, heads, width).transpose(2, 0, 3, 1)
+    together = max(1, min(TOGETHER, SCORES // (heads * len(padded))))
+    return laid.reshape(heads, rows, -1), together
 
 
 def search_scores(scores: F32, mask: Bools, k: int, threads: int = 1) -> Bools:
@@ -224,6 +243,35 @@ def _search_kernel(
         for i in range(size):
             scratch.met[chosen[i]] = 0
     return out
+
+
+@fast_kernel
+def _behaviors_kernel(
+    queries: F32,
+    keys: F32,
+    counts: I32,
+    bounds: I32,
+    ages: I32,
+    k: int,
+    together: int,
+    found: Bools,
+) -> None:
+    """`behaviors_found`: the search of `_search_kernel`, without its attention."""
+    heads, padded = len(keys), keys.shape[1] * LANES
+    scores = np.empty((together, heads, padded), np.float32)
+    greatest = np.empty((together, heads, LANES), np.float32)
+    scratch = _scratch(heads, padded, len(counts), k)
+    newest, ranks = len(ages) - 1, FIRST_RANKS
+    for b in range(len(queries)):
+        at = b % together
+        if at == 0:
+            _score(queries[b : b + together], keys, len(counts), scores, greatest)
+        size, ranks = _find(scores[at], greatest[at], counts, bounds, ages, k, ranks, scratch)
+        for i in range(size):
+            item = scratch.chosen[i]
+            for j in range(bounds[item], bounds[item] + scratch.met[item]):
+                found[b, newest - ages[j]] = True
+            scratch.met[item] = 0
 
 
 @fast_kernel

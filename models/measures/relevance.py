@@ -19,11 +19,17 @@ from infra.arrays import F32, Array, Bools
 from infra.errors import TrainingError
 from models.data.batches import Batch, Gatherer, prefetch
 from models.data.requests import Requests
-from models.measures.predictions import NAN, hit_rate_of_retrieval, relevance_indicator
-from models.modules.layers import masked_softmax
+from models.kernels.relevance import (
+    NAN,
+    SMOOTHING,
+    hit_rate_of_retrieval,
+    relevance_indicator,
+)
+from models.modules.layers import masked_softmax, unit
 from models.modules.long_term import LongTerm
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
+from models.networks.encode import Encode
 from models.networks.eta import ETA
 from models.networks.sim import SIM
 from models.networks.twin import TWIN, search
@@ -35,9 +41,6 @@ one nat, so that its mean is known to some 0.01."""
 
 CELLS: Final = 1 << 20
 """Weights of a batch, about: some tens of megabytes a method, whatever B and L."""
-
-SMOOTHING: Final = 0.01
-"""Smoothing of `relevance_indicator` by default; say it beside the figures."""
 
 
 class Watched(NamedTuple):
@@ -99,7 +102,7 @@ def retrieved_behaviors(network: Network, batch: Batch) -> Bools:
 
 
 class Oracle(NamedTuple):
-    """What an exact search unit (ESU) makes of all behaviors (TWIN, section 4.5)."""
+    """What a method's own attention makes of all behaviors (TWIN, section 4.5)."""
 
     weights: Tensor
     """f32[R, B, L]: its attention, a mean over heads."""
@@ -108,13 +111,13 @@ class Oracle(NamedTuple):
 
 
 def oracle_of(long: LongTerm, sequence: BehaviorSequence, target: Target, top: int) -> Oracle:
-    """The ESU of a two-stage module, let loose on all behaviors.
+    """The ESU of a two-stage module, or ENCODE's online attention, let loose on all behaviors.
 
     Several heads rank behaviors each in their own way. TWIN's pick the first k in turns (section
     4.3), so that this is how its oracle does, too; of another module the mean weight decides.
 
     Raises:
-        TrainingError: the module has no ESU that is known here.
+        TrainingError: the module has no such attention that is known here.
     """
     candidates, behaviors = target.embeddings, sequence.embeddings
     mask = sequence.mask.unsqueeze(1)
@@ -123,7 +126,13 @@ def oracle_of(long: LongTerm, sequence: BehaviorSequence, target: Target, top: i
         scores = long.relevance(long.project_target(candidates), keys)
         weights = masked_softmax(scores, mask.unsqueeze(1)).mean(1)
         return Oracle(weights, search(scores, mask, top).to(weights.dtype))
-    if isinstance(long, SIM):
+    if isinstance(long, Encode):
+        if long.dot is None:
+            scores = unit(candidates) @ unit(behaviors).mT * long.scale
+        else:
+            scores = long.dot(candidates, behaviors)
+        weights = masked_softmax(scores, mask)
+    elif isinstance(long, SIM):
         weights = long.attention.weights(candidates, behaviors.unsqueeze(1), mask).mean(-2)
     elif isinstance(long, ETA):
         weights = masked_softmax(long.attention(candidates, behaviors), mask)

@@ -24,7 +24,7 @@ def test_names_say_whose_they_are_and_in_which_unit(registry: CollectorRegistry)
         assert not re.search(r"_(ms|millis\w*|minutes|kb|mb|percent)$", family.name)
         assert len(family.documentation) > 30
         if family.type == "histogram" and "seconds" not in family.name:
-            assert family.name.endswith(("candidates", "behaviors"))
+            assert family.name.endswith(("candidates", "behaviors", "ratio", "nats"))
 
 
 def test_known_outcomes_are_there_before_they_happen(registry: CollectorRegistry) -> None:

@@ -17,18 +17,21 @@ from models.export import (
     EXPORT_TOLERANCE,
     OPSET,
     ExportChecks,
+    check_reference,
     export,
     export_network,
     export_scorer,
     golden_requests,
+    with_reference,
 )
 from models.features import CROSS_FEATURES, USER_FEATURES
 from models.network import Network, NetworkConfig
 from models.networks import AnyConfig
-from models.networks.din import DINConfig
+from models.networks.din import DINConfig, DINLConfig
 from models.networks.encode import EncodeConfig
 from models.networks.sim import SIMConfig
 from models.prediction import make_network
+from models.runs import Run, Vocabulary
 
 ITEMS, GENRES, CITIES = 30, 5, 4
 NAMES = ["", *(f"item-{i}" for i in range(1, ITEMS + 1))]
@@ -100,6 +103,48 @@ def test_a_network_that_diverged_is_not_exported() -> None:
     with pytest.raises(TrainingError, match="it has diverged") as caught:
         exported(network, config)
     assert "\n" not in str(caught.value)
+
+
+def run_of(long_term: Any, schema: Schema | None = None, names: list[str] = NAMES) -> Run:
+    config = config_of(long_term, schema)
+    network = network_of(config)
+    vocabulary = Vocabulary(names, names, POPULARITY.tolist())
+    return Run(config, network, network.inputs, vocabulary, {}, {}, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        (run_of(ENCODE), "not a run of din-l"),
+        (run_of(DINLConfig(L=40, attention="mlp")), "not a run of din-l"),
+        (run_of(DINLConfig(L=40), names=NAMES[::-1]), "learned from other data"),
+        (run_of(DINLConfig(L=40), Schema(behavior=("age",))), "sees schema.behavior = age"),
+        (run_of(DINLConfig(L=30)), "sees L = 30 behaviors"),
+    ],
+)
+def test_a_run_that_is_no_reference_is_refused_in_one_line(reference: Run, words: str) -> None:
+    with pytest.raises(TrainingError, match=words) as caught:
+        check_reference(reference, run_of(ENCODE))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_s_attention_is_on_the_items_of_the_bundle(tmp_path: Path) -> None:
+    config = config_of()
+    popularity = POPULARITY.copy()
+    popularity[5] = 0  # which the bundle leaves out
+    contents, _ = export_network(
+        network_of(config), config, item_ids=NAMES, titles=NAMES, popularity=popularity
+    )
+    run = run_of(DINLConfig(L=40), Schema(behavior=("action",)))
+    check_reference(run, run_of(ENCODE))
+    save_bundle(with_reference(contents, run), tmp_path / "bundle")
+    reference = Bundle.load(tmp_path / "bundle").reference
+    assert reference is not None
+    assert reference.actions is not None
+    table = run.network.item_table().detach().numpy()
+    np.testing.assert_array_equal(reference.keys, np.delete(table, 5, axis=0))
+    assert reference.queries.shape == reference.keys.shape
+    assert reference.actions.shape == (3, 8)
 
 
 def test_no_run_to_export_is_said_in_one_line(tmp_path: Path) -> None:

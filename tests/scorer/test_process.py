@@ -91,6 +91,20 @@ def test_a_damaged_record_is_counted_and_costs_nobody_else_anything(settings: Se
         until(lambda: figure in get(settings, "/metrics")[1])
 
 
+def test_rankings_are_sampled_and_the_scorer_ends_all_the_same(settings: Settings) -> None:
+    scorer = settings.scorer.model_copy(update={"sampled": 1.0})
+    settings = settings.model_copy(update={"scorer": scorer})
+    with running(settings) as process:
+        until_ready(settings)
+        with RankClient(f"http://127.0.0.1:{settings.scorer.port}") as client:
+            client.rank("u", ["item-1", "item-2"])
+        figure = 'lifelong_scorer_samples_total{outcome="measured"} 1.0'
+        until(lambda: figure in get(settings, "/metrics")[1])
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+
+
 def damage_head(settings: Settings, user: str) -> None:
     """Let a disk have forgotten some bytes of a user's head."""
     path, _, _ = lmdb_place(settings.store)

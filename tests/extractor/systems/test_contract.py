@@ -13,6 +13,7 @@ from extractor.system import Candidates, System, UserHistory
 from extractor.systems import open_system
 from infra.arrays import F32
 from infra.behaviors import item_key
+from infra.metrics import MEASURES
 from infra.store import Behaviors, Version
 from models.bundle import Bundle
 from tests.bundles import tiny_bundle
@@ -136,6 +137,28 @@ def test_a_warm_start_covers_the_same_behaviors(system: System) -> None:
     for name, tensor in cold.tensors.items():
         assert warm.tensors[name].dtype == tensor.dtype
     np.testing.assert_array_equal(warm.history.counts, cold.history.counts)
+
+
+@pytest.mark.parametrize("newer", [0, 1, 20])
+def test_what_is_measured_has_a_metric(system: System, bundle: Bundle, newer: int) -> None:
+    behaviors = on_items(np.random.default_rng(newer).integers(1, 60, 64))
+    keys = on_items(list(range(1, 60)))["item"].copy()
+    history = split(system, behaviors, 64 - newer)
+    found = system.measure(history, behaviors, Candidates(keys, bundle.rows(keys)))
+    assert set(found) == set(system.measures) <= set(MEASURES)
+    assert np.isfinite(list(found.values())).all()
+
+
+@pytest.mark.parametrize("numbers", [[], [1000], [1000, 1000, 1001]])
+def test_too_little_is_measured_to_be_nothing_or_a_number(
+    system: System, bundle: Bundle, numbers: list[int]
+) -> None:
+    behaviors = on_items(numbers)
+    keys = on_items([1, 2, 1000])["item"].copy()
+    for covered in (0, len(numbers)):
+        history = split(system, behaviors, covered)
+        found = system.measure(history, behaviors, Candidates(keys, bundle.rows(keys)))
+        assert np.isfinite(list(found.values())).all()
 
 
 def test_parts_are_described_largest_first(system: System, bundle: Bundle) -> None:

@@ -7,17 +7,24 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from extractor.system import Candidates, System, UserHistory
 from extractor.systems import open_system
-from extractor.systems.twin import TABLES, TWINSystem
-from infra.arrays import F32
+from extractor.systems.twin import TABLES, TWINSystem, first_in_turns
+from infra.arrays import F32, I32, Bools
 from infra.behaviors import item_key
 from infra.errors import BundleIncompatible
 from infra.store import Behaviors, Version
 from models.bundle import LONG_TERM, SCORER_INPUTS, Bundle, TWINOffline
+from models.kernels.relevance import hit_rate_of_retrieval
+from models.measures.relevance import Oracle, oracle_of
+from models.modules.sequence import BehaviorSequence, Target
+from models.networks.twin import search_by_sorting
 from models.reference import twin
-from tests.bundles import tiny_bundle
+from tests.bundles import tiny_bundle, tiny_config, tiny_network
 from tests.extractor.items import START_MS, behaviors_on, sequence_of
 
 L = 64
@@ -94,6 +101,55 @@ def test_the_last_behavior_counts_at_once(system: System, bundle: Bundle) -> Non
     assert np.abs(before[LONG_TERM] - after[LONG_TERM]).max() > 1e-4
     assert not before["cross"][8, 0]
     assert after["cross"][8, 0]
+
+
+@pytest.mark.parametrize("length", [5, 40, 64, 200])
+def test_what_is_measured_of_a_request_is_what_is_measured_offline(
+    system: System, bundle: Bundle, length: int
+) -> None:
+    numbers = np.random.default_rng(length).integers(1, 60, length).tolist()
+    behaviors, every = on_items(*numbers), candidates_of(bundle, *range(1, 60))
+    rows = bundle.rows(np.ascontiguousarray(behaviors["item"]))[-L:]
+    found, oracle = by_network(rows, every.rows)
+    history = UserHistory(Version(7, length), None, behaviors)
+    measured = system.measure(history, behaviors, every)
+    hit_rate = hit_rate_of_retrieval(found, oracle.relevance.numpy(), k=4)
+    assert measured["hit_rate"] == pytest.approx(hit_rate)
+    found_weight = (oracle.weights.numpy() * found).sum(-1).mean()
+    assert measured["found_weight"] == pytest.approx(found_weight, rel=1e-5)
+    assert measured["found_weight"] < 0.99
+
+
+@torch.no_grad()
+def by_network(rows: I32, candidates: I32) -> tuple[Bools, Oracle]:
+    """What the bundle's network retrieves, bool[1, B, L], and its ESU of all behaviors."""
+    with torch.random.fork_rng():
+        network = tiny_network(50, tiny_config(system="twin"))
+    table, of = network.item_table(), torch.from_numpy(candidates).long()[None]
+    sequence = BehaviorSequence(
+        torch.from_numpy(rows).long()[None], torch.ones(1, len(rows), dtype=torch.bool), table
+    )
+    target = Target(table[of], torch.zeros_like(of), of)
+    retrieved = network.long.retrieved(sequence, target).numpy()
+    return retrieved, oracle_of(network.long, sequence, target, top=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    length=st.integers(2, 300),
+    heads=st.integers(1, 4),
+    k=st.integers(1, 100),
+    steps=st.sampled_from([0, 3, 50, 10**6]),
+)
+def test_the_real_top_is_found_by_sorting(
+    seed: int, length: int, heads: int, k: int, steps: int
+) -> None:
+    rng, k = np.random.default_rng(seed), min(k, length - 1)
+    scores = (rng.integers(-steps, steps + 1, (heads, 3, length)) / 1000).astype(np.float32)
+    mask = torch.ones(1, length, dtype=torch.bool)
+    expected = search_by_sorting(torch.from_numpy(scores), mask, k).numpy()
+    np.testing.assert_array_equal(first_in_turns(scores, k), expected)
 
 
 def test_a_user_is_described_by_the_items_with_the_most_behaviors(

@@ -10,7 +10,7 @@ import numpy as np
 from extractor.state import InterestState, Layout
 from extractor.system import Candidates, NamedPart, UserHistory, common_feed, one_by_one
 from infra.arrays import Array
-from infra.store import StoredSequence
+from infra.store import Behaviors, StoredSequence
 from models.bundle import Bundle
 from models.features import EMPTY_HISTORY
 
@@ -21,6 +21,7 @@ class WholeSystem:
     reads: Final = "sequence"
     keeps_state = False
     newest: Final = 10_000
+    measures: Final = ()
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -60,6 +61,11 @@ class WholeSystem:
             interests, sizes = np.zeros((1, bundle.manifest.d), np.float32), np.zeros(1, np.float32)
         feed: dict[str, Array] = {"interests": interests, "sizes": sizes}
         return feed | common_feed(bundle, history, candidates, now_ms)
+
+    def measure(
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+    ) -> dict[str, float]:
+        return {}
 
     def describe(
         self, state: InterestState, sequence: StoredSequence, most: int

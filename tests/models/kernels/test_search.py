@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.arrays import F32, I32
-from models.kernels.search import attend_to_found, items_of, search_scores
+from models.kernels.search import attend_to_found, behaviors_found, items_of, search_scores
 from models.modules.sequence import BehaviorSequence, Target
 from models.networks.twin import TWIN, TWINConfig, search_by_sorting
 from tests.models.networks.building import ITEMS, D, tiny_inputs
@@ -46,6 +46,32 @@ def by_kernel(module: TWIN, table: torch.Tensor, rows: list[int]) -> F32:
 def check(module: TWIN, table: torch.Tensor, rows: list[int]) -> None:
     found, expected = by_kernel(module, table, rows), by_network(module, table, rows)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.lists(st.integers(0, ITEMS), max_size=700),
+    heads=st.integers(1, 4),
+    k=st.sampled_from([1, 3, 40, 100]),
+)
+def test_what_is_attended_to_is_what_the_network_retrieves(
+    seed: int, rows: list[int], heads: int, k: int
+) -> None:
+    module, table = module_of(k, heads, 4, seed), torch.randn(ITEMS + 1, D)
+    with torch.no_grad():
+        tables = {name: array.float().numpy() for name, array in module.per_item(table).items()}
+        sequence = BehaviorSequence(
+            torch.tensor([rows], dtype=torch.long).reshape(1, -1),
+            torch.ones(1, len(rows), dtype=torch.bool),
+            table,
+        )
+        every = torch.arange(len(table))[None]
+        target = Target(table[None], torch.zeros_like(every), every)
+        expected = module.retrieved(sequence, target)[0].numpy()
+    items = items_of(np.array(rows, np.int32))
+    found = behaviors_found(tables["queries"], tables["keys"][items.rows], items, k, heads)
+    np.testing.assert_array_equal(found, expected)
 
 
 few = st.lists(st.integers(0, 5), max_size=120)
