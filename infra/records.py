@@ -35,7 +35,16 @@ import xxhash
 from infra.behaviors import BEHAVIOR
 from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
 from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment
-from infra.store import STATES, Append, Appended, Behaviors, DueUser, StoredSequence, Version
+from infra.store import (
+    STATES,
+    Append,
+    Appended,
+    Behaviors,
+    DueUser,
+    Group,
+    StoredSequence,
+    Version,
+)
 
 RECENT_EVENTS: Final = 32
 """Event keys remembered per user to recognise an event that its producer sent twice. Producers
@@ -43,6 +52,10 @@ repeat within seconds; a user does not act 32 times in between."""
 
 MAX_MARKS: Final = 255
 """Sources remembered per user: their number is one byte."""
+
+MOST_AT_ONCE: Final = 1 << 15
+"""Events of one user that are applied at once: with the tail before them they must fit the tail's
+length, which has two bytes, until they are sealed. A bot has as many in a backlog."""
 
 _FORMAT: Final = 2
 _HEADER: Final = struct.Struct("<BBBBHxxQQQQQ")
@@ -451,12 +464,37 @@ def tail_length(head: bytes) -> int:
     return int.from_bytes(head[4:6], "little")
 
 
-def seal(head: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
+def seal(head: bytes, most: int | None = None) -> tuple[bytes, list[tuple[int, bytes]]]:
     """Move every full segment out of the tail of a head that was read: the trimmed head, and
-    (number, bytes) per segment.
+    (number, bytes) per segment, of the ``most`` newest.
     """
-    segments = full_segments(head)
-    return trim(head, len(segments)), segments
+    numbers = full_numbers(head)
+    older = range(0) if most is None else numbers[:-most]
+    return trim(head, len(numbers)), full_segments(head, older)
+
+
+def in_pieces(groups: Sequence[Group]) -> Sequence[Group]:
+    """Groups of which no append has more than `MOST_AT_ONCE` events of a user: those of one that
+    had come in a later group of the same source.
+    """
+    longest = max((len(new.offsets) for group in groups for new in group.appends), default=0)
+    if longest <= MOST_AT_ONCE:
+        return groups
+    pieces = []
+    for group in groups:
+        rest = group.appends
+        while rest:
+            pieces.append(Group(group.source, [_piece(new, 0, MOST_AT_ONCE) for new in rest]))
+            rest = [
+                _piece(new, MOST_AT_ONCE, None) for new in rest if len(new.offsets) > MOST_AT_ONCE
+            ]
+        pieces.append(Group(group.source, [], group.reached))
+    return pieces
+
+
+def _piece(new: Append, start: int, stop: int | None) -> Append:
+    part = slice(start, stop)
+    return Append(new.user, new.behaviors[part], new.event_keys[part], new.offsets[part])
 
 
 def full_numbers(head: bytes) -> range:

@@ -208,6 +208,7 @@ class LmdbStore:
         self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
     ) -> Appended:
         bundle = records.bundle_key(digest) if digest else 0
+        groups = records.in_pieces(groups)
         # A B-tree: neighbours written together share their pages.
         appends = sorted(
             (new.user.encode(), at, place)
@@ -230,8 +231,8 @@ class LmdbStore:
                 total.deleted += grown.deleted
                 head = grown.head
                 if records.holds_segment(head):
-                    head, full = records.seal(head)
-                    for number, segment in full[-self._ring :]:
+                    head, full = records.seal(head, self._ring)
+                    for number, segment in full:
                         put(self._segment_key(key, number), segment, db=segments)
                 put(key, head, db=heads)
                 for gone in grown.undue:

@@ -51,7 +51,7 @@ class MemoryStore:
         bundle = records.bundle_key(digest) if digest else 0
         total = Appended()
         with self._lock:
-            for group in groups:
+            for group in records.in_pieces(groups):
                 for new in group.appends:
                     total += self._append(group, new, now_ms, bundle)
                 if group.reached is not None:
@@ -186,7 +186,7 @@ class MemoryStore:
             )
         if grown.head is not None:
             self._mend(user)
-            self._heads[user], full = records.seal(grown.head)
+            self._heads[user], full = records.seal(grown.head, self._ring)
             ring = self._segments.setdefault(user, {})
             ring.update((number % self._ring, segment) for number, segment in full)
         return grown.appended

@@ -144,6 +144,18 @@ def test_append_counts_over_all_users_and_groups(store: Store) -> None:
     assert items(store.sequences(["zoe"])[0]) == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_bots_events_are_applied_however_many_come_at_once(store: Store) -> None:
+    many, others = append("bot", 0, 70_000), append("ann", 0, 3)
+    feed(store, SOURCE, [many, others], now_ms=1)
+
+    again = feed(store, SOURCE, [many, others], now_ms=2)
+
+    assert (again.applied, again.replayed) == (0, 70_003)
+    bot, ann = store.sequences(["bot", "ann"])
+    assert items(bot) == list(range(70_000 - LENGTH, 70_000))
+    assert items(ann) == [0, 1, 2]
+
+
 def test_an_append_repeated_changes_nothing(store: Store) -> None:
     feed(store, SOURCE, [append("ann", 0, 5)], now_ms=1)
     again = feed(store, SOURCE, [append("ann", 0, 5)], now_ms=2)
