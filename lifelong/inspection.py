@@ -20,7 +20,7 @@ from infra.settings import Settings
 from infra.store import Store, StoredSequence
 from infra.stores import open_store
 from lifelong.portrait import name_interests, title_of
-from models.bundle import Bundle
+from models.bundle import Bundle, Manifest
 
 MOST_INTERESTS = 10
 
@@ -56,12 +56,20 @@ def _describe_all(bundle: Bundle, store: Store) -> dict[str, Any]:
             "version": bundle.version,
             "items": manifest.n_items,
             **{letter: getattr(manifest, letter) for letter in ("d", "L", "M")},
-            **msgspec.to_builtins(manifest.offline),
+            **_offline(manifest),
             "stored": [f"{name} {tensor.dtype}" for name, tensor in manifest.stored.items()],
             **{name: round(value, 4) for name, value in manifest.metrics.items()},
         },
         "users": store.users(b"", 20).users[:20],
     }
+
+
+def _offline(manifest: Manifest) -> dict[str, Any]:
+    """Settings of the offline stage; of actions, by their names."""
+    settings: dict[str, Any] = msgspec.to_builtins(manifest.offline)
+    if biases := settings.pop("biases", ()):
+        settings["biases"] = dict(zip(("unknown", *manifest.actions), biases, strict=True))
+    return settings
 
 
 def _describe_user(

@@ -282,7 +282,9 @@ def served_as(network: Network, *, half: bool = False) -> Served | None:
     """How the services serve a network; None: they do not, or not as it is configured."""
     schema = network.inputs.schema
     unseen = schema.user or set(schema.behaviors) - {"action"}
-    return None if unseen else network.long.served(half=half)
+    if unseen:
+        return None
+    return network.long.served(half=half, feature_tables=network.feature_tables())
 
 
 def _schema(network: Network) -> dict[str, Any]:

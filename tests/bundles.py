@@ -27,28 +27,42 @@ def tiny_bundle(
     T: int = 15,
     name: str = "tiny",
     system: str = "encode",
+    actions: tuple[str, ...] = (),
 ) -> Path:
     """Write a valid bundle of an untrained network into ``directory``, and give its path.
 
     Items are "item-1" ... "item-<items>", titled "Item 1" and so on. Two calls with the same
     arguments write the same bytes, hence the same digest. The first of a kind takes seconds (torch
     is imported and the network exported), a repetition in the same process milliseconds.
+
+    Args:
+        actions: those that the network sees; none: it sees no behavior features.
     """
-    save_bundle(_contents(items, d, m, K, L, M, seed, T, name, system), directory)
+    save_bundle(_contents(items, d, m, K, L, M, seed, T, name, system, actions), directory)
     return directory
 
 
 @lru_cache
 def _contents(
-    items: int, d: int, m: int, K: int, L: int, M: int, seed: int, T: int, name: str, system: str
+    items: int,
+    d: int,
+    m: int,
+    K: int,
+    L: int,
+    M: int,
+    seed: int,
+    T: int,
+    name: str,
+    system: str,
+    actions: tuple[str, ...],
 ) -> BundleContents:
     import torch  # slow to import: only tests that make a bundle pay for it
 
     from models.export import export_network
 
-    config = tiny_config(d, m, K, L, M, seed, T, name, system)
+    config = tiny_config(d, m, K, L, M, seed, T, name, system, acted=bool(actions))
     with torch.random.fork_rng():
-        network = tiny_network(items, config)
+        network = tiny_network(items, config, actions)
     counts = np.random.default_rng(seed).integers(1, 100, items)
     popularity = np.concatenate([[0.0], counts * (1e6 / counts.sum())]).astype(np.float32)
     contents, _ = export_network(
@@ -71,9 +85,16 @@ def tiny_config(
     T: int = 15,
     name: str = "tiny",
     system: str = "encode",
+    *,
+    acted: bool = False,
 ) -> RunConfig:
-    """The configuration that a tiny bundle's network is made from."""
+    """The configuration that a tiny bundle's network is made from.
+
+    Args:
+        acted: it sees the behaviors' actions.
+    """
     from models.config import RunConfig
+    from models.data.schema import Schema
     from models.network import NetworkConfig
     from models.networks.encode import EncodeConfig
     from models.networks.sdim import SDIMConfig
@@ -89,6 +110,7 @@ def tiny_config(
         seed=seed,
         network=NetworkConfig(d=d, M=M, hidden=(16, 8)),
         long_term=systems[system],
+        schema=Schema(behavior=("action",) if acted else ()),
     )
 
 

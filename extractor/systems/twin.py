@@ -7,17 +7,19 @@ every candidate searches the k most relevant and attends to them (`models.kernel
 comes of it enters the scorer graph, which mixes the heads (Eq. 8). So the last behavior counts like
 any other, and no user is ever due.
 
-The services' search knows no behavior features, hence no cross features to make biases of (Eq. 5);
-networks that see some are not served.
+What a user did with an item is a cross feature (Eq. 4): where the network sees actions, each adds
+one number a head to a behavior's relevance (Eq. 5), which the manifest lists, and a row to its
+value. Other behavior features are not served.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from extractor.actions import action_rows
 from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
 from extractor.system import (
@@ -29,15 +31,25 @@ from extractor.system import (
     common_state,
     one_by_one,
 )
-from infra.arrays import F32, I32, Array, Bools
+from infra.arrays import F32, I32, U8, Array, Bools
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import Behaviors, StoredSequence, Version
-from models.bundle import LONG_TERM, MANIFEST, Bundle, TableEntry, TWINOffline
+from models.bundle import (
+    LONG_TERM,
+    MANIFEST,
+    PROJECTION,
+    Bundle,
+    TableEntry,
+    TWINOffline,
+    make_session,
+)
 from models.kernels.relevance import hit_rate_of_retrieval, products, softmax
 from models.kernels.search import attend_to_found, behaviors_found, items_of
 
-TABLES: Final = {"queries": "float16", "keys": "float16", "values": "float32"}
+VALUES: Final = "values"
+
+TABLES: Final = {"queries": "float16", "keys": "float16", VALUES: "float32"}
 """The item tables [n + 1, heads * d_k] (Eqs. 6 and 7), with their element types."""
 
 
@@ -49,6 +61,24 @@ TOGETHER: Final = 8
 """Candidates whose scores are sorted at once: some megabytes, at L = 10,000."""
 
 
+class CrossFeature(NamedTuple):
+    """What the A actions of a bundle are to its attention, row 0 being unknown ones."""
+
+    biases: F32
+    """f32[A + 1, heads]: K_c w^c beta (Eq. 5)."""
+    values: F32
+    """f32[A + 1, heads * d_k]: K_c W^v, their part of the values (Eq. 7)."""
+
+    @classmethod
+    def of(cls, bundle: Bundle, offline: TWINOffline) -> CrossFeature | None:
+        """That of a bundle; None: its attention has none."""
+        if not offline.biases:
+            return None
+        session = make_session((bundle.path / PROJECTION).read_bytes())
+        (values,) = session.run([VALUES], {"embeddings": bundle.actions})
+        return cls(np.array(offline.biases, np.float32), values)
+
+
 class TWINSystem:
     """`extractor.system.System` of a TWIN bundle."""
 
@@ -58,6 +88,7 @@ class TWINSystem:
     def __init__(self, bundle: Bundle) -> None:
         self._offline = _check(bundle)
         self._bundle = bundle
+        self._cross = CrossFeature.of(bundle, self._offline)
         self.digest = bundle.digest
         self.layout = Layout({})
 
@@ -97,13 +128,14 @@ class TWINSystem:
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int
     ) -> dict[str, Array]:
-        rows = np.zeros(0, np.int32)
+        rows, actions = np.zeros(0, np.int32), np.zeros(0, np.uint8)
         if history is not None:
             last = history.newer[-self._bundle.manifest.L :]
             rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
+            actions = action_rows(self._bundle, last)
             state = common_state(self._bundle, history.version, last)
             history = UserHistory(history.version, state, last[:0])
-        found = self._find(rows, candidates.rows)
+        found = self._find(rows, actions, candidates.rows)
         return {LONG_TERM: found, **common_feed(self._bundle, history, candidates, now_ms)}
 
     def measure(
@@ -116,21 +148,30 @@ class TWINSystem:
         that the requests' search finds; "found_weight" the share of the ESU's attention to
         all behaviors that falls on what is found. Of k behaviors or fewer all are found.
         """
-        offline, tables = self._offline, self._bundle.tables
+        offline, tables, cross = self._offline, self._bundle.tables, self._cross
         last = behaviors[-self._bundle.manifest.L :]
         if not len(last):
             return {}
         rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
+        actions = action_rows(self._bundle, last)
         queries = tables["queries"][candidates.rows].astype(np.float32)
         keys = tables["keys"][rows].astype(np.float32)
-        items = items_of(rows)
-        by_item = tables["keys"][items.rows].astype(np.float32)
-        found = behaviors_found(queries, by_item, items, offline.k, offline.heads)
+        items = items_of(rows, None if cross is None else actions)
+        found = behaviors_found(
+            queries,
+            tables["keys"][items.rows].astype(np.float32),
+            items,
+            offline.k,
+            offline.heads,
+            None if cross is None else cross.biases[items.codes],
+        )
         weights, real = np.empty(found.shape, np.float32), np.ones_like(found)
         found_weight = 0.0
         for begin in range(0, len(queries), TOGETHER):
             part = slice(begin, begin + TOGETHER)
             scores = _scores(queries[part], keys, offline.heads)
+            if cross is not None:
+                scores += cross.biases[actions].T[:, None]
             weights[part] = softmax(np.where(found[part], scores, -np.inf)).mean(0)
             if len(last) > offline.k:
                 real[part] = first_in_turns(scores, offline.k)
@@ -161,17 +202,19 @@ class TWINSystem:
     def summarize(self, state: InterestState) -> dict[str, Any]:
         return {"items": len(state.history.item_keys)}
 
-    def _find(self, rows: I32, candidates: I32) -> F32:
+    def _find(self, rows: I32, actions: U8, candidates: I32) -> F32:
         """The heads of the attention side by side, f32[B, heads * d_k], zeros without behaviors."""
-        offline, tables = self._offline, self._bundle.tables
-        items = items_of(rows)
+        offline, tables, cross = self._offline, self._bundle.tables, self._cross
+        items = items_of(rows, None if cross is None else actions)
+        values = tables[VALUES][items.rows]
         return attend_to_found(
             tables["queries"][candidates].astype(np.float32),
             tables["keys"][items.rows].astype(np.float32),
-            tables["values"][items.rows],
+            values if cross is None else values + cross.values[items.codes],
             items,
             offline.k,
             offline.heads,
+            None if cross is None else cross.biases[items.codes],
         )
 
 
@@ -212,13 +255,26 @@ def _check(bundle: Bundle) -> TWINOffline:
     Raises:
         BundleIncompatible: it is not.
     """
-    offline = bundle.manifest.offline
+    offline, settings = bundle.manifest.offline, bundle.manifest.long_term
+    for name, refused in (("consistent", False), ("cross", "raw")):
+        if offline is None and settings.get(name) == refused:
+            raise BundleIncompatible(
+                f"{bundle.path / MANIFEST}: the network learned with long_term.{name} ="
+                f" {refused!r}, which the services do not have; train without it"
+            )
     if not isinstance(offline, TWINOffline):
         raise BundleIncompatible(
             f"{bundle.path / MANIFEST} has no settings of TWIN's search; export the bundle again"
         )
     for name, dtype in TABLES.items():
         check_table(bundle, name, TableEntry(dtype, offline.width))
+    shape = {len(biases) for biases in offline.biases}, len(offline.biases)
+    actions = 0 if bundle.actions is None else len(bundle.actions)
+    if offline.biases and shape != ({offline.heads}, actions):
+        raise BundleIncompatible(
+            f"{bundle.path / MANIFEST} has biases of other actions or heads than its network;"
+            " export the bundle again"
+        )
     if bundle.manifest.stored:
         raise BundleIncompatible(
             f"{bundle.path / MANIFEST} lays out states, and TWIN has none; export the bundle again"

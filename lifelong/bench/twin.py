@@ -1,9 +1,10 @@
 """``lifelong bench twin``: what a request of TWIN's costs, on the shipped TWIN bundle.
 
 Made-up users with L behaviors each, on the bundle's items as often as those are bought, in an LMDB
-store. A request reads a user and searches for 3,000 candidates. Beside it, what reading would cost
-if a worker stored a compact record of each user instead: the keys of the last L items, the newest
-ones, and the history, all in one value.
+store. A request reads a user and searches for 3,000 candidates, also as if the network saw actions,
+of which users take four at random, so that most items are met with several. Beside it, what reading
+would cost if a worker stored a compact record of each user instead: the keys of the last L items,
+the newest ones, and the history, all in one value.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from infra.store import Append, Behaviors, Group, InterestWrite, StoreOptions
 from infra.stores.lmdb import LmdbStore
 from lifelong.machine import machine
 from lifelong.shipped import BUNDLES
-from models.bundle import Bundle, StateTensor
+from models.bundle import Bundle, StateTensor, TWINOffline
 
 LENGTHS: Final = (1000, 10_000)
 CANDIDATES: Final = 3000
 SEED: Final = 20
 START_MS: Final = 1_300_000_000_000
 MINUTE_MS: Final = 60_000
+ACTIONS: Final = 4
+"""Actions that users take, where the network sees them."""
 
 SOURCE: Final = Source(key=1, owner=1)
 RECORD: Final = Layout({"items": StateTensor("uint64", ("l",))})
@@ -115,12 +118,16 @@ def _of_users(
         return RECORD.decode(profile.interests)
 
     histories = {name: read(name) for name in names}
+    acting = open_system(_seeing_actions(bundle, rng))
+    acted = {name: _acted(history, rng) for name, history in histories.items()}
     now_ms = START_MS + length * MINUTE_MS
     ways: dict[str, tuple[Callable[[str], object], int]] = {
         "read_sequence": (read, load.reads),
         "read_record": (read_record, load.reads),
         "feed": (lambda name: system.feed(histories[name], candidates, now_ms), 1),
+        "feed_actions": (lambda name: acting.feed(acted[name], candidates, now_ms), 1),
     }
+    acting.warm()
     rounds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(load.rounds):
         for way, (call, times) in ways.items():
@@ -155,6 +162,28 @@ def _behaviors(bundle: Bundle, length: int, rng: np.random.Generator) -> Behavio
     behaviors["time"] = START_MS + MINUTE_MS * np.arange(length)
     behaviors["action"] = DEFAULT_ACTIONS.codes["purchase"]
     return behaviors
+
+
+def _seeing_actions(bundle: Bundle, rng: np.random.Generator) -> Bundle:
+    """The bundle as if its network saw actions. Their embeddings and biases are made up."""
+    offline, rows = bundle.manifest.offline, len(DEFAULT_ACTIONS.names) + 1
+    assert isinstance(offline, TWINOffline)
+    biases = rng.standard_normal((rows, offline.heads)).astype(np.float16).tolist()
+    manifest = msgspec.structs.replace(
+        bundle.manifest,
+        schema={**bundle.manifest.schema, "behavior": ("action",)},
+        actions=DEFAULT_ACTIONS.names,
+        offline=msgspec.structs.replace(offline, biases=tuple(map(tuple, biases))),
+    )
+    actions = rng.standard_normal((rows, manifest.d)).astype(np.float32)
+    return replace(bundle, manifest=manifest, actions=actions).declaring(DEFAULT_ACTIONS)
+
+
+def _acted(history: UserHistory, rng: np.random.Generator) -> UserHistory:
+    """The behaviors with drawn actions."""
+    behaviors = history.newer.copy()
+    behaviors["action"] = rng.integers(1, ACTIONS + 1, len(behaviors))
+    return history._replace(newer=behaviors)
 
 
 def _append(store: LmdbStore, users: dict[str, Behaviors]) -> None:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from extractor.actions import action_rows
 from extractor.system import System
 from extractor.systems import open_system
 from infra.arrays import F32, Array, Bools
@@ -48,7 +49,12 @@ from models.features import EMPTY_HISTORY
 from models.measures import predictions
 from models.measures.quality import Quality, ranking_quality
 from models.measures.unknown import Earnings, UnknownRanks, most_popular, unknown_ranks
-from models.reference.serving import StoredUser, extract_plainly, score_stored
+from models.reference.serving import (
+    StoredActions,
+    StoredUser,
+    extract_plainly,
+    score_stored,
+)
 from scorer.client import RankClient
 from scorer.ranking import item_keys
 from streaming.files.backfill import backfill
@@ -214,7 +220,8 @@ class Demo:
             raise SettingsError(
                 f"--system {options.system!r}: choose {', '.join(BUNDLES)} or {ALL}"
             )
-        self._bundle = Bundle.load(options.bundle or BUNDLES[options.system])
+        loaded = Bundle.load(options.bundle or BUNDLES[options.system])
+        self._bundle = loaded.declaring(MAPPING.declared_actions)
         self._system = open_system(self._bundle)
         self._broker_kind = options.broker
         self._services: list[ServiceProcess] = []
@@ -534,7 +541,12 @@ class Demo:
         for i, request in enumerate(self._requests):
             rows = rows_of[int(purchases.user[request.row])]
             before = behaviors[rows[rows < request.row]]
-            user = extract_plainly(self._bundle, before["item"].copy(), before["time"].copy())
+            user = extract_plainly(
+                self._bundle,
+                before["item"].copy(),
+                before["time"].copy(),
+                actions=action_rows(self._bundle, before),
+            )
             keys = item_keys([purchases.items[code] for code in request.candidates])
             time_ms = int(purchases.time_ms[request.row])
             scores.append(
@@ -555,7 +567,8 @@ class Demo:
                 time_ms = int(purchases.time_ms[self._last - 1])
                 served = in_order(client.rank(user, items, time_ms=time_ms), items)
                 (profile,) = self._store.profiles([user], self._bundle.digest)
-                stored = _stored_user(self._system, profile)
+                (sequence,) = self._store.sequences([user])
+                stored = _stored_user(self._bundle, self._system, profile, sequence)
                 plain = score_stored(self._bundle, session, stored, item_keys(items), time_ms)
                 worst = max(worst, float(np.abs(served - plain).max()))
                 at(i + 1)
@@ -619,22 +632,29 @@ def _compare(expected: npt.NDArray[np.void], stored: StoredSequence | None) -> t
     )
 
 
-def _stored_user(system: System, profile: Profile | None) -> StoredUser | None:
+def _stored_user(
+    bundle: Bundle, system: System, profile: Profile | None, sequence: StoredSequence | None
+) -> StoredUser | None:
     """What the store holds of a user, for the plain evaluation; None: nothing."""
-    if profile is None:
+    if profile is None or sequence is None:
         return None
+    acted = action_rows(bundle, sequence.behaviors)
     if profile.interests is None:
+        # Who keeps no states reads as many as those would cover, not all that are stored.
+        newer = profile.recent if system.keeps_state else profile.recent[-bundle.manifest.L :]
         return StoredUser(
             tensors={},
             recent=np.empty(0, np.uint64),
             history=EMPTY_HISTORY,
-            newer=profile.recent["item"].copy(),
-            newer_times=profile.recent["time"].copy(),
+            newer=newer["item"].copy(),
+            newer_times=newer["time"].copy(),
             count=profile.version.count,
-            last_time_ms=int(profile.recent["time"].max()),
+            last_time_ms=int(newer["time"].max()),
+            actions=StoredActions(acted[:0], acted[:0], action_rows(bundle, newer)),
         )
     state = system.layout.decode(profile.interests)
     newer = profile.recent[len(profile.recent) - (profile.version.count - state.count) :]
+    covered = acted[: len(acted) - len(newer)][-bundle.manifest.L :]
     return StoredUser(
         tensors=state.tensors,
         recent=state.recent,
@@ -643,6 +663,9 @@ def _stored_user(system: System, profile: Profile | None) -> StoredUser | None:
         newer_times=newer["time"].copy(),
         count=profile.version.count,
         last_time_ms=max([state.last_time_ms, *newer["time"].tolist()]),
+        actions=StoredActions(
+            covered[-bundle.manifest.M :], covered, acted[len(acted) - len(newer) :]
+        ),
     )
 
 

@@ -170,7 +170,12 @@ class SDIMOffline(
 
 
 class TWINOffline(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="system", tag="twin"
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,  # those that came later: a manifest without them keeps its checksum
+    tag_field="system",
+    tag="twin",
 ):
     """TWIN's search and attention over item tables."""
 
@@ -180,6 +185,9 @@ class TWINOffline(
     """Heads of the attention (Eq. 8)."""
     d_k: Count
     """Width of a query, key and value in each head."""
+    biases: tuple[tuple[float, ...], ...] = ()
+    """What an action adds to the relevance of a behavior in each head (Eq. 5), a row for each of
+    `Manifest.actions`, row 0 for unknown ones; none where the attention has no cross features."""
 
     @property
     def width(self) -> int:

@@ -3,15 +3,18 @@
 Every candidate ranks a user's behaviors once a head, takes the heads' rankings in turns until k
 different behaviors are found (CP-GSU; TWIN, section 4.3), and attends to those (ESU, Eq. 7).
 Behaviors on one item have one score, so an item is scored once, and counts as often as behaviors on
-it were found: always its newest ones.
+it were found: always its newest ones. Where a cross feature (Eq. 5) tells behaviors on one item
+apart, an item of this file is an item with one code of it: few more, as long as users do few things
+with an item.
 
 Nothing is sorted but a head's few best. Items lie in rows of lanes; of the lanes' greatest scores,
 a few hundred and cheap to count in, a threshold is taken that enough of them reach, and only lanes
 that reach it are looked through. How many ranks a candidate takes is told by the one before it;
 where that was too few, all k are ranked.
 
-Scores are exact sums (`models.modules.rounding`), so that it is never rounding that decides who is
-k-th. An exported graph, and training on other devices, say the same in torch
+Scores are exact sums (`models.modules.rounding`), and a bias is added to the finished sum in one
+step, which IEEE 754 rounds alike everywhere; so it is never a runtime's order of additions that
+decides who is k-th. An exported graph, and training on other devices, say the same in torch
 (`models.networks.twin`); the tests hold the one against the other.
 """
 
@@ -21,7 +24,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from infra.arrays import F32, I32, Bools
+from infra.arrays import F32, I32, U8, Bools
 from models.kernels.compiling import fast_kernel, kernel, on_threads
 
 LANES: Final = 256
@@ -58,21 +61,26 @@ class Items(NamedTuple):
     """i32[D + 1]: where each item's ages begin."""
     ages: I32
     """i32[L]: how many behaviors are newer than each; an item's ascending."""
+    codes: U8
+    """u8[D]: codes of their cross feature; zeros where there is none."""
 
 
-def items_of(rows: I32) -> Items:
-    """Behaviors on rows i32[L], oldest first, by item.
+def items_of(rows: I32, codes: U8 | None = None) -> Items:
+    """Behaviors on rows i32[L], oldest first, by item; or by item and code u8[L].
 
     >>> import numpy as np
     >>> found = items_of(np.array([7, 5, 7], np.int32))
     >>> found.rows.tolist(), found.counts.tolist(), found.ages.tolist()
     ([7, 5], [2, 1], [0, 2, 1])
+    >>> found = items_of(np.array([7, 5, 7], np.int32), np.array([0, 0, 1], np.uint8))
+    >>> found.rows.tolist(), found.codes.tolist(), found.counts.tolist()
+    ([7, 5, 7], [1, 0, 0], [1, 1, 1])
     """
-    return Items(*_items_kernel(rows))
+    return Items(*_items_kernel(rows, np.zeros(len(rows), np.uint8) if codes is None else codes))
 
 
 @kernel
-def _items_kernel(rows: I32) -> tuple[I32, I32, I32, I32]:
+def _items_kernel(rows: I32, codes: U8) -> tuple[I32, I32, I32, I32, U8]:
     length = len(rows)
     size = 16
     while size < 2 * length:
@@ -80,16 +88,17 @@ def _items_kernel(rows: I32) -> tuple[I32, I32, I32, I32]:
     table = np.full(size, -1, np.int32)
     mask = np.uint32(size - 1)
     items, counts = np.empty(length, np.int32), np.zeros(length, np.int32)
-    item_of = np.empty(length, np.int32)
+    codes_of, item_of = np.empty(length, np.uint8), np.empty(length, np.int32)
     found = 0
     for age in range(length):
-        row = rows[length - 1 - age]
-        slot = (np.uint32(row) * HASH_FACTOR >> np.uint32(7)) & mask
-        while table[slot] >= 0 and items[table[slot]] != row:
+        row, code = rows[length - 1 - age], codes[length - 1 - age]
+        mixed = np.uint32(row) + np.uint32(code) * HASH_FACTOR
+        slot = (mixed * HASH_FACTOR >> np.uint32(7)) & mask
+        while table[slot] >= 0 and (items[table[slot]] != row or codes_of[table[slot]] != code):
             slot = (slot + np.uint32(1)) & mask
         if table[slot] < 0:
             table[slot] = found
-            items[found] = row
+            items[found], codes_of[found] = row, code
             found += 1
         item_of[age] = table[slot]
         counts[table[slot]] += 1
@@ -101,10 +110,18 @@ def _items_kernel(rows: I32) -> tuple[I32, I32, I32, I32]:
         i = item_of[age]
         ages[end[i]] = age
         end[i] += 1
-    return items[:found].copy(), counts[:found].copy(), bounds, ages
+    return items[:found].copy(), counts[:found].copy(), bounds, ages, codes_of[:found].copy()
 
 
-def attend_to_found(queries: F32, keys: F32, values: F32, items: Items, k: int, heads: int) -> F32:
+def attend_to_found(
+    queries: F32,
+    keys: F32,
+    values: F32,
+    items: Items,
+    k: int,
+    heads: int,
+    biases: F32 | None = None,
+) -> F32:
     """What each candidate's attention makes of the k behaviors that it finds.
 
     Args:
@@ -113,46 +130,66 @@ def attend_to_found(queries: F32, keys: F32, values: F32, items: Items, k: int, 
         values: f32[D, heads * w], likewise.
         items: the user's behaviors.
         k: behaviors that are found, or all where there are no more.
+        biases: f32[D, heads], what the items' cross features add to their scores; None: nothing.
 
     Returns:
         f32[B, heads * w], the heads side by side; without behaviors zeros.
     """
     if not len(items.rows) or not len(queries):
         return np.zeros_like(queries)
-    laid, together = _laid(keys, heads)
+    laid, laid_biases, together = _laid(keys, heads, biases)
     found: F32 = _search_kernel(
         np.ascontiguousarray(queries),
         laid,
+        laid_biases,
         np.ascontiguousarray(values),
-        *items[1:],
+        items.counts,
+        items.bounds,
+        items.ages,
         k,
         together,
     )
     return found
 
 
-def behaviors_found(queries: F32, keys: F32, items: Items, k: int, heads: int) -> Bools:
+def behaviors_found(
+    queries: F32, keys: F32, items: Items, k: int, heads: int, biases: F32 | None = None
+) -> Bools:
     """The behaviors that `attend_to_found` attends to, of the same arguments: bool[B, L], oldest
     first.
     """
     found = np.zeros((len(queries), len(items.ages)), np.bool_)
     if found.size:
-        laid, together = _laid(keys, heads)
-        _behaviors_kernel(np.ascontiguousarray(queries), laid, *items[1:], k, together, found)
+        laid, laid_biases, together = _laid(keys, heads, biases)
+        _behaviors_kernel(
+            np.ascontiguousarray(queries),
+            laid,
+            laid_biases,
+            items.counts,
+            items.bounds,
+            items.ages,
+            k,
+            together,
+            found,
+        )
     return found
 
 
-def _laid(keys: F32, heads: int) -> tuple[F32, int]:
-    """Keys f32[D, heads * w] as f32[heads, rows, w * LANES], the items row by row, and how many
-    candidates are scored together.
+def _laid(keys: F32, heads: int, biases: F32 | None) -> tuple[F32, F32, int]:
+    """Keys f32[D, heads * w] as f32[heads, rows, w * LANES], the items row by row, biases
+    f32[D, heads] likewise (no rows, where there are none), and how many candidates are scored
+    together.
     """
     n, width = len(keys), keys.shape[1] // heads
     rows = -(-n // LANES)
     padded = np.zeros((rows * LANES, heads * width), np.float32)
     padded[:n] = keys
     laid = padded.reshape(rows, LANES, heads, width).transpose(2, 0, 3, 1)
+    laid_biases = np.zeros((heads, 0 if biases is None else rows, LANES), np.float32)
+    if biases is not None:
+        laid_biases.reshape(heads, -1)[:, :n] = biases.T
     together = max(1, min(TOGETHER, SCORES // (heads * len(padded))))
-    return laid.reshape(heads, rows, -1), together
+    return laid.reshape(heads, rows, -1), laid_biases, together
 
 
 def search_scores(scores: F32, mask: Bools, k: int, threads: int = 1) -> Bools:
@@ -211,9 +248,10 @@ def _scratch(heads: int, padded: int, n: int, k: int) -> _Scratch:
 
 
 @fast_kernel
-def _search_kernel(
+def _search_kernel(  # noqa: PLR0917  # kernels take nothing by name
     queries: F32,
     keys: F32,
+    biases: F32,
     values: F32,
     counts: I32,
     bounds: I32,
@@ -221,7 +259,9 @@ def _search_kernel(
     k: int,
     together: int,
 ) -> F32:
-    """`attend_to_found`, of keys f32[heads, rows, w * LANES], the items row by row."""
+    """`attend_to_found`, of keys f32[heads, rows, w * LANES], the items row by row, and biases
+    f32[heads, rows, LANES] likewise; no rows of them: there are none.
+    """
     heads, padded = len(keys), keys.shape[1] * LANES
     out = np.empty(queries.shape, np.float32)
     block_scores = np.empty((together, heads, padded), np.float32)
@@ -233,7 +273,7 @@ def _search_kernel(
     for b in range(len(queries)):
         if b % together == 0:
             part = queries[b : b + together]
-            _score(part, keys, len(counts), block_scores, block_greatest)
+            _score(part, keys, biases, len(counts), block_scores, block_greatest)
         scores, greatest = block_scores[b % together], block_greatest[b % together]
         size, ranks = _find(scores, greatest, counts, bounds, ages, k, ranks, scratch)
         chosen = scratch.chosen[:size]
@@ -246,9 +286,10 @@ def _search_kernel(
 
 
 @fast_kernel
-def _behaviors_kernel(
+def _behaviors_kernel(  # noqa: PLR0917  # kernels take nothing by name
     queries: F32,
     keys: F32,
+    biases: F32,
     counts: I32,
     bounds: I32,
     ages: I32,
@@ -265,7 +306,7 @@ def _behaviors_kernel(
     for b in range(len(queries)):
         at = b % together
         if at == 0:
-            _score(queries[b : b + together], keys, len(counts), scores, greatest)
+            _score(queries[b : b + together], keys, biases, len(counts), scores, greatest)
         size, ranks = _find(scores[at], greatest[at], counts, bounds, ages, k, ranks, scratch)
         for i in range(size):
             item = scratch.chosen[i]
@@ -362,10 +403,10 @@ def _find(
 
 
 @fast_kernel
-def _score(queries: F32, keys: F32, n: int, scores: F32, greatest: F32) -> None:
-    """Products of some queries f32[c, heads * w] with keys f32[heads, rows, w * LANES] of n items:
-    f32[c, heads, rows * LANES], and the greatest of each lane, f32[c, heads, LANES]. What fills the
-    last row has `NOWHERE`.
+def _score(queries: F32, keys: F32, biases: F32, n: int, scores: F32, greatest: F32) -> None:
+    """Products of some queries f32[c, heads * w] with keys f32[heads, rows, w * LANES] of n items,
+    and their biases, if there are any: f32[c, heads, rows * LANES], and the greatest of each lane,
+    f32[c, heads, LANES]. What fills the last row has `NOWHERE`.
     """
     heads, rows, width = len(keys), keys.shape[1], keys.shape[2] // LANES
     for h in range(heads):
@@ -374,6 +415,8 @@ def _score(queries: F32, keys: F32, n: int, scores: F32, greatest: F32) -> None:
                 query = queries[c, h * width : (h + 1) * width]
                 part = scores[c, h, r * LANES : (r + 1) * LANES]
                 _score_row(query, keys[h, r], part)
+                if biases.shape[1]:
+                    _add(part, biases[h, r])
                 if r == rows - 1:
                     part[n - r * LANES :] = NOWHERE
                 most = greatest[c, h]
@@ -404,6 +447,15 @@ def _score_row(query: F32, keys: F32, scores: F32) -> None:
         for i in range(LANES):
             scores[i] += a * key[i]
         j += 1
+
+
+@kernel
+def _add(scores: F32, biases: F32) -> None:
+    """Add biases to finished scores. Not as a fast kernel, which may add them to a product before
+    the others, and round otherwise.
+    """
+    for i in range(LANES):
+        scores[i] += biases[i]
 
 
 @fast_kernel

@@ -7,6 +7,7 @@ user's long-term interest relative to each. Training composes the two; export ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
@@ -108,11 +109,13 @@ class LongTerm(nn.Module):
         """A loss of the module's own, beside the cross-entropy; a scalar, or None."""
         return None
 
-    def served(self, *, half: bool) -> Served | None:
+    def served(self, *, half: bool, feature_tables: Mapping[str, Tensor]) -> Served | None:
         """How the services serve it; None: they do not, or not as it is configured.
 
         Args:
             half: have what they store of a user's interests kept as float16.
+            feature_tables: embeddings of the behavior features' values, f32[F, d] by feature: of
+                none but those that the services know.
         """
         return None
 

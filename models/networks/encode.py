@@ -9,6 +9,7 @@ projection to keep distances (Eqs. 5-7).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
@@ -109,7 +110,7 @@ class Encode(LongTerm):
         pooled = self.extract(sequence)
         return {"interests": pooled.interests, "sizes": pooled.sizes}
 
-    def served(self, *, half: bool) -> Served | None:
+    def served(self, *, half: bool, feature_tables: Mapping[str, Tensor]) -> Served | None:
         """States are clusters that have members, k <= K. Centers, which the next clustering starts
         from, are small and stay as they are. The services cluster by k-means alone.
         """

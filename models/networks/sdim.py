@@ -8,7 +8,7 @@ them and adds a new behavior to one bucket a group; what it computes online does
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -131,7 +131,7 @@ class SDIM(LongTerm):
         # Dividing the few that are chosen is cheaper than dividing the buckets.
         return chosen / divisor.unsqueeze(-2) @ buckets
 
-    def served(self, *, half: bool) -> Served:
+    def served(self, *, half: bool, feature_tables: Mapping[str, Tensor]) -> Served:
         """States are the buckets with their sizes; a candidate's signatures lie in an item table,
         so that a request hashes nothing and reads the buckets without a graph.
         """

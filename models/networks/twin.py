@@ -11,6 +11,7 @@ found, are the same in training, in an exported graph and in the services.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, cast
 
 import torch
@@ -72,7 +73,7 @@ class Keys(NamedTuple):
     projected: Tensor
     """K_h W^h, f32[..., L, heads * d_k]."""
     bias: Tensor | None
-    """K_c W^c beta, f32[..., L, heads]; None without cross features."""
+    """K_c W^c beta, f32[..., L, heads], with few digits; None without cross features."""
 
 
 class Relevance(nn.Module):
@@ -103,20 +104,34 @@ class Relevance(nn.Module):
         """K_h W^h, f32[..., heads * d_k] of items f32[..., d]."""
         return project(embeddings, self.key, self.heads)
 
+    def compress_features(self, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """w^c beta of each cross feature's values (Eq. 5), f32[F, heads] by feature; none without
+        biases.
+
+        A score is then the sum of two numbers that are the same to the last digit wherever they are
+        computed, and so is their sum, as long as it is their sum alone that is rounded.
+
+        Args:
+            tables: f32[F, d] by feature, embeddings of its values.
+        """
+        if self.compression is None or self.beta is None:
+            return {}
+        weights = self.compression * self.beta[:, None, None]
+        return {
+            name: project(table, weight, self.heads)
+            for (name, table), weight in zip(tables.items(), weights, strict=True)
+        }
+
     def project_sequence(self, sequence: BehaviorSequence) -> Keys:
         """What does not depend on the candidate: a service stores it, or looks it up by item."""
         if self.raw:
             return Keys(sequence.project(self.key), None)
-        bias = None
-        if self.compression is not None and self.beta is not None:
-            weights = self.compression * self.beta[:, None, None]
-            tables = sequence.feature_tables
-            bias = sum(
-                functional.embedding(sequence.features[name], table @ weight)
-                for (name, table), weight in zip(tables.items(), weights, strict=True)
-            )
+        biases = self.compress_features(sequence.feature_tables)
+        bias = sum(
+            functional.embedding(sequence.features[name], table) for name, table in biases.items()
+        )
         keys = functional.embedding(sequence.rows, self.project_items(sequence.table))
-        return Keys(keys, cast("Tensor | None", bias))
+        return Keys(keys, cast("Tensor", bias) if biases else None)
 
     def forward(self, queries: Tensor, keys: Keys) -> Tensor:
         """queries f32[..., B, heads * d_k] -> scores f32[..., heads, B, L]"""
@@ -187,17 +202,21 @@ class TWIN(LongTerm):
         """Mix the heads (Eq. 8)."""
         return found @ self.out
 
-    def served(self, *, half: bool) -> Served | None:
+    def served(self, *, half: bool, feature_tables: Mapping[str, Tensor]) -> Served | None:
         """Nothing is stored of a user: a request reads the behaviors themselves, and what is
-        inherent in their items lies in item tables. The services' search knows no behavior
-        features, and has the attention's parameters.
+        inherent in their items lies in item tables; what their actions add is a number per head
+        and action. The services' search has the attention's parameters, and keys of items alone.
         """
-        if not self.config.consistent or self.inputs.schema.behaviors:
+        if not self.config.consistent or self.relevance.raw:
             return None
         heads, d_k = self.config.heads, self.relevance.d_k
         width = heads * d_k
+        compressed = self.relevance.compress_features(feature_tables)
+        biases = compressed["action"].tolist() if compressed else ()
         return Served(
-            offline=TWINOffline(k=self.config.k, heads=heads, d_k=d_k),
+            offline=TWINOffline(
+                k=self.config.k, heads=heads, d_k=d_k, biases=tuple(map(tuple, biases))
+            ),
             tables={
                 "queries": TableEntry("float16", width),
                 "keys": TableEntry("float16", width),

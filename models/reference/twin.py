@@ -6,23 +6,35 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from infra.arrays import F32, I32, Array
-from models.bundle import LONG_TERM, Bundle, TWINOffline
+from infra.arrays import F32, I32, U8, Array
+from models.bundle import LONG_TERM, PROJECTION, Bundle, TWINOffline, make_session
 
 
-def extract(bundle: Bundle, rows: I32) -> dict[str, Array]:  # noqa: ARG001  # the rows are all
-    """What is known of behaviors on the items of ``rows``: "rows" i32[L]."""
-    return {"rows": rows}
+def extract(
+    bundle: Bundle,  # noqa: ARG001  # behaviors are all
+    rows: I32,
+    actions: U8 | None = None,
+) -> dict[str, Array]:
+    """What is known of behaviors on the items of ``rows``: "rows" i32[L], "actions" u8[L]."""
+    return {"rows": rows, "actions": np.zeros(len(rows), np.uint8) if actions is None else actions}
 
 
 def feed(
-    bundle: Bundle, tensors: Mapping[str, Array], newer: I32, candidates: I32
+    bundle: Bundle,
+    tensors: Mapping[str, Array],
+    newer: I32,
+    candidates: I32,
+    actions: U8 | None = None,
 ) -> dict[str, Array]:
     """The heads' attention (TWIN, Eq. 7) to what the search finds, side by side."""
     offline = bundle.manifest.offline
     assert isinstance(offline, TWINOffline)
-    rows = np.concatenate((tensors["rows"], newer)) if tensors else newer
-    rows = rows[-bundle.manifest.L :]
+    added = extract(bundle, newer, actions)
+    known = [tensors, added] if tensors else [added]
+    rows, acted = (
+        np.concatenate([of[name] for of in known])[-bundle.manifest.L :]
+        for name in ("rows", "actions")
+    )
     found = np.zeros((len(candidates), offline.width), np.float32)
     if len(rows):
         queries, keys, values = (
@@ -30,6 +42,12 @@ def feed(
             for name, of in (("queries", candidates), ("keys", rows), ("values", rows))
         )
         scores = queries @ keys.transpose(0, 2, 1)
+        if offline.biases:
+            # Eq. 5, and the actions' part of K in Eq. 7.
+            scores += np.array(offline.biases, np.float32).T[:, None, acted]
+            session = make_session((bundle.path / PROJECTION).read_bytes())
+            (of_actions,) = session.run(["values"], {"embeddings": bundle.actions})
+            values = values + _by_head(of_actions[acted], offline.heads)
         scores[:, ~_searched(scores, offline.k)] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         heads = weights / weights.sum(-1, keepdims=True) @ values

@@ -102,6 +102,19 @@ def test_without_a_state_the_behaviors_themselves_are_described(
     assert interests["largest"][0] == {"share": 0.125, "typical": ["Item 4"]}
 
 
+def test_biases_are_told_by_the_names_of_actions(filled: Settings, tmp_path: Path) -> None:
+    path = tiny_bundle(tmp_path / "twin", system="twin", actions=("view", "like"))
+    settings = Settings(store=filled.store, bundle=BundleSettings(path=path))
+
+    biases = run_inspect(settings, None, 2, quiet=True)["bundle"]["biases"]
+
+    assert {action: len(of_heads) for action, of_heads in biases.items()} == {
+        "unknown": 2,
+        "view": 2,
+        "like": 2,
+    }
+
+
 def test_interests_of_another_bundle_are_not_shown(filled: Settings) -> None:
     store = open_store(filled.store)
     write(store, OTHER, b"of another layout")

@@ -54,6 +54,10 @@ BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
     "twin": ("twin", {}),
     "twin untaught": ("twin", {}),
     "twin, all found": ("twin", {"k": 100}),
+    "twin, actions and rates": ("twin", {}),
+    "twin, actions, all found": ("twin", {"k": 100}),
+    "twin, actions, other widths": ("twin", {"heads": 3, "d_k": 5, "k": 20}),
+    "twin, actions that attention does not see": ("twin", {"cross": "none"}),
     "twin, other widths": ("twin", {"heads": 3, "d_k": 5, "k": 20}),
 }
 """Systems and changes of their settings."""

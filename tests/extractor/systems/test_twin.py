@@ -15,7 +15,7 @@ from extractor.system import Candidates, System, UserHistory
 from extractor.systems import open_system
 from extractor.systems.twin import TABLES, TWINSystem, first_in_turns
 from infra.arrays import F32, I32, Bools
-from infra.behaviors import item_key
+from infra.behaviors import ActionNames, item_key
 from infra.errors import BundleIncompatible
 from infra.store import Behaviors, Version
 from models.bundle import LONG_TERM, SCORER_INPUTS, Bundle, TWINOffline
@@ -28,6 +28,8 @@ from tests.bundles import tiny_bundle, tiny_config, tiny_network
 from tests.extractor.items import START_MS, behaviors_on, sequence_of
 
 L = 64
+ACTIONS = ("like", "view")
+"""Of a bundle that sees actions; 0 is any other."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def system(bundle: Bundle) -> System:
     return open_system(bundle)
+
+
+@pytest.fixture(scope="module")
+def acted(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("bundle") / "tiny"
+    return Bundle.load(tiny_bundle(path, system="twin", actions=ACTIONS))
 
 
 def on_items(*numbers: int) -> Behaviors:
@@ -86,6 +94,62 @@ def test_candidates_find_what_plain_serving_finds(
     )
 
 
+@pytest.mark.parametrize("length", [1, 3, 40, 64, 200])
+def test_candidates_find_by_actions_what_plain_serving_finds(acted: Bundle, length: int) -> None:
+    rng = np.random.default_rng(length)
+    behaviors = on_items(*rng.integers(1, 60, length).tolist())
+    behaviors["action"] = rng.integers(0, 5, length)
+    rows = acted.rows(np.ascontiguousarray(behaviors["item"]))
+    actions = acted.action_rows(np.ascontiguousarray(behaviors["action"]))
+    every = candidates_of(acted, *range(1, 60))
+    expected = twin.feed(acted, {}, rows, every.rows, actions)[LONG_TERM]
+    found = fed(open_system(acted), acted, behaviors)[LONG_TERM]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_what_a_user_did_counts(acted: Bundle) -> None:
+    system, behaviors = open_system(acted), on_items(*range(1, 41))
+    before = fed(system, acted, behaviors)[LONG_TERM]
+    behaviors["action"][::2] = 1
+    assert np.abs(fed(system, acted, behaviors)[LONG_TERM] - before).max() > 1e-4
+
+
+def test_an_action_that_the_bundle_does_not_know_is_the_unknown_one(acted: Bundle) -> None:
+    system, behaviors = open_system(acted), on_items(1, 2, 3)
+    unknown = fed(system, acted, behaviors)[LONG_TERM]
+    behaviors["action"] = len(ACTIONS) + 1
+    np.testing.assert_array_equal(fed(system, acted, behaviors)[LONG_TERM], unknown)
+
+
+def test_stored_codes_are_those_that_the_settings_declare(acted: Bundle) -> None:
+    behaviors = on_items(1, 2, 3)
+    behaviors["action"] = 1
+    expected = fed(open_system(acted), acted, behaviors)[LONG_TERM]
+    behaviors["action"] = 3
+    declared = acted.declaring(ActionNames(("view", "click", ACTIONS[0])))
+    found = fed(open_system(declared), declared, behaviors)[LONG_TERM]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("wrong", [((0.5, 1.0),) * 2, ((0.5,),) * 3])
+def test_biases_of_other_actions_or_heads_are_refused(
+    acted: Bundle, wrong: tuple[tuple[float, ...], ...]
+) -> None:
+    offline = acted.manifest.offline
+    assert isinstance(offline, TWINOffline)
+    assert (len(offline.biases), len(offline.biases[0])) == (3, offline.heads)
+    changed = msgspec.structs.replace(offline, biases=wrong)
+    manifest = msgspec.structs.replace(acted.manifest, offline=changed)
+    with pytest.raises(BundleIncompatible, match="biases of other actions or heads") as caught:
+        open_system(replace(acted, manifest=manifest))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_without_biases_is_what_it_was_before_there_were_any() -> None:
+    encoded = msgspec.json.decode(msgspec.json.encode(TWINOffline(k=4, heads=2, d_k=4)))
+    assert encoded == {"system": "twin", "k": 4, "heads": 2, "d_k": 4}
+
+
 def test_only_the_last_l_behaviors_count(system: System, bundle: Bundle) -> None:
     numbers = np.random.default_rng(0).integers(1, 51, 3 * L).tolist()
     whole = fed(system, bundle, on_items(*numbers))
@@ -118,6 +182,21 @@ def test_what_is_measured_of_a_request_is_what_is_measured_offline(
     found_weight = (oracle.weights.numpy() * found).sum(-1).mean()
     assert measured["found_weight"] == pytest.approx(found_weight, rel=1e-5)
     assert measured["found_weight"] < 0.99
+
+
+@pytest.mark.parametrize("length", [40, 64, 200])
+def test_what_was_done_counts_in_what_is_measured(acted: Bundle, length: int) -> None:
+    rng = np.random.default_rng(length)
+    behaviors, every = on_items(*rng.integers(1, 60, length).tolist()), candidates_of(acted, 3, 9)
+    history = UserHistory(Version(7, length), None, behaviors)
+    system = open_system(acted)
+    before = system.measure(history, behaviors, every)
+    behaviors["action"] = rng.integers(0, 5, length)
+
+    measured = system.measure(history, behaviors, every)
+
+    assert measured["hit_rate"] == 1.0
+    assert measured["found_weight"] != before["found_weight"]
 
 
 @torch.no_grad()
@@ -164,6 +243,10 @@ def test_a_user_is_described_by_the_items_with_the_most_behaviors(
 
 
 WRONG: dict[str, tuple[Callable[[TWINOffline], dict[str, Any]], str]] = {
+    "another search": (
+        lambda _: {"offline": None, "long_term": {"consistent": False}},
+        "learned with long_term.consistent = False, which the services do not have",
+    ),
     "no settings": (lambda _: {"offline": None}, "no settings of TWIN's search"),
     "no table": (lambda _: {"tables": {}}, "no item table 'queries' of float16 and width 8"),
     "another width": (

@@ -1,7 +1,7 @@
 """A behavior on an item that a bundle does not know is one on row 0, alike offline and served.
 
-Whatever mix of known, unknown and newer behaviors a user has, and whether something taught row 0 or
-not, the services arrive where the trained network does.
+Whatever mix of known, unknown and newer behaviors a user has, whatever was done with the items, and
+whether something taught row 0 or not, the services arrive where the trained network does.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tests.bundles import tiny_config, tiny_network
 
 ITEMS = 30
 IDS = ["", *(f"item-{i}" for i in range(1, ITEMS + 1))]
+ACTIONS = ("view", "like", "purchase")
 POPULARITY = np.array([0, *[1e6 / ITEMS] * ITEMS], np.float32)
 AGREE = 1e-6
 MS = 1_000_000
@@ -41,17 +42,30 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(
-    scope="module", params=["encode", "encode untaught", "sdim", "sdim untaught", "encode sampled"]
+    scope="module",
+    params=[
+        "encode",
+        "encode untaught",
+        "encode sampled",
+        "sdim",
+        "sdim untaught",
+        "twin",
+        "twin actions",
+        "twin actions untaught",
+    ],
 )
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    config = tiny_config(system=request.param.partition(" ")[0])
+    acted = "actions" in request.param
+    config = tiny_config(system=request.param.partition(" ")[0], acted=acted)
     with torch.random.fork_rng(), torch.no_grad():
-        network = tiny_network(ITEMS, config)
+        network = tiny_network(ITEMS, config, ACTIONS)
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.5)
         if "untaught" in request.param:
             network.embedding.weight[0] = 0
+            for table in network.feature_tables().values():
+                table[0] = 0
         if "sampled" in request.param:
             network.sampling_rate = 0.05
         contents, _ = export_network(
@@ -80,7 +94,8 @@ def test_offline_is_served_for_any_mix_of_known_unknown_and_newer_behaviors(
     trained: Trained, behaviors: list[str], newer: int, times: int, candidates: list[str]
 ) -> None:
     network, bundle, system = trained
-    ages = np.random.default_rng(times).integers(0, 10_000 * MS, len(behaviors))
+    rng = np.random.default_rng(times)
+    ages = rng.integers(0, 10_000 * MS, len(behaviors))
     golden = GoldenSequence(
         name="mix",
         items=behaviors,
@@ -90,6 +105,7 @@ def test_offline_is_served_for_any_mix_of_known_unknown_and_newer_behaviors(
         candidates=candidates,
         now_ms=NOW_MS,
         ctr=Tensor.of(np.zeros(0, np.float32)),
+        actions=rng.integers(0, len(ACTIONS) + 1, len(behaviors)).tolist(),
     )
     answered = answer_sequences(
         network, bundle.manifest, bundle.catalog, range(ITEMS + 1), [golden]

@@ -18,6 +18,7 @@ import pytest
 
 from infra.kafka.local import LocalKafka
 from lifelong.shipped import BUNDLES
+from tests.bundles import tiny_bundle
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -98,6 +99,19 @@ def test_all_events_arrive_and_none_twice(report: dict[str, Any]) -> None:
 
 def test_what_is_served_is_what_the_bundle_gives(report: dict[str, Any]) -> None:
     assert report["max_ctr_difference"] <= 1e-5
+
+
+@pytest.mark.parametrize("system", ["encode", "twin"])
+def test_what_is_served_of_actions_is_what_the_bundle_gives(
+    kafka: LocalKafka, tmp_path: Path, system: str
+) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", system=system, actions=("view", "purchase"))
+    arguments = ["--bundle", str(bundle), "--broker", kafka.bootstrap, "--events", "200"]
+    arguments += ["--json", str(tmp_path / "report.json")]
+    with running_demo(*arguments, temporary=tmp_path) as demo:
+        output, _ = demo.communicate(timeout=REACH_S)
+    assert demo.returncode == 0, output
+    assert json.loads((tmp_path / "report.json").read_text())["max_ctr_difference"] <= 1e-5
 
 
 def test_the_model_beats_the_repeat_rule_and_that_beats_popularity(report: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def module_of(m: int, tau: int, normalization: str, seed: int) -> SDIM:
 
 def read_by_kernels(module: SDIM, table: torch.Tensor, older: I32, newer: I32) -> F32:
     """What every item finds, f32[n + 1, d]: distinct older behaviors first, newer ones added."""
-    offline = module.served(half=False).offline
+    offline = module.served(half=False, feature_tables={}).offline
     assert isinstance(offline, SDIMOffline)
     embeddings = table.numpy()
     signatures = module.signatures(table).numpy().astype(offline.signature)

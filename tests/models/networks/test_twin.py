@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import TrainingError
+from models.bundle import TWINOffline
 from models.modules.rounding import project
 from models.modules.sequence import BehaviorSequence, Target
 from models.networks.twin import TWIN, TWINConfig, search
@@ -51,9 +52,9 @@ def scores_by_hand(module: TWIN, sequence: BehaviorSequence, target: Target) -> 
         scores = queries @ keys.mT
         if relevance.compression is not None and relevance.beta is not None:
             for j, name in enumerate(FEATURES):
+                weight = relevance.compression[j, :, head : head + 1] * relevance.beta[j]
                 cross = sequence.feature_tables[name][sequence.features[name]]
-                one = cross @ relevance.compression[j, :, head]
-                scores = scores + (one * relevance.beta[j]).unsqueeze(1)
+                scores = scores + project(cross, weight, 1).mT
         heads.append(scores)
     return torch.stack(heads, dim=1)
 
@@ -257,6 +258,26 @@ def test_exported_read_agrees(config: TWINConfig, tmp_path: Path) -> None:
         (found,) = session.run(None, feed)
         expected = module.read(stored, everything).detach()
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TWINConfig(heads=2, cross="raw"), TWINConfig(heads=2, consistent=False)],
+)
+def test_keys_of_behaviors_and_a_search_of_its_own_are_not_served(config: TWINConfig) -> None:
+    module = built(config, ("action",))
+    assert module.served(half=False, feature_tables={"action": torch.randn(4, D)}) is None
+
+
+def test_its_biases_are_served() -> None:
+    module = built(TWINConfig(k=4, heads=2), ("action",))
+    sequence = sequence_of([12], 12, ("action",))
+    served = module.served(half=False, feature_tables=sequence.feature_tables)
+    assert served is not None
+    assert isinstance(served.offline, TWINOffline)
+    biases = torch.tensor(served.offline.biases)
+    expected = module.summarize(sequence)["bias"]
+    torch.testing.assert_close(biases[sequence.features["action"]], expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
