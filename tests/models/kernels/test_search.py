@@ -78,7 +78,7 @@ def check(module: TWIN, table: torch.Tensor, rows: list[int], acted: Acted | Non
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
-    rows=st.lists(st.integers(0, ITEMS), max_size=700),
+    rows=st.lists(st.integers(0, ITEMS), min_size=1, max_size=700),
     heads=st.integers(1, 4),
     k=st.sampled_from([1, 3, 40, 100]),
 )
