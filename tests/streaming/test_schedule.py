@@ -729,16 +729,63 @@ def test_a_store_that_stays_away_is_trouble_and_a_hiccup_is_none() -> None:
     house.reclusterer.stop()
 
 
-def test_users_of_whom_none_can_be_reclustered_are_trouble(house: House) -> None:
-    for number in range(STUCK_USERS):
+def failing(house: House, count: int) -> None:
+    """Have so many users fail."""
+    for number in range(count):
         house.system.users_failing.add(number)
         house.act(f"u{number}")
     house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="failed") == count
+
+
+def test_users_of_whom_none_can_be_reclustered_are_trouble(house: House) -> None:
+    failing(house, STUCK_USERS)
     assert house.reclusterer.trouble() is None
     house.clock.now += STUCK_MS
     assert "no interests for this one" in str(house.reclusterer.trouble())
     house.act("u99")
     house.reclusterer.run_once()
+    assert house.reclusterer.trouble() is None
+
+
+def test_users_whose_interests_others_made_are_no_trouble(house: House) -> None:
+    def newer() -> None:
+        house.system.before = lambda: None
+        version = Version(START, 10 * SEGMENT)
+        users = [f"u{number}" for number in range(STUCK_USERS)]
+        writes = [InterestWrite(user, DIGEST, version, b"newer") for user in users]
+        house.store.put_interests(writes, START)
+
+    for number in range(STUCK_USERS):
+        house.act(f"u{number}")
+    house.system.before = newer
+    house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="stale") == STUCK_USERS
+    house.clock.now += 10 * STUCK_MS
+    assert house.reclusterer.trouble() is None
+
+
+def test_failing_users_of_partitions_that_moved_away_are_no_trouble(house: House) -> None:
+    failing(house, STUCK_USERS)
+    house.reclusterer.set_owners([])
+    house.clock.now += STUCK_MS
+    assert house.reclusterer.trouble() is None
+
+
+def test_users_who_fail_after_a_long_quiet_have_their_time(house: House) -> None:
+    house.clock.now += 10 * STUCK_MS
+    failing(house, STUCK_USERS)
+    assert house.reclusterer.trouble() is None
+
+
+def test_a_user_who_failed_and_was_then_made_by_others_counts_no_longer(house: House) -> None:
+    failing(house, STUCK_USERS)
+    house.system.users_failing = set(range(1, STUCK_USERS))
+    newer = InterestWrite("u0", DIGEST, Version(START, 10 * SEGMENT), b"newer")
+    house.system.before = lambda: house.store.put_interests([newer], START)
+    house.clock.now += STUCK_MS
+    house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="stale") == 1
     assert house.reclusterer.trouble() is None
 
 
