@@ -180,8 +180,9 @@ class WorkerMetrics(_BundleInfo):
         )
         self.due_oldest_seconds = Gauge(
             "lifelong_worker_due_oldest_seconds",
-            "How long this worker's longest due user waits to be reclustered. Above 5 s the "
-            "freshness objective is being missed now: add workers or recluster threads.",
+            "How long this worker's longest due user waits to be reclustered; while due users "
+            "cannot be listed, the time since the last look at least. Above 5 s the freshness "
+            "objective is being missed now: add workers or recluster threads.",
             registry=registry,
         )
         self.renewal_users = Counter(

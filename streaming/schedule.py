@@ -75,6 +75,14 @@ STUCK_MS: Final = 60_000
 """Users who failed, and time since the first of them did, beyond which it is not those users who
 are at fault, if none was stored meanwhile."""
 
+HANGING_MS: Final = 60_000
+"""Time after which a pass that does not get on is trouble: many times what a batch takes, and
+longer than a store's own budgets, whose errors say more."""
+
+UNSEEN_MS: Final = 1000
+"""Time without a look for due users, beyond the pause between two, after which somebody is taken to
+be due since the last one."""
+
 RETRY_S: Final = 0.05
 """First pause after the store failed; doubled up to `WorkerSettings.retry_max_s`."""
 
@@ -159,6 +167,11 @@ class Reclusterer:
         self._pool: ThreadPoolExecutor | None = None
         self._backlog = False
         self._oldest: int | None = None
+        """Since when the longest due user was due, as of the last look that saw all owners."""
+        self._looked_at = clock()
+        """When that look began."""
+        self._moving_since: int | None = None
+        """When the pass under way last got on; None: none is."""
         self._failing: tuple[int, str] | None = None
         """Since when passes fail, and why the last one did."""
         self._user_failure = ""
@@ -189,6 +202,9 @@ class Reclusterer:
         now = self._clock()
         if self._failing is not None and now - self._failing[0] >= TROUBLE_MS:
             return self._failing[1]
+        moved_at = self._moving_since
+        if moved_at is not None and now - moved_at >= HANGING_MS:
+            return f"no batch has ended for {(now - moved_at) // 1000} s: is the store stuck?"
         with self._pauses_lock:
             failed, first = len(self._failed), next(iter(self._failed.values()), None)
         if first is not None and failed >= STUCK_USERS and now - first.at >= STUCK_MS:
@@ -255,9 +271,11 @@ class Reclusterer:
         failures = 0
         while not self._stopping.is_set():
             try:
+                self._moving_since = self._clock()
                 self.run_once()
                 self.sweep()
             except Exception as error:  # freshness must outlive any one failure
+                self._moving_since = None
                 pause = min(self._retry_max_s, RETRY_S * 2 ** min(failures, 16))
                 failures += 1
                 since = self._clock() if self._failing is None else self._failing[0]
@@ -268,12 +286,18 @@ class Reclusterer:
                         log.exception("reclustering failed unexpectedly")
                 self._stopping.wait(pause)
                 continue
+            self._moving_since = None
             if failures:
                 log.info("reclustering goes on", failures=failures)
                 failures = 0
                 self._failing = None
             if not self._backlog:
                 self._stopping.wait(self._poll_s)
+
+    def _moved(self) -> None:
+        """Note that the pass under way has got on."""
+        if self._moving_since is not None:
+            self._moving_since = self._clock()
 
     # Who is due
 
@@ -286,10 +310,15 @@ class Reclusterer:
         queues: list[list[_Due]] = []
         due = 0
         oldest: int | None = None
+        all_seen = True
         self._backlog = False
         page = PAGE_BATCHES * self._batch + len(self._pauses)
         for owner in owners:
             found = self._list(owner, page)
+            self._moved()
+            if found is None:
+                all_seen = False
+                continue
             if found:
                 due += len(found)
                 oldest = min(oldest or found[0].since, found[0].since)
@@ -300,14 +329,18 @@ class Reclusterer:
             self._backlog |= more
             queues.append(queue[: PAGE_BATCHES * self._batch])
         self._metrics.due_users.set(due)
-        self._oldest = oldest
+        if all_seen:
+            self._oldest, self._looked_at = oldest, now
         return _interleave(queues)
 
     def _oldest_seconds(self) -> float:
-        oldest = self._oldest
-        return 0.0 if oldest is None else max(0, self._clock() - oldest) / 1000
+        now, since = self._clock(), self._oldest
+        if now - self._looked_at > 1000 * self._poll_s + UNSEEN_MS:
+            since = self._looked_at if since is None else min(since, self._looked_at)
+        return 0.0 if since is None else max(0, now - since) / 1000
 
-    def _list(self, owner: int, limit: int) -> list[DueUser]:
+    def _list(self, owner: int, limit: int) -> list[DueUser] | None:
+        """The longest due users of an owner; None: they cannot be read."""
         try:
             return self._store.due(owner, self._system.digest, limit)
         except (StoreUnavailable, StoreFull) as error:
@@ -316,7 +349,7 @@ class Reclusterer:
         except StoreError as error:  # one owner's list must not block the others'
             self._count_store_error(error)
             log.error("due users unreadable", owner=f"{owner:016x}", error=typed_line(error))  # noqa: TRY400
-            return []
+            return None
 
     def _paused(self, user: str, now: int) -> bool:
         pause = self._pauses.get(user)
@@ -368,6 +401,7 @@ class Reclusterer:
                 else:
                     found.append(_Found(due, sequence, self._previous(due, record)))
             yield from self._renewed(found)
+            self._moved()
 
     def _renewed(self, users: Sequence[_Found]) -> Iterator[tuple[_Due, InterestWrite]]:
         """The new states of users who were read."""
@@ -458,6 +492,7 @@ class Reclusterer:
             else:
                 # Still due, perhaps: without a pause it would be tried in each pass.
                 self._pause(due)
+        self._moved()
         return stored
 
     def _fail(self, due: _Due, error: Exception) -> None:

@@ -33,6 +33,7 @@ from infra.stores.memory import MemoryStore
 from models.bundle import Bundle, StateTensor
 from models.features import EMPTY_HISTORY
 from streaming.schedule import (
+    HANGING_MS,
     STUCK_MS,
     STUCK_USERS,
     SWEEP_EVERY_MS,
@@ -712,6 +713,55 @@ def test_the_oldest_due_user_gets_older_while_the_store_is_away(house: House) ->
         house.reclusterer.run_once()
     house.clock.now += 5_000
     assert house.metric("due_oldest_seconds") == 5
+
+
+def test_who_is_due_since_nobody_can_be_listed_counts_as_due(house: House) -> None:
+    house.store.faults["due"] = unavailable
+    with pytest.raises(StoreUnavailable):
+        house.reclusterer.run_once()
+    house.clock.now += 5_000
+    assert house.metric("due_oldest_seconds") == 5
+
+
+def test_an_owner_whose_list_cannot_be_read_counts_as_due(house: House) -> None:
+    def corrupt(owner: Any) -> None:
+        if owner == A.owner:
+            raise StoreCorrupt("due list unreadable")
+
+    house.store.faults["due"] = corrupt
+    house.clock.now += 5_000
+    house.reclusterer.run_once()
+    assert house.metric("due_oldest_seconds") == 5
+
+
+def test_nobody_is_due_right_after_a_look_that_found_nobody(house: House) -> None:
+    house.clock.now += 5_000
+    house.reclusterer.run_once()
+    house.clock.now += 100
+    assert house.metric("due_oldest_seconds") == 0
+
+
+def test_a_pass_that_does_not_get_on_is_trouble_until_it_does() -> None:
+    house = House(MemoryStore(), recluster_poll_s=0.01)
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        entered.set()
+        assert leave.wait(10)
+
+    house.system.before = wait
+    house.act("u1")
+    house.reclusterer.start()
+    try:
+        assert entered.wait(10)
+        house.clock.now += HANGING_MS - 1
+        assert house.reclusterer.trouble() is None
+        house.clock.now += 1
+        assert "no batch has ended for 60 s" in str(house.reclusterer.trouble())
+    finally:
+        leave.set()
+    until(lambda: house.reclusterer.trouble() is None)
+    house.reclusterer.stop()
 
 
 def test_a_store_that_stays_away_is_trouble_and_a_hiccup_is_none() -> None:
