@@ -30,7 +30,7 @@ from infra.errors import (
 from infra.kafka.admin import create_topic, require_topic, topic_id, topic_partitions
 from infra.metrics import WorkerMetrics, new_registry
 from infra.settings import BrokerSettings, Settings
-from infra.store import Store
+from infra.store import Store, wall_clock_ms
 from infra.stores.mending import counted
 from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
@@ -75,6 +75,20 @@ QUIET: Final = {
 T = TypeVar("T")
 
 
+def prepare_topics(broker: BrokerSettings) -> int:
+    """See to it that the topics are there; the partitions of the behaviors'.
+
+    Raises:
+        BrokerError: the broker does not answer, or a topic is not there and is not to be made.
+    """
+    for topic in (broker.topic, broker.dead_letter_topic):
+        if broker.create_topics:
+            _ensure_topic(broker, topic)
+        else:
+            require_topic(broker, topic)
+    return topic_partitions(broker, broker.topic)
+
+
 class Worker:
     """One worker of the group, made of given parts; `run` it.
 
@@ -86,6 +100,10 @@ class Worker:
         metrics: where all of it is counted.
         health: kept true, for the endpoints to tell.
         interruptions: told of the store's outages by whoever opened it.
+        prepare: sees to it that the topics are there, and tells how many partitions the behaviors'
+            has; `BrokerError` where it cannot.
+        create: makes a consumer, as `create_app` does.
+        clock: ms since epoch.
     """
 
     def __init__(
@@ -97,6 +115,10 @@ class Worker:
         metrics: WorkerMetrics,
         health: Health,
         interruptions: Interruptions | None = None,
+        *,
+        prepare: Callable[[BrokerSettings], int] = prepare_topics,
+        create: Callable[..., LifelongApp] = create_app,
+        clock: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -105,16 +127,22 @@ class Worker:
         self._metrics = metrics
         self._health = health
         self._interruptions = interruptions or Interruptions()
+        # By the clock of whoever asks, as the endpoint tells it: the loop may be stuck.
+        metrics.ready.set_function(health.ready)
         self._lively = True
         self._crashed_at = -math.inf
+        self._prepare = prepare
+        self._create = create
+        self._clock = clock
         self._partitions = 0
-        self._reclusterer = Reclusterer(store, system, settings.worker, metrics)
+        self._reclusterer = Reclusterer(store, system, settings.worker, metrics, clock)
         self._renewal = Renewal(
             store,
             system,
             settings.broker.topic,
             metrics,
             per_second=settings.worker.renew_per_s,
+            clock=clock,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -124,19 +152,23 @@ class Worker:
         self._renewal.start()
         try:
             while not stop.is_set():
-                if await _retried(self._prepare_topics, "broker", self._health, stop) is None:
+                partitions = await _retried(
+                    lambda: self._prepare(self._settings.broker), "broker", self._health, stop
+                )
+                if partitions is None:
                     break
+                self._partitions = partitions
                 await self._run_app(stop)
         finally:
             checks.cancel()
-            self._metrics.ready.set(0)
+            self._health.stopping()
             await asyncio.to_thread(self._renewal.stop)
             await asyncio.to_thread(self._reclusterer.stop)
 
     async def _run_app(self, stop: asyncio.Event) -> None:
         """Run the Faust app until ``stop``, or until it crashes: then a new one goes on."""
         broker = self._settings.broker
-        app = create_app(
+        app = self._create(
             self._settings,
             self._store,
             self._dead_letters,
@@ -147,6 +179,7 @@ class Worker:
             digest=self._digest,
             interruptions=self._interruptions,
             on_assigned=self._take_partitions,
+            clock=self._clock,
         )
         checks = asyncio.create_task(self._check_broker(app))
         try:
@@ -186,7 +219,6 @@ class Worker:
             log.error("no progress, reported as not live", stall_s=health.stall_s)
         self._lively = health.alive()
         self._judge_parts(app)
-        self._metrics.ready.set(health.ready())
 
     def _judge_parts(self, app: LifelongApp) -> None:
         """Bring up to date what keeps the worker from being ready."""
@@ -234,16 +266,6 @@ class Worker:
         topic = self._settings.broker.topic
         self._reclusterer.set_owners({partition_owner(topic, number) for number in partitions})
         self._renewal.set_partitions(partitions, self._partitions)
-
-    def _prepare_topics(self) -> bool:
-        broker = self._settings.broker
-        for topic in (broker.topic, broker.dead_letter_topic):
-            if broker.create_topics:
-                _ensure_topic(broker, topic)
-            else:
-                require_topic(broker, topic)
-        self._partitions = topic_partitions(broker, broker.topic)
-        return True
 
 
 def run_worker(settings: Settings) -> None:
