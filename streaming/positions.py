@@ -108,7 +108,7 @@ class Positions:
         """The source that the partition is now; raises `GivenUp` if it is not ours any more."""
         return self._of(tp).source
 
-    def forget(self, assigned: Collection[TP], revoked: Collection[TP]) -> None:
+    def forget(self, assigned: Collection[TP]) -> None:
         """Know nothing for sure any more; partitions that are not ours are told of no longer.
 
         Whoever is left without any still knows where they stood: that is how the group's members
@@ -121,12 +121,12 @@ class Positions:
                 for tp in known.keys() - assigned:
                     known.pop(tp)
         metrics = self._metrics
-        for tp in set(revoked) - set(assigned):
-            for gauge in (metrics.consumer_lag, metrics.held_events, metrics.held_seconds):
-                try:
-                    gauge.remove(str(tp.partition))
-                except KeyError:
-                    continue
+        ours = {str(tp.partition) for tp in assigned}
+        for gauge in (metrics.consumer_lag, metrics.held_events, metrics.held_seconds):
+            # A consumer that crashed has left its own behind, too.
+            told = {one.labels["partition"] for metric in gauge.collect() for one in metric.samples}
+            for partition in told - ours:
+                gauge.remove(partition)
 
     async def find(
         self,
@@ -227,6 +227,9 @@ class Positions:
         now, metrics = time.monotonic(), self._metrics
         for tp, standing in standings.items():
             at, bounds = self._at.get(tp), standing.log
+            partition = str(tp.partition)
+            lag = max(0, bounds.end - self._last_known(tp, standing))
+            metrics.consumer_lag.labels(partition).set(lag)
             if at is None:
                 self._hear(tp, bounds)
                 continue
@@ -245,8 +248,6 @@ class Positions:
             still_at = at.next if at.next < bounds.stable else -1
             if still_at != at.still_at:
                 at.still_at, at.still_since = still_at, now
-            partition = str(tp.partition)
-            metrics.consumer_lag.labels(partition).set(max(0, bounds.end - at.next))
             metrics.held_events.labels(partition).set(max(0, held))
             metrics.held_seconds.labels(partition).set(now - at.held_since if held > 0 else 0)
 
@@ -267,6 +268,17 @@ class Positions:
             for tp, at in list(self._at.items())
             if at.held_at is not None and now - at.held_since > self._held_max_s
         }
+
+    def _last_known(self, tp: TP, standing: Standing) -> int:
+        """Offset below which a partition is dealt with; where that was not found out since it was
+        assigned, as the store may be stuck, the last that was known of it.
+        """
+        if tp in self._at:
+            return self._at[tp].next
+        known = [standing.log.beginning, -1 if standing.committed is None else standing.committed]
+        if tp in self._before:
+            known.append(self._before[tp].next)
+        return max(known)
 
     def _of(self, tp: TP) -> _Position:
         if tp not in self._at:  # there was a rebalance meanwhile
