@@ -53,6 +53,10 @@ LOOK_S: Final = 0.5
 AGAIN_S: Final = 1.0
 """Pause before a part that is away is tried again, at the start and after a crash."""
 
+PING_S: Final = 10.0
+"""Time within which a store has to answer whether it takes writes. Longer than the five seconds of
+each of its calls, since its own errors say more."""
+
 CALM_S: Final = 10.0
 """How long a consumer that crashed must run before it is taken for sound again."""
 
@@ -147,7 +151,9 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, whatever goes away and comes back meanwhile."""
-        checks = asyncio.create_task(self._check_store())
+        checks = asyncio.create_task(
+            check_store(self._store, self._health, self._settings.worker.check_s)
+        )
         self._reclusterer.start()
         self._renewal.start()
         try:
@@ -251,21 +257,31 @@ class Worker:
             else:
                 self._health.cleared("broker")
 
-    async def _check_store(self) -> None:
-        """Keep asking whether the store takes writes, whether events come or not."""
-        while True:
-            try:
-                await asyncio.to_thread(self._store.ping)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
-                self._health.blocked("store", typed_line(error))
-            else:
-                self._health.cleared("store")
-            await asyncio.sleep(self._settings.worker.check_s)
-
     def _take_partitions(self, partitions: set[int]) -> None:
         topic = self._settings.broker.topic
         self._reclusterer.set_owners({partition_owner(topic, number) for number in partitions})
         self._renewal.set_partitions(partitions, self._partitions)
+
+
+async def check_store(
+    store: Store, health: Health, pause_s: float, budget_s: float = PING_S
+) -> None:
+    """Keep asking whether the store takes writes, whether events come or not.
+
+    One that has not answered within ``budget_s`` is away; it is not asked again before it has.
+    """
+    while True:
+        ping = asyncio.ensure_future(asyncio.to_thread(store.ping))
+        await asyncio.wait((ping,), timeout=budget_s)
+        if not ping.done():
+            health.blocked("store", f"has not answered for {budget_s:g} s")
+        try:
+            await ping
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
+            health.blocked("store", typed_line(error))
+        else:
+            health.cleared("store")
+        await asyncio.sleep(pause_s)
 
 
 def run_worker(settings: Settings) -> None:

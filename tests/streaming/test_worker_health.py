@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,7 +29,7 @@ from streaming.positions import STILL_S, Positions, _Position
 from streaming.schedule import TROUBLE_MS
 from streaming.topic import TopicIdentity
 from streaming.transport import BatchConsumer
-from streaming.worker import CALM_S, Worker
+from streaming.worker import CALM_S, Worker, check_store
 from streaming.writer import WriterProgress
 from tests.streaming.running import KeptLetters, until
 from tests.streaming.test_health import answer
@@ -46,6 +47,7 @@ class FaultyStore(MemoryStore):
         super().__init__()
         self.due_fault: Exception | None = None
         self.ping_fault: Exception | None = None
+        self.before_ping: Callable[[], object] = lambda: None
 
     def due(self, owner: int, digest: bytes, limit: int) -> list[DueUser]:
         if self.due_fault is not None:
@@ -53,6 +55,7 @@ class FaultyStore(MemoryStore):
         return super().due(owner, digest, limit)
 
     def ping(self) -> None:
+        self.before_ping()
         if self.ping_fault is not None:
             raise self.ping_fault
 
@@ -206,6 +209,21 @@ async def test_what_a_ping_of_the_store_finds_is_told_until_it_is_mended() -> No
         await house.says("store", "the index due_1 is not there")
         house.store.ping_fault = None
         await until(house.ready, "the index is there again")
+
+
+async def test_a_store_that_does_not_answer_a_ping_is_away_until_it_does() -> None:
+    store, health, answers = FaultyStore(), Health(60), threading.Event()
+    health.cleared("start")
+    store.before_ping = answers.wait
+    asking = asyncio.create_task(check_store(store, health, pause_s=0.01, budget_s=0.05))
+    try:
+        await until(lambda: not health.ready(), "the budget is spent")
+        assert health.obstacles == {"store": "has not answered for 0.05 s"}
+        answers.set()
+        await until(health.ready, "the store answers")
+    finally:
+        answers.set()
+        asking.cancel()
 
 
 async def test_a_partition_that_cannot_be_read_is_told_until_it_can() -> None:
