@@ -96,6 +96,8 @@ class Positions:
         """Where partitions stood that have not been found anew since a rebalance."""
         self._heard: dict[TP, LogBounds] = {}
         """The logs of partitions of which it was not found out yet where to go on."""
+        self._told: set[tuple[TP, int, str, range]] = set()
+        """Losses that were told, of partitions that are being placed."""
         self._deleted: list[_Deleted] = []
         """What was known of a deleted topic, until it is told what was lost with it."""
 
@@ -295,9 +297,9 @@ class Positions:
         )
         before = self._at.get(tp) or self._before.get(tp)
         unread = range(begin.cut.stop or end, end if before is None else before.end)
-        if begin.cut:
-            # Kept before anything is applied under it.
-            await self._keep_life(tp, begin.life, wanted)
+        # Told before the store is moved past it: who is killed in between has told it, and another
+        # tells it again.
+        if begin.cut and self._is_news(tp, source, "cut", begin.cut):
             self._metrics.log_cuts.inc()
             log.error(
                 "the log lost its tail, new events take its offsets",
@@ -307,12 +309,26 @@ class Positions:
                 last_offset=begin.cut.stop - 1,
                 life=begin.life.number,
             )
-        if unread:
+        if unread and self._is_news(tp, source, "truncation", unread):
             self._lost(tp, "truncation", unread)
+        if begin.gone and self._is_news(tp, source, "retention", begin.gone):
+            self._lost(tp, "retention", begin.gone)
+        if begin.cut:
+            # Kept before anything is applied under it.
+            await self._keep_life(tp, begin.life, wanted)
         if begin.gone:
             await self._writer.reach(source, begin.offset - 1, wanted)
-            self._lost(tp, "retention", begin.gone)
+        self._told = {news for news in self._told if news[0] != tp}
         self._at[tp] = _Position(begin.offset, fed, begin.life, source, end)
+
+    def _is_news(self, tp: TP, source: Source, what: str, offsets: range) -> bool:
+        """Whether a loss was not told yet while its partition is being placed, however often that
+        is tried.
+        """
+        news = (tp, source.key, what, offsets)
+        told = news in self._told
+        self._told.add(news)
+        return not told
 
     def _hear(self, tp: TP, log: LogBounds) -> None:
         """Take note of the log of a partition of which it is not known where to go on."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 from faust.types import TP
@@ -17,16 +18,18 @@ from infra.kafka.local import LocalKafka
 from infra.kafka.logs import LogBounds
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
-from infra.store import wall_clock_ms
+from infra.store import Group, wall_clock_ms
 from infra.stores.memory import MemoryStore
 from streaming.interruptions import Interruptions
 from streaming.lives import Life
-from streaming.positions import STILL_S, Positions, _Position
+from streaming.positions import STILL_S, Positions, Wanted, _Position
 from streaming.topic import TopicIdentity
-from streaming.transport import Standing
+from streaming.transport import Log, Standing
+from streaming.writer import GivenUp
 from tests.infra.kafka.steps import delete_topic
 from tests.streaming.kafka_harm import delete_records, lose_tail, stopped
 from tests.streaming.running import (
+    NOW,
     PATIENCE_S,
     KeptLetters,
     Running,
@@ -42,6 +45,8 @@ from tests.streaming.running import (
 
 if TYPE_CHECKING:
     from streaming.writer import BatchWriter
+
+T = TypeVar("T")
 
 
 def of(user: str, count: int, first: int = 0) -> Iterator[tuple[str, bytes]]:
@@ -342,6 +347,72 @@ async def test_lag_is_told_while_a_stuck_store_does_not_say_where_to_go_on(
         await until(lambda: committed(settings) == {0: 15}, "all are committed")
         await worker.app.batch_agent.check()
         assert gauge.labels("0")._value.get() == 0
+
+
+class GivingUp:
+    """A writer whose partitions go to others before it has written anything; reads succeed."""
+
+    async def until_done(self, call: Callable[[], T], wanted: Wanted) -> T:
+        result = call()
+        if result is None:  # it wrote
+            raise GivenUp
+        return result
+
+    async def reach(self, source: Source, last: int, wanted: Wanted) -> None:
+        raise GivenUp
+
+
+class Losing:
+    """A partition whose log has those bounds, and whose store was fed all below offset 20."""
+
+    def __init__(self, bounds: LogBounds) -> None:
+        self.tp = TP("behaviors", 0)
+        self.metrics = WorkerMetrics(CollectorRegistry())
+        store, topic = MemoryStore(), TopicIdentity("behaviors", lambda: "AAAAAAAAAAAAAAAAAAAAAQ")
+        topic.adopt("AAAAAAAAAAAAAAAAAAAAAQ")
+        store.append([Group(topic.source(0), [], 19)], NOW)
+        self._positions = Positions(topic, store, cast("Any", GivingUp()), self.metrics, 60.0)
+        self._bounds = bounds
+        self._consumer: Any = SimpleNamespace(read_by_id=lambda *_: None, logs=self._logs)
+
+    async def find(self) -> None:
+        """Look where to go on, and give up before the store has what follows."""
+        with pytest.raises(GivenUp):
+            await self._positions.find(self._consumer, [self.tp], lambda: True)
+
+    async def _logs(self, _: object) -> dict[TP, Log]:
+        return {self.tp: Log(self._bounds, 20, None)}
+
+
+async def test_what_retention_took_is_told_before_the_store_is_moved_past_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    losing = Losing(LogBounds(25, 30, 30))
+
+    await losing.find()
+
+    assert losing.metrics.lost_events.labels("retention")._value.get() == 5
+    assert "events are gone from Kafka" in caplog.text
+
+
+async def test_a_lost_tail_is_told_before_the_store_is_moved_past_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    losing = Losing(LogBounds(0, 15, 15))
+
+    await losing.find()
+
+    assert losing.metrics.log_cuts._value.get() == 1
+    assert "the log lost its tail" in caplog.text
+
+
+async def test_what_was_told_is_not_told_again_while_its_partition_is_placed() -> None:
+    losing = Losing(LogBounds(25, 30, 30))
+
+    for _ in range(3):
+        await losing.find()
+
+    assert losing.metrics.lost_events.labels("retention")._value.get() == 5
 
 
 class Still:
