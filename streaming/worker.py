@@ -63,6 +63,12 @@ CALM_S: Final = 10.0
 STOP_S: Final = 8.0
 """Time for a clean stop of Faust; what it leaves undone is safe to leave."""
 
+END_S: Final = 15.0
+"""Time from being asked to end until the process leaves, whatever it waits for: a clean stop of
+Faust and some seconds for the transaction in hand, within the half minute that is usual before a
+process is killed. A write may wait for ever, for a lock that a stopped process holds; left, it is
+undone, and its events come again."""
+
 COLLECT: Final = (200_000, 10, 100)
 """Python's thresholds for looking for reference cycles: objects made since the last look, then how
 many looks at the young make one at the older."""
@@ -307,7 +313,7 @@ async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, _end, stop)
     registry = new_registry()
     metrics = WorkerMetrics(registry)
     health = Health(settings.worker.stall_s)
@@ -330,9 +336,24 @@ async def _serve(settings: Settings) -> None:
     log.info("worker stopped")
     # A thread may wait for ever for a broker that is gone, and the process with it; all that
     # matters is in the store.
-    leave = threading.Timer(STOP_S, os._exit, (0,))
-    leave.daemon = True
-    leave.start()
+    _in(STOP_S, os._exit, 0)
+
+
+def _end(stop: asyncio.Event) -> None:
+    stop.set()
+    _in(END_S, _leave)
+
+
+def _leave() -> None:
+    log.warning("left before all was stopped, what was not stored comes again", waited_s=END_S)
+    os._exit(0)
+
+
+def _in(seconds: float, call: Callable[..., object], *arguments: object) -> None:
+    """Call something later, if the process is still there."""
+    timer = threading.Timer(seconds, call, arguments)
+    timer.daemon = True
+    timer.start()
 
 
 def _collect_less() -> None:
