@@ -193,8 +193,9 @@ class WorkerMetrics(_BundleInfo):
         )
         self.due_oldest_seconds = Gauge(
             "lifelong_worker_due_oldest_seconds",
-            "How long this worker's longest due user waits to be reclustered. Above 5 s the "
-            "freshness objective is being missed now: add workers or recluster threads.",
+            "How long this worker's longest due user waits to be reclustered; while due users "
+            "cannot be listed, the time since the last look at least. Above 5 s the freshness "
+            "objective is being missed now: add workers or recluster threads.",
             registry=registry,
         )
         self.renewal_users = Counter(
@@ -218,7 +219,8 @@ class WorkerMetrics(_BundleInfo):
         )
         self.ready = Gauge(
             "lifelong_worker_ready",
-            "1 while the worker has joined its group and the store takes writes, else 0.",
+            "1 while /health/ready says 200, else 0: the worker has joined its group, the store "
+            "takes writes, and no part stands still.",
             registry=registry,
         )
         self.consumer_lag = Gauge(
@@ -405,8 +407,23 @@ class ScorerMetrics(_BundleInfo):
         )
         self.ready = Gauge(
             "lifelong_scorer_ready",
-            "1 while the bundle is warm and the store answers, in every process; else 0.",
+            "1 while /v2/health/ready says 200 in every process, else 0: the bundle is warm, and "
+            "the store answers, unless rankings go on without it (scorer.without_store).",
             multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self.store_answers = Gauge(
+            "lifelong_scorer_store_answers",
+            "1 while the store answers every process, asked each second; else 0, and until the "
+            "bundle is loaded. Rankings may go on without it: see lifelong_scorer_degraded.",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self.store_empty = Gauge(
+            "lifelong_scorer_store_empty",
+            "1 while the store answers and has no users, else 0: everybody is scored as a "
+            "stranger. It may be the wrong one.",
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.bundle_info = Gauge(

@@ -54,11 +54,12 @@ class Readiness:
         it was asked."""
         # A thread of its own: the scoring thread may be the one that the store keeps waiting.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="readiness")
-        metrics.ready.set(0)
+        for gauge in (metrics.ready, metrics.store_answers, metrics.store_empty):
+            gauge.set(0)
 
     def loaded(self, ask: Callable[[], str | None]) -> None:
-        """Note that the bundle is loaded and warm; ``ask`` reads something of the store, returns
-        what is odd about it, or raises.
+        """Note that the bundle is loaded and warm; ``ask`` reads something of the store and raises,
+        or returns a warning where nobody is in it.
 
         It must not write: a full store has rankings in it all the same, and a scorer has no
         business in the way of the workers' writes. So `Store.ping` of one opened for reading alone.
@@ -86,6 +87,8 @@ class Readiness:
             return self._loading
         if self._clock() - self._found_at >= self._interval_s:
             trouble, warning = await self._asked(self._ask)
+            self._metrics.store_answers.set(trouble is None)
+            self._metrics.store_empty.set(warning is not None)
             if self._degrades and trouble is not None:
                 trouble, warning = None, f"rankings are degraded: {trouble}"
             self._found = trouble

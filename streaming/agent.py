@@ -182,8 +182,10 @@ class BatchAgent:
         if found != self._topic.id:
             self._misplaced(self._consumer.assignment())
         asked_at = time.time()
-        standings = await self._consumer.standings()
-        self._positions.measure(standings)
+        standings = await self._consumer.standings(self._unplaced)
+        # Without those that were revoked meanwhile.
+        ours = self._unplaced.keys() | self._positions.next.keys()
+        self._positions.measure({tp: one for tp, one in standings.items() if tp in ours})
         untold = self._consumer.assignment() - standings.keys()
         self._untold, self._once_untold = untold & self._once_untold, untold
         if not untold:
@@ -221,8 +223,8 @@ class BatchAgent:
             if task is not None:
                 task.cancel()
 
-    def rebalanced(self, assigned: set[TP], revoked: set[TP]) -> None:
-        """Take note that partitions were assigned to us and revoked.
+    def rebalanced(self, assigned: set[TP]) -> None:
+        """Take note of the partitions that are ours now.
 
         The topic may be another one by now, another worker may have gone on, and logs may have
         changed, so it is found out anew where each partition stands.
@@ -230,7 +232,7 @@ class BatchAgent:
         self._rebalances += 1
         self._untold.clear()
         self._unplaced = dict.fromkeys(assigned, time.monotonic())
-        self._positions.forget(assigned, revoked)
+        self._positions.forget(assigned)
         consumer = self._consumer
         consumer.resume_at = lambda: self._positions.next
         consumer.on_misplaced = self._misplaced

@@ -119,12 +119,9 @@ def create_app(
         await agent.consume(stream.noack().events())
 
     app.agent(topic, name="behaviors")(behaviors)
-    ours: set[TP] = set()
 
     async def assigned(_sender: Any, assigned: set[TP], **_: Any) -> None:
-        agent.rebalanced(assigned, set(ours))
-        ours.clear()
-        ours.update(assigned)
+        agent.rebalanced(assigned)
         app.writer.progress.assigned = True
         app.writer.progress.moved()
         log.info("partitions assigned", partitions=sorted(tp.partition for tp in assigned))

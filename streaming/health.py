@@ -46,6 +46,10 @@ class Health:
             if part != "start":
                 log.info("back", part=part)
 
+    def stopping(self) -> None:
+        """Be not ready from now on: nothing is taken any more."""
+        self.obstacles = self.obstacles | {"worker": "stopping"}
+
     def alive(self) -> bool:
         """False once nothing has moved for `stall_s` although it should have.
 

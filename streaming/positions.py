@@ -101,6 +101,8 @@ class Positions:
         """Where partitions stood that have not been found anew since a rebalance."""
         self._heard: dict[TP, LogBounds] = {}
         """The logs of partitions of which it was not found out yet where to go on."""
+        self._told: set[tuple[TP, int, str, range]] = set()
+        """Losses that were told, of partitions that are being placed."""
         self._deleted: list[_Deleted] = []
         """What was known of a deleted topic, until it is told what was lost with it."""
 
@@ -113,7 +115,7 @@ class Positions:
         """The source that the partition is now; raises `GivenUp` if it is not ours any more."""
         return self._of(tp).source
 
-    def forget(self, assigned: Collection[TP], revoked: Collection[TP]) -> None:
+    def forget(self, assigned: Collection[TP]) -> None:
         """Know nothing for sure any more; partitions that are not ours are told of no longer.
 
         Whoever is left without any still knows where they stood: that is how the group's members
@@ -126,12 +128,12 @@ class Positions:
                 for tp in known.keys() - assigned:
                     known.pop(tp)
         metrics = self._metrics
-        for tp in set(revoked) - set(assigned):
-            for gauge in (metrics.consumer_lag, metrics.held_events, metrics.held_seconds):
-                try:
-                    gauge.remove(str(tp.partition))
-                except KeyError:
-                    continue
+        ours = {str(tp.partition) for tp in assigned}
+        for gauge in (metrics.consumer_lag, metrics.held_events, metrics.held_seconds):
+            # A consumer that crashed has left its own behind, too.
+            told = {one.labels["partition"] for metric in gauge.collect() for one in metric.samples}
+            for partition in told - ours:
+                gauge.remove(partition)
 
     async def find(
         self,
@@ -236,6 +238,9 @@ class Positions:
         now, metrics = time.monotonic(), self._metrics
         for tp, standing in standings.items():
             at, bounds = self._at.get(tp), standing.log
+            partition = str(tp.partition)
+            lag = max(0, bounds.end - self._last_known(tp, standing))
+            metrics.consumer_lag.labels(partition).set(lag)
             if at is None:
                 self._hear(tp, bounds)
                 continue
@@ -254,8 +259,6 @@ class Positions:
             still_at = at.next if at.next < bounds.stable else -1
             if still_at != at.still_at:
                 at.still_at, at.still_since = still_at, now
-            partition = str(tp.partition)
-            metrics.consumer_lag.labels(partition).set(max(0, bounds.end - at.next))
             metrics.held_events.labels(partition).set(max(0, held))
             metrics.held_seconds.labels(partition).set(now - at.held_since if held > 0 else 0)
 
@@ -277,6 +280,17 @@ class Positions:
             if at.held_at is not None and now - at.held_since > self._held_max_s
         }
 
+    def _last_known(self, tp: TP, standing: Standing) -> int:
+        """Offset below which a partition is dealt with; where that was not found out since it was
+        assigned, as the store may be stuck, the last that was known of it.
+        """
+        if tp in self._at:
+            return self._at[tp].next
+        known = [standing.log.beginning, -1 if standing.committed is None else standing.committed]
+        if tp in self._before:
+            known.append(self._before[tp].next)
+        return max(known)
+
     def _of(self, tp: TP) -> _Position:
         if tp not in self._at:  # there was a rebalance meanwhile
             raise GivenUp
@@ -292,9 +306,9 @@ class Positions:
         )
         before = self._at.get(tp) or self._before.get(tp)
         unread = range(begin.cut.stop or end, end if before is None else before.end)
-        if begin.cut:
-            # Kept before anything is applied under it.
-            await self._keep_life(tp, begin.life, wanted)
+        # Told before the store is moved past it: who is killed in between has told it, and another
+        # tells it again.
+        if begin.cut and self._is_news(tp, source, "cut", begin.cut):
             self._metrics.log_cuts.inc()
             log.error(
                 "the log lost its tail, new events take its offsets",
@@ -304,16 +318,30 @@ class Positions:
                 last_offset=begin.cut.stop - 1,
                 life=begin.life.number,
             )
-        if unread:
+        if unread and self._is_news(tp, source, "truncation", unread):
             self._lost(tp, "truncation", unread)
+        if begin.gone and self._is_news(tp, source, "retention", begin.gone):
+            self._lost(tp, "retention", begin.gone)
+        if begin.cut:
+            # Kept before anything is applied under it.
+            await self._keep_life(tp, begin.life, wanted)
         if begin.gone:
             await self._writer.reach(source, begin.offset - 1, wanted)
-            self._lost(tp, "retention", begin.gone)
+        self._told = {news for news in self._told if news[0] != tp}
         at = self._at[tp] = _Position(begin.offset, fed, begin.life, source, end)
         if before is not None and before.source == source and begin.offset <= before.next:
             at.trail = before.trail  # nobody else has had it meanwhile
         else:
             at.trail.passed(self._clock(), begin.offset)
+
+    def _is_news(self, tp: TP, source: Source, what: str, offsets: range) -> bool:
+        """Whether a loss was not told yet while its partition is being placed, however often that
+        is tried.
+        """
+        news = (tp, source.key, what, offsets)
+        told = news in self._told
+        self._told.add(news)
+        return not told
 
     def _hear(self, tp: TP, log: LogBounds) -> None:
         """Take note of the log of a partition of which it is not known where to go on."""

@@ -72,8 +72,16 @@ TROUBLE_MS: Final = 10_000
 
 STUCK_USERS: Final = 8
 STUCK_MS: Final = 60_000
-"""Users on a pause, and time in which none was stored, beyond which it is not those users who
-are at fault."""
+"""Users who failed, and time since the first of them did, beyond which it is not those users who
+are at fault, if none was stored meanwhile."""
+
+HANGING_MS: Final = 60_000
+"""Time after which a pass that does not get on is trouble: many times what a batch takes, and
+longer than a store's own budgets, whose errors say more."""
+
+UNSEEN_MS: Final = 1000
+"""Time without a look for due users, beyond the pause between two, after which somebody is taken to
+be due since the last one."""
 
 RETRY_S: Final = 0.05
 """First pause after the store failed; doubled up to `WorkerSettings.retry_max_s`."""
@@ -102,10 +110,19 @@ class _Found(NamedTuple):
 class _Pause:
     """How long a user is not tried again who could not be reclustered."""
 
+    owner: int
     until: int
     """ms since epoch."""
-    failures: int
+    times: int
     """In a row."""
+
+
+class _Failure(NamedTuple):
+    """A user who could not be reclustered."""
+
+    owner: int
+    at: int
+    """When that first happened, ms since epoch."""
 
 
 class Reclusterer:
@@ -141,15 +158,22 @@ class Reclusterer:
         self._turn = 0
         self._sweep_at = clock() + SWEEP_EVERY_MS
         self._pauses: dict[str, _Pause] = {}
+        self._failed: dict[str, _Failure] = {}
+        """Users who failed since one was last stored, the first of them first."""
         self._pauses_lock = threading.Lock()
+        """Over pauses, failures, and who the owners are."""
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._backlog = False
         self._oldest: int | None = None
+        """Since when the longest due user was due, as of the last look that saw all owners."""
+        self._looked_at = clock()
+        """When that look began."""
+        self._moving_since: int | None = None
+        """When the pass under way last got on; None: none is."""
         self._failing: tuple[int, str] | None = None
         """Since when passes fail, and why the last one did."""
-        self._stored_at = clock()
         self._user_failure = ""
         # By the clock of whoever asks: a thread that is stuck shows in it.
         metrics.due_oldest_seconds.set_function(self._oldest_seconds)
@@ -163,7 +187,10 @@ class Reclusterer:
         """Recluster the users of these owners from now on; of others nothing more is written,
         a batch in hand included.
         """
-        self._owners = frozenset(owners)
+        with self._pauses_lock:
+            ours = self._owners = frozenset(owners)
+            self._pauses = {user: one for user, one in self._pauses.items() if one.owner in ours}
+            self._failed = {user: one for user, one in self._failed.items() if one.owner in ours}
 
     @property
     def alive(self) -> bool:
@@ -175,9 +202,13 @@ class Reclusterer:
         now = self._clock()
         if self._failing is not None and now - self._failing[0] >= TROUBLE_MS:
             return self._failing[1]
-        stuck = len(self._pauses)
-        if stuck >= STUCK_USERS and now - self._stored_at >= STUCK_MS:
-            return f"no user can be reclustered, {stuck} were tried: {self._user_failure}"
+        moved_at = self._moving_since
+        if moved_at is not None and now - moved_at >= HANGING_MS:
+            return f"no batch has ended for {(now - moved_at) // 1000} s: is the store stuck?"
+        with self._pauses_lock:
+            failed, first = len(self._failed), next(iter(self._failed.values()), None)
+        if first is not None and failed >= STUCK_USERS and now - first.at >= STUCK_MS:
+            return f"no user can be reclustered, {failed} were tried: {self._user_failure}"
         return None
 
     def start(self) -> None:
@@ -240,9 +271,11 @@ class Reclusterer:
         failures = 0
         while not self._stopping.is_set():
             try:
+                self._moving_since = self._clock()
                 self.run_once()
                 self.sweep()
             except Exception as error:  # freshness must outlive any one failure
+                self._moving_since = None
                 pause = min(self._retry_max_s, RETRY_S * 2 ** min(failures, 16))
                 failures += 1
                 since = self._clock() if self._failing is None else self._failing[0]
@@ -253,12 +286,18 @@ class Reclusterer:
                         log.exception("reclustering failed unexpectedly")
                 self._stopping.wait(pause)
                 continue
+            self._moving_since = None
             if failures:
                 log.info("reclustering goes on", failures=failures)
                 failures = 0
                 self._failing = None
             if not self._backlog:
                 self._stopping.wait(self._poll_s)
+
+    def _moved(self) -> None:
+        """Note that the pass under way has got on."""
+        if self._moving_since is not None:
+            self._moving_since = self._clock()
 
     # Who is due
 
@@ -271,10 +310,15 @@ class Reclusterer:
         queues: list[list[_Due]] = []
         due = 0
         oldest: int | None = None
+        all_seen = True
         self._backlog = False
         page = PAGE_BATCHES * self._batch + len(self._pauses)
         for owner in owners:
             found = self._list(owner, page)
+            self._moved()
+            if found is None:
+                all_seen = False
+                continue
             if found:
                 due += len(found)
                 oldest = min(oldest or found[0].since, found[0].since)
@@ -285,14 +329,18 @@ class Reclusterer:
             self._backlog |= more
             queues.append(queue[: PAGE_BATCHES * self._batch])
         self._metrics.due_users.set(due)
-        self._oldest = oldest
+        if all_seen:
+            self._oldest, self._looked_at = oldest, now
         return _interleave(queues)
 
     def _oldest_seconds(self) -> float:
-        oldest = self._oldest
-        return 0.0 if oldest is None else max(0, self._clock() - oldest) / 1000
+        now, since = self._clock(), self._oldest
+        if now - self._looked_at > 1000 * self._poll_s + UNSEEN_MS:
+            since = self._looked_at if since is None else min(since, self._looked_at)
+        return 0.0 if since is None else max(0, now - since) / 1000
 
-    def _list(self, owner: int, limit: int) -> list[DueUser]:
+    def _list(self, owner: int, limit: int) -> list[DueUser] | None:
+        """The longest due users of an owner; None: they cannot be read."""
         try:
             return self._store.due(owner, self._system.digest, limit)
         except (StoreUnavailable, StoreFull) as error:
@@ -301,21 +349,30 @@ class Reclusterer:
         except StoreError as error:  # one owner's list must not block the others'
             self._count_store_error(error)
             log.error("due users unreadable", owner=f"{owner:016x}", error=typed_line(error))  # noqa: TRY400
-            return []
+            return None
 
     def _paused(self, user: str, now: int) -> bool:
         pause = self._pauses.get(user)
         return pause is not None and now < pause.until
 
-    def _pause(self, user: str) -> int:
-        """Put off a user's next try; returns for how many ms."""
+    def _pause(self, due: _Due, *, failed: bool = False) -> int:
+        """Put off a user's next try, since they failed or had nothing to be stored; returns for how
+        many ms.
+        """
+        now = self._clock()
         with self._pauses_lock:
-            old = self._pauses.pop(user, None)
-            failures = old.failures + 1 if old else 1
-            pause = min(BACKOFF_MAX_MS, BACKOFF_MS << min(failures - 1, 16))
-            self._pauses[user] = _Pause(self._clock() + pause, failures)
+            old = self._pauses.pop(due.user, None)
+            times = old.times + 1 if old else 1
+            pause = min(BACKOFF_MAX_MS, BACKOFF_MS << min(times - 1, 16))
+            if due.owner not in self._owners:
+                return pause
+            self._pauses[due.user] = _Pause(due.owner, now + pause, times)
             if len(self._pauses) > BACKOFF_USERS:
                 del self._pauses[next(iter(self._pauses))]
+            if not failed:
+                self._failed.pop(due.user, None)
+            elif len(self._failed) < BACKOFF_USERS:
+                self._failed.setdefault(due.user, _Failure(due.owner, now))
             return pause
 
     # A batch
@@ -340,10 +397,11 @@ class Reclusterer:
                 if sequence is None:
                     # The sequence expired. Its due mark goes when the store sweeps.
                     self._metrics.reclusters.labels("gone").inc()
-                    self._pause(due.user)
+                    self._pause(due)
                 else:
                     found.append(_Found(due, sequence, self._previous(due, record)))
             yield from self._renewed(found)
+            self._moved()
 
     def _renewed(self, users: Sequence[_Found]) -> Iterator[tuple[_Due, InterestWrite]]:
         """The new states of users who were read."""
@@ -360,7 +418,7 @@ class Reclusterer:
                 yield due, write
         except Exception as error:  # noqa: BLE001  # whatever one user's record does to it
             if len(users) == 1:
-                self._fail(users[0].due.user, error)
+                self._fail(users[0].due, error)
                 return
             for user in users[done:]:  # find whose
                 yield from self._renewed([user])
@@ -388,7 +446,7 @@ class Reclusterer:
             raise
         except Exception as error:  # noqa: BLE001  # one record spoils the batch: find whose
             if len(batch) == 1:
-                self._fail(batch[0].user, error)
+                self._fail(batch[0], error)
                 return
             for due in batch:
                 yield from self._read([due])
@@ -417,7 +475,7 @@ class Reclusterer:
             raise
         except Exception as error:  # noqa: BLE001  # one record spoils the batch: find whose
             if len(writes) == 1:
-                self._fail(writes[0][0].user, error)
+                self._fail(writes[0][0], error)
                 return 0
             return sum(self._write([write]) for write in writes)
         stored = 0
@@ -426,22 +484,23 @@ class Reclusterer:
         for (due, _), outcome in zip(writes, outcomes, strict=True):
             if outcome is Written.STORED:
                 stored += 1
-                self._stored_at = now
                 self._metrics.freshness_seconds.observe(max(0, now - due.since) / 1000)
                 if self._pauses:
                     with self._pauses_lock:
                         self._pauses.pop(due.user, None)
+                        self._failed.clear()
             else:
                 # Still due, perhaps: without a pause it would be tried in each pass.
-                self._pause(due.user)
+                self._pause(due)
+        self._moved()
         return stored
 
-    def _fail(self, user: str, error: Exception) -> None:
+    def _fail(self, due: _Due, error: Exception) -> None:
         self._metrics.reclusters.labels("failed").inc()
         self._user_failure = typed_line(error)
-        pause = self._pause(user)
+        pause = self._pause(due, failed=True)
         log.warning(
-            "user not reclustered", user=user, error=typed_line(error), retry_s=pause / 1000
+            "user not reclustered", user=due.user, error=typed_line(error), retry_s=pause / 1000
         )
 
     def _count_store_error(self, error: StoreError) -> None:

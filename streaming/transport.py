@@ -162,6 +162,8 @@ class Standing:
     """Offset at which the next fetch begins; -1: not known."""
     epoch: int
     """Epoch of the leader that took what lies before it; -1: not known."""
+    committed: int | None = None
+    """Offset that the group has committed; None: none, or it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,14 +273,18 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         if self._reader is not None:
             self._reader.ids = self._ids
 
-    async def standings(self) -> Mapping[TP, Standing]:
-        """How far each partition was fetched; raises `KafkaError` where the brokers cannot tell."""
-        found: Mapping[TP, Standing] = await self._call(self._standings)
+    async def standings(self, unplaced: Collection[TP] = ()) -> Mapping[TP, Standing]:
+        """How far each partition was fetched, and what the group has committed of those that are
+        ``unplaced``; raises `KafkaError` where the brokers cannot tell.
+        """
+        found: Mapping[TP, Standing] = await self._call(self._standings, set(unplaced))
         return found
 
-    async def _standings(self) -> dict[TP, Standing]:
+    async def _standings(self, unplaced: Collection[TP]) -> dict[TP, Standing]:
         consumer, reader = self._ensure_consumer(), self._reader
         assert reader is not None
+        asked = [tp for tp in consumer.assignment() if TP(*tp) in unplaced]
+        committed = await _committed(consumer, asked) if asked else {}
         bounds = await log_bounds(consumer._client, consumer.assignment(), self._ids)
         standings = {}
         for aiokafka_tp in consumer.assignment().intersection(bounds):
@@ -287,7 +293,12 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
             following = reader.position(aiokafka_tp)
             epoch = reader.epoch(aiokafka_tp, following - 1)
             standings[tp] = Standing(
-                bounds[aiokafka_tp], place.seek, place.number, following, epoch
+                bounds[aiokafka_tp],
+                place.seek,
+                place.number,
+                following,
+                epoch,
+                committed.get(aiokafka_tp),
             )
         return standings
 
@@ -304,7 +315,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         asked = {tp: epochs.get(TP(*tp)) for tp in consumer.assignment() if TP(*tp) in epochs}
         if not asked:
             return {}
-        committed = await consumer._coordinator.fetch_committed_offsets(list(asked))
+        committed = await _committed(consumer, asked)
         known = {tp: epoch for tp, epoch in asked.items() if epoch is not None and epoch >= 0}
         ends: dict[TopicPartition, int | None] = dict.fromkeys(asked.keys() - known.keys())
         ends |= await epoch_ends(consumer._client, known)
@@ -312,8 +323,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         bounds = await log_bounds(consumer._client, asked, self._ids)
         logs = {}
         for tp in bounds.keys() & ends.keys():
-            offset = committed[tp].offset if tp in committed else -1
-            logs[TP(*tp)] = Log(bounds[tp], offset if offset >= 0 else None, ends[tp])
+            logs[TP(*tp)] = Log(bounds[tp], committed.get(tp), ends[tp])
         return logs
 
     async def offsets_since(self, partitions: Collection[TP], time_ms: int) -> Mapping[TP, int]:
@@ -381,6 +391,14 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Do nothing: the worker's watchdog looks after progress, and speaks in one line."""
+
+
+async def _committed(
+    consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """The offsets that the group has committed, of those of the partitions that have one."""
+    found = await consumer._coordinator.fetch_committed_offsets(list(partitions))
+    return {tp: meta.offset for tp, meta in found.items() if meta.offset >= 0}
 
 
 class _NoOffsets(dict[TP, int | None]):
@@ -476,9 +494,9 @@ class BatchConsumer(FaustConsumer):
         """See `BatchConsumerThread.offsets_since`."""
         return await self._thread.offsets_since(partitions, time_ms)
 
-    async def standings(self) -> Mapping[TP, Standing]:
+    async def standings(self, unplaced: Collection[TP] = ()) -> Mapping[TP, Standing]:
         """See `BatchConsumerThread.standings`."""
-        return await self._thread.standings()
+        return await self._thread.standings(unplaced)
 
     @property
     def failures(self) -> dict[TP, Failure]:

@@ -30,7 +30,7 @@ from infra.errors import (
 from infra.kafka.admin import create_topic, require_topic, topic_id, topic_partitions
 from infra.metrics import WorkerMetrics, new_registry
 from infra.settings import BrokerSettings, Settings
-from infra.store import Store
+from infra.store import Store, wall_clock_ms
 from infra.stores.mending import counted
 from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
@@ -53,11 +53,21 @@ LOOK_S: Final = 0.5
 AGAIN_S: Final = 1.0
 """Pause before a part that is away is tried again, at the start and after a crash."""
 
+PING_S: Final = 10.0
+"""Time within which a store has to answer whether it takes writes. Longer than the five seconds of
+each of its calls, since its own errors say more."""
+
 CALM_S: Final = 10.0
 """How long a consumer that crashed must run before it is taken for sound again."""
 
 STOP_S: Final = 8.0
 """Time for a clean stop of Faust; what it leaves undone is safe to leave."""
+
+END_S: Final = 15.0
+"""Time from being asked to end until the process leaves, whatever it waits for: a clean stop of
+Faust and some seconds for the transaction in hand, within the half minute that is usual before a
+process is killed. A write may wait for ever, for a lock that a stopped process holds; left, it is
+undone, and its events come again."""
 
 COLLECT: Final = (200_000, 10, 100)
 """Python's thresholds for looking for reference cycles: objects made since the last look, then how
@@ -75,6 +85,20 @@ QUIET: Final = {
 T = TypeVar("T")
 
 
+def prepare_topics(broker: BrokerSettings) -> int:
+    """See to it that the topics are there; the partitions of the behaviors'.
+
+    Raises:
+        BrokerError: the broker does not answer, or a topic is not there and is not to be made.
+    """
+    for topic in (broker.topic, broker.dead_letter_topic):
+        if broker.create_topics:
+            _ensure_topic(broker, topic)
+        else:
+            require_topic(broker, topic)
+    return topic_partitions(broker, broker.topic)
+
+
 class Worker:
     """One worker of the group, made of given parts; `run` it.
 
@@ -86,6 +110,10 @@ class Worker:
         metrics: where all of it is counted.
         health: kept true, for the endpoints to tell.
         interruptions: told of the store's outages by whoever opened it.
+        prepare: sees to it that the topics are there, and tells how many partitions the behaviors'
+            has; `BrokerError` where it cannot.
+        create: makes a consumer, as `create_app` does.
+        clock: ms since epoch.
     """
 
     def __init__(
@@ -97,6 +125,10 @@ class Worker:
         metrics: WorkerMetrics,
         health: Health,
         interruptions: Interruptions | None = None,
+        *,
+        prepare: Callable[[BrokerSettings], int] = prepare_topics,
+        create: Callable[..., LifelongApp] = create_app,
+        clock: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -105,38 +137,50 @@ class Worker:
         self._metrics = metrics
         self._health = health
         self._interruptions = interruptions or Interruptions()
+        # By the clock of whoever asks, as the endpoint tells it: the loop may be stuck.
+        metrics.ready.set_function(health.ready)
         self._lively = True
         self._crashed_at = -math.inf
+        self._prepare = prepare
+        self._create = create
+        self._clock = clock
         self._partitions = 0
-        self._reclusterer = Reclusterer(store, system, settings.worker, metrics)
+        self._reclusterer = Reclusterer(store, system, settings.worker, metrics, clock)
         self._renewal = Renewal(
             store,
             system,
             settings.broker.topic,
             metrics,
             per_second=settings.worker.renew_per_s,
+            clock=clock,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, whatever goes away and comes back meanwhile."""
-        checks = asyncio.create_task(self._check_store())
+        checks = asyncio.create_task(
+            check_store(self._store, self._health, self._settings.worker.check_s)
+        )
         self._reclusterer.start()
         self._renewal.start()
         try:
             while not stop.is_set():
-                if await _retried(self._prepare_topics, "broker", self._health, stop) is None:
+                partitions = await _retried(
+                    lambda: self._prepare(self._settings.broker), "broker", self._health, stop
+                )
+                if partitions is None:
                     break
+                self._partitions = partitions
                 await self._run_app(stop)
         finally:
             checks.cancel()
-            self._metrics.ready.set(0)
+            self._health.stopping()
             await asyncio.to_thread(self._renewal.stop)
             await asyncio.to_thread(self._reclusterer.stop)
 
     async def _run_app(self, stop: asyncio.Event) -> None:
         """Run the Faust app until ``stop``, or until it crashes: then a new one goes on."""
         broker = self._settings.broker
-        app = create_app(
+        app = self._create(
             self._settings,
             self._store,
             self._dead_letters,
@@ -147,6 +191,7 @@ class Worker:
             digest=self._digest,
             interruptions=self._interruptions,
             on_assigned=self._take_partitions,
+            clock=self._clock,
         )
         checks = asyncio.create_task(self._check_broker(app))
         try:
@@ -186,7 +231,6 @@ class Worker:
             log.error("no progress, reported as not live", stall_s=health.stall_s)
         self._lively = health.alive()
         self._judge_parts(app)
-        self._metrics.ready.set(health.ready())
 
     def _judge_parts(self, app: LifelongApp) -> None:
         """Bring up to date what keeps the worker from being ready."""
@@ -219,31 +263,31 @@ class Worker:
             else:
                 self._health.cleared("broker")
 
-    async def _check_store(self) -> None:
-        """Keep asking whether the store takes writes, whether events come or not."""
-        while True:
-            try:
-                await asyncio.to_thread(self._store.ping)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
-                self._health.blocked("store", typed_line(error))
-            else:
-                self._health.cleared("store")
-            await asyncio.sleep(self._settings.worker.check_s)
-
     def _take_partitions(self, partitions: set[int]) -> None:
         topic = self._settings.broker.topic
         self._reclusterer.set_owners({partition_owner(topic, number) for number in partitions})
         self._renewal.set_partitions(partitions, self._partitions)
 
-    def _prepare_topics(self) -> bool:
-        broker = self._settings.broker
-        for topic in (broker.topic, broker.dead_letter_topic):
-            if broker.create_topics:
-                _ensure_topic(broker, topic)
-            else:
-                require_topic(broker, topic)
-        self._partitions = topic_partitions(broker, broker.topic)
-        return True
+
+async def check_store(
+    store: Store, health: Health, pause_s: float, budget_s: float = PING_S
+) -> None:
+    """Keep asking whether the store takes writes, whether events come or not.
+
+    One that has not answered within ``budget_s`` is away; it is not asked again before it has.
+    """
+    while True:
+        ping = asyncio.ensure_future(asyncio.to_thread(store.ping))
+        await asyncio.wait((ping,), timeout=budget_s)
+        if not ping.done():
+            health.blocked("store", f"has not answered for {budget_s:g} s")
+        try:
+            await ping
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
+            health.blocked("store", typed_line(error))
+        else:
+            health.cleared("store")
+        await asyncio.sleep(pause_s)
 
 
 def run_worker(settings: Settings) -> None:
@@ -269,7 +313,7 @@ async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, _end, stop)
     registry = new_registry()
     metrics = WorkerMetrics(registry)
     health = Health(settings.worker.stall_s)
@@ -292,9 +336,24 @@ async def _serve(settings: Settings) -> None:
     log.info("worker stopped")
     # A thread may wait for ever for a broker that is gone, and the process with it; all that
     # matters is in the store.
-    leave = threading.Timer(STOP_S, os._exit, (0,))
-    leave.daemon = True
-    leave.start()
+    _in(STOP_S, os._exit, 0)
+
+
+def _end(stop: asyncio.Event) -> None:
+    stop.set()
+    _in(END_S, _leave)
+
+
+def _leave() -> None:
+    log.warning("left before all was stopped, what was not stored comes again", waited_s=END_S)
+    os._exit(0)
+
+
+def _in(seconds: float, call: Callable[..., object], *arguments: object) -> None:
+    """Call something later, if the process is still there."""
+    timer = threading.Timer(seconds, call, arguments)
+    timer.daemon = True
+    timer.start()
 
 
 def _collect_less() -> None:

@@ -79,6 +79,7 @@ pid = os.fork()
 metrics.requests.labels("rank", "200").inc()
 metrics.inflight.inc()
 metrics.ready.set(pid != 0)
+metrics.store_empty.set(pid == 0)
 if pid == 0:
     os._exit(0)
 os.waitpid(pid, 0)
@@ -105,4 +106,6 @@ def test_processes_of_one_scorer_add_up(tmp_path: Path) -> None:
     assert "lifelong_scorer_inflight 2.0" in both
     assert "lifelong_scorer_inflight 1.0" in survivor
     assert "lifelong_scorer_ready 0.0" in both
+    assert "lifelong_scorer_store_empty 1.0" in both
+    assert "lifelong_scorer_store_empty 0.0" in survivor
     assert "lifelong_scorer_ready 1.0" in survivor

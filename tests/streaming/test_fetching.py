@@ -15,7 +15,12 @@ from aiokafka.consumer.fetcher import (
     FetchResult,
     PartitionRecords,
 )
-from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.errors import (
+    KafkaStorageError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
@@ -66,7 +71,8 @@ class Consumer:
             subscription=SimpleNamespace(assignment=self.assignment),
             is_assigned=lambda tp: True,
         )
-        self._client = SimpleNamespace(send=None)
+        self._client = SimpleNamespace(send=self._answer)
+        self.answer: object = None
         self.asked: list[object] = []
         self._fetcher = SimpleNamespace(
             _records={},
@@ -74,6 +80,9 @@ class Consumer:
             _notify=self.asked.append,
             _wait_consume_future=None,
         )
+
+    async def _answer(self, _node: int, _request: object) -> object:
+        return self.answer
 
     def fetch(self, tp: TopicPartition, *batches: Sequence[int] | None) -> None:
         records = PartitionRecords(
@@ -172,6 +181,59 @@ def test_a_log_without_the_offset_is_no_failure_but_misplaced() -> None:
 
     assert reader.take(None, 10) == {}
     assert reader.misplaced == {TP0}
+    assert not reader.failures
+
+
+async def fetched(consumer: Consumer, *answers: tuple[int, bytes | None]) -> None:
+    """Have the fetcher ask for the topic: the broker's error code and records by partition."""
+    parts = [
+        (partition, code, 0, 0, 0, None, -1, records)
+        for partition, (code, records) in enumerate(answers)
+    ]
+    consumer.answer = SimpleNamespace(topics=[("t", parts)])
+    await consumer._client.send(1, FetchRequest(100, 1, 1 << 20, READ_COMMITTED, [("t", [])]))
+
+
+@pytest.mark.parametrize("error", [TopicAuthorizationFailedError, KafkaStorageError])
+async def test_a_partition_that_the_broker_refuses_is_named(error: Any) -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    consumer.states[TP0].position = 7
+
+    await fetched(consumer, (error.errno, None), (0, log_of([0])))
+
+    assert list(reader.failures) == [TP0]
+    failure = reader.failures[TP0]
+    assert (failure.offset, failure.error) == (7, error.__name__)
+    assert failure.refused
+
+
+async def test_a_partition_that_the_broker_gives_again_is_no_failure_any_more() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    await fetched(consumer, (KafkaStorageError.errno, None))
+
+    await fetched(consumer, (0, b""))
+
+    assert not reader.failures
+
+
+async def test_a_partition_that_is_not_ours_any_more_cannot_be_refused() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    consumer._subscription.is_assigned = lambda tp: False
+
+    await fetched(consumer, (TopicAuthorizationFailedError.errno, None))
+
+    assert not reader.failures
+
+
+async def test_an_offset_that_the_broker_has_not_is_no_failure() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+
+    await fetched(consumer, (OffsetOutOfRangeError.errno, None))
+
     assert not reader.failures
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 from faust.types import TP
@@ -16,17 +18,19 @@ from infra.kafka.local import LocalKafka
 from infra.kafka.logs import LogBounds
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
-from infra.store import wall_clock_ms
+from infra.store import Group, wall_clock_ms
 from infra.stores.memory import MemoryStore
 from streaming.interruptions import Interruptions
 from streaming.lives import Life
-from streaming.positions import STILL_S, Positions, _Position
+from streaming.positions import STILL_S, Positions, Wanted, _Position
 from streaming.topic import TopicIdentity
-from streaming.transport import Standing
+from streaming.transport import Log, Standing
+from streaming.writer import GivenUp
 from tests.infra.kafka.steps import delete_topic
 from tests.streaming.kafka_harm import delete_records, lose_tail, stopped
 from tests.streaming.running import (
     NOW,
+    PATIENCE_S,
     KeptLetters,
     Running,
     WatchedStore,
@@ -41,6 +45,8 @@ from tests.streaming.running import (
 
 if TYPE_CHECKING:
     from streaming.writer import BatchWriter
+
+T = TypeVar("T")
 
 
 def of(user: str, count: int, first: int = 0) -> Iterator[tuple[str, bytes]]:
@@ -217,7 +223,7 @@ async def test_what_a_deleted_topic_held_is_counted_though_its_partition_was_not
             return {}
 
         consumer.logs = unknown  # as if nobody could tell where to go on
-        agent.rebalanced({TP(topic, 0)}, {TP(topic, 0)})
+        agent.rebalanced({TP(topic, 0)})
         await send(settings, of("a", 20, first=10))
         await agent.check()
         await asyncio.to_thread(delete_topic, settings.broker.bootstrap, topic)
@@ -313,22 +319,163 @@ async def test_an_outage_without_new_events_is_made_good_too(
         await until(lambda: store.counts() == {"a": 20}, "all is there again")
 
 
+class Stuck(WatchedStore):
+    """A store that does not answer how far it was fed, until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.let = threading.Event(), threading.Event()
+
+    def positions(self, sources: Sequence[int]) -> list[int | None]:
+        self.asked.set()
+        assert self.let.wait(PATIENCE_S)
+        return super().positions(sources)
+
+
+@pytest.mark.kafka
+async def test_lag_is_told_while_a_stuck_store_does_not_say_where_to_go_on(
+    kafka: LocalKafka,
+) -> None:
+    settings, store = one_partition(kafka), Stuck()
+    await send(settings, of("a", 10))
+    await take(settings, WatchedStore(), 10)
+    await send(settings, of("a", 5, first=10))
+    async with running(settings, store, KeptLetters()) as worker:
+        gauge = worker.metrics.consumer_lag
+        try:
+            await until(store.asked.is_set, "the store is asked")
+            await worker.app.batch_agent.check()
+            assert gauge.labels("0")._value.get() == 5
+        finally:
+            store.let.set()
+        await until(lambda: committed(settings) == {0: 15}, "all are committed")
+        await worker.app.batch_agent.check()
+        assert gauge.labels("0")._value.get() == 0
+
+
+class GivingUp:
+    """A writer whose partitions go to others before it has written anything; reads succeed."""
+
+    async def until_done(self, call: Callable[[], T], wanted: Wanted) -> T:
+        result = call()
+        if result is None:  # it wrote
+            raise GivenUp
+        return result
+
+    async def reach(self, source: Source, last: int, wanted: Wanted) -> None:
+        raise GivenUp
+
+
+class Losing:
+    """A partition whose log has those bounds, and whose store was fed all below offset 20."""
+
+    def __init__(self, bounds: LogBounds) -> None:
+        self.tp = TP("behaviors", 0)
+        self.metrics = WorkerMetrics(CollectorRegistry())
+        store, topic = MemoryStore(), TopicIdentity("behaviors", lambda: "AAAAAAAAAAAAAAAAAAAAAQ")
+        topic.adopt("AAAAAAAAAAAAAAAAAAAAAQ")
+        store.append([Group(topic.source(0), [], 19)], NOW)
+        self._positions = Positions(topic, store, cast("Any", GivingUp()), self.metrics, 60.0)
+        self._bounds = bounds
+        self._consumer: Any = SimpleNamespace(read_by_id=lambda *_: None, logs=self._logs)
+
+    async def find(self) -> None:
+        """Look where to go on, and give up before the store has what follows."""
+        with pytest.raises(GivenUp):
+            await self._positions.find(self._consumer, [self.tp], lambda: True)
+
+    async def _logs(self, _: object) -> dict[TP, Log]:
+        return {self.tp: Log(self._bounds, 20, None)}
+
+
+async def test_what_retention_took_is_told_before_the_store_is_moved_past_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    losing = Losing(LogBounds(25, 30, 30))
+
+    await losing.find()
+
+    assert losing.metrics.lost_events.labels("retention")._value.get() == 5
+    assert "events are gone from Kafka" in caplog.text
+
+
+async def test_a_lost_tail_is_told_before_the_store_is_moved_past_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    losing = Losing(LogBounds(0, 15, 15))
+
+    await losing.find()
+
+    assert losing.metrics.log_cuts._value.get() == 1
+    assert "the log lost its tail" in caplog.text
+
+
+async def test_what_was_told_is_not_told_again_while_its_partition_is_placed() -> None:
+    losing = Losing(LogBounds(25, 30, 30))
+
+    for _ in range(3):
+        await losing.find()
+
+    assert losing.metrics.lost_events.labels("retention")._value.get() == 5
+
+
 class Still:
     """A partition of which five events are applied, as it is measured."""
 
     def __init__(self) -> None:
         self.tp = TP("behaviors", 0)
-        metrics = self.metrics = WorkerMetrics(CollectorRegistry())
+        self.registry = CollectorRegistry()
+        metrics = self.metrics = WorkerMetrics(self.registry)
         topic = TopicIdentity("behaviors", lambda: "id")
         self._positions = Positions(topic, MemoryStore(), cast("BatchWriter", None), metrics, 60.0)
         self.at = _Position(5, 5, Life(), Source(1, 1), 5)
         self._positions._at[self.tp] = self.at
 
-    def measure(self, *, stable: int, end: int, fetched: int = 5) -> dict[str, str]:
-        standing = Standing(LogBounds(0, stable, end), 1, 1, fetched, -1)
+    def forget_it(self) -> None:
+        """As if it was just assigned to a worker that knows nothing of it."""
+        self._positions._at.clear()
+
+    def measure(
+        self, *, stable: int, end: int, fetched: int = 5, committed: int | None = None
+    ) -> dict[str, str]:
+        standing = Standing(LogBounds(0, stable, end), 1, 1, fetched, -1, committed)
         self._positions.measure({self.tp: standing})
         self.at.still_since -= STILL_S + 1
         return self._positions.obstacles()
+
+
+def lag(still: Still) -> float | None:
+    registry = still.registry
+    return registry.get_sample_value("lifelong_worker_consumer_lag", {"partition": "0"})
+
+
+def test_a_partition_of_which_nothing_is_found_out_yet_lags_behind_the_commit() -> None:
+    still = Still()
+    still.forget_it()
+    still.measure(stable=20, end=20, committed=15)
+    assert lag(still) == 5
+
+
+def test_a_partition_of_which_nothing_is_known_at_all_lags_by_its_whole_log() -> None:
+    still = Still()
+    still.forget_it()
+    still.measure(stable=20, end=20)
+    assert lag(still) == 20
+
+
+def test_a_partition_that_is_not_found_anew_after_a_rebalance_lags_behind_where_it_stood() -> None:
+    still = Still()
+    still.measure(stable=5, end=5)
+    still._positions.forget({still.tp})
+    still.measure(stable=10, end=10)
+    assert lag(still) == 5
+
+
+def test_a_partition_of_others_has_no_lag_here() -> None:
+    still = Still()
+    still.measure(stable=9, end=9)
+    still._positions.forget({TP("behaviors", 1)})
+    assert lag(still) is None
 
 
 def truncated(still: Still) -> int:

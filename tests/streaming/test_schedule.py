@@ -33,6 +33,7 @@ from infra.stores.memory import MemoryStore
 from models.bundle import Bundle, StateTensor
 from models.features import EMPTY_HISTORY
 from streaming.schedule import (
+    HANGING_MS,
     STUCK_MS,
     STUCK_USERS,
     SWEEP_EVERY_MS,
@@ -714,6 +715,55 @@ def test_the_oldest_due_user_gets_older_while_the_store_is_away(house: House) ->
     assert house.metric("due_oldest_seconds") == 5
 
 
+def test_who_is_due_since_nobody_can_be_listed_counts_as_due(house: House) -> None:
+    house.store.faults["due"] = unavailable
+    with pytest.raises(StoreUnavailable):
+        house.reclusterer.run_once()
+    house.clock.now += 5_000
+    assert house.metric("due_oldest_seconds") == 5
+
+
+def test_an_owner_whose_list_cannot_be_read_counts_as_due(house: House) -> None:
+    def corrupt(owner: Any) -> None:
+        if owner == A.owner:
+            raise StoreCorrupt("due list unreadable")
+
+    house.store.faults["due"] = corrupt
+    house.clock.now += 5_000
+    house.reclusterer.run_once()
+    assert house.metric("due_oldest_seconds") == 5
+
+
+def test_nobody_is_due_right_after_a_look_that_found_nobody(house: House) -> None:
+    house.clock.now += 5_000
+    house.reclusterer.run_once()
+    house.clock.now += 100
+    assert house.metric("due_oldest_seconds") == 0
+
+
+def test_a_pass_that_does_not_get_on_is_trouble_until_it_does() -> None:
+    house = House(MemoryStore(), recluster_poll_s=0.01)
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        entered.set()
+        assert leave.wait(10)
+
+    house.system.before = wait
+    house.act("u1")
+    house.reclusterer.start()
+    try:
+        assert entered.wait(10)
+        house.clock.now += HANGING_MS - 1
+        assert house.reclusterer.trouble() is None
+        house.clock.now += 1
+        assert "no batch has ended for 60 s" in str(house.reclusterer.trouble())
+    finally:
+        leave.set()
+    until(lambda: house.reclusterer.trouble() is None)
+    house.reclusterer.stop()
+
+
 def test_a_store_that_stays_away_is_trouble_and_a_hiccup_is_none() -> None:
     house = House(MemoryStore(), recluster_poll_s=0.01)
     house.act("u1")
@@ -729,16 +779,63 @@ def test_a_store_that_stays_away_is_trouble_and_a_hiccup_is_none() -> None:
     house.reclusterer.stop()
 
 
-def test_users_of_whom_none_can_be_reclustered_are_trouble(house: House) -> None:
-    for number in range(STUCK_USERS):
+def failing(house: House, count: int) -> None:
+    """Have so many users fail."""
+    for number in range(count):
         house.system.users_failing.add(number)
         house.act(f"u{number}")
     house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="failed") == count
+
+
+def test_users_of_whom_none_can_be_reclustered_are_trouble(house: House) -> None:
+    failing(house, STUCK_USERS)
     assert house.reclusterer.trouble() is None
     house.clock.now += STUCK_MS
     assert "no interests for this one" in str(house.reclusterer.trouble())
     house.act("u99")
     house.reclusterer.run_once()
+    assert house.reclusterer.trouble() is None
+
+
+def test_users_whose_interests_others_made_are_no_trouble(house: House) -> None:
+    def newer() -> None:
+        house.system.before = lambda: None
+        version = Version(START, 10 * SEGMENT)
+        users = [f"u{number}" for number in range(STUCK_USERS)]
+        writes = [InterestWrite(user, DIGEST, version, b"newer") for user in users]
+        house.store.put_interests(writes, START)
+
+    for number in range(STUCK_USERS):
+        house.act(f"u{number}")
+    house.system.before = newer
+    house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="stale") == STUCK_USERS
+    house.clock.now += 10 * STUCK_MS
+    assert house.reclusterer.trouble() is None
+
+
+def test_failing_users_of_partitions_that_moved_away_are_no_trouble(house: House) -> None:
+    failing(house, STUCK_USERS)
+    house.reclusterer.set_owners([])
+    house.clock.now += STUCK_MS
+    assert house.reclusterer.trouble() is None
+
+
+def test_users_who_fail_after_a_long_quiet_have_their_time(house: House) -> None:
+    house.clock.now += 10 * STUCK_MS
+    failing(house, STUCK_USERS)
+    assert house.reclusterer.trouble() is None
+
+
+def test_a_user_who_failed_and_was_then_made_by_others_counts_no_longer(house: House) -> None:
+    failing(house, STUCK_USERS)
+    house.system.users_failing = set(range(1, STUCK_USERS))
+    newer = InterestWrite("u0", DIGEST, Version(START, 10 * SEGMENT), b"newer")
+    house.system.before = lambda: house.store.put_interests([newer], START)
+    house.clock.now += STUCK_MS
+    house.reclusterer.run_once()
+    assert house.metric("reclusters_total", outcome="stale") == 1
     assert house.reclusterer.trouble() is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from infra.store import Append, Group, Store
 from infra.stores import open_store
 from lifelong.shipped import BUNDLE
 from models.bundle import states_of
+from tests.infra.stores.test_lmdb_faults import Other, begin
 from tests.streaming.running import (
     NOW,
     WorkerProcess,
@@ -112,6 +114,28 @@ async def test_a_damaged_record_is_counted_and_its_user_begins_anew(
     store.close()
     assert sequence is not None
     assert sequence.version.count == 1
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_a_worker_whose_append_waits_for_the_lock_ends_when_asked(
+    kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
+) -> None:
+    """Slow: a process starts, and waits for as long as one may at its end."""
+    settings = with_topics(worker_settings(kafka.bootstrap, tmp_path))
+    with WorkerProcess(settings, tmp_path / "log", warm) as worker:
+        await until(worker.ready, "the worker is ready")
+        holder = await asyncio.to_thread(Other, tmp_path / "store")
+        try:
+            holder.do(partial(begin, write=True))
+            holder.signal(signal.SIGSTOP)
+            await asyncio.to_thread(produce, settings, [("a", event("a"))])
+            waits = "lifelong_worker_waiting_bytes 0.0"
+            await until(lambda: waits not in worker.get("/metrics")[1], "the append waits")
+            assert await asyncio.to_thread(worker.end) == 0
+        finally:
+            holder.kill()
+    assert "left before all was stopped" in worker.said
 
 
 def _damage_head(directory: Path, user: str) -> None:

@@ -394,6 +394,8 @@ async def test_a_scorer_that_degrades_is_ready_without_its_store_and_says_so(
     (warning,) = response.json()["warnings"]
     assert warning.startswith("rankings are degraded: ")
     assert "cannot be reached" in warning
+    assert world.registry.get_sample_value("lifelong_scorer_ready") == 1
+    assert world.registry.get_sample_value("lifelong_scorer_store_answers") == 0
     world.store.away = False
     world.clock.now += 2
     assert (await http.get("/v2/health/ready")).json() == {"ready": True}
@@ -406,10 +408,13 @@ async def test_a_store_without_a_single_user_is_a_warning(
     world.service.readiness.loaded(StoreQuestion(store))
     (warning,) = (await http.get("/v2/health/ready")).json()["warnings"]
     assert "has no users" in warning
+    assert world.registry.get_sample_value("lifelong_scorer_store_answers") == 1
+    assert world.registry.get_sample_value("lifelong_scorer_store_empty") == 1
     behavior = pack_behavior(1, 1, 0, 0, 1)
     store.append([Group(Source(1, 1), [Append("u", [behavior], [0], [0])])], 1)
     world.clock.now += 2
     assert (await http.get("/v2/health/ready")).json() == {"ready": True}
+    assert world.registry.get_sample_value("lifelong_scorer_store_empty") == 0
 
 
 async def test_many_probes_are_one_question_to_the_store(
