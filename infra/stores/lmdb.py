@@ -40,7 +40,13 @@ from infra.store import (
     Version,
     Written,
 )
-from infra.stores.identity import agree, decode_identity, encode_identity, new_identity
+from infra.stores.identity import (
+    agree,
+    decode_identity,
+    encode_identity,
+    new_identity,
+    require_any_id,
+)
 from infra.stores.lmdb_faults import disk_free, lock_holder, readers_full, told
 from infra.stores.lmdb_meta import check, read_meta
 from infra.stores.mending import Mending
@@ -168,7 +174,8 @@ class LmdbStore:
             StoreUnavailable: it cannot be opened; or, for reading, there is none; or, for writing,
                 another process keeps it locked.
             StoreCorrupt: its data file is cut short, or none.
-            StoreMismatch: it is another store than asked for (`infra.stores.identity.agree`).
+            StoreMismatch: it is another store than asked for (`infra.stores.identity`); nothing is
+                made where none is.
         """
         self._path = path.absolute()
         self._data = self._path / DATA
@@ -190,7 +197,7 @@ class LmdbStore:
         self._asked_at = 0.0
         self._lock: int | None = None
         """The lock file, of a store that is written."""
-        self._env = self._open(sync)
+        self._env = self._open(options, sync)
         self._map_size = self._env.info()["map_size"]
         self._file = _file_id(self._data)
         try:
@@ -441,10 +448,8 @@ class LmdbStore:
 
     # Opening
 
-    def _open(self, sync: bool) -> lmdb.Environment:
+    def _open(self, options: StoreOptions, sync: bool) -> lmdb.Environment:
         try:
-            if not self._read_only:
-                self._path.mkdir(parents=True, exist_ok=True)
             if self._data.exists():
                 check(self._data)
             elif self._read_only:
@@ -452,6 +457,9 @@ class LmdbStore:
                     f"there is no store at {self._path}; correct store.url, or start a worker,"
                     " which makes it"
                 )
+            else:
+                require_any_id(options, self._where)
+                self._path.mkdir(parents=True, exist_ok=True)
             env = lmdb.open(
                 str(self._path),
                 map_size=self._map_size,
@@ -482,6 +490,7 @@ class LmdbStore:
         try:
             dbs, found = self._databases()
         except lmdb.NotFoundError as error:
+            require_any_id(options, self._where)
             if not self._read_only:
                 return self._write(partial(self._lay_out, new_identity(options)))
             return self._of_layout_1(error), None
