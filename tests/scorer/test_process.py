@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import threading
@@ -71,6 +72,22 @@ def test_a_store_that_nobody_has_made_yet_is_waited_for(settings: Settings, tmp_
         _, said = process.communicate(timeout=20)
         assert process.returncode == 0
         assert "Traceback" not in said
+
+
+def test_a_store_that_is_made_anew_under_a_scorer_is_read_without_a_restart(
+    settings: Settings,
+) -> None:
+    path, _, _ = lmdb_place(settings.store)
+    with running(settings):
+        until_ready(settings)
+        with RankClient(f"http://127.0.0.1:{settings.scorer.port}") as client:
+            shutil.rmtree(path)
+            until(lambda: "there is no store" in get(settings, "/v2/health/ready")[1])
+            assert client.rank("u", ["item-1"]).degraded
+
+            add_behavior(settings, "v")  # as a worker would, which makes it
+            until(lambda: client.rank("v", ["item-1"]).history == "sequence")
+            assert client.rank("u", ["item-1"]).history == "none"
 
 
 def test_a_store_that_is_another_one_ends_the_scorer(settings: Settings) -> None:

@@ -17,11 +17,11 @@ from infra.metrics import ScorerMetrics
 from infra.store import Append, Group
 from infra.stores.memory import MemoryStore
 from scorer.http.app import create_app
-from scorer.process import StoreQuestion
+from scorer.process import ASK_USERS_S, StoreQuestion
 from scorer.ranking import Ranker, Ranking
 from scorer.readiness import LOADING, Readiness
 from scorer.service import Service
-from tests.scorer.conftest import World, client_of
+from tests.scorer.conftest import Clock, World, client_of
 
 CANDIDATES = [f"item-{i}" for i in range(1, 51)]
 
@@ -410,6 +410,19 @@ async def test_a_store_without_a_single_user_is_a_warning(
     store.append([Group(Source(1, 1), [Append("u", [behavior], [0], [0])])], 1)
     world.clock.now += 2
     assert (await http.get("/v2/health/ready")).json() == {"ready": True}
+
+
+def test_a_store_that_is_emptied_is_a_warning_again() -> None:
+    store, clock = MemoryStore(), Clock()
+    ask = StoreQuestion(store, clock)
+    append = Append("u", [pack_behavior(1, 1, 0, 0, 1)], [0], [0])
+    store.append([Group(Source(1, 1), [append])], 1)
+    assert ask() is None
+    store.forget(["u"], 2)
+    clock.now += ASK_USERS_S
+    warning = ask()
+    assert warning is not None
+    assert "has no users" in warning
 
 
 async def test_many_probes_are_one_question_to_the_store(
