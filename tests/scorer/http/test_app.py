@@ -217,6 +217,17 @@ async def test_without_its_store_a_strict_scorer_is_a_503_that_says_when_to_retr
     assert int(response.headers["retry-after"]) > 0
 
 
+async def test_requests_that_a_strict_scorer_refuses_are_one_line_of_the_log(
+    strict_world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict_world.store.away = True
+    async with client_of(strict_world) as http:
+        for _ in range(5):
+            response = await http.post("/v1/rank", json={"user": "u", "candidates": ["item-1"]})
+            assert response.status_code == 503
+    assert len([one for one in caplog.records if one.levelname == "WARNING"]) == 1
+
+
 async def test_without_its_store_a_ranking_says_that_it_is_degraded(
     http: httpx.AsyncClient, world: World
 ) -> None:
