@@ -11,7 +11,7 @@ from rich.console import Console
 from extractor.systems import load_system
 from infra.behaviors import partition_source
 from infra.errors import BrokerError, LifelongError, StoreFull
-from infra.kafka.admin import ping, standings, topic_id, topic_partitions
+from infra.kafka.admin import ping, require_topic, standings, topic_id, topic_partitions
 from infra.kafka.logs import LogBounds
 from infra.settings import Settings
 from infra.store import Store
@@ -38,6 +38,9 @@ NEEDS: Final = {
 
 WRITTEN: Final = 65_536
 """Bytes of the write that is tried: more than any record of a user."""
+
+UNTOLD: Final = "; how full it is, its servers' own metrics tell"
+"""What is not looked at of a store other than LMDB."""
 
 
 def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
@@ -106,12 +109,12 @@ def _check_dead_letters(settings: Settings) -> str:
 
 
 def _describe_topic(settings: Settings, topic: str) -> str:
-    partitions = topic_partitions(settings.broker, topic)
+    broker = settings.broker
+    if not broker.create_topics:
+        require_topic(broker, topic)
+    partitions = topic_partitions(broker, topic)
     if not partitions:
-        raise BrokerError(
-            f"topic {topic!r} is not on {settings.broker.bootstrap}: create it, or start a local"
-            " Kafka with `lifelong broker`"
-        )
+        return f"{topic} is not there yet, a worker will create it: {broker.partitions} partitions"
     return f"{topic}: {partitions} partitions"
 
 
@@ -132,12 +135,16 @@ def _check_store(settings: Settings) -> str:
     return (
         f"{said}; {identity.name}, id {identity.id}, layout {identity.layout}, keeps"
         f" {identity.length} behaviors per user, last opened with ttl_s {identity.ttl_s:g}"
+        f"{'' if isinstance(store, LmdbStore) else UNTOLD}"
     )
 
 
 def _check_writes(store: Store) -> None:
-    """Write as much as a user's largest record takes, and look how much room is left."""
+    """Write as much as a user's largest record takes, ask what only workers need, and look how much
+    room is left.
+    """
     try:
+        store.ping()
         store.put_bookmark("check", bytes(WRITTEN))
         store.put_bookmark("check", None)
         room = store.room() if isinstance(store, LmdbStore) else None
@@ -155,6 +162,8 @@ def _check_progress(settings: Settings) -> str:
     """Hold what the store was fed against the topic's logs, as a worker does that starts."""
     broker, topic = settings.broker, settings.broker.topic
     partitions = standings(broker, broker.group, topic)
+    if not partitions:
+        return f"{topic} is not there yet"
     identity = topic_id(broker, topic)
     store = open_store(settings.store, read_only=True)
     try:
@@ -163,11 +172,16 @@ def _check_progress(settings: Settings) -> str:
         reached = store.positions(keys)
     finally:
         store.close()
-    behind, trouble = 0, []
-    for (number, (log, committed)), fed in zip(partitions.items(), reached, strict=True):
-        bounds = LogBounds(log.start, log.stop, log.stop)
+    behind, trouble, held = 0, [], ""
+    for (number, (log, stable, committed)), fed in zip(partitions.items(), reached, strict=True):
+        bounds = LogBounds(log.start, stable, log.stop)
         begin = start(lives[number], fed, committed, bounds)
         behind += log.stop - begin.offset
+        if stable < log.stop:
+            held += (
+                f"; an open transaction holds back partition {number} from offset {stable} on: if"
+                " it stays, find its producer, or abort it (docs/operations.md)"
+            )
         for offsets, what in ((begin.gone, "are gone from Kafka"), (begin.cut, "were cut off")):
             if offsets:
                 span = f"{offsets.start} to {offsets.stop - 1}"
@@ -178,7 +192,10 @@ def _check_progress(settings: Settings) -> str:
             f"{trouble[0]}{more}: a worker goes on behind them; see docs/losses.md for what that"
             " costs"
         )
-    return f"{behind} events of {topic} are not in the store yet"
+    return (
+        f"{behind} events of {topic} are not in the store yet{held}; a log that lost its tail and"
+        " has grown again is found by workers alone"
+    )
 
 
 def _check_bundle(settings: Settings) -> str:

@@ -49,6 +49,10 @@ again (p95, four clients of B = 100 beside two of B = 3,000)."""
 RETRY_STORE_S: Final = 1.0
 """Pause between two tries to open a store that is away at the start."""
 
+ASK_USERS_S: Final = 60.0
+"""How often a store in which somebody was found is looked through again for anybody: a server's
+scan is no question for every second."""
+
 log = get_logger(__name__)
 
 
@@ -172,15 +176,18 @@ class ScorerProcess:
 class StoreQuestion:
     """What readiness asks of the store: whether it answers, and whether anybody is in it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self._clock = clock
         self._empty = True
+        self._ask_users_at = 0.0
 
     def __call__(self) -> str | None:
         """What is odd about the store; None: nothing."""
         self._store.ping()
-        # Once somebody was found it is the right store, and need not be looked through again.
-        self._empty = self._empty and not self._store.users(b"", 1).users
+        if self._empty or self._clock() >= self._ask_users_at:
+            self._empty = not self._store.users(b"", 1).users
+            self._ask_users_at = self._clock() + ASK_USERS_S
         if not self._empty:
             return None
         return "the store has no users: everybody is scored as a stranger; is it the right one?"

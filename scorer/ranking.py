@@ -18,12 +18,13 @@ from extractor.state import InterestState
 from extractor.system import Candidates, System, UserHistory
 from infra.arrays import F32, I64, U64, Array, Bools
 from infra.behaviors import BEHAVIOR
-from infra.errors import StoreCorrupt, StoreError, StoreUnavailable
+from infra.errors import StoreCorrupt, StoreError
 from infra.metrics import HISTORIES, STAGES, ScorerMetrics
 from infra.settings import UnknownItems
 from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall_clock_ms
 from infra.telemetry import get_logger
 from models.bundle import Bundle
+from scorer.breaker import Breaker
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.messages import HistoryKind
 from scorer.sampling import Sampler
@@ -84,9 +85,6 @@ NAMED: Final = 5
 STRANGER: Final = _Found("none", None)
 DEGRADED: Final = _Found("none", None, degraded=True)
 
-AWAY_S: Final = 1.0
-"""How long the store is not asked after it did not answer: rankings run one after another, and each
-would wait for it as long as the first."""
 NO_BEHAVIORS: Final[Behaviors] = np.zeros(0, BEHAVIOR)
 
 
@@ -130,10 +128,8 @@ class Ranker:
         self._clock_ms = clock_ms
         self._degrade = degrade
         self._unknown_items: UnknownItems = unknown_items
-        self._monotonic = monotonic
+        self._breaker = Breaker(monotonic)
         self._sampler = sampler
-        self._ask_again_at = 0.0
-        self._away = False
         self._metrics = metrics
         self._stage = {name: metrics.stage_seconds.labels(stage=name) for name in STAGES}
         self._kind = {kind: metrics.history.labels(kind=kind) for kind in HISTORIES}
@@ -237,24 +233,23 @@ class Ranker:
 
     def _read_if_there(self, user: str) -> _Found:
         """What the store has of the user; if it does not answer, what there is without it."""
-        if self._monotonic() < self._ask_again_at:
+        try:
+            self._breaker.check()
+            return self._read_told(user)
+        except StoreError:
+            if not self._degrade:
+                raise
             self._metrics.degraded.inc()
             return DEGRADED
+
+    def _read_told(self, user: str) -> _Found:
+        """`_read`, of which the breaker hears."""
         try:
             found = self._read(user)
         except StoreError as error:
-            if not self._degrade:
-                raise
-            if not self._away:  # one line an outage, however many requests it meets
-                log.warning("store does not answer, ranking without history", error=str(error))
-            if isinstance(error, StoreUnavailable):
-                self._away = True
-                self._ask_again_at = self._monotonic() + AWAY_S
-            self._metrics.degraded.inc()
-            return DEGRADED
-        if self._away:
-            self._away = False
-            log.info("store answers again")
+            self._breaker.failed(error)
+            raise
+        self._breaker.answered()
         return found
 
     def _read(self, user: str) -> _Found:

@@ -28,6 +28,7 @@ from faust.types import TP, ConsumerMessage
 from infra.errors import typed_line
 from infra.kafka.fetching_by_id import uuid_of
 from infra.kafka.logs import LogBounds, epoch_ends, log_bounds
+from infra.kafka.metadata import create_no_topics
 from infra.telemetry import get_logger
 from streaming.fetching import Failure, Reader, Records
 
@@ -196,6 +197,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         # Faust reads what was never committed, too, unless it is in a transaction itself.
         consumer._isolation_level = "read_committed"
+        create_no_topics(consumer._client)
         self._reader = Reader(consumer)
         self._reader.ids = self._ids
         return consumer

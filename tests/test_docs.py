@@ -9,7 +9,9 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 
+from infra.metrics import ScorerMetrics, WorkerMetrics
 from infra.settings import EventSettings, load_settings
 from lifelong.learning import SHIPPED
 from models.config import DataConfig, RunConfig, TrainingConfig, load_config
@@ -172,11 +174,36 @@ def test_a_reader_is_listed_with_its_files_origin_and_licence(name: str) -> None
         assert row.endswith(f"{origin.url} | {origin.licence}")
 
 
-@pytest.mark.parametrize(
+every_page = pytest.mark.parametrize(
     "page",
     [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
+
+
+def series() -> set[str]:
+    """Names under which a metric can be asked for."""
+    registry = CollectorRegistry()
+    WorkerMetrics(registry)
+    ScorerMetrics(registry)
+    suffixes = {"counter": ("_total",), "histogram": ("", "_bucket", "_count", "_sum")}
+    return {
+        metric.name + suffix
+        for metric in registry.collect()
+        for suffix in suffixes.get(metric.type, ("",))
+    }
+
+
+@every_page
+def test_a_metric_on_a_page_is_one_of_ours(page: Path) -> None:
+    if page.parent.name == "adr":
+        return  # which tell what was decided when metrics had other names
+    named = re.findall(r"\blifelong_(?:worker|scorer)_\w*\*?|\b\w+_total\b", page.read_text())
+
+    assert set(named) - series() == set()
+
+
+@every_page
 def test_a_page_links_to_files_that_are_there(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
 

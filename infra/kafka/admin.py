@@ -146,6 +146,8 @@ class Standing(NamedTuple):
 
     log: range
     """The offsets that the log holds."""
+    stable: int
+    """Offset up to which no transaction is open, and so up to which it may be read."""
     committed: int | None
     """The offset that the group committed; None: it did not."""
 
@@ -164,10 +166,17 @@ def standings(
     ]
     # A consumer and not an admin client, whose list_consumer_group_offsets ends the process
     # (confluent-kafka 2.12, a segmentation fault) where a coordinator has yet to load its groups.
-    consumer = Consumer({**client_config(broker), "group.id": group, "enable.auto.commit": False})
+    config = {**client_config(broker), "group.id": group, "enable.auto.commit": False}
+    # Where a log ends depends on who asks: to one who reads what is committed alone, it ends before
+    # the first open transaction. Asked in this order, what comes meanwhile looks like none.
+    consumer, uncommitted = (
+        Consumer({**config, "isolation.level": level})
+        for level in ("read_committed", "read_uncommitted")
+    )
     try:
         committed = _committed(consumer, partitions, timeout_s)
-        logs = [consumer.get_watermark_offsets(tp, timeout=timeout_s) for tp in partitions]
+        logs = [uncommitted.get_watermark_offsets(tp, timeout=timeout_s) for tp in partitions]
+        stable = [consumer.get_watermark_offsets(tp, timeout=timeout_s)[1] for tp in partitions]
     except KafkaException as error:
         raise BrokerError(
             f"Kafka at {bootstrap_of(broker)} does not tell how far group {group} came in {name}:"
@@ -175,9 +184,10 @@ def standings(
         ) from None
     finally:
         consumer.close()
+        uncommitted.close()
     return {
-        tp.partition: Standing(range(*log), tp.offset if tp.offset >= 0 else None)
-        for tp, log in zip(committed, logs, strict=True)
+        tp.partition: Standing(range(*log), end, tp.offset if tp.offset >= 0 else None)
+        for tp, log, end in zip(committed, logs, stable, strict=True)
     }
 
 

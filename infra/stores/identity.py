@@ -57,6 +57,23 @@ def agree(found: Identity, options: StoreOptions, where: str) -> Identity:
     )
 
 
+def require_any_id(options: StoreOptions, where: str) -> None:
+    """Refuse a place where no identity was found: nothing is there, or a store of layout 1.
+
+    Args:
+        options: what it is opened with.
+        where: names the place in errors.
+
+    Raises:
+        StoreMismatch: the settings ask for a certain store, and this is not it.
+    """
+    if options.id is not None:
+        raise StoreMismatch(
+            f"{where} has no id yet, store.id asks for {options.id}: correct store.url, or remove"
+            " store.id, to have a store made there"
+        )
+
+
 def encode_identity(identity: Identity) -> bytes:
     """The record."""
     return msgspec.json.encode(identity)

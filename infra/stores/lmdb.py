@@ -40,7 +40,13 @@ from infra.store import (
     Version,
     Written,
 )
-from infra.stores.identity import agree, decode_identity, encode_identity, new_identity
+from infra.stores.identity import (
+    agree,
+    decode_identity,
+    encode_identity,
+    new_identity,
+    require_any_id,
+)
 from infra.stores.lmdb_faults import disk_free, lock_holder, readers_full, told
 from infra.stores.lmdb_meta import check, read_meta
 from infra.stores.mending import Mending
@@ -168,11 +174,14 @@ class LmdbStore:
             StoreUnavailable: it cannot be opened; or, for reading, there is none; or, for writing,
                 another process keeps it locked.
             StoreCorrupt: its data file is cut short, or none.
-            StoreMismatch: it is another store than asked for (`infra.stores.identity.agree`).
+            StoreMismatch: it is another store than asked for (`infra.stores.identity`); nothing is
+                made where none is.
         """
         self._path = path.absolute()
         self._data = self._path / DATA
         self._where = f"the LMDB store at {path}"
+        self._options = options
+        self._sync = sync
         self._length = options.length
         self._ttl_ms = int(options.ttl_s * 1000)
         self._states_kept = options.states
@@ -190,19 +199,7 @@ class LmdbStore:
         self._asked_at = 0.0
         self._lock: int | None = None
         """The lock file, of a store that is written."""
-        self._env = self._open(sync)
-        self._map_size = self._env.info()["map_size"]
-        self._file = _file_id(self._data)
-        try:
-            if self._read_only:
-                self._prepare(options)
-            else:
-                self._in_time(partial(self._prepare, options))
-        except BaseException:
-            self.close()
-            raise
-        kept = self.identity.length if self.identity else options.length
-        self._keep(kept)
+        self._begin()
 
     def append(
         self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
@@ -398,11 +395,16 @@ class LmdbStore:
         return removed
 
     def ping(self) -> None:
-        """As of every store; and free what readers held that are no more."""
+        """As of every store; and free what readers held that are no more.
+
+        Opened for reading, it goes over to what is in its place now, where the one that it read was
+        deleted or replaced. Until there is one, reads raise `StoreUnavailable`.
+        """
         if self._read_only:
+            if self._file is None or self._found_file() != self._file:
+                self._reopen()
             self._run(self._env.reader_check)
             self._read(lambda txn: txn.get(b"ping", db=self._dbs.positions))
-            self._check_place()
         else:
             self._in_time(self._write_ping)
 
@@ -442,10 +444,38 @@ class LmdbStore:
 
     # Opening
 
-    def _open(self, sync: bool) -> lmdb.Environment:
+    def _begin(self) -> None:
+        """Open what is there, and find everything in it."""
+        self._env = self._open()
+        self._map_size = self._env.info()["map_size"]
+        self._file = self._found_file()
         try:
-            if not self._read_only:
-                self._path.mkdir(parents=True, exist_ok=True)
+            if self._read_only:
+                self._prepare()
+            else:
+                self._in_time(self._prepare)
+        except BaseException:
+            self._file = None
+            self.close()
+            raise
+        self._keep(self.identity.length if self.identity else self._length)
+
+    def _reopen(self) -> None:
+        """Open what is there now: what was there before could be read on for ever, and nobody
+        writes it any more.
+        """
+        with self._turns.alone(self._patience_s) as alone:
+            if not alone:
+                raise StoreUnavailable(
+                    f"{self._where} was deleted or replaced, and a read of this process that does"
+                    " not end keeps it from opening what is there now; restart the process"
+                )
+            self._file = None
+            self.close()
+            self._begin()
+
+    def _open(self) -> lmdb.Environment:
+        try:
             if self._data.exists():
                 check(self._data)
             elif self._read_only:
@@ -453,6 +483,9 @@ class LmdbStore:
                     f"there is no store at {self._path}; correct store.url, or start a worker,"
                     " which makes it"
                 )
+            else:
+                require_any_id(self._options, self._where)
+                self._path.mkdir(parents=True, exist_ok=True)
             env = lmdb.open(
                 str(self._path),
                 map_size=self._map_size,
@@ -460,10 +493,10 @@ class LmdbStore:
                 max_readers=MAX_READERS,
                 readonly=self._read_only,
                 create=not self._read_only,
-                sync=sync,
+                sync=self._sync,
                 # Read-ahead only pays where the data fits in memory and is read in order.
                 readahead=False,
-                metasync=sync,
+                metasync=self._sync,
             )
             env.reader_check()  # those that were killed keep their slots until somebody looks
             if not self._read_only:
@@ -473,16 +506,18 @@ class LmdbStore:
             raise self._told(error) from error
         return env
 
-    def _prepare(self, options: StoreOptions) -> None:
+    def _prepare(self) -> None:
         """Find the databases and the identity, written only where they are not as they should be: a
         store that is full, or written by another process just now, can still be opened.
         """
-        self._dbs, self.identity = self._found(options)
+        self._dbs, self.identity = self._found()
 
-    def _found(self, options: StoreOptions) -> tuple[_Databases, Identity | None]:
+    def _found(self) -> tuple[_Databases, Identity | None]:
+        options = self._options
         try:
             dbs, found = self._databases()
         except lmdb.NotFoundError as error:
+            require_any_id(options, self._where)
             if not self._read_only:
                 return self._write(partial(self._lay_out, new_identity(options)))
             return self._of_layout_1(error), None
@@ -806,8 +841,7 @@ class LmdbStore:
         map_size = self._map_size
         try:
             try:
-                with self._turns:
-                    return transaction()
+                return self._in_turn(transaction)
             except lmdb.ReadersFullError:
                 self._env.reader_check()
             except lmdb.MapResizedError:
@@ -816,14 +850,21 @@ class LmdbStore:
                 if read_meta(self._data).map_size <= map_size:
                     raise
                 self._follow()
-            with self._turns:
-                return transaction()
+            return self._in_turn(transaction)
         except lmdb.NotFoundError:
             raise
         except lmdb.ReadersFullError as error:
             raise readers_full(self._where, self._env.readers()) from error
         except (lmdb.Error, OSError) as error:
             raise self._told(error) from error
+
+    def _in_turn(self, transaction: Callable[[], T]) -> T:
+        with self._turns:
+            if self._file is None:
+                raise StoreUnavailable(
+                    f"{self._where} was deleted or replaced, and what is there now is not open"
+                )
+            return transaction()
 
     def _follow(self) -> None:
         """Map as much as the process with the largest map."""
@@ -866,12 +907,7 @@ class LmdbStore:
         Raises:
             StoreUnavailable: it is not.
         """
-        try:
-            now = _file_id(self._data)
-        except (FileNotFoundError, NotADirectoryError):
-            now = None
-        except OSError as error:
-            raise self._told(error) from error
+        now = self._found_file()
         if now != self._file:
             what = "was deleted" if now is None else "was replaced by another one"
             raise StoreUnavailable(
@@ -879,43 +915,55 @@ class LmdbStore:
                 " there now; the consumer group's offsets may be newer (docs/operations.md)"
             )
 
+    def _found_file(self) -> tuple[int, int] | None:
+        """The data file that is in its place now; None: none is."""
+        try:
+            return _file_id(self._data)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._told(error) from error
+
     def _told(self, error: lmdb.Error | OSError) -> StoreError:
         return told(error, self._where, self._path, limit=self._map_size)
 
 
 class _Turns:
-    """Transactions go side by side; a change of the map goes alone, since it takes the map away
-    from under all others.
+    """Transactions go side by side; a change of the map or of the environment goes alone, since it
+    takes the map away from under all others. Whoever is alone may have transactions of its own.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._running = 0
-        self._wanted = False
+        self._owner: int | None = None
+        """The thread that is, or wants to be, alone."""
 
     def __enter__(self) -> None:
         with self._changed:
-            while self._wanted:
+            while self._owner is not None and self._owner != threading.get_ident():
                 self._changed.wait()
             self._running += 1
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._running -= 1
-            if self._wanted:
+            if self._owner is not None:
                 self._changed.notify_all()
 
     @contextlib.contextmanager
     def alone(self, patience_s: float) -> Iterator[bool]:
         """Keep all others out; gives whether those that were under way ended in time."""
         with self._changed:
-            while self._wanted:
+            while self._owner is not None and self._owner != threading.get_ident():
                 self._changed.wait()
-            self._wanted = True
-            try:
-                yield self._changed.wait_for(lambda: not self._running, patience_s)
-            finally:
-                self._wanted = False
+            before, self._owner = self._owner, threading.get_ident()
+            ended = self._changed.wait_for(lambda: not self._running, patience_s)
+        try:
+            yield ended
+        finally:
+            with self._changed:
+                self._owner = before
                 self._changed.notify_all()
 
 

@@ -23,7 +23,7 @@ from infra.store import (
     Version,
     Written,
 )
-from infra.stores.identity import new_identity
+from infra.stores.identity import new_identity, require_any_id
 from infra.stores.mending import Mending
 
 
@@ -31,6 +31,7 @@ class MemoryStore:
     """`infra.store.Store` on dictionaries under one lock."""
 
     def __init__(self, options: StoreOptions = AS_IT_COMES) -> None:
+        require_any_id(options, "the store at memory://")
         self.identity: Identity | None = new_identity(options)
         self._length = options.length
         self._ring = records.ring_size(options.length)

@@ -23,7 +23,6 @@ from starlette.routing import Route
 from infra.errors import RequestError, StoreError
 from infra.metrics import ScorerMetrics, exposition
 from infra.settings import ScorerSettings
-from infra.telemetry import get_logger
 from scorer.http.admission import Admission, Turns
 from scorer.http.kserve import HEADER_LENGTH, KServe, metadata
 from scorer.http.middleware import BodyLimit, RequestMetrics
@@ -36,8 +35,6 @@ JSON: Final = "application/json"
 BINARY: Final = "application/octet-stream"
 DEGRADED: Final = {"lifelong-degraded": "store"}
 """The header of an answer that was made without the store."""
-
-log = get_logger(__name__)
 
 
 def create_app(
@@ -187,8 +184,7 @@ def error_handlers(metrics: ScorerMetrics) -> Mapping[Any, Handler]:
         return error_response(status, error.field, str(error), retry_after_s)
 
     async def store_failed(_request: Request, error: StoreError) -> Response:
-        metrics.rejected.labels(reason="store").inc()
-        log.warning("store failed", error=str(error))
+        metrics.rejected.labels(reason="store").inc()  # the ranker has logged it
         return error_response(503, "store", str(error), RETRY_AFTER_S)
 
     async def http_error(request: Request, error: HTTPException) -> Response:

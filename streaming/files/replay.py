@@ -21,7 +21,7 @@ import numpy.typing as npt
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from infra.behaviors import ActionNames
-from infra.errors import BrokerError, SourceError, one_line
+from infra.errors import BrokerError, SourceError, nearest, one_line
 from infra.files import replacing
 from infra.settings import EventSettings
 from streaming.files.batches import Column, EventBatch
@@ -152,8 +152,11 @@ class EventProducer:
                 " check broker.bootstrap and that it runs"
             ) from error
         if self.topic not in topics:
+            near = nearest(self.topic, [name for name in topics if not name.startswith("__")])
             raise BrokerError(
-                f"topic {self.topic!r} does not exist at {self._bootstrap}; create it first"
+                f"topic {self.topic!r} does not exist at {self._bootstrap}; "
+                + (f"did you mean {near}? " if near else "")
+                + "correct its name, or create it first"
             )
         return len(topics[self.topic].partitions)
 

@@ -16,8 +16,17 @@ from infra.settings import BrokerSettings, Settings, StoreSettings
 from infra.store import Append, Group
 from infra.stores import open_store
 from lifelong.checks import run_checks
-from tests.streaming.kafka_harm import delete_records
-from tests.streaming.running import create_topics, event, new_settings, produce
+from tests.aerospike_double import (
+    AerospikeDouble,
+    AerospikeServer,
+    aerospike_server,
+    double,
+    refuse_writes,
+)
+from tests.streaming.kafka_harm import delete_records, send_in_transaction, transactional
+from tests.streaming.running import PATIENCE_S, create_topics, event, new_settings, produce
+
+__all__ = ["aerospike_server", "double"]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +34,14 @@ def broker() -> Iterator[str]:
     """A broker that answers, without topics."""
     cluster = MockCluster()
     yield cluster.bootstrap
+    cluster.close()
+
+
+@pytest.fixture
+def cluster() -> Iterator[MockCluster]:
+    """Another broker, for a test that makes topics."""
+    cluster = MockCluster()
+    yield cluster
     cluster.close()
 
 
@@ -37,11 +54,16 @@ def settings(broker: str, tmp_path: Path) -> Settings:
     )
 
 
+def check(settings: Settings, name: str) -> dict[str, Any]:
+    """What is found of one thing."""
+    checks = run_checks(settings, quiet=True)["checks"]
+    found: dict[str, Any] = next(check for check in checks if check["name"] == name)
+    return found
+
+
 def check_store(settings: Settings) -> dict[str, Any]:
     """What is found of the store."""
-    checks = run_checks(settings, quiet=True)["checks"]
-    found: dict[str, Any] = next(check for check in checks if check["name"] == "store")
-    return found
+    return check(settings, "store")
 
 
 def test_a_store_that_is_not_there_is_told_and_not_made(settings: Settings, tmp_path: Path) -> None:
@@ -128,10 +150,60 @@ def test_a_store_that_is_nearly_full_is_told(settings: Settings) -> None:
     assert "of what it may have" in found["detail"]
 
 
+@pytest.fixture
+def on_aerospike(settings: Settings, aerospike_server: AerospikeServer) -> Settings:
+    """A store on Aerospike, as a worker makes it."""
+    store = StoreSettings(url=aerospike_server.url, name="shop")
+    open_store(store).close()
+    return settings.model_copy(update={"store": store})
+
+
+def test_a_store_on_aerospike_says_which_it_is(on_aerospike: Settings) -> None:
+    found = check_store(on_aerospike)
+    assert found["ok"], found["detail"]
+    assert "is empty; shop, id " in found["detail"]
+    assert "how full it is, its servers' own metrics tell" in found["detail"]
+
+
+def test_a_store_on_aerospike_that_is_full_is_told(
+    on_aerospike: Settings, double: AerospikeDouble
+) -> None:
+    double.fault = refuse_writes(8)
+    found = check_store(on_aerospike)
+    assert not found["ok"]
+    assert "has no room left" in found["detail"]
+
+
+def test_an_index_that_is_missing_is_told(on_aerospike: Settings, double: AerospikeDouble) -> None:
+    double.builds = True  # it is told to be made anew, and that takes a while
+    double.drop_index("sequence-due")
+    found = check_store(on_aerospike)
+    assert not found["ok"]
+    assert "an index of due users" in found["detail"]
+
+
+def test_a_mistyped_topic_is_told_with_the_nearest_one(
+    settings: Settings, cluster: MockCluster
+) -> None:
+    cluster.create_topic("behaviours", 1)
+    broker = settings.broker.model_copy(update={"bootstrap": cluster.bootstrap})
+    found = check(settings.model_copy(update={"broker": broker}), "topic")
+    assert not found["ok"]
+    assert "did you mean behaviours?" in found["detail"]
+
+
+def test_topics_that_a_worker_will_create_are_no_problem(settings: Settings) -> None:
+    open_store(settings.store).close()
+    broker = settings.broker.model_copy(update={"create_topics": True})
+    settings = settings.model_copy(update={"broker": broker})
+    for name in ("topic", "dead letters", "progress"):
+        found = check(settings, name)
+        assert found["ok"]
+        assert "not there yet" in found["detail"]
+
+
 def check_progress(settings: Settings) -> dict[str, Any]:
-    checks = run_checks(settings, quiet=True)["checks"]
-    found: dict[str, Any] = next(check for check in checks if check["name"] == "progress")
-    return found
+    return check(settings, "progress")
 
 
 def feed(settings: Settings, upto: int) -> None:
@@ -174,6 +246,16 @@ def test_a_log_that_ends_before_what_the_store_was_fed_is_told(fed: Settings) ->
     found = check_progress(fed)
     assert not found["ok"]
     assert "offsets 20 to 29 of partition 0 were cut off" in found["detail"]
+
+
+def test_an_open_transaction_is_told_with_its_partition(fed: Settings) -> None:
+    producer = transactional(fed)
+    send_in_transaction(producer, fed, [("a", event("a", 20)), ("a", event("a", 21))])
+    found = check_progress(fed)
+    assert found["detail"].startswith("17 events")
+    assert "an open transaction holds back partition 0 from offset 20 on" in found["detail"]
+    producer.abort_transaction(PATIENCE_S)
+    assert "an open transaction" not in check_progress(fed)["detail"]
 
 
 def test_progress_is_not_asked_for_without_a_topic(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import threading
@@ -16,8 +17,11 @@ from infra.settings import BundleSettings, Settings, StoreSettings
 from infra.stores import lmdb_place
 from scorer.client import RankClient
 from scorer.server import run_scorer
+from tests.aerospike_double import AerospikeDouble, AerospikeServer, aerospike_server, double
 from tests.scorer.conftest import add_behavior
 from tests.scorer.running import free_port, get, running, until, until_ready, until_refused
+
+__all__ = ["aerospike_server", "double"]
 
 
 def test_a_scorer_answers_and_finishes_what_is_under_way_at_sigterm(settings: Settings) -> None:
@@ -71,6 +75,41 @@ def test_a_store_that_nobody_has_made_yet_is_waited_for(settings: Settings, tmp_
         _, said = process.communicate(timeout=20)
         assert process.returncode == 0
         assert "Traceback" not in said
+
+
+def test_a_store_that_is_made_anew_under_a_scorer_is_read_without_a_restart(
+    settings: Settings,
+) -> None:
+    path, _, _ = lmdb_place(settings.store)
+    with running(settings):
+        until_ready(settings)
+        with RankClient(f"http://127.0.0.1:{settings.scorer.port}") as client:
+            shutil.rmtree(path)
+            until(lambda: "there is no store" in get(settings, "/v2/health/ready")[1])
+            assert client.rank("u", ["item-1"]).degraded
+
+            add_behavior(settings, "v")  # as a worker would, which makes it
+            until(lambda: client.rank("v", ["item-1"]).history == "sequence")
+            assert client.rank("u", ["item-1"]).history == "none"
+
+
+def test_a_server_that_is_slow_degrades_rankings_after_the_scorer_s_timeout(
+    settings: Settings, aerospike_server: AerospikeServer, double: AerospikeDouble
+) -> None:
+    scorer = settings.scorer.model_copy(update={"store_timeout_s": 0.3})
+    store = StoreSettings(url=aerospike_server.url)
+    settings = settings.model_copy(update={"store": store, "scorer": scorer})
+    add_behavior(settings, "u")
+    with running(settings) as process:
+        until_ready(settings)
+        with RankClient(f"http://127.0.0.1:{settings.scorer.port}") as client:
+            until(lambda: client.rank("u", ["item-1"]).history == "sequence")
+            double.delay_s = 20
+            assert client.rank("u", ["item-1"]).degraded
+            double.delay_s = 0
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        assert "did not answer within 0.3 s" in said
 
 
 def test_a_store_that_is_another_one_ends_the_scorer(settings: Settings) -> None:

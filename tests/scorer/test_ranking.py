@@ -21,8 +21,9 @@ from infra.store import Behaviors, InterestWrite, Profile, Version
 from models.bundle import Bundle
 from models.features import cross_features, user_features
 from models.reference.serving import StoredUser, score_stored
+from scorer.breaker import AWAY_S, FAILURES
 from scorer.limits import Refused
-from scorer.ranking import AWAY_S, Ranker, item_keys
+from scorer.ranking import Ranker, item_keys
 from tests.bundles import tiny_bundle
 from tests.scorer.conftest import NOW_MS, World
 
@@ -453,12 +454,32 @@ def test_a_store_that_is_away_is_asked_once_in_a_while(world: World) -> None:
     world.store.reads = 0
     for _ in range(5):
         assert world.ranker.rank("u", CANDIDATES).degraded
-    assert world.store.reads == 1
+    assert world.store.reads == FAILURES
     world.clock.now += AWAY_S
-    assert world.ranker.rank("u", CANDIDATES).degraded
-    assert world.store.reads == 2
+    for _ in range(5):
+        assert world.ranker.rank("u", CANDIDATES).degraded
+    assert world.store.reads == FAILURES + 1
     world.store.away = False
     world.clock.now += AWAY_S
+    assert world.ranker.rank("u", CANDIDATES).history == "interests"
+
+
+def test_a_strict_ranker_asks_a_store_that_is_away_once_in_a_while(
+    strict_world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict_world.store.away = True
+    strict_world.store.reads = 0
+    for _ in range(5):
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
+            strict_world.ranker.rank("u", CANDIDATES)
+    assert strict_world.store.reads == FAILURES
+    assert len(caplog.records) == 1
+
+
+def test_a_user_whose_read_fails_takes_no_history_from_the_next(world: World) -> None:
+    world.store.away = True
+    assert world.ranker.rank("nobody", CANDIDATES).degraded
+    world.store.away = False
     assert world.ranker.rank("u", CANDIDATES).history == "interests"
 
 

@@ -6,15 +6,18 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from faust.types import TP
 
+from infra.errors import BrokerError
 from infra.kafka.admin import create_topic
 from infra.kafka.local import LocalKafka
 from streaming.transport import InOrder
+from tests.infra.kafka.steps import delete_topic
 from tests.streaming.running import (
     KeptLetters,
     WatchedStore,
@@ -22,6 +25,7 @@ from tests.streaming.running import (
     create_topics,
     event,
     new_settings,
+    one_partition,
     produce,
     running,
     until,
@@ -217,3 +221,27 @@ def test_what_was_fetched_before_a_seek_is_never_the_last() -> None:
     assert not order.is_last(tp, 1, 0)
     assert order.is_last(tp, 2, 0)
     assert not order.is_last(tp, 2, 1)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_a_topic_that_is_deleted_under_a_worker_stays_deleted(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    """Slow: a broker of its own, which creates what it is asked for, starts."""
+    creating = {"auto.create.topics.enable": "true"}
+    with LocalKafka(tmp_path, kind="apache", properties=creating) as broker:
+        settings, store = one_partition(broker), WatchedStore()
+        produce(settings, [("a", event("a"))])
+        async with running(settings, store, KeptLetters()) as worker:
+            await until(lambda: store.counts() == {"a": 1}, "it reads")
+            await asyncio.to_thread(delete_topic, broker.bootstrap, settings.broker.topic)
+            consumer: Any = worker.app.consumer
+
+            async def ask() -> None:
+                await consumer._thread._consumer._client.force_metadata_update()
+
+            for _ in range(2):  # the first would have it created, the second find it
+                await consumer._thread.call_thread(ask)
+            with pytest.raises(BrokerError, match=f"there is no topic {settings.broker.topic}"):
+                await worker.app.batch_agent.check()

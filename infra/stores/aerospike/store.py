@@ -118,7 +118,13 @@ from infra.stores.aerospike.layout import (
 from infra.stores.aerospike.reached import Reached
 from infra.stores.aerospike.room import Room
 from infra.stores.aerospike.spans import Spans
-from infra.stores.identity import agree, decode_identity, encode_identity, new_identity
+from infra.stores.identity import (
+    agree,
+    decode_identity,
+    encode_identity,
+    new_identity,
+    require_any_id,
+)
 from infra.stores.mending import Mending
 from infra.telemetry import get_logger
 
@@ -215,7 +221,8 @@ class AerospikeStore:
                 credentials that the server refuses.
             StoreUnavailable: no server was ready within ``wait_s``; or, for reading, there is no
                 store.
-            StoreMismatch: it is another store than asked for (`infra.stores.identity.agree`).
+            StoreMismatch: it is another store than asked for (`infra.stores.identity`); nothing is
+                made where none is.
         """
         address = AerospikeAddress.parse(url)
         deadline = time.monotonic() + wait_s
@@ -479,17 +486,19 @@ class AerospikeStore:
 
     def _prepare(self, options: StoreOptions) -> None:
         """Prove that the namespace is served, and have identity and indexes as they should be."""
-        self._prove()
+        # Before `_prove`, which writes: nothing is left where another store was asked for.
         record = self.get_bookmark(IDENTITY)
         found = None if record is None else decode_identity(record, self._where)
-        if found is None and self._read_only:
-            # Written by an earlier version, which knew no identity, or by nobody.
-            if not self._client.query(SEQUENCE, [USER], page=1)[0]:
+        if found is None:
+            if self._read_only and not self._client.query(SEQUENCE, [USER], page=1)[0]:
                 raise StoreUnavailable(
                     f"there is no store at the Aerospike server at {self._client.address};"
                     " correct store.url, or start a worker, which makes it"
                 )
-            return
+            require_any_id(options, self._where)
+            if self._read_only:
+                return  # written by an earlier version, which knew no identity
+        self._prove()
         if found is None:
             self._client.put(
                 [

@@ -821,6 +821,19 @@ def test_another_store_than_asked_for_is_refused(reopen: OpenStore) -> None:
         reopen(id="0" * 32)
 
 
+def test_no_store_is_made_where_a_certain_one_was_asked_for(open_store: OpenStore) -> None:
+    with pytest.raises(StoreMismatch, match=f"has no id yet, store.id asks for {'0' * 32}"):
+        open_store(id="0" * 32)
+
+
+@lasting
+def test_where_a_certain_store_was_asked_for_nothing_is_left(open_store: OpenStore) -> None:
+    with pytest.raises(StoreMismatch):
+        open_store(id="0" * 32)
+    with pytest.raises(StoreUnavailable, match="there is no store"):
+        open_store(read_only=True)
+
+
 @lasting
 def test_a_store_cannot_be_made_longer(reopen: OpenStore) -> None:
     reopen()

@@ -14,7 +14,7 @@ import pytest
 
 from infra import records
 from infra.behaviors import partition_source
-from infra.errors import StoreFull, StoreUnavailable
+from infra.errors import StoreFull, StoreMismatch, StoreUnavailable
 from infra.store import InterestWrite, StoreOptions, Version
 from infra.stores.lmdb import DATA, SWEEP_BATCH, SWEEP_HEADS, LmdbStore, _Databases
 from tests.infra.stores.spoiling import head_1, put_head
@@ -242,6 +242,12 @@ def test_opening_for_reading_leaves_a_mistyped_path_as_it_is(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mistyped_path_is_left_as_it_is_where_the_id_is_known(tmp_path: Path) -> None:
+    with pytest.raises(StoreMismatch, match=r"correct store\.url, or remove store\.id"):
+        LmdbStore(tmp_path / "stroe", StoreOptions(id="0" * 32))
+    assert list(tmp_path.iterdir()) == []
+
+
 # Layout 1
 
 
@@ -273,6 +279,17 @@ def test_a_store_of_layout_1_is_brought_up_to_date_when_a_worker_opens_it(tmp_pa
     with lmdb.open(str(tmp_path), max_dbs=16) as env, env.begin() as txn:
         names = {bytes(key) for key, _ in txn.cursor()}
     assert names == {field.encode() for field in _Databases._fields}
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_store_of_layout_1_is_not_the_one_that_is_asked_for(
+    tmp_path: Path, read_only: bool
+) -> None:
+    write_layout_1(tmp_path)
+    before = (tmp_path / DATA).read_bytes()
+    with pytest.raises(StoreMismatch, match="has no id yet"):
+        LmdbStore(tmp_path, StoreOptions(id="0" * 32, read_only=read_only))
+    assert (tmp_path / DATA).read_bytes() == before
 
 
 def test_a_scorer_reads_a_store_of_layout_1_and_what_a_worker_makes_of_it(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import lmdb
 import pytest
 
 from infra.behaviors import partition_source
-from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreMismatch, StoreUnavailable
 from infra.processes import die_with_parent
 from infra.store import StoreOptions
 from infra.stores.lmdb import DATA, LOCK, MAX_READERS, TURN, LmdbStore
@@ -469,15 +469,83 @@ def test_a_replaced_directory_is_noticed(store: LmdbStore, tmp_path: Path) -> No
         feed(store, SOURCE, [append("ann", 100)], now_ms=2)
 
 
-def test_a_reader_notices_that_the_directory_is_gone(store: LmdbStore, tmp_path: Path) -> None:
-    path = store._path
+@pytest.fixture
+def reader(store: LmdbStore) -> Iterator[LmdbStore]:
+    """The store, opened for reading."""
     store.close()
-    reader = LmdbStore(path, READING)
-    reader.ping()
-    shutil.rmtree(path)
-    with pytest.raises(StoreUnavailable, match="was deleted"):
-        reader.ping()
+    reader = LmdbStore(store._path, READING)
+    yield reader
     reader.close()
+
+
+def test_a_reader_reads_nothing_of_a_directory_that_is_gone(reader: LmdbStore) -> None:
+    shutil.rmtree(reader._path)
+    with pytest.raises(StoreUnavailable, match="there is no store at"):
+        reader.ping()
+    with pytest.raises(StoreUnavailable, match="was deleted or replaced"):
+        reader.sequences(["ann"])
+
+
+def test_a_reader_goes_over_to_what_is_put_in_the_place(reader: LmdbStore, tmp_path: Path) -> None:
+    _made(tmp_path / "other", "bob")
+    shutil.rmtree(reader._path)
+    with pytest.raises(StoreUnavailable):
+        reader.ping()
+    (tmp_path / "other").rename(reader._path)
+    reader.ping()
+    ann, bob = reader.sequences(["ann", "bob"])
+    assert ann is None
+    assert items(bob) == [0]
+
+
+def test_a_reader_does_not_go_over_to_another_store_than_asked_for(
+    store: LmdbStore, tmp_path: Path
+) -> None:
+    assert store.identity is not None
+    path, known = store._path, store.identity.id
+    store.close()
+    reader = LmdbStore(path, StoreOptions(read_only=True, id=known))
+    _made(tmp_path / "other", "bob")
+    path.rename(tmp_path / "before")
+    (tmp_path / "other").rename(path)
+    for _ in range(2):
+        with pytest.raises(StoreMismatch, match=f"asks for {known}"):
+            reader.ping()
+    with pytest.raises(StoreUnavailable, match="was deleted or replaced"):
+        reader.sequences(["bob"])
+    path.rename(tmp_path / "other")
+    (tmp_path / "before").rename(path)
+    reader.ping()
+    assert reader.sequences(["ann"]) != [None]
+    reader.close()
+
+
+def test_threads_read_on_while_a_reader_goes_over(reader: LmdbStore, tmp_path: Path) -> None:
+    for place in range(10):
+        _made(tmp_path / f"other-{place}", "ann")
+    ended = threading.Event()
+
+    def read() -> set[bool]:
+        found = set()
+        while not ended.is_set():
+            found.add(reader.sequences(["ann"]) == [None])
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        reading = [pool.submit(read) for _ in range(3)]
+        for place in range(10):
+            reader._path.rename(tmp_path / f"before-{place}")
+            (tmp_path / f"other-{place}").rename(reader._path)
+            reader.ping()
+        ended.set()
+        assert [one.result() for one in reading] == [{False}] * 3
+
+
+def _made(path: Path, user: str) -> None:
+    """A store with one behavior of a user, at a path at which none has been open yet."""
+    store = LmdbStore(path, sync=False)
+    feed(store, SOURCE, [append(user, 0)], now_ms=1)
+    store.close()
 
 
 # Causes

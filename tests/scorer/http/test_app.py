@@ -17,11 +17,11 @@ from infra.metrics import ScorerMetrics
 from infra.store import Append, Group
 from infra.stores.memory import MemoryStore
 from scorer.http.app import create_app
-from scorer.process import StoreQuestion
+from scorer.process import ASK_USERS_S, StoreQuestion
 from scorer.ranking import Ranker, Ranking
 from scorer.readiness import LOADING, Readiness
 from scorer.service import Service
-from tests.scorer.conftest import World, client_of
+from tests.scorer.conftest import Clock, World, client_of
 
 CANDIDATES = [f"item-{i}" for i in range(1, 51)]
 
@@ -215,6 +215,17 @@ async def test_without_its_store_a_strict_scorer_is_a_503_that_says_when_to_retr
         response = await http.post("/v1/rank", json={"user": "u", "candidates": ["item-1"]})
     assert_refused(response, 503, "store", "cannot be reached")
     assert int(response.headers["retry-after"]) > 0
+
+
+async def test_requests_that_a_strict_scorer_refuses_are_one_line_of_the_log(
+    strict_world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict_world.store.away = True
+    async with client_of(strict_world) as http:
+        for _ in range(5):
+            response = await http.post("/v1/rank", json={"user": "u", "candidates": ["item-1"]})
+            assert response.status_code == 503
+    assert len([one for one in caplog.records if one.levelname == "WARNING"]) == 1
 
 
 async def test_without_its_store_a_ranking_says_that_it_is_degraded(
@@ -415,6 +426,19 @@ async def test_a_store_without_a_single_user_is_a_warning(
     world.clock.now += 2
     assert (await http.get("/v2/health/ready")).json() == {"ready": True}
     assert world.registry.get_sample_value("lifelong_scorer_store_empty") == 0
+
+
+def test_a_store_that_is_emptied_is_a_warning_again() -> None:
+    store, clock = MemoryStore(), Clock()
+    ask = StoreQuestion(store, clock)
+    append = Append("u", [pack_behavior(1, 1, 0, 0, 1)], [0], [0])
+    store.append([Group(Source(1, 1), [append])], 1)
+    assert ask() is None
+    store.forget(["u"], 2)
+    clock.now += ASK_USERS_S
+    warning = ask()
+    assert warning is not None
+    assert "has no users" in warning
 
 
 async def test_many_probes_are_one_question_to_the_store(

@@ -158,6 +158,12 @@ def test_a_missing_topic_is_told_at_once(kafka: LocalKafka, path: Path) -> None:
         replay(path, producer_config(kafka.bootstrap), "nowhere")
 
 
+def test_a_mistyped_topic_is_told_with_the_nearest_one(mock_kafka: LocalKafka, path: Path) -> None:
+    create_topic(mock_kafka.bootstrap, "behaviors", 1)
+    with pytest.raises(BrokerError, match=r"'behavoirs' does not exist.* did you mean behaviors\?"):
+        replay(path, producer_config(mock_kafka.bootstrap), "behavoirs")
+
+
 @pytest.mark.kafka
 def test_single_events_are_sent_too(kafka: LocalKafka, topic: str) -> None:
     event = BehaviorEvent("e", "u", "i", "click", T0, category_id="c", dwell_ms=5, source="s")

@@ -19,6 +19,7 @@ from infra.errors import (
     SettingsError,
     StoreError,
     StoreFull,
+    StoreMismatch,
     StoreUnavailable,
 )
 from infra.store import Append, Group, InterestWrite, StoreOptions, Version, Written
@@ -263,6 +264,21 @@ def test_a_store_without_identity_is_opened_to_read_without_a_write(
     assert (reader.identity, times(reader, "ann")) == (None, [0])
     reader.close()
     assert store.get_bookmark("identity") is None
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_store_without_identity_is_not_the_one_that_is_asked_for(
+    aerospike_server: AerospikeServer,
+    double: AerospikeDouble,
+    store: AerospikeStore,
+    read_only: bool,
+) -> None:
+    feed(store, SOURCE, [append("ann", 0)], now_ms=1)
+    store.put_bookmark("identity", None)
+    double.fault = refuse_writes(8)
+    options = StoreOptions(length=200, read_only=read_only, id="0" * 32)
+    with pytest.raises(StoreMismatch, match="has no id yet"):
+        open_aerospike(aerospike_server, options)
 
 
 @pytest.mark.parametrize(
