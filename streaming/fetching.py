@@ -260,8 +260,8 @@ def _parts(source: PartitionRecords) -> Generator[Records, int, None]:
     """What was fetched of a partition, less what nobody should see, in parts of one batch of the
     log each, or less. Sent is how many records the next may have.
 
-    It goes through batches as aiokafka's own iterator does (`PartitionRecords._unpack_records`),
-    which makes one more object of every record, and takes four times as long.
+    It goes through batches as aiokafka's own iterator does, which makes one more object of every
+    record, and takes four times as long.
     """
     room = yield []
     while source._records.has_next():
