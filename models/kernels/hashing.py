@@ -1,8 +1,9 @@
 """The hashes under which ids are stored, for kernels that have ids as bytes in a larger text.
 
-They give what the xxhash library gives, by which `infra.behaviors` makes keys: XXH3 with 64 bits and
-XXH32, both with seed 0, of up to `MAX_HASHED` bytes (specification: xxHash, doc/xxhash_spec.md). A call of the library an id costs, with the object that
-it wants, more than all else that is done to an event.
+They give what the xxhash library gives, by which `infra.behaviors` makes keys: XXH3 with 64 bits
+and XXH32, both with seed 0, of up to `MAX_HASHED` bytes (specification: xxHash,
+doc/xxhash_spec.md). A call of the library for each id, with the object that it wants, costs more
+than all else that is done to an event.
 """
 
 from __future__ import annotations
