@@ -84,35 +84,35 @@ class BatchAgent:
         self._turn = asyncio.Lock()
         self._placing: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     async def consume(self, events: AsyncIterable[Any]) -> None:
         """Apply the batches of a stream: while some are written, the next are decoded, and all that
         were are written together.
         """
         waiting = WaitingBatches(self._group_bytes)
-        writing = asyncio.create_task(self._write_groups(waiting))
+        writing = self._writing = asyncio.create_task(self._write_groups(waiting))
         try:
             async for event in events:
                 decoded = await self._writer.decode(event.value)
                 await waiting.put(Waiting(event, decoded, size_of(event.value)))
                 self._metrics.waiting_bytes.set(waiting.bytes)
         finally:
+            self._writing = None
             writing.cancel()
 
     async def _write_groups(self, waiting: WaitingBatches) -> None:
         while True:
             group = await waiting.take()
             try:
-                applied = await self.apply(group)
+                for one in await self.apply(group):
+                    one.event.ack()
             except Exception:
                 # No failure is expected here; should there be one, it must not stay silent until
-                # the next batch comes.
+                # the next batch comes, nor end what all later batches need.
                 log.exception("batches failed")
                 await asyncio.sleep(RETRY_MIN_S)
-                await self._fetch_again(group[0].batch)
-            else:
-                for one in applied:
-                    one.event.ack()
+                self._misplaced({one.batch.tp for one in group} & self._consumer.assignment())
             await waiting.done(group)
             self._metrics.waiting_bytes.set(waiting.bytes)
 
@@ -207,7 +207,10 @@ class BatchAgent:
             f"partition {tp.partition}": "no broker can tell of it: has it a leader?"
             for tp in self._untold
         }
-        return waiting | self._positions.obstacles() | untold | self._unreadable()
+        ended = {}
+        if self._writing is not None and self._writing.done():
+            ended["writer"] = "has ended: start the worker again, and report its log"
+        return waiting | self._positions.obstacles() | untold | self._unreadable() | ended
 
     def _unreadable(self) -> dict[str, str]:
         return {

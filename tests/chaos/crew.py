@@ -8,11 +8,13 @@ import os
 import resource
 import signal
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
+from infra.errors import typed_line
 from lifelong.demo.processes import ServiceProcess, free_port
 
 READY_S: Final = 180.0
@@ -103,6 +105,10 @@ class Crew:
         asked = [one.get(LOGS_ASKED, 0) for one, read in zip(told, lags, strict=True) if read]
         return len(set().union(*lags)) == partitions and min(asked, default=0) > moment
 
+    def readiness(self) -> list[str]:
+        """What each worker says of its readiness."""
+        return [f"worker {place}: {_ready(self._ports[place])}" for place in sorted(self._workers)]
+
     @contextlib.contextmanager
     def limited(self, size: int) -> Iterator[None]:
         """Let no file of theirs grow beyond so many bytes."""
@@ -125,6 +131,16 @@ class Crew:
         """Every line that any of them said, process after process."""
         logs = sorted(self._directory.glob("worker-*.log"))
         return [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+
+
+def _ready(port: int) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as refused:
+        return refused.read().decode()
+    except OSError as error:
+        return typed_line(error)
 
 
 def _metrics(port: int) -> dict[str, float]:

@@ -187,6 +187,7 @@ def _inject(scene: Scene, injection: Injection, chunk: int, began: float) -> Inj
         recovery = round(time.monotonic() - ended, 2)
     except NotInTime:
         recovery = None
+        what += "; " + "; ".join(scene.crew.readiness())
     return Injected(
         injection.fault, what, round(at - began, 1), at_event, round(ended - at, 1), recovery
     )
