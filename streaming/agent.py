@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
@@ -78,6 +78,8 @@ class BatchAgent:
         change."""
         self._once_untold: set[TP] = set()
         """Those of which none could the last time."""
+        self._unread: list[int] = []
+        """Partitions that no worker of the group has."""
         self._rebalances = 0
         self._back_ms: int | None = None
         """From when on partitions that are placed are read again, ms since epoch."""
@@ -195,6 +197,18 @@ class BatchAgent:
             # Not waited for: it waits for the store.
             self._settling = asyncio.create_task(self._settle(standings))
 
+    async def left_unread(self, partitions: Collection[int]) -> None:
+        """Take note that no worker of the group has some partitions, though it has settled; if
+        there are any, have it share them out anew.
+
+        Raises:
+            KafkaError, TimeoutError: the brokers do not answer.
+        """
+        self._unread = sorted(partitions)
+        if partitions:
+            log.warning("partitions are read by no worker, joining anew", partitions=self._unread)
+            await self._consumer.rejoin()
+
     def obstacles(self) -> dict[str, str]:
         """What keeps partitions from being read, by the name of the part."""
         now = time.monotonic()
@@ -207,10 +221,14 @@ class BatchAgent:
             f"partition {tp.partition}": "no broker can tell of it: has it a leader?"
             for tp in self._untold
         }
+        unread = {
+            f"partition {number}": "no worker of the group reads it" for number in self._unread
+        }
         ended = {}
         if self._writing is not None and self._writing.done():
             ended["writer"] = "has ended: start the worker again, and report its log"
-        return waiting | self._positions.obstacles() | untold | self._unreadable() | ended
+        there = waiting | self._positions.obstacles() | untold | self._unreadable()
+        return unread | there | ended
 
     def _unreadable(self) -> dict[str, str]:
         return {

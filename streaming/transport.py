@@ -363,6 +363,19 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         self.misplaced = frozenset()
         return seeks
 
+    async def rejoin(self) -> None:
+        """Have the group share out its partitions anew, as they are by now."""
+        await self._call(self._rejoin)
+
+    async def _rejoin(self) -> None:
+        consumer = self._ensure_consumer()
+        client = consumer._client
+        if client._sync_task is None or client._sync_task.done():
+            # What looks after topics has ended, for a reason that nobody heard of.
+            client._sync_task = asyncio.create_task(client._md_synchronizer())
+        await client.force_metadata_update()
+        consumer._coordinator.request_rejoin()
+
     async def _call(self, method: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Call a method in the consumer's thread that asks the brokers; it ends in time."""
 
@@ -483,6 +496,10 @@ class BatchConsumer(FaustConsumer):
     async def seek_to(self, offsets: Mapping[TP, int]) -> Mapping[TP, int]:
         """Position partitions; returns the number of that seek for each that is assigned."""
         return await self._thread.seek_to(offsets)
+
+    async def rejoin(self) -> None:
+        """See `BatchConsumerThread.rejoin`."""
+        await self._thread.rejoin()
 
     def read_by_id(self, topic: str, topic_id: str) -> None:
         """See `BatchConsumerThread.read_by_id`."""

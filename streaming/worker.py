@@ -27,7 +27,13 @@ from infra.errors import (
     StoreUnavailable,
     typed_line,
 )
-from infra.kafka.admin import create_topic, require_topic, topic_id, topic_partitions
+from infra.kafka.admin import (
+    create_topic,
+    require_topic,
+    topic_id,
+    topic_partitions,
+    unread_partitions,
+)
 from infra.metrics import WorkerMetrics, new_registry
 from infra.settings import BrokerSettings, Settings
 from infra.store import Store, wall_clock_ms
@@ -56,6 +62,10 @@ AGAIN_S: Final = 1.0
 PING_S: Final = 10.0
 """Time within which a store has to answer whether it takes writes. Longer than the five seconds of
 each of its calls, since its own errors say more."""
+
+GROUP_S: Final = 15.0
+"""How often it is asked whether each partition is somebody's: what is nobody's twice in a row is
+not just being shared out."""
 
 CALM_S: Final = 10.0
 """How long a consumer that crashed must run before it is taken for sound again."""
@@ -193,7 +203,10 @@ class Worker:
             on_assigned=self._take_partitions,
             clock=self._clock,
         )
-        checks = asyncio.create_task(self._check_broker(app))
+        checks = [
+            asyncio.create_task(check)
+            for check in (self._check_broker(app), self._check_group(app))
+        ]
         try:
             if await _unless(stop, app.start()):
                 self._health.cleared("start")
@@ -205,7 +218,8 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a consumer that cannot start is tried again
             self._crashed("consumer did not start, trying again", error)
         finally:
-            checks.cancel()
+            for check in checks:
+                check.cancel()
             await _stop_app(app)
         if not stop.is_set():
             await _wait_at_most(stop.wait(), AGAIN_S)
@@ -244,7 +258,7 @@ class Worker:
         if (trouble := self._reclusterer.trouble()) is not None:
             found["reclustering"] = trouble
         for part in obstacles:
-            judged = part == "reclustering" or part.startswith("partition ")
+            judged = part in {"reclustering", "writer"} or part.startswith("partition ")
             if judged and part not in found:
                 health.cleared(part)
         if time.monotonic() - self._crashed_at > CALM_S:
@@ -262,6 +276,23 @@ class Worker:
                 self._health.blocked("broker", typed_line(error))
             else:
                 self._health.cleared("broker")
+
+    async def _check_group(self, app: LifelongApp) -> None:
+        """Keep asking whether each partition is somebody's: who shares them out may not have heard
+        of those that were added.
+        """
+        broker, before = self._settings.broker, set[int]()
+        while True:
+            await asyncio.sleep(GROUP_S)
+            try:
+                unread = await asyncio.to_thread(
+                    unread_partitions, broker, broker.topic, broker.group
+                )
+                await app.batch_agent.left_unread(unread & before)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
+                log.info("group not known", error=typed_line(error))
+            else:
+                before = unread
 
     def _take_partitions(self, partitions: set[int]) -> None:
         topic = self._settings.broker.topic

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from confluent_kafka import (
     Consumer,
+    ConsumerGroupState,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -127,6 +128,27 @@ def topic_id(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0)
         where = ",".join(cluster.brokers) if cluster.is_mock else ""
         digest = hashlib.sha256(f"{cluster.id}/{where}/{name}".encode()).digest()[:16]
         return DERIVED + base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def unread_partitions(
+    broker: BrokerSettings | str, name: str, group: str, *, timeout_s: float = 5.0
+) -> set[int]:
+    """Partitions of topic ``name`` that no member of a group has; none while the group settles
+    anew, and on a mock cluster, which cannot tell.
+
+    Raises:
+        BrokerError: Kafka cannot be reached.
+    """
+    with _admin(broker, timeout_s) as admin:
+        metadata = admin.list_topics(name, timeout=timeout_s)
+        if _cluster(metadata).is_mock:
+            return set()
+        topic = metadata.topics[name]
+        found = admin.describe_consumer_groups([group])[group].result(timeout_s)
+    if found.state != ConsumerGroupState.STABLE:
+        return set()
+    had = [place for member in found.members for place in member.assignment.topic_partitions]
+    return set(topic.partitions) - {place.partition for place in had if place.topic == name}
 
 
 def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0) -> int:

@@ -27,12 +27,13 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
+from confluent_kafka.admin import AdminClient, NewPartitions
 from prometheus_client import CollectorRegistry
 
 from infra.behaviors import Source
 from infra.errors import LifelongError
 from infra.kafka.admin import create_topic, topic_id
-from infra.kafka.clients import producer_config
+from infra.kafka.clients import client_config, producer_config
 from infra.kafka.local import LocalKafka
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
@@ -94,6 +95,12 @@ def event(user: str, number: int = 0, **changes: Any) -> bytes:
         "event_time": NOW + number,
     }
     return json.dumps(content | changes).encode()
+
+
+def add_partitions(settings: Settings, count: int) -> None:
+    """Have the topic so many partitions."""
+    admin, topic = AdminClient(client_config(settings.broker)), settings.broker.topic
+    admin.create_partitions([NewPartitions(topic, count)])[topic].result(PATIENCE_S)
 
 
 def produce(

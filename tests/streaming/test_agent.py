@@ -10,11 +10,13 @@ from aiokafka.errors import LeaderNotAvailableError
 from faust.types import TP
 
 from infra.errors import BrokerError, StoreUnavailable
+from infra.kafka.admin import unread_partitions
 from infra.kafka.local import LocalKafka
 from tests.infra.kafka.steps import delete_topic
 from tests.streaming.running import (
     KeptLetters,
     WatchedStore,
+    add_partitions,
     committed,
     create_topics,
     event,
@@ -214,3 +216,34 @@ async def test_a_batch_that_failed_for_no_known_reason_comes_again(kafka: LocalK
         await until(lambda: worker.events("applied") >= sent, "all events are applied")
 
     assert failed
+
+
+@pytest.mark.kafka
+async def test_partitions_of_which_the_group_has_not_heard_are_told_and_read(
+    kafka: LocalKafka,
+) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    broker = settings.broker
+    create_topics(settings)
+    store = WatchedStore()
+
+    def unread() -> set[int]:
+        return unread_partitions(broker, broker.topic, broker.group)
+
+    async with running(settings, store) as worker:
+        await until(lambda: len(worker.partitions) == 1, "the partition is assigned")
+        consumer: Any = worker.app.consumer
+        aiokafka = consumer._thread._ensure_consumer()
+        aiokafka._client._loop.call_soon_threadsafe(aiokafka._client._sync_task.cancel)
+        await asyncio.to_thread(add_partitions, settings, 2)
+        await asyncio.to_thread(produce, settings, [("a", event("a", 1))], partition=1)
+        assert await asyncio.to_thread(unread) == {1}
+
+        agent = worker.app.batch_agent
+        await agent.left_unread({1})
+
+        assert agent.obstacles()["partition 1"] == "no worker of the group reads it"
+        await until(lambda: store.counts() == {"a": 1}, "the new partition is read")
+        assert await asyncio.to_thread(unread) == set()
+        await agent.left_unread(set())
+        assert "partition 1" not in agent.obstacles()
