@@ -181,8 +181,13 @@ class BatchAgent:
         found = await self._topic.read()
         if self._topic.id is None:
             return
-        if found != self._topic.id:
-            self._misplaced(self._consumer.assignment())
+        ours = self._consumer.assignment()
+        # None should be neither placed nor on its way to be: it would not be read, without a word.
+        stray = ours - self._positions.next.keys() - self._unplaced.keys()
+        if stray:
+            log.error("partitions have no place, placing them", partitions=sorted(stray))
+        if misplaced := ours if found != self._topic.id else stray:
+            self._misplaced(misplaced)
         asked_at = time.time()
         standings = await self._consumer.standings(self._unplaced)
         # Without those that were revoked meanwhile.
@@ -312,6 +317,8 @@ class BatchAgent:
             self._misplaced(self._consumer.assignment() - unplaced)
         if rebalances == self._rebalances:
             await self._seek(offsets)
+        # Asked once more: a rebalance during the seek makes all of them unplaced again.
+        if rebalances == self._rebalances:
             for tp in offsets:
                 self._unplaced.pop(tp, None)
             if not self._unplaced and self._back_ms == back_ms:

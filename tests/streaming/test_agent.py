@@ -247,3 +247,31 @@ async def test_partitions_of_which_the_group_has_not_heard_are_told_and_read(
         assert await asyncio.to_thread(unread) == set()
         await agent.left_unread(set())
         assert "partition 1" not in agent.obstacles()
+
+
+@pytest.mark.kafka
+async def test_a_rebalance_while_partitions_are_positioned_leaves_none_unread(
+    kafka: LocalKafka,
+) -> None:
+    settings = new_settings(kafka.bootstrap, broker={"partitions": 1})
+    create_topics(settings)
+    store = WatchedStore()
+    async with running(settings, store) as worker:
+        await until(lambda: len(worker.partitions) == 1, "the partition is assigned")
+        agent, partitions = worker.app.batch_agent, {TP(settings.broker.topic, 0)}
+        consumer: Any = worker.app.consumer
+        seek_to = consumer.seek_to
+        amid: list[Any] = []
+
+        async def seek_amid(offsets: Any) -> Any:
+            seeks = await seek_to(offsets)
+            if not amid:
+                amid.append(offsets)
+                agent.rebalanced(partitions)
+            return seeks
+
+        consumer.seek_to = seek_amid
+        agent.rebalanced(partitions)
+        await until(lambda: bool(amid), "there is a rebalance amid a seek")
+        await asyncio.to_thread(produce, settings, [("a", event("a", 1))])
+        await until(lambda: store.counts() == {"a": 1}, "the partition is read")
