@@ -484,17 +484,14 @@ def in_pieces(groups: Sequence[Group]) -> Sequence[Group]:
     for group in groups:
         rest = group.appends
         while rest:
-            pieces.append(Group(group.source, [_piece(new, 0, MOST_AT_ONCE) for new in rest]))
+            pieces.append(Group(group.source, [new.part(0, MOST_AT_ONCE) for new in rest]))
             rest = [
-                _piece(new, MOST_AT_ONCE, None) for new in rest if len(new.offsets) > MOST_AT_ONCE
+                new.part(MOST_AT_ONCE, len(new.offsets))
+                for new in rest
+                if len(new.offsets) > MOST_AT_ONCE
             ]
         pieces.append(Group(group.source, [], group.reached))
     return pieces
-
-
-def _piece(new: Append, start: int, stop: int | None) -> Append:
-    part = slice(start, stop)
-    return Append(new.user, new.behaviors[part], new.event_keys[part], new.offsets[part])
 
 
 def full_numbers(head: bytes) -> range:

@@ -78,6 +78,13 @@ class Append:
     offsets: list[int]
     """The source's offset per event, strictly increasing."""
 
+    def part(self, start: int, stop: int) -> Append:
+        """The events from ``start`` to ``stop``, those that there are."""
+        if start == 0 and stop >= len(self.offsets):
+            return self
+        cut = slice(start, stop)
+        return Append(self.user, self.behaviors[cut], self.event_keys[cut], self.offsets[cut])
+
 
 @dataclass(slots=True)
 class Group:

@@ -144,8 +144,8 @@ def names_of(
     words = [fields[name] for name in FIELDS]
     words += [constants.get(name, "") for name in FIELDS[:IDS]]
     words += codes
-    joined = _joined([word.encode() for word in words])
-    return Names(*joined, np.array(list(codes.values()), np.uint8), dwell)
+    text, marks = _joined([word.encode() for word in words])
+    return Names(_bytes(text), marks, np.array(list(codes.values()), np.uint8), dwell)
 
 
 def rules_of(max_event: int, max_id: int, unit: str, earliest: int) -> Rules:
@@ -173,8 +173,11 @@ def parse(
     """
     # The words come first, so that a constant is found in the same text as everything else.
     text, bounds = _joined([names.words.tobytes(), *(value or b"" for value in values)])
-    unchecked = np.fromiter((key is None for key in keys), np.bool_, len(keys)) & keyless
-    texts = _Texts(text, bounds[1:], *_joined([key or b"" for key in keys]), unchecked)
+    keys_text, key_bounds = _joined([key or b"" for key in keys])
+    unchecked = np.zeros(len(keys), np.bool_)
+    if keyless:
+        unchecked[:] = [key is None for key in keys]
+    texts = _Texts(_bytes(text), bounds[1:], _bytes(keys_text), key_bounds, unchecked)
     rows = unread(len(values))
     stored = rows.behaviors
     columns = _Columns(
@@ -187,8 +190,7 @@ def parse(
         rows.user_of,
     )
     spans = _parse_kernel(texts, names, rules, latest, columns)
-    whole = text.tobytes()
-    rows.users.extend(whole[start:end].decode() for start, end in spans.tolist())
+    rows.users.extend(text[start:end].decode() for start, end in spans.tolist())
     return rows
 
 
@@ -199,11 +201,16 @@ def unread(count: int) -> Rows:
     )
 
 
-def _joined(parts: Sequence[bytes]) -> tuple[U8, I64]:
+def _bytes(text: bytes) -> U8:
+    """A text as the kernel reads it, without a copy."""
+    return np.frombuffer(text, np.uint8)
+
+
+def _joined(parts: Sequence[bytes]) -> tuple[bytes, I64]:
     """Texts one behind the other, and where each begins and the last ends."""
     bounds = np.zeros(len(parts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=bounds[1:])
-    return np.frombuffer(b"".join(parts), np.uint8), bounds
+    return b"".join(parts), bounds
 
 
 @kernel

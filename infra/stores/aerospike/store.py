@@ -986,16 +986,8 @@ def _rounds(groups: Sequence[Group], most: int) -> Iterator[list[tuple[Group, Ap
                 later.append((group, new))
                 continue
             users.add(new.user)
-            part.append((group, _cut(new, 0, most)))
+            part.append((group, new.part(0, most)))
             if len(new.offsets) > most:
-                later.append((group, _cut(new, most, len(new.offsets))))
+                later.append((group, new.part(most, len(new.offsets))))
         yield part
         waiting = later
-
-
-def _cut(new: Append, start: int, stop: int) -> Append:
-    if start == 0 and stop >= len(new.offsets):
-        return new
-    return Append(
-        new.user, new.behaviors[start:stop], new.event_keys[start:stop], new.offsets[start:stop]
-    )
