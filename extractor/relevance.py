@@ -30,7 +30,7 @@ def relevance(
     reference = bundle.reference
     if reference is None:
         return {}
-    keys = reference.keys[bundle.rows(np.ascontiguousarray(behaviors["item"]))]
+    keys = reference.keys[bundle.rows(behaviors["item"])]
     if reference.actions is not None:
         keys = keys + reference.actions[action_rows(bundle, behaviors)]
     truth = softmax(products(reference.queries[candidates.rows], keys))

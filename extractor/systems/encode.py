@@ -210,7 +210,7 @@ class EncodeSystem:
         section 3.2.2), as in the clustering itself.
         """
         of = interests_of(state)
-        rows = np.unique(self._bundle.rows(np.ascontiguousarray(sequence.behaviors["item"])))
+        rows = np.unique(self._bundle.rows(sequence.behaviors["item"]))
         rows = rows[rows > 0]
         if not len(rows) or not len(of.sizes):
             return []
@@ -266,7 +266,7 @@ class EncodeSystem:
     def _embedded(self, behaviors: Behaviors) -> F32:
         """f32[n, d]: what a behavior is to the network."""
         bundle = self._bundle
-        embedded = bundle.embeddings[bundle.rows(np.ascontiguousarray(behaviors["item"]))]
+        embedded = bundle.embeddings[bundle.rows(behaviors["item"])]
         if bundle.actions is not None:
             embedded = embedded + bundle.actions[action_rows(bundle, behaviors)]
         return embedded
@@ -355,7 +355,7 @@ class Extractor:
 
     def project(self, behaviors: Behaviors) -> F32:
         """f32[n, m]: h of behaviors (Eq. 4)."""
-        projected: F32 = self._projected[self._bundle.rows(np.ascontiguousarray(behaviors["item"]))]
+        projected: F32 = self._projected[self._bundle.rows(behaviors["item"])]
         return projected
 
     def _interests_of(
@@ -426,7 +426,7 @@ class ActionExtractor(Extractor):
     def _of_one(self, behaviors: Behaviors, start: F32) -> tuple[F32, F32, U32]:
         """Centers f32[k,m], interests f32[k,d] and sizes u32[k] of a user's clusters."""
         offline = self._offline
-        rows = self._bundle.rows(np.ascontiguousarray(behaviors["item"]))
+        rows = self._bundle.rows(behaviors["item"])
         actions = action_rows(self._loaded, behaviors)
         h = self.project(behaviors)
         found = clustering.cluster(h, offline.K, offline.T, start=start)

@@ -48,13 +48,16 @@ from models.bundle import (
     TableEntry,
     table_file,
 )
-from models.kernels.buckets import Signatures, count_actions, fill_buckets, read_buckets
+from models.kernels.buckets import (
+    LEAST_NORM,
+    Signatures,
+    count_actions,
+    fill_buckets,
+    read_buckets,
+)
 
 SIGNATURES: Final = "signatures"
 """The item table of hash signatures [n + 1, G] (Eq. 7)."""
-
-EPSILON: Final = 1e-6
-"""Least length of a bucket that is divided by, as in the network."""
 
 TYPICAL: Final = 3
 """Items that name a bucket."""
@@ -164,13 +167,13 @@ class SDIMSystem:
         buckets, sizes = self._filled(history)
         by_length = self._offline.normalization == "l2"
         divisors = np.linalg.norm(buckets, axis=1) if by_length else sizes
-        rows = self._bundle.rows(np.ascontiguousarray(behaviors["item"]))
+        rows = self._bundle.rows(behaviors["item"])
         weights = np.zeros((len(candidates.rows), len(rows)), np.float32)
         for group in range(self._offline.groups):
             bucket_of = self._signatures[:, group]
             mine = bucket_of[candidates.rows, None]
             divisor = divisors[mine.astype(np.int64) + (group << self._offline.tau)]
-            weights += (mine == bucket_of[rows]) / np.maximum(divisor, EPSILON)
+            weights += (mine == bucket_of[rows]) / np.maximum(divisor, LEAST_NORM)
         return relevance(self._bundle, weights, behaviors, candidates)
 
     def describe(
@@ -179,7 +182,7 @@ class SDIMSystem:
         """The buckets of the first group; another would divide the behaviors along other planes.
         A bucket's most typical items have the largest cosines to its sum.
         """
-        rows = np.unique(self._bundle.rows(np.ascontiguousarray(sequence.behaviors["item"])))
+        rows = np.unique(self._bundle.rows(sequence.behaviors["item"]))
         rows = rows[rows > 0]
         group = 1 << self._offline.tau
         sums, sizes = (tensor[:group] for tensor in buckets_of(state))

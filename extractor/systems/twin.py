@@ -131,7 +131,7 @@ class TWINSystem:
         rows, actions = np.zeros(0, np.int32), np.zeros(0, np.uint8)
         if history is not None:
             last = history.newer[-self._bundle.manifest.L :]
-            rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
+            rows = self._bundle.rows(last["item"])
             actions = action_rows(self._bundle, last)
             state = common_state(self._bundle, history.version, last)
             history = UserHistory(history.version, state, last[:0])
@@ -152,7 +152,7 @@ class TWINSystem:
         last = behaviors[-self._bundle.manifest.L :]
         if not len(last):
             return {}
-        rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
+        rows = self._bundle.rows(last["item"])
         actions = action_rows(self._bundle, last)
         queries = tables["queries"][candidates.rows].astype(np.float32)
         keys = tables["keys"][rows].astype(np.float32)
@@ -190,7 +190,7 @@ class TWINSystem:
     ) -> list[NamedPart]:
         """The items with the most behaviors: interests come about for a candidate alone."""
         last = sequence.behaviors[-self._bundle.manifest.L :]
-        rows = self._bundle.rows(np.ascontiguousarray(last["item"]))
+        rows = self._bundle.rows(last["item"])
         items = items_of(rows)
         order = np.argsort(-items.counts, kind="stable")
         known = order[items.rows[order] > 0][:most]
