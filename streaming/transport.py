@@ -12,7 +12,9 @@ numbered when it leaves the fetcher, and `InOrder` lets only the direct successo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
@@ -26,9 +28,9 @@ from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP, ConsumerMessage
 
 from infra.errors import typed_line
+from infra.kafka.connections import mend_connections
 from infra.kafka.fetching_by_id import uuid_of
 from infra.kafka.logs import LogBounds, epoch_ends, log_bounds
-from infra.kafka.metadata import create_no_topics
 from infra.telemetry import get_logger
 from streaming.fetching import Failure, Reader, Records
 
@@ -47,6 +49,9 @@ MOST_RECORDS: Final = 4000
 ASK_S: Final = 10.0
 """Patience with brokers that are asked for offsets; a question holds a place in the thread's queue
 for as long."""
+
+QUEUED_S: Final = 10.0
+"""Time that a question may wait for its place in the thread's queue."""
 
 T = TypeVar("T")
 
@@ -189,6 +194,9 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         self._reader: Reader | None = None
         self._ids: Mapping[str, bytes] = {}
         self.misplaced: frozenset[TopicPartition] = frozenset()
+        self.unanswered_since = math.inf
+        """When the first was asked of the questions that brokers have not answered, and none since
+        that they have; monotonic seconds."""
 
     def _create_worker_consumer(self, transport: FaustTransport) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
@@ -197,7 +205,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         # Faust reads what was never committed, too, unless it is in a transaction itself.
         consumer._isolation_level = "read_committed"
-        create_no_topics(consumer._client)
+        mend_connections(consumer._client)
         self._reader = Reader(consumer)
         self._reader.ids = self._ids
         return consumer
@@ -285,6 +293,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     async def _standings(self, unplaced: Collection[TP]) -> dict[TP, Standing]:
         consumer, reader = self._ensure_consumer(), self._reader
         assert reader is not None
+        _keep_informed(consumer._client)
         asked = [tp for tp in consumer.assignment() if TP(*tp) in unplaced]
         committed = await _committed(consumer, asked) if asked else {}
         bounds = await log_bounds(consumer._client, consumer.assignment(), self._ids)
@@ -369,12 +378,28 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     async def _rejoin(self) -> None:
         consumer = self._ensure_consumer()
-        client = consumer._client
-        if client._sync_task is None or client._sync_task.done():
-            # What looks after topics has ended, for a reason that nobody heard of.
-            client._sync_task = asyncio.create_task(client._md_synchronizer())
-        await client.force_metadata_update()
+        _keep_informed(consumer._client)
+        await consumer._client.force_metadata_update()
         consumer._coordinator.request_rejoin()
+
+    def cut_off(self) -> None:
+        """End all that runs in the thread, whatever it waits for; called from another."""
+
+        def cut() -> None:
+            consumer = self._consumer
+            for connection in () if consumer is None else list(consumer._client._conns.values()):
+                connection.close()
+            for task in asyncio.all_tasks(self.thread_loop):
+                task.cancel()
+
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            self.thread_loop.call_soon_threadsafe(cut)
+
+    def _start_thread(self) -> None:
+        try:
+            super()._start_thread()
+        except asyncio.CancelledError:  # cut off
+            self.set_shutdown()
 
     async def _call(self, method: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Call a method in the consumer's thread that asks the brokers; it ends in time."""
@@ -382,7 +407,16 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         async def asked() -> T:
             return await asyncio.wait_for(method(*arguments), ASK_S)
 
-        answer: T = await self.call_thread(asked)
+        since = monotonic()
+        try:
+            answer: T = await asyncio.wait_for(self.call_thread(asked), QUEUED_S + ASK_S)
+        except TimeoutError:
+            self.unanswered_since = min(self.unanswered_since, since)
+            raise
+        except KafkaError:
+            self.unanswered_since = math.inf
+            raise
+        self.unanswered_since = math.inf
         return answer
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
@@ -406,6 +440,17 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Do nothing: the worker's watchdog looks after progress, and speaks in one line."""
+
+
+def _keep_informed(client: Any) -> None:
+    """Start what keeps a client's knowledge of topics and leaders again, should it have ended:
+    aiokafka does not look after it, and whoever waits for news would wait for ever.
+    """
+    task = client._sync_task
+    if task is not None and task.done():
+        error = None if task.cancelled() else task.exception()
+        log.error("knowledge of the cluster was not kept, starting again", error=repr(error))
+        client._sync_task = asyncio.create_task(client._md_synchronizer())
 
 
 async def _committed(
@@ -500,6 +545,19 @@ class BatchConsumer(FaustConsumer):
     async def rejoin(self) -> None:
         """See `BatchConsumerThread.rejoin`."""
         await self._thread.rejoin()
+
+    @property
+    def unanswered_s(self) -> float:
+        """For how long no question to the brokers has been answered, by this client; 0: the last
+        one was.
+        """
+        return max(0.0, monotonic() - self._thread.unanswered_since)
+
+    def cut_off(self) -> None:
+        """End whatever its thread still does: while it heartbeats, the group leaves partitions to
+        it that nobody reads.
+        """
+        self._thread.cut_off()
 
     def read_by_id(self, topic: str, topic_id: str) -> None:
         """See `BatchConsumerThread.read_by_id`."""

@@ -67,6 +67,10 @@ GROUP_S: Final = 15.0
 """How often it is asked whether each partition is somebody's: what is nobody's twice in a row is
 not just being shared out."""
 
+DEAF_S: Final = 30.0
+"""Time after which a consumer that gets no answers, though another client of the same brokers does,
+is given up. Brokers hold no answer back as long, and an election takes less."""
+
 CALM_S: Final = 10.0
 """How long a consumer that crashed must run before it is taken for sound again."""
 
@@ -267,15 +271,24 @@ class Worker:
             health.blocked(part, why)
 
     async def _check_broker(self, app: LifelongApp) -> None:
-        """Keep asking whether the broker answers, and how far its logs go."""
+        """Keep asking whether the broker answers, and how far its logs go.
+
+        Another client asks first. A consumer that gets no answers where that one does is given up.
+        """
         while True:
             await asyncio.sleep(self._settings.worker.check_s)
             try:
                 await app.batch_agent.check()
+            except TimeoutError:
+                self._health.blocked("broker", "does not answer the consumer")
             except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
                 self._health.blocked("broker", typed_line(error))
+                continue
             else:
                 self._health.cleared("broker")
+            consumer = app.consumer
+            if isinstance(consumer, BatchConsumer) and consumer.unanswered_s > DEAF_S:
+                app.crash_reason = BrokerError("the consumer gets no answers, another client does")
 
     async def _check_group(self, app: LifelongApp) -> None:
         """Keep asking whether each partition is somebody's: who shares them out may not have heard
@@ -469,5 +482,7 @@ async def _stop_app(app: LifelongApp) -> None:
         await asyncio.wait_for(asyncio.ensure_future(app.stop()), STOP_S)
     except Exception as error:  # noqa: BLE001 - all that matters is in the store
         log.info("consumer did not stop cleanly", error=typed_line(error))
+        if isinstance(app.consumer, BatchConsumer):
+            app.consumer.cut_off()
     app.batch_agent.close()
     await asyncio.to_thread(app.writer.close)

@@ -16,7 +16,7 @@ from faust.types import TP
 from infra.errors import BrokerError
 from infra.kafka.admin import create_topic
 from infra.kafka.local import LocalKafka
-from streaming.transport import InOrder
+from streaming.transport import BatchConsumer, InOrder
 from tests.infra.kafka.steps import delete_topic
 from tests.streaming.running import (
     KeptLetters,
@@ -245,3 +245,32 @@ async def test_a_topic_that_is_deleted_under_a_worker_stays_deleted(
                 await consumer._thread.call_thread(ask)
             with pytest.raises(BrokerError, match=f"there is no topic {settings.broker.topic}"):
                 await worker.app.batch_agent.check()
+
+
+@pytest.mark.kafka
+async def test_what_keeps_knowledge_of_the_cluster_is_started_again(kafka: LocalKafka) -> None:
+    async with running(one_partition(kafka), WatchedStore(), KeptLetters()) as worker:
+        await until(lambda: worker.partitions == {0}, "it has the partition")
+        consumer: Any = worker.app.consumer
+        client = consumer._thread._consumer._client
+        consumer._thread.thread_loop.call_soon_threadsafe(client._sync_task.cancel)
+        await until(client._sync_task.done, "it has ended")
+        await worker.app.batch_agent.check()
+        assert not client._sync_task.done()
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_a_consumer_that_is_cut_off_leaves_its_partitions(kafka: LocalKafka) -> None:
+    """Slow: another joins its group."""
+    settings = one_partition(kafka)
+    async with running(settings, WatchedStore(), KeptLetters()) as worker:
+        await until(lambda: worker.partitions == {0}, "it has the partition")
+        consumer = worker.app.consumer
+        assert isinstance(consumer, BatchConsumer)
+        consumer.cut_off()
+        thread = consumer._thread._thread
+        assert thread is not None
+        await until(lambda: not thread.is_alive(), "its thread has ended")
+        async with running(settings, WatchedStore(), KeptLetters()) as other:
+            await until(lambda: other.partitions == {0}, "another has the partition")

@@ -29,7 +29,7 @@ from streaming.positions import STILL_S, Positions, _Position
 from streaming.schedule import TROUBLE_MS
 from streaming.topic import TopicIdentity
 from streaming.transport import BatchConsumer
-from streaming.worker import CALM_S, Worker, check_store
+from streaming.worker import CALM_S, DEAF_S, Worker, check_store
 from streaming.writer import WriterProgress
 from tests.streaming.running import KeptLetters, until
 from tests.streaming.test_health import answer
@@ -66,10 +66,15 @@ class FakeConsumer(BatchConsumer):
     def __init__(self) -> None:
         self.polled_at = time.monotonic()
         self.failed: dict[TP, Failure] = {}
+        self.deaf_s = 0.0
 
     @property
     def failures(self) -> dict[TP, Failure]:
         return self.failed
+
+    @property
+    def unanswered_s(self) -> float:
+        return self.deaf_s
 
 
 class FakeApp:
@@ -77,14 +82,19 @@ class FakeApp:
     what is known of positions are real.
     """
 
-    def __init__(self, metrics: WorkerMetrics, on_assigned: Callable[[set[int]], None]) -> None:
+    def __init__(
+        self,
+        metrics: WorkerMetrics,
+        on_assigned: Callable[[set[int]], None],
+        topic_id: Callable[[], str],
+    ) -> None:
         self.crash_reason: Exception | None = None
         self.should_stop = False
         self.consumer = FakeConsumer()
         self.writer = SimpleNamespace(
             progress=WriterProgress(), interruptions=Interruptions(), close=lambda: None
         )
-        topic = TopicIdentity(TOPIC, lambda: "id")
+        topic = TopicIdentity(TOPIC, topic_id)
         self.positions = Positions(topic, MemoryStore(), cast("Any", None), metrics, 60.0)
         self.position = _Position(5, 5, Life(), Source(1, 1), 5)
         self.batch_agent = BatchAgent(
@@ -109,6 +119,7 @@ class House:
         self.store = FaultyStore()
         self.apps: list[FakeApp] = []
         self.topic_fault: Exception | None = None
+        self.topic_id_fault: Exception | None = None
         self.registry = CollectorRegistry()
         self.metrics = WorkerMetrics(self.registry)
         self.health = Health(SETTINGS.worker.stall_s)
@@ -151,8 +162,13 @@ class House:
             raise self.topic_fault
         return 1
 
+    def _topic_id(self) -> str:
+        if self.topic_id_fault is not None:
+            raise self.topic_id_fault
+        return "id"
+
     def _create(self, *_: object, on_assigned: Callable[[set[int]], None], **_named: object) -> Any:
-        self.apps.append(FakeApp(self.metrics, on_assigned))
+        self.apps.append(FakeApp(self.metrics, on_assigned, self._topic_id))
         return self.app
 
 
@@ -179,6 +195,22 @@ async def test_a_consumer_that_crashed_keeps_the_worker_unready_until_the_next_h
         assert "consumer" in house.because()
         house.worker._crashed_at -= CALM_S
         await until(house.ready, "it is taken for sound")
+
+
+async def test_a_consumer_that_gets_no_answers_where_another_client_does_is_given_up() -> None:
+    async with ready_house() as house:
+        house.app.consumer.deaf_s = DEAF_S + 1
+        await house.says("consumer", "the consumer gets no answers, another client does")
+        await until(lambda: len(house.apps) == 2, "the next consumer runs")
+
+
+async def test_a_consumer_that_gets_no_answers_waits_with_all_others_for_the_brokers() -> None:
+    async with ready_house() as house:
+        house.topic_id_fault = BrokerError("no broker answers")
+        await house.says("broker", "no broker answers")
+        house.app.consumer.deaf_s = DEAF_S + 1
+        await asyncio.sleep(0.3)
+        assert len(house.apps) == 1
 
 
 async def test_a_consumer_that_waits_for_the_broker_after_a_crash_is_not_ready_in_the_metrics() -> (
