@@ -321,7 +321,9 @@ def _unreachable(where: str, timeout_s: float, causes: list[Any]) -> str:
             f"Kafka at {where} refused the login ({_cause(denied[0].str())}): correct "
             "broker.sasl_username, broker.sasl_password or broker.sasl_mechanism"
         )
-    if lines[0].startswith("SSL"):
+    # A handshake that failed, or a broker that closed the connection: which of the two is heard of
+    # first is a matter of time.
+    if "SSL" in lines[0]:
         return (
             f"Kafka at {where} and we do not agree on TLS ({lines[0]}): correct "
             "broker.security_protocol or broker.ca_file"
