@@ -79,9 +79,6 @@ two seconds."""
 TURN: Final = "lmdb-turn"
 """Name of the thread that waits for a turn at writing."""
 
-LOW: Final = 0.8
-"""Share of the `Room` that there is at which it is time to make more."""
-
 DATA: Final = "data.mdb"
 """The file of an environment that holds the data."""
 
@@ -140,9 +137,12 @@ class Room:
         return self.used / max(1, min(self.limit, self.file + self.disk_free))
 
     @property
-    def low(self) -> bool:
-        """Whether it is time to raise max_size, or to make room on the disk."""
-        return self.share >= LOW
+    def told(self) -> str:
+        """The figures, and what to do to have more."""
+        return (
+            f"{self.used} bytes of {self.limit}, with {self.disk_free} free on the disk: raise"
+            " max_size in store.url, make room on the disk, or set store.ttl_s"
+        )
 
 
 class LmdbStore:

@@ -159,6 +159,9 @@ class MemoryStore:
     def ping(self) -> None:
         """Memory is always there."""
 
+    def room(self) -> None:
+        """It takes what the process may."""
+
     def close(self) -> None:
         """Nothing to release."""
 

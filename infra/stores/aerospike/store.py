@@ -81,6 +81,7 @@ from infra.stores.aerospike.client import (
     Stored,
     Writes,
 )
+from infra.stores.aerospike.fullness import Fullness, fullness
 from infra.stores.aerospike.layout import (
     COUNT,
     DATA,
@@ -463,6 +464,11 @@ class AerospikeStore:
         self._prove()
         if not self._read_only:
             self._ask_indexes()
+
+    def room(self) -> Fullness | None:
+        """Of the server that has the least."""
+        found = [of for of in map(fullness, self._client.namespace().values()) if of is not None]
+        return max(found, default=None)
 
     def close(self) -> None:
         with contextlib.suppress(StoreError, SettingsError):  # positions may lag behind
