@@ -348,7 +348,8 @@ class Store(Protocol):
 
     def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
         """Make those of the users due under ``owner`` whose sealed segments no state of the bundle
-        covers, and who are not due yet; returns how many that were.
+        covers, and who are not due yet; returns how many that were. What covers them is looked for
+        in the states themselves: one that the store has lost covers nothing.
         """
         ...
 

@@ -103,6 +103,7 @@ from infra.stores.aerospike.layout import (
     STATE,
     TTL,
     USER,
+    covered_in,
     due_bins,
     due_span,
     due_users,
@@ -390,11 +391,14 @@ class AerospikeStore:
 
     def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
         bundle = records.bundle_key(digest)
+        states = self._client.get([self._state_key(user, bundle) for user in users], [EPOCH, COUNT])
 
         def mark(place: int, head: bytes | None) -> bytes | None:
             counters = None if head is None else self._counters(head, users[place])
             if head is None or counters is None:
                 return None
+            # A state that was written since is taken for lost, and once more made.
+            counters.found(bundle, covered_in(states[place], counters.epoch))
             return records.set_due(
                 head, counters, owner, bundle, now_ms, states=self._states_kept
             ).head
