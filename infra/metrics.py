@@ -201,7 +201,7 @@ class WorkerMetrics(_BundleInfo):
         self.renewal_users = Counter(
             "lifelong_worker_renewal_users",
             "Users looked at after a bundle was exchanged, and every six hours since (seen), and "
-            "those of them made due since their interests were of another bundle or not there (due).",
+            "those made due since their interests were of another bundle or not there (due).",
             ["outcome"],
             registry=registry,
         )
