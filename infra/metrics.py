@@ -200,8 +200,8 @@ class WorkerMetrics(_BundleInfo):
         )
         self.renewal_users = Counter(
             "lifelong_worker_renewal_users",
-            "Users looked at after a bundle was exchanged (seen), and those of them made due since "
-            "their interests were of another bundle or not there (due).",
+            "Users looked at after a bundle was exchanged, and every six hours since (seen), and "
+            "those made due since their interests were of another bundle or not there (due).",
             ["outcome"],
             registry=registry,
         )

@@ -137,6 +137,15 @@ class Counters:
         _, covered, since = self.coverage(bundle)
         return not since and sealed(self.count) > covered
 
+    def found(self, bundle: int, covered: int) -> None:
+        """Take note that the bundle's state, as it is there, covers no more than so many behaviors,
+        whatever the head tells: stores lose what they have acknowledged.
+        """
+        self.coverages = [
+            c._replace(covered=min(c.covered, covered)) if c.bundle == bundle else c
+            for c in self.coverages
+        ]
+
     def due_user(self, user: str, bundle: int) -> DueUser:
         """The user as due for a bundle."""
         _, covered, since = self.coverage(bundle)
@@ -583,9 +592,8 @@ def set_due(
     """
     if not counters.lacks(bundle):
         return Changed(None, NOWHERE, NOWHERE, [])
-    covered = counters.coverage(bundle).covered
-    new = Coverage(bundle, covered, now_ms)
-    if covered:
+    new = Coverage(bundle, counters.coverage(bundle).covered, now_ms)
+    if any(c.bundle == bundle for c in counters.coverages):
         coverages = [new if c.bundle == bundle else c for c in counters.coverages]
     else:
         coverages = _with_coverage(counters.coverages, new, states)

@@ -262,6 +262,22 @@ AS_IT_COMES: Final = StoreOptions()
 """The options of whoever asks for nothing."""
 
 
+LOW: Final = 0.8
+"""Share of its room from which on it is time to give a store more."""
+
+
+class Room(Protocol):
+    """How much of what a store may hold it does."""
+
+    @property
+    def share(self) -> float:
+        """0: nothing; at 1 it takes no more."""
+
+    @property
+    def told(self) -> str:
+        """Of what it is a share, and what to do to have more, in words."""
+
+
 class Store(Protocol):
     """Where sequences, interest states and due users live.
 
@@ -332,7 +348,8 @@ class Store(Protocol):
 
     def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
         """Make those of the users due under ``owner`` whose sealed segments no state of the bundle
-        covers, and who are not due yet; returns how many that were.
+        covers, and who are not due yet; returns how many that were. What covers them is looked for
+        in the states themselves: one that the store has lost covers nothing.
         """
         ...
 
@@ -368,6 +385,10 @@ class Store(Protocol):
         """Prove that a read is answered and, unless the store was opened for reading, that a write
         and `due` would be; raises `StoreError` otherwise.
         """
+        ...
+
+    def room(self) -> Room | None:
+        """How much room there is; None: that cannot be told."""
         ...
 
     def close(self) -> None:

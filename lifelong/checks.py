@@ -14,19 +14,40 @@ from infra.errors import BrokerError, LifelongError, StoreFull
 from infra.kafka.admin import ping, require_topic, standings, topic_id, topic_partitions
 from infra.kafka.logs import LogBounds
 from infra.settings import Settings
-from infra.store import Store
+from infra.store import LOW, Store
 from infra.stores import open_as_it_is, open_store
-from infra.stores.lmdb import LmdbStore
 from streaming.lives import read_lives, start
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found; ``problem`` is None where all is well."""
+    """What one check found; ``problem`` is None where nothing has failed."""
 
     name: str
     detail: str
     problem: str | None = None
+    warning: bool = False
+    """Whether it may become a failure if it stays as it is; ``detail`` says what."""
+
+    @property
+    def status(self) -> str:
+        """The worst of it, in a word."""
+        if self.problem is not None:
+            return "failed"
+        return "warning" if self.warning else "ok"
+
+
+class Warned(str):
+    """A detail that is worth a warning."""
+
+    __slots__ = ()
+
+
+MARKS: Final = {
+    "ok": "[green]ok[/]  ",
+    "warning": "[yellow]warn[/]",
+    "failed": "[red]FAIL[/]",
+}
 
 
 NEEDS: Final = {
@@ -38,9 +59,6 @@ NEEDS: Final = {
 
 WRITTEN: Final = 65_536
 """Bytes of the write that is tried: more than any record of a user."""
-
-UNTOLD: Final = "; how full it is, its servers' own metrics tell"
-"""What is not looked at of a store other than LMDB."""
 
 
 def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
@@ -66,8 +84,7 @@ def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
     if not quiet:
         console = Console()
         for finding in findings:
-            mark = "[green]ok[/]  " if finding.problem is None else "[red]FAIL[/]"
-            console.print(f"{mark}  {finding.name:<13}", end="")
+            console.print(f"{MARKS[finding.status]}  {finding.name:<13}", end="")
             # Not broken at the terminal's width: what is shown here gets copied.
             console.print(
                 finding.problem or finding.detail, markup=False, highlight=False, soft_wrap=True
@@ -75,7 +92,12 @@ def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
     return {
         "ok": all(finding.problem is None for finding in findings),
         "checks": [
-            {"name": one.name, "ok": one.problem is None, "detail": one.problem or one.detail}
+            {
+                "name": one.name,
+                "ok": one.problem is None,
+                "status": one.status,
+                "detail": one.problem or one.detail,
+            }
             for one in findings
         ],
     }
@@ -83,7 +105,8 @@ def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
 
 def _run(name: str, check: Callable[[Settings], str], settings: Settings) -> Finding:
     try:
-        return Finding(name, check(settings))
+        detail = check(settings)
+        return Finding(name, detail, warning=isinstance(detail, Warned))
     except LifelongError as error:
         return Finding(name, "", str(error))
 
@@ -127,35 +150,32 @@ def _check_store(settings: Settings) -> str:
         identity = store.identity
     finally:
         store.close()
-    if identity is not None:  # otherwise opening it would bring it up to date
-        _check_writes(open_as_it_is(settings.store, identity))
     said = f"{settings.store.masked_url} answers, {'has users' if some else 'is empty'}"
-    if identity is None:
+    if identity is None:  # opening it for writing would bring it up to date
         return f"{said}; made by an earlier version, a worker will bring it up to date"
+    full = _check_writes(open_as_it_is(settings.store, identity))
     return (
         f"{said}; {identity.name}, id {identity.id}, layout {identity.layout}, keeps"
-        f" {identity.length} behaviors per user, last opened with ttl_s {identity.ttl_s:g}"
-        f"{'' if isinstance(store, LmdbStore) else UNTOLD}"
+        f" {identity.length} behaviors per user, last opened with ttl_s {identity.ttl_s:g}; {full}"
     )
 
 
-def _check_writes(store: Store) -> None:
-    """Write as much as a user's largest record takes, ask what only workers need, and look how much
+def _check_writes(store: Store) -> str:
+    """Write as much as a user's largest record takes, ask what only workers need, and tell how much
     room is left.
     """
     try:
         store.ping()
         store.put_bookmark("check", bytes(WRITTEN))
         store.put_bookmark("check", None)
-        room = store.room() if isinstance(store, LmdbStore) else None
+        room = store.room()
     finally:
         store.close()
-    if room is not None and room.low:
-        raise StoreFull(
-            f"the store has used {room.share:.0%} of what it may have, {room.used} bytes of"
-            f" {room.limit}, with {room.disk_free} free on the disk: raise max_size in store.url,"
-            " make room on the disk, or set store.ttl_s"
-        )
+    if room is None:
+        return "how full it is, it does not tell"
+    if room.share >= LOW:
+        raise StoreFull(f"the store has used {room.share:.0%} of what it may have, {room.told}")
+    return f"{room.share:.0%} full"
 
 
 def _check_progress(settings: Settings) -> str:
@@ -192,10 +212,12 @@ def _check_progress(settings: Settings) -> str:
             f"{trouble[0]}{more}: a worker goes on behind them; see docs/losses.md for what that"
             " costs"
         )
-    return (
+    said = (
         f"{behind} events of {topic} are not in the store yet{held}; a log that lost its tail and"
         " has grown again is found by workers alone"
     )
+    # No failure: a moment does not tell a transaction that stays from one under way.
+    return Warned(said) if held else said
 
 
 def _check_bundle(settings: Settings) -> str:

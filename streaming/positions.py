@@ -243,6 +243,8 @@ class Positions:
             metrics.consumer_lag.labels(partition).set(lag)
             if at is None:
                 self._hear(tp, bounds)
+                for gauge in (metrics.held_events, metrics.held_seconds):
+                    gauge.remove(partition)  # what they said was of where it stood
                 continue
             if at.end <= bounds.end:
                 at.end = bounds.end

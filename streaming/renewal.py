@@ -5,12 +5,15 @@ would, and each of their requests would extract the whole sequence on the spot. 
 once through the users of its share, and makes those due whose interests are of another bundle, or
 not there. The share is by a hash of the user's id over the topic's partitions, so that it does not
 matter where events came from, and each user is looked at by one worker.
+
+Stores lose interests, too: a server is killed before its disk has them. So every few hours the
+worker goes through all users once more.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Final
 
 import xxhash
@@ -31,6 +34,11 @@ KEEP_MS: Final = 10_000
 """How often it is kept how far it came. Each time costs a synced write for every partition, for
 which events wait; what a killed worker did not keep is looked at again."""
 
+AGAIN_MS: Final = 6 * 3600 * 1000
+"""Time from one pass to the next that looks for interests that the store has lost. Until then they
+are extracted within each request, from a sequence that is there; a pass over a million users takes
+half an hour, and a tenth of a core meanwhile."""
+
 RETRY_S: Final = 5.0
 """Pause after the store failed, or while this worker has no partitions yet."""
 
@@ -41,11 +49,11 @@ log = get_logger(__name__)
 
 
 class Renewal:
-    """One pass over the users of a worker's partitions, for one bundle.
+    """Passes over the users of a worker's partitions, for one bundle.
 
-    How far it came is kept in the store for each partition, so that a restart goes on from there,
-    and whoever is given a partition looks at the rest of it. `start` runs it in a thread of its
-    own.
+    How far the first one came is kept in the store for each partition, so that a restart goes on
+    from there, and whoever is given a partition looks at the rest of it. Later ones are this
+    worker's own. `start` runs them in a thread of their own.
 
     Args:
         store: where the users are.
@@ -76,6 +84,9 @@ class Renewal:
         self._ours: frozenset[int] = frozenset()
         self._reached: dict[str, bytes] = {}
         """By the name of the bookmark, which is another where the topic has more partitions."""
+        self._again: set[str] = set()
+        """Bookmarks of which the first pass is done: they stay so in the store."""
+        self._again_at = clock() + AGAIN_MS
         self._kept_at = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
@@ -105,9 +116,10 @@ class Renewal:
         names = {number: self._name(number, total) for number in ours}
         at = {number: self._bookmark(name) for number, name in names.items()}
         waiting = {number: mark for number, mark in at.items() if mark != _DONE}
-        self._metrics.renewal_partitions.set(len(waiting))
+        first = {number for number in waiting if names[number] not in self._again}
+        self._metrics.renewal_partitions.set(len(first))
         if not waiting:
-            return False
+            return self._begin_again(names.values())
         page = self._store.users(min(waiting.values()), PAGE)
         reached = _DONE if page.after is None else page.after
         # Whoever is further than this page has looked at it; a page seen twice does no harm.
@@ -124,13 +136,22 @@ class Renewal:
         keep = page.after is None or self._clock() - self._kept_at >= KEEP_MS
         for number in behind:
             self._reached[names[number]] = reached
-            if keep:
+            if keep and number in first:
                 self._store.put_bookmark(names[number], reached)
         if keep:
             self._kept_at = self._clock()
         self._metrics.renewal_users.labels("seen").inc(len(page.users))
         if page.after is None:
             log.info("interests of all users are of this bundle, or due", partitions=len(waiting))
+        return True
+
+    def _begin_again(self, names: Collection[str]) -> bool:
+        """Begin another pass, if it is time."""
+        if self._clock() < self._again_at or not names:
+            return False
+        self._again_at = self._clock() + AGAIN_MS
+        self._again |= set(names)
+        self._reached = dict.fromkeys(names, b"")
         return True
 
     def _renew(self, number: int, users: list[str]) -> None:

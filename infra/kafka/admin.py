@@ -121,7 +121,7 @@ def topic_id(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0)
             # Spelt as Kafka's own tools do.
             found = topic and str(topic.topic_id).translate(str.maketrans("+/", "-_"))
         if found is None:
-            raise _no_topic(broker, name, metadata.topics)
+            raise no_topic(bootstrap_of(broker), name, metadata.topics)
         if found != _NO_TOPIC_ID:
             return found
         # A mock's id is a mere memory address; its port makes two of them differ.
@@ -236,7 +236,19 @@ def require_topic(broker: BrokerSettings | str, name: str, *, timeout_s: float =
     with _admin(broker, timeout_s) as admin:
         topics = admin.list_topics(timeout=timeout_s).topics
         if name not in topics:
-            raise _no_topic(broker, name, topics)
+            raise no_topic(bootstrap_of(broker), name, topics)
+
+
+def no_topic(bootstrap: str, name: str, topics: Iterable[str]) -> BrokerError:
+    """The error of whoever needs topic ``name``, which is not among those there; it names the
+    nearest one.
+    """
+    near = nearest(name, [topic for topic in topics if not topic.startswith("__")])
+    return BrokerError(
+        f"there is no topic {name} on Kafka at {bootstrap}: "
+        + (f"did you mean {near}? " if near else "")
+        + "correct its name, create it, or have workers do so (broker.create_topics)"
+    )
 
 
 @contextmanager
@@ -270,15 +282,6 @@ def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
         ):
             raise BrokerError(_unreachable(where, timeout_s, [*causes, failure])) from None
         raise BrokerError(f"Kafka at {where} refused: {one_line(failure.str())}") from None
-
-
-def _no_topic(broker: BrokerSettings | str, name: str, topics: Iterable[str]) -> BrokerError:
-    near = nearest(name, [topic for topic in topics if not topic.startswith("__")])
-    return BrokerError(
-        f"there is no topic {name} on Kafka at {bootstrap_of(broker)}: "
-        + (f"did you mean {near}? " if near else "")
-        + "correct its name, create it, or set broker.create_topics"
-    )
 
 
 def _cluster(metadata: Any) -> Cluster:

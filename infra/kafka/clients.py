@@ -44,6 +44,8 @@ def producer_config(broker: BrokerSettings | str) -> dict[str, Any]:
         "partitioner": "murmur2_random",
         # A retry after a lost acknowledgement must not send an event twice.
         "enable.idempotence": True,
+        # A topic that is deleted, or mistyped, is not made by whoever writes to it.
+        "allow.auto.create.topics": False,
         "linger.ms": 5,
     }
 

@@ -79,9 +79,6 @@ two seconds."""
 TURN: Final = "lmdb-turn"
 """Name of the thread that waits for a turn at writing."""
 
-LOW: Final = 0.8
-"""Share of the `Room` that there is at which it is time to make more."""
-
 DATA: Final = "data.mdb"
 """The file of an environment that holds the data."""
 
@@ -140,9 +137,12 @@ class Room:
         return self.used / max(1, min(self.limit, self.file + self.disk_free))
 
     @property
-    def low(self) -> bool:
-        """Whether it is time to raise max_size, or to make room on the disk."""
-        return self.share >= LOW
+    def told(self) -> str:
+        """The figures, and what to do to have more."""
+        return (
+            f"{self.used} bytes of {self.limit}, with {self.disk_free} free on the disk: raise"
+            " max_size in store.url, make room on the disk, or set store.ttl_s"
+        )
 
 
 class LmdbStore:
@@ -323,6 +323,7 @@ class LmdbStore:
                 head, counters = self._live(txn, key, user)
                 if head is None or counters is None:
                     continue
+                self._note_lost(txn, key, counters, bundle)
                 changed = records.set_due(
                     head, counters, owner, bundle, now_ms, states=self._states_kept
                 )
@@ -701,10 +702,22 @@ class LmdbStore:
         """Whether one of the users is to be made due for a bundle."""
 
         def read(txn: lmdb.Transaction) -> bool:
-            found = (self._counters(txn, user.encode()) for user in users)
-            return any(counters is not None and counters.lacks(bundle) for counters in found)
+            for key in (user.encode() for user in users):
+                counters = self._counters(txn, key)
+                if counters is not None:
+                    self._note_lost(txn, key, counters, bundle)
+                    if counters.lacks(bundle):
+                        return True
+            return False
 
         return self._read(read)
+
+    def _note_lost(
+        self, txn: lmdb.Transaction, key: bytes, counters: records.Counters, bundle: int
+    ) -> None:
+        """Note in a user's numbers that a bundle's state is not there, if it is not."""
+        if _get(txn, _state_key(key, bundle), self._dbs.states) is None:
+            counters.found(bundle, 0)
 
     def _sequences(
         self, txn: lmdb.Transaction, users: Sequence[str]

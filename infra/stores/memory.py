@@ -100,6 +100,8 @@ class MemoryStore:
                 counters = self._counters(user)
                 if counters is None:
                     continue
+                if bundle not in self._states.get(user, {}):
+                    counters.found(bundle, 0)
                 changed = records.set_due(
                     self._heads[user], counters, owner, bundle, now_ms, states=self._states_kept
                 )
@@ -158,6 +160,9 @@ class MemoryStore:
 
     def ping(self) -> None:
         """Memory is always there."""
+
+    def room(self) -> None:
+        """It takes what the process may."""
 
     def close(self) -> None:
         """Nothing to release."""

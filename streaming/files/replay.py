@@ -21,8 +21,9 @@ import numpy.typing as npt
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from infra.behaviors import ActionNames
-from infra.errors import BrokerError, SourceError, nearest, one_line
+from infra.errors import BrokerError, SourceError, one_line
 from infra.files import replacing
+from infra.kafka.admin import no_topic
 from infra.settings import EventSettings
 from streaming.files.batches import Column, EventBatch
 from streaming.files.reader import EventFile, OnBad
@@ -152,12 +153,7 @@ class EventProducer:
                 " check broker.bootstrap and that it runs"
             ) from error
         if self.topic not in topics:
-            near = nearest(self.topic, [name for name in topics if not name.startswith("__")])
-            raise BrokerError(
-                f"topic {self.topic!r} does not exist at {self._bootstrap}; "
-                + (f"did you mean {near}? " if near else "")
-                + "correct its name, or create it first"
-            )
+            raise no_topic(self._bootstrap, self.topic, topics)
         return len(topics[self.topic].partitions)
 
     def send(self, event: BehaviorEvent) -> None:

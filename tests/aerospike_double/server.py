@@ -107,6 +107,14 @@ class AerospikeDouble:
         """As one that has been in use; `come_back` starts another."""
         self.builds = False
         self.tells_config = True
+        self.fullness = {
+            "stop_writes": "false",
+            "data_avail_pct": "99",
+            "data_used_pct": "0",
+            "storage-engine.stop-writes-avail-pct": "5",
+            "storage-engine.stop-writes-used-pct": "70",
+        }
+        """What it says of the namespace's room, by the names of server 7 and later."""
         self.info_log: list[str] = []
         self._node = NODE
         self._serves = ALL
@@ -361,6 +369,7 @@ class AerospikeDouble:
             "rebalance-generation": "1",
             "cluster-name": "null",
             "namespaces": self.namespace,
+            f"namespace/{self.namespace}": ";".join("=".join(one) for one in self.fullness.items()),
             "status": "ok",
             "statistics": f"cluster_size={nodes};uptime={int(time.monotonic() - self.up_since)}",
             "user-agent-set": "ok",

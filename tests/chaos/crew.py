@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import resource
 import signal
@@ -105,9 +106,14 @@ class Crew:
         asked = [one.get(LOGS_ASKED, 0) for one, read in zip(told, lags, strict=True) if read]
         return len(set().union(*lags)) == partitions and min(asked, default=0) > moment
 
-    def readiness(self) -> list[str]:
-        """What each worker says of its readiness."""
-        return [f"worker {place}: {_ready(self._ports[place])}" for place in sorted(self._workers)]
+    def unready(self) -> dict[int, dict[str, str]]:
+        """The workers that are not ready, and why, by part."""
+        asked = {place: _obstacles(self._ports[place]) for place in sorted(self._workers)}
+        return {place: why for place, why in asked.items() if why}
+
+    def ready(self) -> bool:
+        """Whether there are workers, and all say that they are."""
+        return bool(self._workers) and not self.unready()
 
     @contextlib.contextmanager
     def limited(self, size: int) -> Iterator[None]:
@@ -133,14 +139,16 @@ class Crew:
         return [line for log in logs for line in log.read_text(errors="replace").splitlines()]
 
 
-def _ready(port: int) -> str:
+def _obstacles(port: int) -> dict[str, str]:
+    """What a worker names as not ready; who does not answer is not ready either."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
-            return str(answer.read().decode())
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5):
+            return {}
     except urllib.error.HTTPError as refused:
-        return refused.read().decode()
+        because: dict[str, str] = json.load(refused)["because"]
+        return because or {"worker": "not live"}
     except OSError as error:
-        return typed_line(error)
+        return {"answer": typed_line(error)}
 
 
 def _metrics(port: int) -> dict[str, float]:

@@ -42,18 +42,23 @@ FILL_S: Final = 30.0
 FILL: Final = 0.2
 """Most that is sent to fill it, as a share of a run's events."""
 
-_OPEN: Final = "import sys, lmdb\nstore = lmdb.open(sys.argv[1], max_dbs=16, map_size=1 << 38)\n"
+_OPEN: Final = (
+    "import sys, time, lmdb\nstore = lmdb.open(sys.argv[1], max_dbs=16, map_size=1 << 38)\n"
+)
 
 _TAKE_SLOTS: Final = """\
 held = []
-try:
-    while True:
+full = False
+while True:
+    try:
         held.append(store.begin())
-except lmdb.ReadersFullError:
-    print(len(held), flush=True)
-    sys.stdin.read()
+    except lmdb.ReadersFullError:
+        if not full:
+            print(len(held), flush=True)
+        full = True
+        time.sleep(0.001)
 """
-"""A program that takes every free reader slot of the store until its input ends."""
+"""A program that takes every free reader slot of the store, and each that becomes free."""
 
 _SNAPSHOT: Final = """\
 with store.begin():
@@ -131,8 +136,9 @@ def kill_broker(scene: Scene, chance: random.Random) -> str:
     _kill_broker(scene)
     seconds = chance.uniform(0.2, 3)
     time.sleep(seconds)
+    told = scene.hold_until_told("broker")
     scene.kafka.start()
-    return f"down for {seconds:.1f} s and its start"
+    return f"down for {seconds:.1f} s and until {told}, and its start"
 
 
 def renew_topic(scene: Scene, chance: random.Random) -> str:
@@ -177,6 +183,20 @@ def abort_transactions(scene: Scene, chance: random.Random) -> str:
         committed += count * commit
         aborted += count * (not commit)
     return f"{aborted:,} events aborted, {committed:,} committed"
+
+
+def leave_transaction_open(scene: Scene, chance: random.Random) -> str:
+    """A transaction stays open while events come after it, until a worker says so."""
+    told = ""
+
+    def meanwhile() -> None:
+        nonlocal told
+        scene.producer.send(_burst(scene, chance) // 4)
+        told = scene.hold_until_told("partition")
+
+    count = _burst(scene, chance) // 4
+    scene.producer.send_in_transaction(count, commit=True, meanwhile=meanwhile)
+    return f"{count:,} events, {told}"
 
 
 def compress(scene: Scene, chance: random.Random) -> str:
@@ -228,23 +248,29 @@ def fill_store(scene: Scene, chance: random.Random) -> str:
                 break
             scene.producer.send(_burst(scene, chance) // 4)
             time.sleep(0.2)
+        told = scene.hold_until_told("store", "writing") if full else "which was enough"
         time.sleep(chance.uniform(0, 3))
-    return f"at {size / 1e6:.0f} MB{'' if full else ', which was enough'}"
+    return f"at {size / 1e6:.0f} MB, {told}"
 
 
 def use_up_readers(scene: Scene, chance: random.Random) -> str:
     """A program takes every reader slot of the store, and is killed with them."""
     with _program(scene, _TAKE_SLOTS) as taken:
         time.sleep(chance.uniform(0.5, 3))
-    return f"{taken} slots"
+        # Who writes needs none, once it is known where to go on.
+        told = scene.hold_until_told("reclustering", "writing")
+    return f"{taken} slots, {told}"
 
 
 def lock_store(scene: Scene, chance: random.Random) -> str:
-    """A program holds the store's write lock for longer than the session, and is killed with it."""
+    """A program holds the store's write lock for longer than the session and until a worker says
+    so, and is killed with it.
+    """
     with _program(scene, _LOCK):
         seconds = SESSION_S * chance.uniform(1, 1.5)
         time.sleep(seconds)
-    return f"for {seconds:.1f} s"
+        told = scene.hold_until_told("store", "writing")
+    return f"for {seconds:.1f} s, {told}"
 
 
 def restore_store(scene: Scene, chance: random.Random) -> str:
@@ -269,6 +295,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "log-tail-lost": Fault(lose_tail, alone=True),
     "unread-tail-lost": Fault(lose_unread_tail, alone=True),
     "transactions-aborted": Fault(abort_transactions, alone=True),
+    "transaction-left-open": Fault(leave_transaction_open, alone=True),
     "compressed": Fault(compress, alone=True),
     "retention-overtaking": Fault(overtake, alone=True),
     "store-full": Fault(fill_store, alone=True),

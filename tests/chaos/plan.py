@@ -16,6 +16,9 @@ class Injection:
     """Share of the events until the next fault that are sent before this one."""
     seed: int
     """Of all that the fault draws."""
+    awaited: bool
+    """Whether all workers are to be ready again before the next one: else it may come while some
+    start."""
 
 
 def draw_plan(seed: int, faults: Sequence[str], extra: int) -> list[Injection]:
@@ -23,4 +26,7 @@ def draw_plan(seed: int, faults: Sequence[str], extra: int) -> list[Injection]:
     chance = random.Random(seed)
     drawn = [*faults, *chance.choices(faults, k=extra)]
     chance.shuffle(drawn)
-    return [Injection(one, chance.uniform(0.1, 0.6), chance.getrandbits(32)) for one in drawn]
+    return [
+        Injection(one, chance.uniform(0.1, 0.6), chance.getrandbits(32), chance.random() < 0.5)
+        for one in drawn
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -46,18 +46,24 @@ class NumberedProducer:
             self._produce(producer, numbers, a_second)
         return numbers
 
-    def send_in_transaction(self, count: int, *, commit: bool) -> range:
-        """Send so many events in one transaction, and commit or abort it."""
+    def send_in_transaction(
+        self, count: int, *, commit: bool, meanwhile: Callable[[], object] = lambda: None
+    ) -> range:
+        """Send so many events in one transaction, and commit or abort it.
+
+        ``meanwhile`` is called when the log has all of them, while the transaction is open.
+        """
         numbers = self._ledger.take(count)
         with self._producer({"transactional.id": f"{self._broker.topic}.numbered"}) as producer:
             producer.init_transactions(PATIENCE_S)
             producer.begin_transaction()
             self._produce(producer, numbers, 0)
+            # The log holds them, whatever becomes of the transaction.
+            producer.flush(PATIENCE_S)
+            meanwhile()
             if commit:
                 producer.commit_transaction(PATIENCE_S)
             else:
-                # The log holds them all the same.
-                producer.flush(PATIENCE_S)
                 self._ledger.abort(numbers)
                 producer.abort_transaction(PATIENCE_S)
         return numbers

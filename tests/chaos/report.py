@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lifelong.machine import machine
-from tests.chaos.run import Injected, Run
+from tests.chaos.run import RECOVERY_S, Injected, Run
+from tests.chaos.scene import BUDGET_S
 
 SUMMED: Final = (
     "events",
@@ -22,6 +23,8 @@ SUMMED: Final = (
     "unreported",
     "went_back",
     "not_current",
+    "healthy_while_stuck",
+    "not_ready_again",
 )
 """Figures of a run that are added up over all."""
 
@@ -114,6 +117,8 @@ def page(report: dict[str, Any]) -> str:
         "unreported": report["unreported"],
         "interests gone back": report["went_back"],
         "not current": report["not_current"],
+        "healthy while stuck": report["healthy_while_stuck"],
+        "not ready again": report["not_ready_again"],
     }
     faults = "\n".join(
         f"| {row['fault']} | {row['injected']} | {seconds(row['recovery_s_median'])} |"
@@ -149,6 +154,9 @@ seed 7; `make chaos` runs more and longer.
 - *Disordered*: after a newer event of the same user and partition.
 - *Interests gone back*: a state sampled during a run was older than the one before it.
 - *Not current*: a user with a full segment that no state covered 60 s after the last event.
+- *Healthy while stuck*: a partition that holds events stood still, or a fault that must be told
+  held, for {BUDGET_S:.0f} s, and every worker said that it was ready.
+- *Not ready again*: a worker was not ready {RECOVERY_S:.0f} s after all was in the store.
 
 *Recovery* is the time from the end of a fault until the newest event of every partition is in the
 store. It holds the start of a worker where one was killed, and what was sent meanwhile.

@@ -22,9 +22,10 @@ from tests.chaos.plan import Injection, draw_plan
 from tests.chaos.reported import reported_lost
 from tests.chaos.sampling import Sampler
 from tests.chaos.scene import NotInTime, Scene, Size, numbers_of
+from tests.chaos.watching import Watch
 
 RECOVERY_S: Final = 60.0
-"""Longest wait after a fault until all is in the store."""
+"""Longest wait after a fault until all is in the store, and then until all workers are ready."""
 
 CURRENT_S: Final = 60.0
 """Longest wait after the last event until every full segment is in its user's interests."""
@@ -45,6 +46,8 @@ class Injected:
     lasted_s: float
     recovery_s: float | None
     """From its end until the newest event of every partition was in the store; None: never."""
+    ready_s: float | None
+    """From its end until all workers were ready, too; None: never, or that was not waited for."""
 
 
 @dataclass
@@ -64,6 +67,10 @@ class Run:
     """Users with a full segment that their interests do not cover."""
     current_s: float = 0
     """From the last event until all users' interests were current."""
+    silent: list[str] = field(default_factory=list)
+    """As `Scene.silent`."""
+    not_ready: list[str] = field(default_factory=list)
+    """What workers said of themselves that were not ready again in time."""
     seconds: float = 0
     failure: str | None = None
     """Why the run did not come to its end."""
@@ -87,6 +94,8 @@ class Run:
             "interests went back": self.went_back,
             "interests not current": self.not_current,
             "never recovered": sum(one.recovery_s is None for one in self.injected),
+            "healthy while stuck": len(self.silent),
+            "not ready again": len(self.not_ready),
         }
         words = [f"{name}: {count:,}" for name, count in wrong.items() if count]
         return words + ([self.failure] if self.failure else [])
@@ -112,6 +121,10 @@ class Run:
             "went_back": self.went_back,
             "not_current": self.not_current,
             "current_s": round(self.current_s, 1),
+            "healthy_while_stuck": len(self.silent),
+            "stuck": self.silent,
+            "not_ready_again": len(self.not_ready),
+            "not_ready": self.not_ready,
             "seconds": round(self.seconds, 1),
             "wrong": self.wrong,
             "injected": [asdict(one) for one in self.injected],
@@ -145,9 +158,10 @@ def run_seed(
 def _play(scene: Scene, run: Run, plan: list[Injection], told: Callable[[Injected], None]) -> None:
     began = time.monotonic()
     chunk = scene.size.events // (len(plan) + 1)
-    with Sampler(scene, scene.names[:SAMPLED]) as sampler:
+    run.silent = scene.silent
+    with Sampler(scene, scene.names[:SAMPLED]) as sampler, Watch(scene):
         for injection in plan:
-            injected = _inject(scene, injection, chunk, began)
+            injected = _inject(scene, run, injection, chunk, began)
             run.injected.append(injected)
             told(injected)
             if injected.recovery_s is None:
@@ -160,6 +174,7 @@ def _play(scene: Scene, run: Run, plan: list[Injection], told: Callable[[Injecte
         except NotInTime:
             run.not_current = _not_current(scene)
         run.current_s = time.monotonic() - ended
+        _wait_ready(scene, run, "the last event")
         sampler.look()
     scene.crew.stop()
     run.went_back = sampler.went_back
@@ -170,7 +185,7 @@ def _play(scene: Scene, run: Run, plan: list[Injection], told: Callable[[Injecte
     run.reported = reported_lost(scene.crew.said())
 
 
-def _inject(scene: Scene, injection: Injection, chunk: int, began: float) -> Injected:
+def _inject(scene: Scene, run: Run, injection: Injection, chunk: int, began: float) -> Injected:
     """Inject a fault while events are sent, and wait until all is in the store."""
     fault = FAULTS[injection.fault]
     before = int(chunk * injection.share)
@@ -181,16 +196,27 @@ def _inject(scene: Scene, injection: Injection, chunk: int, began: float) -> Inj
         what = fault.inject(scene, random.Random(injection.seed))
         ended = time.monotonic()
         sending()
-    recovery: float | None
+    recovery = ready = None
     try:
         scene.wait_until(scene.drained, "all is in the store", RECOVERY_S)
         recovery = round(time.monotonic() - ended, 2)
+        if injection.awaited and _wait_ready(scene, run, injection.fault):
+            ready = round(time.monotonic() - ended, 2)
     except NotInTime:
-        recovery = None
-        what += "; " + "; ".join(scene.crew.readiness())
+        what += f"; not ready: {scene.crew.unready()}"
     return Injected(
-        injection.fault, what, round(at - began, 1), at_event, round(ended - at, 1), recovery
+        injection.fault, what, round(at - began, 1), at_event, round(ended - at, 1), recovery, ready
     )
+
+
+def _wait_ready(scene: Scene, run: Run, after: str) -> bool:
+    """Wait until all workers are ready; whether they are. Who is not is noted."""
+    try:
+        scene.wait_until(scene.crew.ready, "all workers are ready", RECOVERY_S)
+    except NotInTime:
+        run.not_ready.append(f"after {after}: {scene.crew.unready()}")
+        return False
+    return True
 
 
 @contextmanager

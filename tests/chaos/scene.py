@@ -24,6 +24,7 @@ from infra.store import Store, StoredSequence
 from infra.stores import open_store
 from lifelong.shipped import BUNDLE
 from models.bundle import states_of
+from streaming.worker import GROUP_S
 from tests.chaos.crew import Crew
 from tests.chaos.ledger import EPOCH_MS, Ledger, Numbers
 from tests.chaos.producing import NumberedProducer, name_of
@@ -36,6 +37,14 @@ CHECK_S: Final = 1.0
 
 FETCH_MAX: Final = 400
 """Records of a batch: few, so that a worker does not hold all that is sent before a fault."""
+
+HELD_MAX_S: Final = 3.0
+"""Time for which an open transaction may hold a partition back before a worker says so."""
+
+BUDGET_S: Final = 3 * GROUP_S
+"""Longest that all workers may say that they are ready while something is stuck. The slowest of
+their looks is for partitions that nobody reads, which are told when found twice in a row; half as
+long again is for a busy machine."""
 
 WORKERS: Final = 3
 PARTITIONS: Final = 4
@@ -91,6 +100,8 @@ class Scene:
         self._reading = threading.Lock()
         self.restored = 0
         """How many times an older copy took the store's place."""
+        self.silent: list[str] = []
+        """Where something was stuck beyond `BUDGET_S`, and every worker said that it was ready."""
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -120,6 +131,7 @@ class Scene:
                     "session_timeout_s": SESSION_S,
                     "retry_max_s": 1.0,
                     "check_s": CHECK_S,
+                    "held_max_s": HELD_MAX_S,
                     "fetch_max": FETCH_MAX,
                 },
                 "bundle": {"path": str(BUNDLE)},
@@ -194,6 +206,21 @@ class Scene:
             sequence is not None and number in numbers_of(sequence)
             for number, sequence in zip(newest, found, strict=True)
         )
+
+    def hold_until_told(self, *parts: str) -> str:
+        """Have a fault last until a worker says that it is not ready, for one of these parts (or
+        several: ``partition`` is any). Returns when that was; that it was not is noted.
+        """
+
+        def told() -> bool:
+            said = [part for why in self.crew.unready().values() for part in why]
+            return any(part.startswith(parts) for part in said)
+
+        try:
+            return f"told after {self.wait_until(told, 'a worker tells it', BUDGET_S):.1f} s"
+        except NotInTime:
+            self.silent.append(f"no worker said that it was not ready for its {' or '.join(parts)}")
+            return "told by nobody"
 
     def wait_until(self, done: Callable[[], bool], what: str, timeout_s: float) -> float:
         """Wait for a condition; returns the seconds waited.

@@ -517,6 +517,15 @@ async def test_a_tail_that_was_known_and_is_gone_is_counted_where_the_partition_
     assert lost(worker, "truncation") == 20
 
 
+def test_a_transaction_is_told_no_longer_of_a_partition_that_has_no_place() -> None:
+    still, name = Still(), "lifelong_worker_held_events"
+    still.measure(stable=5, end=9)
+    assert still.registry.get_sample_value(name, {"partition": "0"}) == 4
+    still._positions.forget({still.tp})
+    still.measure(stable=5, end=9)
+    assert still.registry.get_sample_value(name, {"partition": "0"}) is None
+
+
 def test_a_partition_that_does_not_get_on_though_there_is_more_is_an_obstacle() -> None:
     found = Still().measure(stable=9, end=9)
     assert "from offset 5 on" in found["partition 0"]

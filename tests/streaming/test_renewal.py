@@ -15,7 +15,8 @@ from infra.segments import SEGMENT
 from infra.store import Append, Group, InterestWrite, Store, UserPage
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
-from streaming.renewal import KEEP_MS, PAGE, Renewal
+from streaming.renewal import AGAIN_MS, KEEP_MS, PAGE, Renewal
+from tests.infra.stores.spoiling import lose_state
 from tests.streaming.test_schedule import OTHER, START, CountingSystem
 
 TOPIC, PARTITIONS = "behaviors", 3
@@ -300,6 +301,34 @@ def test_a_pass_that_is_done_is_not_begun_again(house: House) -> None:
     house.renewal = house.again()
     assert not house.renewal.step()
     assert house.due() == []
+
+
+def test_interests_that_the_store_has_lost_are_made_anew_some_hours_later() -> None:
+    store = MemoryStore()
+    house = House(store)
+    house.add("u1", of=house.system.digest)
+    house.finish()
+    lose_state(store, "u1", house.system.digest)
+    house.finish()
+    assert house.due() == []
+    house.now += AGAIN_MS
+    house.finish()
+    assert house.due() == ["u1"]
+
+
+def test_a_later_pass_is_not_told_of_as_the_renewal_of_a_bundle() -> None:
+    store = Asked()
+    house = House(store)
+    for number in range(2 * PAGE):
+        house.add(f"u{number:05}")
+    house.finish()
+    store.kept.clear()
+    house.now += AGAIN_MS
+    assert house.renewal.step()
+    assert house.renewal.step()
+    assert house.metrics.renewal_partitions._value.get() == 0
+    house.finish()
+    assert store.kept == []
 
 
 def test_another_bundle_begins_anew(house: House) -> None:

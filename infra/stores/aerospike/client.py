@@ -74,6 +74,8 @@ PRESENT: Final = frozenset((OK, _NOT_FOUND))
 
 _LIMIT: Final = re.compile(r"\b(max-record-size|write-block-size)=(\d+)")
 
+_PAIR: Final = re.compile(r"([^\s;=]+)=([^;\n]*)")
+
 _UPTIME: Final = re.compile(r"\buptime=(\d+)")
 
 Key = tuple[str, str, bytearray]
@@ -351,6 +353,20 @@ class AerospikeClient:
             return  # it does not tell this user
         found = {name: _UPTIME.search(answer or "") for name, (_, answer) in answers.items()}
         self._outages.looked({name: int(uptime[1]) for name, uptime in found.items() if uptime})
+
+    def namespace(self) -> dict[str, dict[str, str]]:
+        """What each server says of the namespace, its figures and its configuration; of those that
+        do not tell it to this user nothing.
+        """
+        try:
+            answers = self._client.info_all(f"namespace/{self.address.namespace}")
+        except exception.AerospikeError as error:
+            if _is_unanswered(error.code):
+                raise self._failed(error) from error
+            return {}
+        return {
+            server: dict(_PAIR.findall(answer or "")) for server, (_, answer) in answers.items()
+        }
 
     def record_limit(self) -> int:
         """How many bytes a server takes in a record of the namespace."""

@@ -186,6 +186,13 @@ def interests_in(record: Stored | None, epoch: int) -> tuple[Version | None, byt
     return version, bytes(record.bins[DATA])
 
 
+def covered_in(record: Stored | None, epoch: int) -> int:
+    """How many behaviors of that epoch the interest state in a record covers; 0: none is there."""
+    if record is None or record.bins[EPOCH] != epoch:
+        return 0
+    return int(record.bins[COUNT])
+
+
 def due_span(bin_name: str, owner: int, bundle: int, until_s: int) -> tuple[Any, ...]:
     """The predicate that finds an owner's users due for a bundle since a second up to
     ``until_s``.

@@ -81,6 +81,7 @@ from infra.stores.aerospike.client import (
     Stored,
     Writes,
 )
+from infra.stores.aerospike.fullness import Fullness, fullness
 from infra.stores.aerospike.layout import (
     COUNT,
     DATA,
@@ -102,6 +103,7 @@ from infra.stores.aerospike.layout import (
     STATE,
     TTL,
     USER,
+    covered_in,
     due_bins,
     due_span,
     due_users,
@@ -389,11 +391,14 @@ class AerospikeStore:
 
     def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
         bundle = records.bundle_key(digest)
+        states = self._client.get([self._state_key(user, bundle) for user in users], [EPOCH, COUNT])
 
         def mark(place: int, head: bytes | None) -> bytes | None:
             counters = None if head is None else self._counters(head, users[place])
             if head is None or counters is None:
                 return None
+            # A state that was written since is taken for lost, and once more made.
+            counters.found(bundle, covered_in(states[place], counters.epoch))
             return records.set_due(
                 head, counters, owner, bundle, now_ms, states=self._states_kept
             ).head
@@ -463,6 +468,11 @@ class AerospikeStore:
         self._prove()
         if not self._read_only:
             self._ask_indexes()
+
+    def room(self) -> Fullness | None:
+        """Of the server that has the least."""
+        found = [of for of in map(fullness, self._client.namespace().values()) if of is not None]
+        return max(found, default=None)
 
     def close(self) -> None:
         with contextlib.suppress(StoreError, SettingsError):  # positions may lag behind

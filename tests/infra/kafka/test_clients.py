@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
+from confluent_kafka import Producer
 
 from infra.errors import BrokerError
-from infra.kafka.admin import create_topic, ping
-from infra.kafka.clients import client_config
+from infra.kafka.admin import create_topic, ping, topic_partitions
+from infra.kafka.clients import client_config, producer_config
 from infra.kafka.local import LocalKafka
 from infra.settings import BrokerSettings
 from tests.infra.kafka.steps import one_line, produce
@@ -25,6 +26,14 @@ def test_keys_land_where_the_java_client_puts_them(mock_kafka: LocalKafka) -> No
     assert landed == {
         key: DefaultPartitioner()(key.encode(), partitions, partitions) for key in keys
     }
+
+
+def test_a_producer_makes_no_topic(mock_kafka: LocalKafka) -> None:
+    """The mock makes what it is asked for, as a broker with auto.create.topics.enable."""
+    producer = Producer(producer_config(mock_kafka.bootstrap) | {"message.timeout.ms": 300})
+    producer.produce("nowhere", b"event")
+    producer.flush(10)
+    assert topic_partitions(mock_kafka.bootstrap, "nowhere") == 0
 
 
 def test_settings_become_the_configuration_of_a_client(tmp_path: Path) -> None:

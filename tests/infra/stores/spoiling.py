@@ -9,7 +9,7 @@ from infra.behaviors import BEHAVIOR
 from infra.store import Store
 from infra.stores.aerospike.layout import COUNT, DATA, EPOCH, HEAD, SEQUENCE, USER, ttl_of
 from infra.stores.aerospike.store import AerospikeStore
-from infra.stores.lmdb import LmdbStore
+from infra.stores.lmdb import LmdbStore, _state_key
 from infra.stores.memory import MemoryStore
 
 
@@ -67,6 +67,19 @@ def put_segment(store: Store, user: str, number: int, segment: bytes | None, epo
         else:
             bins = {EPOCH: epoch, COUNT: number, DATA: segment}
             store._client.put_one(place, bins, ttl_of(0))
+
+
+def lose_state(store: Store, user: str, digest: bytes) -> None:
+    """Take a user's interest state away, of which the head goes on telling."""
+    bundle = records.bundle_key(digest)
+    if isinstance(store, MemoryStore):
+        del store._states[user][bundle]
+    elif isinstance(store, LmdbStore):
+        with store._env.begin(write=True) as txn:
+            assert txn.delete(_state_key(user.encode(), bundle), db=store._dbs.states)
+    else:
+        assert isinstance(store, AerospikeStore)
+        store._client.remove(store._state_key(user, bundle))
 
 
 def head_1(count: int, behaviors: bytes, *, epoch: int, mark: tuple[int, int]) -> bytes:

@@ -37,7 +37,7 @@ from infra.store import (
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from tests.aerospike_double import aerospike_server, open_aerospike  # noqa: F401  (a fixture)
-from tests.infra.stores.spoiling import get_head, head_1, put_head, put_segment
+from tests.infra.stores.spoiling import get_head, head_1, lose_state, put_head, put_segment
 
 LENGTH = 200
 SOURCE = partition_source("behaviors", "topic-1", 0)
@@ -361,6 +361,21 @@ def test_users_can_be_made_due_without_an_append(store: Store) -> None:
     assert store.mark_due(OTHER.owner, OTHER_BUNDLE, users, now_ms=32) == 0
     assert store.due(OTHER.owner, BUNDLE, 10) == []
     assert store.due(OTHER.owner, OTHER_BUNDLE, 10) == [("ann", 31, SEGMENT)]
+
+
+def test_a_user_whose_interests_are_lost_can_be_made_due(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, SEGMENT + 3)], now_ms=10)
+    write = InterestWrite("ann", BUNDLE, version_of(store, "ann"), b"interests")
+    store.put_interests([write], 11)
+    lose_state(store, "ann", BUNDLE)
+    (profile,) = store.profiles(["ann"], BUNDLE)
+    assert profile is not None
+    assert (profile.interests_version, len(profile.recent)) == (None, SEGMENT + 3)
+    assert store.mark_due(SOURCE.owner, BUNDLE, ["ann"], now_ms=30) == 1
+    assert store.due(SOURCE.owner, BUNDLE, 10) == [("ann", 30, SEGMENT)]
+    assert store.put_interests([write], 31) == [Written.STORED]
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
+    assert store.interests(["ann"], BUNDLE) == [b"interests"]
 
 
 def test_a_profile_has_every_behavior_newer_than_the_interests(store: Store) -> None:

@@ -26,7 +26,7 @@ import pytest
 from infra.behaviors import partition_source
 from infra.errors import StoreCorrupt, StoreError, StoreFull, StoreMismatch, StoreUnavailable
 from infra.processes import die_with_parent
-from infra.store import StoreOptions
+from infra.store import LOW, StoreOptions
 from infra.stores.lmdb import DATA, LOCK, MAX_READERS, TURN, LmdbStore
 from infra.stores.lmdb_faults import ADVICE, filesystem, told
 from infra.stores.lmdb_meta import check, read_meta
@@ -324,10 +324,10 @@ def test_the_room_of_a_store(tmp_path: Path) -> None:
     assert before.limit == 8 * MIB
     assert 100 * 2500 < before.used <= before.file <= (tmp_path / DATA).stat().st_size
     assert before.disk_free > MIB
-    assert not before.low
+    assert before.share < LOW
     with contextlib.suppress(StoreFull):
         fill(store, users=10_000)
-    assert store.room().low
+    assert store.room().share >= LOW
     store.close()
 
 
