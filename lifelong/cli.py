@@ -614,6 +614,21 @@ def bench_store(
     _report_bench(lambda: store.run(quick=quick), "store", chart, json_out)
 
 
+@bench.command("users")
+def bench_users(
+    *,
+    users: Annotated[
+        int, typer.Option(min=1000, help="How many users the store has.")
+    ] = 10_000_000,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """What ten million users cost who goes over them: listing, renewal, a worker's start, check."""
+    from lifelong.bench import users as bench
+
+    _report_bench(lambda: bench.run(users), "users", chart, json_out)
+
+
 @bench.command("catalog")
 def bench_catalog(
     *,

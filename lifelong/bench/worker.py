@@ -79,6 +79,10 @@ class BenchedWorker:
         self._process = process
         self._url = url
 
+    def own_memory(self) -> int:
+        """Bytes of its own, the mapped store's pages not counted."""
+        return self._process.anonymous_memory()
+
     def look(self) -> Look:
         """Read its metrics.
 
@@ -131,7 +135,12 @@ class BenchedWorker:
 
 @contextmanager
 def started(
-    directory: Path, bootstrap: str, topic: str, *, reclustering: bool
+    directory: Path,
+    bootstrap: str,
+    topic: str,
+    *,
+    reclustering: bool,
+    store: Path | None = None,
 ) -> Iterator[BenchedWorker]:
     """A worker that is ready; it has ended, and its store is gone, when this is left.
 
@@ -140,11 +149,12 @@ def started(
         bootstrap: of Kafka.
         topic: of events; the one of dead letters is beside it, ``TOPIC.dead``.
         reclustering: whether it reclusters.
+        store: one that is there; None: an empty one.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     group = uuid.uuid4().hex
-    store = directory / group
+    store = store or directory / group
     chosen = {
         "broker.bootstrap": bootstrap,
         "broker.topic": topic,

@@ -15,10 +15,12 @@ from infra.segments import SEGMENT
 from infra.store import Append, Group, InterestWrite, Store, UserPage
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
-from streaming.renewal import KEEP_MS, PAGE, Renewal
+from streaming.renewal import KEEP_MS, Renewal
 from tests.streaming.test_schedule import OTHER, START, CountingSystem
 
 TOPIC, PARTITIONS = "behaviors", 3
+PAGE = 100
+PER_SECOND = 500
 
 
 class House:
@@ -34,7 +36,13 @@ class House:
         """A renewal that begins now, as after a restart."""
         metrics = WorkerMetrics(CollectorRegistry())
         renewal = Renewal(
-            self.store, self.system, TOPIC, metrics, per_second=1e9, clock=lambda: self.now
+            self.store,
+            self.system,
+            TOPIC,
+            metrics,
+            per_second=PER_SECOND,
+            page=PAGE,
+            clock=lambda: self.now,
         )
         renewal.set_partitions(partitions, PARTITIONS)
         self.metrics = metrics
@@ -386,3 +394,9 @@ def test_a_system_without_states_renews_nothing() -> None:
     house.renewal.start()
     house.renewal.stop()
     assert house.due() == []
+
+
+def test_it_rests_for_those_whom_it_made_due_and_else_as_long_as_it_looked() -> None:
+    renewal = House(MemoryStore()).renewal
+    assert renewal.rest(due=100, took_s=0.02) == 100 / PER_SECOND
+    assert renewal.rest(due=0, took_s=0.02) == 0.02
