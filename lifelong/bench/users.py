@@ -122,9 +122,9 @@ def run(users: int) -> dict[str, Any]:
 
 
 def generate(path: Path, users: int) -> int:
-    """Make a store of so many users; returns how many of them are due."""
+    """Make a store of so many users, beside those who are copied; returns how many are due."""
     digest = Bundle.load(BUNDLE, verify=False).digest
-    kinds = [f"!{events}" for events in (*LIGHT, DUE)]  # before all others
+    kinds = [f"!{events:02}" for events in (*LIGHT, DUE)]  # in this order, before all others
     behavior = pack_behavior(item_key("a"), wall_clock_ms(), 0, 0, DEFAULT_ACTIONS.codes["click"])
     with _store(path) as store:
         for name, events in zip(kinds, (*LIGHT, DUE), strict=True):
@@ -135,7 +135,7 @@ def generate(path: Path, users: int) -> int:
             env.open_db(name, create=False) for name in (b"heads", b"segments", b"queue")
         )
         with env.begin() as txn:
-            records = [bytes(txn.get(name.encode(), db=heads)) for name in kinds]
+            records = [head for _, head in txn.cursor(heads)]
             [(segment_key, segment)] = txn.cursor(segments)
             [(due_key, _)] = txn.cursor(queue)
         template = kinds[-1].encode()
@@ -152,7 +152,7 @@ def generate(path: Path, users: int) -> int:
                 txn.cursor(heads).putmulti(rows, append=True)
                 txn.cursor(segments).putmulti([(name + place, segment) for name in due])
                 txn.cursor(queue).putmulti([(listed + name, b"") for name in due])
-    return -(-users // DUE_EVERY)
+    return 1 + sum(map(_is_due, range(users)))
 
 
 def _is_due(number: int) -> bool:
