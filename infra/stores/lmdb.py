@@ -354,6 +354,9 @@ class LmdbStore:
 
         return self._read(read)
 
+    def empty(self) -> bool:
+        return not self.users(b"", 1).users
+
     def forget(self, users: Sequence[str], now_ms: int) -> int:
         def write(txn: lmdb.Transaction) -> int:
             known = 0
