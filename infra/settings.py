@@ -218,8 +218,11 @@ class WorkerSettings(Section):
     recluster_threads: Annotated[int, Field(ge=0)] = 1
     """Threads that recluster users; 0: this worker reclusters nobody."""
     renew_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0
-    """Most users a second looked at after the bundle was exchanged, and every six hours since, to
-    make those due whose interests are of another one, or not there."""
+    """Most users a second made due after the bundle was exchanged, since their interests are of
+    another one. Looking for them takes half of a thread's time at most."""
+    renew_again_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 86_400.0
+    """Time after which all users are looked at again, for interests that the store has lost; 0:
+    never. Each worker reads all users for it."""
     recluster_poll_s: Seconds = 0.1
     """Pause between two looks for due users when there were none due."""
     recluster_batch: Positive = 1024

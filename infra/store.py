@@ -359,6 +359,10 @@ class Store(Protocol):
         """
         ...
 
+    def empty(self) -> bool:
+        """Whether no user has a sequence."""
+        ...
+
     def forget(self, users: Sequence[str], now_ms: int) -> int:
         """Delete users; returns how many had a sequence.
 

@@ -146,11 +146,11 @@ def _check_store(settings: Settings) -> str:
     store = open_store(settings.store, read_only=True, actions=actions)
     try:
         store.ping()
-        some = len(store.users(b"", 1).users)
+        empty = store.empty()
         identity = store.identity
     finally:
         store.close()
-    said = f"{settings.store.masked_url} answers, {'has users' if some else 'is empty'}"
+    said = f"{settings.store.masked_url} answers, {'is empty' if empty else 'has users'}"
     if identity is None:  # opening it for writing would bring it up to date
         return f"{said}; made by an earlier version, a worker will bring it up to date"
     full = _check_writes(open_as_it_is(settings.store, identity))

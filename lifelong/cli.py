@@ -556,16 +556,33 @@ def bench_stream(
     events: Annotated[
         int | None, typer.Option(min=1000, help="How many events our worker gets.")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Our worker alone, for so long; light and uniform loads only."),
+    ] = None,
+    offered: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="With --minutes: share of that rate at which events are followed into rankings.",
+        ),
+    ] = 0.5,
     quick: Quick = False,
     chart: Chart = None,
     json_out: JsonOut = None,
 ) -> None:
     """Events a second from Kafka into rolling sequences, beside Faust and Quix Streams."""
+    if minutes and (quick or events):
+        raise SettingsError("--minutes: leave out --quick and --events, or --minutes")
     with _extra("bench"):
-        from lifelong.bench import stream
+        from lifelong.bench import stream, sustained
 
     def measure() -> dict[str, Any]:
-        return stream.run(quick, load, reclustering=reclustering == "on", events=events)
+        reclusters = reclustering == "on"
+        if minutes:
+            return sustained.run(load, minutes, offered, reclustering=reclusters)
+        return stream.run(quick, load, reclustering=reclusters, events=events)
 
     title = f"stream, {load}, reclustering {reclustering}"
     _report_bench(measure, title, chart, json_out)
@@ -595,6 +612,21 @@ def bench_store(
     from lifelong.bench import store
 
     _report_bench(lambda: store.run(quick=quick), "store", chart, json_out)
+
+
+@bench.command("users")
+def bench_users(
+    *,
+    users: Annotated[
+        int, typer.Option(min=1000, help="How many users the store has.")
+    ] = 10_000_000,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """What ten million users cost who goes over them: listing, renewal, a worker's start, check."""
+    from lifelong.bench import users as bench
+
+    _report_bench(lambda: bench.run(users), "users", chart, json_out)
 
 
 @bench.command("catalog")

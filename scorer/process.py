@@ -186,7 +186,7 @@ class StoreQuestion:
         """What is odd about the store; None: nothing."""
         self._store.ping()
         if self._empty or self._clock() >= self._ask_users_at:
-            self._empty = not self._store.users(b"", 1).users
+            self._empty = self._store.empty()
             self._ask_users_at = self._clock() + ASK_USERS_S
         if not self._empty:
             return None

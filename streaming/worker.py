@@ -166,6 +166,7 @@ class Worker:
             settings.broker.topic,
             metrics,
             per_second=settings.worker.renew_per_s,
+            again_s=settings.worker.renew_again_s,
             clock=clock,
         )
 

@@ -65,6 +65,11 @@ else, and the pages that appends free meanwhile cannot be used again."""
 SWEEP_BATCH: Final = 100
 """Expired users removed in one transaction: some 10 ms, for which appends wait."""
 
+ORPHANS: Final = 10_000
+"""Entries at most that `LmdbStore.due` takes off the list: where a worker was away for longer than
+users live, the list may hold nobody else, and one transaction for all of it would keep appends
+waiting."""
+
 WALKED: Final = 4
 """From so many segments of a user on they are read in one walk over the ring, in which they lie
 side by side, and not each by a search of its own."""
@@ -294,7 +299,7 @@ class LmdbStore:
             found: list[DueUser] = []
             with txn.cursor(self._dbs.queue) as cursor:
                 more = cursor.set_range(_DUE_KEY.pack(bundle, owner, 0))
-                while more and len(found) < limit:
+                while more and len(found) < limit and len(orphans) < ORPHANS:
                     key = bytes(cursor.key())
                     *listed, since = _DUE_KEY.unpack_from(key)
                     if listed != [bundle, owner]:
@@ -349,6 +354,9 @@ class LmdbStore:
             return UserPage(names, found[limit - 1] if len(found) > limit else None)
 
         return self._read(read)
+
+    def empty(self) -> bool:
+        return not self.users(b"", 1).users
 
     def forget(self, users: Sequence[str], now_ms: int) -> int:
         def write(txn: lmdb.Transaction) -> int:

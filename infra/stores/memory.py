@@ -119,6 +119,9 @@ class MemoryStore:
         more = found[limit - 1] if len(found) > limit else None
         return UserPage([name.decode() for name in found[:limit]], more)
 
+    def empty(self) -> bool:
+        return not self.users(b"", 1).users
+
     def forget(self, users: Sequence[str], now_ms: int) -> int:
         known = 0
         with self._lock:

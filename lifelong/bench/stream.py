@@ -7,22 +7,20 @@ if it is told to, since no peer has that. The peers do the same task as their do
 (`lifelong.bench.peers`). All alternate in rounds; medians count.
 
 Beside the rate it counts what the worker cost: bytes that it handed to the system
-(``/proc/PID/io``) an event, bytes of the store a user, memory, and how late interests were.
+(``/proc/PID/io``) an event, bytes of the store a user, memory, and how late interests were. The
+topic holds the whole load, some 150 bytes an event; what goes on for minutes is sent meanwhile
+(`lifelong.bench.sustained`).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -31,11 +29,10 @@ from infra.errors import BrokerError, LifelongError
 from infra.kafka.admin import create_topic
 from infra.kafka.clients import producer_config
 from infra.kafka.local import LocalKafka
-from infra.stores.lmdb import DATA
 from lifelong.bench.loads import LOADS, LoadName, write_load
 from lifelong.bench.report import compose
-from lifelong.demo.processes import ServiceProcess, free_port
-from lifelong.shipped import BUNDLE, MAPPING
+from lifelong.bench.worker import Run, started
+from lifelong.shipped import MAPPING
 from streaming.files.replay import replay
 
 OURS: Final = "lifelong worker"
@@ -46,24 +43,6 @@ OURS_S: Final = 1200.0
 LOOK_S: Final = 0.02
 FAUST_TABLE: Final = "faust table agent"
 QUIX: Final = "quix streams"
-APPLIED: Final = 'lifelong_worker_events_total{outcome="applied"}'
-EXTRACTED: Final = 'lifelong_worker_reclusters_total{outcome="stored"}'
-OLDEST: Final = "lifelong_worker_due_oldest_seconds"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What one run of the worker gave."""
-
-    events_per_second: float
-    users_extracted_per_second: float
-    oldest_due_s: float
-    """The longest that anybody waited to be reclustered, at any look."""
-    written: int
-    """Bytes handed to the system."""
-    kept: int
-    """Bytes of the store's file."""
-    peak_memory: int
 
 
 def run(
@@ -113,13 +92,10 @@ def run(
                 rounds[system].append(measure())
     result = compose(OURS, rounds, "events/s", [name for name in systems if name != OURS])
     ratios = result["ratios"]
+    each = [one.figures(users) for one in runs]
+    worst = {"oldest_due_s", "clustered_p99_s", "peak_memory_bytes"}
     figures = {
-        "events_per_second": median(one.events_per_second for one in runs),
-        "users_extracted_per_second": median(one.users_extracted_per_second for one in runs),
-        "oldest_due_s": max(one.oldest_due_s for one in runs),
-        "bytes_written_per_event": median(one.written for one in runs) / ours,
-        "bytes_kept_per_user": median(one.kept for one in runs) / users,
-        "peak_memory_bytes": max(one.peak_memory for one in runs),
+        **{key: (max if key in worst else median)(one[key] for one in each) for key in each[0]},
         "quix_ratio": ratios[QUIX],
         "faust_table_ratio": ratios[FAUST_TABLE],
     }
@@ -154,29 +130,12 @@ class _Bench:
 
     def ours(self, events: int, *, reclustering: bool) -> Run:
         """What one worker does, from its first batch to its last."""
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        group = uuid.uuid4().hex
-        store = self._directory / group
-        chosen = {
-            "broker.bootstrap": self._bootstrap,
-            "broker.topic": self._topic,
-            "broker.dead_letter_topic": f"{self._topic}.dead",
-            "broker.group": group,
-            "store.url": f"lmdb://{store}",
-            "bundle.path": BUNDLE,
-            "worker.metrics_port": port,
-            "worker.recluster_threads": int(reclustering),
-        }
-        arguments = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
-        log = self._directory / f"{group}.log"
-        with ServiceProcess("worker", ["worker", *arguments], log, f"{url}/health/live") as worker:
-            worker.wait_ready(60)
-            rate, extracted, oldest = _watch(worker, url, events)
-            peak, written = worker.peak_memory(), worker.written()
-        size = (store / DATA).stat().st_size
-        shutil.rmtree(store)
-        return Run(rate, extracted, oldest, written, size, peak)
+        with started(
+            self._directory, self._bootstrap, self._topic, reclustering=reclustering
+        ) as worker:
+            return worker.watch(
+                lambda _, now: now.applied >= events, pause_s=LOOK_S, limit_s=OURS_S
+            )
 
     def peer(self, name: str, events: int) -> float:
         """Events a second of a peer, by its own clock."""
@@ -199,31 +158,3 @@ class _Bench:
             words = done.stderr.strip().splitlines() or ["it said nothing"]
             raise LifelongError(f"peer {name} gave no result: {words[-1]}") from error
         return float(report["events"] / report["seconds"])
-
-
-def _watch(worker: ServiceProcess, url: str, events: int) -> tuple[float, float, float]:
-    """Events and extracted users a second between the first sight of applied events and the last
-    one, and the longest that anybody was due.
-    """
-    first: tuple[float, float, float] | None = None
-    oldest = 0.0
-    deadline = time.monotonic() + OURS_S
-    while time.monotonic() < deadline:
-        worker.check()
-        found, now = _metrics(url), time.perf_counter()
-        applied, extracted = found.get(APPLIED, 0.0), found.get(EXTRACTED, 0.0)
-        oldest = max(oldest, found.get(OLDEST, 0.0))
-        if first is None and applied:
-            first = now, applied, extracted
-        elif first is not None and applied >= events:
-            seconds = now - first[0]
-            return (applied - first[1]) / seconds, (extracted - first[2]) / seconds, oldest
-        time.sleep(LOOK_S)
-    raise LifelongError(f"the worker did not apply {events} events within {OURS_S:.0f} s")
-
-
-def _metrics(url: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:  # noqa: S310  # ours
-        lines = answer.read().decode().splitlines()
-    found = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
-    return {name: float(value) for name, value in found}

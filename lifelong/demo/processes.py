@@ -85,12 +85,8 @@ class ServiceProcess:
         return 0
 
     def anonymous_memory(self) -> int:
-        """Memory of its own, the mapped store's pages not counted, in bytes; 0 if not told."""
-        with contextlib.suppress(OSError, StopIteration, ValueError):
-            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-            own = next(line for line in lines if line.startswith("RssAnon"))
-            return int(own.split()[1]) * 1024
-        return 0
+        """As the function of that name."""
+        return anonymous_memory(self.pid)
 
     def written(self) -> int:
         """Bytes that it has handed to the system for writing; 0 where the system does not tell."""
@@ -124,6 +120,15 @@ class ServiceProcess:
     def _last_word(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+def anonymous_memory(pid: int) -> int:
+    """Memory of a process's own, the mapped store's pages not counted, in bytes; 0 if not told."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        own = next(line for line in lines if line.startswith("RssAnon"))
+        return int(own.split()[1]) * 1024
+    return 0
 
 
 def answers(url: str) -> bool:

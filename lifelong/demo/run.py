@@ -415,7 +415,7 @@ class Demo:
         return self.settings.broker.topic, self.settings.broker.dead_letter_topic
 
     def _backfill(self, at: Callable[[int], None]) -> None:
-        if self._store.users(b"", 1).users:
+        if not self._store.empty():
             raise LifelongError(
                 f"--store {self.settings.store.masked_url}: the demo counts every event and needs"
                 " an empty store; name another"

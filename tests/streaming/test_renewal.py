@@ -15,11 +15,14 @@ from infra.segments import SEGMENT
 from infra.store import Append, Group, InterestWrite, Store, UserPage
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
-from streaming.renewal import AGAIN_MS, KEEP_MS, PAGE, Renewal
+from streaming.renewal import KEEP_MS, Renewal
 from tests.infra.stores.spoiling import lose_state
 from tests.streaming.test_schedule import OTHER, START, CountingSystem
 
 TOPIC, PARTITIONS = "behaviors", 3
+PAGE = 100
+PER_SECOND = 500
+AGAIN_S = 3600
 
 
 class House:
@@ -35,7 +38,14 @@ class House:
         """A renewal that begins now, as after a restart."""
         metrics = WorkerMetrics(CollectorRegistry())
         renewal = Renewal(
-            self.store, self.system, TOPIC, metrics, per_second=1e9, clock=lambda: self.now
+            self.store,
+            self.system,
+            TOPIC,
+            metrics,
+            per_second=PER_SECOND,
+            again_s=AGAIN_S,
+            page=PAGE,
+            clock=lambda: self.now,
         )
         renewal.set_partitions(partitions, PARTITIONS)
         self.metrics = metrics
@@ -303,7 +313,7 @@ def test_a_pass_that_is_done_is_not_begun_again(house: House) -> None:
     assert house.due() == []
 
 
-def test_interests_that_the_store_has_lost_are_made_anew_some_hours_later() -> None:
+def test_interests_that_the_store_has_lost_are_made_anew_by_a_later_pass() -> None:
     store = MemoryStore()
     house = House(store)
     house.add("u1", of=house.system.digest)
@@ -311,7 +321,7 @@ def test_interests_that_the_store_has_lost_are_made_anew_some_hours_later() -> N
     lose_state(store, "u1", house.system.digest)
     house.finish()
     assert house.due() == []
-    house.now += AGAIN_MS
+    house.now += AGAIN_S * 1000
     house.finish()
     assert house.due() == ["u1"]
 
@@ -323,7 +333,7 @@ def test_a_later_pass_is_not_told_of_as_the_renewal_of_a_bundle() -> None:
         house.add(f"u{number:05}")
     house.finish()
     store.kept.clear()
-    house.now += AGAIN_MS
+    house.now += AGAIN_S * 1000
     assert house.renewal.step()
     assert house.renewal.step()
     assert house.metrics.renewal_partitions._value.get() == 0
@@ -415,3 +425,9 @@ def test_a_system_without_states_renews_nothing() -> None:
     house.renewal.start()
     house.renewal.stop()
     assert house.due() == []
+
+
+def test_it_rests_for_those_whom_it_made_due_and_else_as_long_as_it_looked() -> None:
+    renewal = House(MemoryStore()).renewal
+    assert renewal.rest(due=100, took_s=0.02) == 100 / PER_SECOND
+    assert renewal.rest(due=0, took_s=0.02) == 0.02

@@ -148,6 +148,9 @@ READ_ATTEMPTS: Final = 5
 """Times a user is read again because their segments moved on while they were read. What is missing
 then is lost."""
 
+_ANYBODY: Final = 100
+"""Records that are looked at to find out whether there is any user."""
+
 _DUE_PAGE: Final = 1024
 """Fewest due users that the index is asked for at once."""
 
@@ -424,6 +427,15 @@ class AerospikeStore:
             # As many more as the rest of the page is likely to take.
             span = max(1, min(2 * span, (limit - len(names)) * begin // max(1, len(names))))
         return UserPage(names, begin.to_bytes(2, "big") if begin < PARTITIONS else None)
+
+    def empty(self) -> bool:
+        """As of every store. A few records mostly tell, and scorers ask each minute; a partition of
+        the server may have hundreds of thousands.
+        """
+        rows, complete = self._client.query(SEQUENCE, [HEAD], page=_ANYBODY)
+        if any(not records.is_deleted(bins.get(HEAD, b"")) for bins in rows):
+            return False
+        return complete or not self.users(b"", 1).users
 
     def forget(self, users: Sequence[str], now_ms: int) -> int:
         known = self._heads(users)

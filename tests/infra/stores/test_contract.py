@@ -572,6 +572,16 @@ def test_a_deleted_user_is_unknown(store: Store) -> None:
     assert store.mark_due(SOURCE.owner, BUNDLE, ["ann"], 5_002) == 0
 
 
+def test_a_store_is_empty_until_somebody_is_there_and_once_all_are_deleted(store: Store) -> None:
+    assert store.empty()
+    feed(store, SOURCE, [append("ann", 0), append("bob", 1)], now_ms=1)
+    assert not store.empty()
+    store.forget(["ann"], now_ms=5_000)
+    assert not store.empty()
+    store.forget(["bob"], now_ms=5_000)
+    assert store.empty()
+
+
 def test_what_happened_before_a_user_was_deleted_stays_out(store: Store) -> None:
     feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
     store.forget(["ann", "zoe"], now_ms=1_010)

@@ -16,7 +16,7 @@ from infra import records
 from infra.behaviors import partition_source
 from infra.errors import StoreFull, StoreMismatch, StoreUnavailable
 from infra.store import InterestWrite, StoreOptions, Version
-from infra.stores.lmdb import DATA, SWEEP_BATCH, SWEEP_HEADS, LmdbStore, _Databases
+from infra.stores.lmdb import DATA, ORPHANS, SWEEP_BATCH, SWEEP_HEADS, LmdbStore, _Databases
 from tests.infra.stores.spoiling import head_1, put_head
 from tests.infra.stores.test_contract import BUNDLE, append, feed, items
 
@@ -186,6 +186,20 @@ def test_a_damaged_user_does_not_stay_listed_as_due(tmp_path: Path) -> None:
     assert [due.user for due in store.due(SOURCE.owner, BUNDLE, 10)] == ["bob"]
     with store._env.begin() as txn:
         assert txn.stat(store._dbs.queue)["entries"] == 1
+    store.close()
+
+
+def test_a_list_of_due_users_who_are_gone_is_cleared_in_steps(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    feed(store, SOURCE, [append("zoe", 0, 64)], now_ms=1)
+    with store._env.begin(write=True) as txn, txn.cursor(store._dbs.queue) as cursor:
+        (key, _) = next(iter(cursor))
+        listed = bytes(key).removesuffix(b"zoe")
+        cursor.putmulti([(listed + b"a%05d" % i, b"") for i in range(ORPHANS + 1)])
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
+    with store._env.begin() as txn:
+        assert txn.stat(store._dbs.queue)["entries"] == 2
+    assert [due.user for due in store.due(SOURCE.owner, BUNDLE, 10)] == ["zoe"]
     store.close()
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import aerospike
 import pytest
@@ -375,6 +375,7 @@ CALLS: dict[str, Callable[[AerospikeStore], object]] = {
     "due": lambda store: store.due(SOURCE.owner, BUNDLE, 10),
     "mark_due": lambda store: store.mark_due(SOURCE.owner, BUNDLE, ["ann"], 2),
     "users": lambda store: store.users(b"", 10),
+    "empty": lambda store: store.empty(),
     "get_bookmark": lambda store: store.get_bookmark("x"),
     "put_bookmark": lambda store: store.put_bookmark("x", b"1"),
     "remove_bookmark": lambda store: store.put_bookmark("x", None),
@@ -871,6 +872,33 @@ def test_the_longest_due_of_many_come_first(store: AerospikeStore) -> None:
 def test_all_due_users_are_found_where_that_many_are_asked_for(store: AerospikeStore) -> None:
     feed(store, SOURCE, [append(str(i), 0, 64) for i in range(3000)], now_ms=1)
     assert len(store.due(SOURCE.owner, BUNDLE, 5000)) == 3000
+
+
+def test_a_few_of_many_records_tell_that_a_store_is_not_empty(store: AerospikeStore) -> None:
+    feed(store, SOURCE, [append(str(i), 0) for i in range(300)], now_ms=1)
+    client = Asked(store._client)
+    assert not AerospikeStore(cast("AerospikeClient", client)).empty()
+    assert client.pages == [100]
+
+
+def test_one_user_among_many_deleted_is_found(store: AerospikeStore) -> None:
+    users = [str(i) for i in range(300)]
+    feed(store, SOURCE, [append(user, 0) for user in users], now_ms=1)
+    store.forget(users[1:], now_ms=5_000)
+    assert not store.empty()
+
+
+class Asked:
+    """A client that remembers how many records it was asked for at once; 0: all."""
+
+    def __init__(self, client: AerospikeClient) -> None:
+        self.address = client.address
+        self.pages: list[int] = []
+        self._client = client
+
+    def query(self, *args: Any, page: int = 0, **options: Any) -> Any:
+        self.pages.append(page)
+        return self._client.query(*args, page=page, **options)
 
 
 def test_one_user_s_backfill_fits_though_no_record_holds_it(store: AerospikeStore) -> None:
