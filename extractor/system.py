@@ -236,12 +236,13 @@ def common_feed(
     recent_mask = np.ones(len(recent), np.float32)
     if not len(recent):
         recent, recent_mask = np.zeros((1, manifest.d), np.float32), np.zeros(1, np.float32)
-    popularity = bundle.popularity[candidates.rows]
-    rates = None if bundle.rates is None else bundle.rates[candidates.rows]
+    # Rows are taken: numpy's indexing by an array is several times slower.
+    popularity = bundle.popularity.take(candidates.rows)
+    rates = None if bundle.rates is None else bundle.rates.take(candidates.rows)
     return {
         "recent": recent,
         "recent_mask": recent_mask,
         "user": user_features(count, last_time_ms, now_ms, user_rate(bundle, of_state, actions)),
-        "candidates": bundle.embeddings[candidates.rows],
+        "candidates": bundle.embeddings.take(candidates.rows, axis=0),
         "cross": cross_features(candidates.keys, popularity, past, now_ms, rates),
     }

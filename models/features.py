@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.arrays import F32, F64, U32, U64, Bools
+from models.kernels.compiling import kernel
+from models.kernels.lookup import fill_kernel, find_kernel
 
 CROSS_FEATURES: Final = ("bought", "count", "recency_day", "recency_month", "popularity")
 """Columns of `cross_features`."""
@@ -142,15 +144,34 @@ def cross_features(
         times; nearness of the last time at the scale of days and of months (1: now, 0: never);
         logarithm of popularity. Behind them RATE, if any.
     """
-    counts = np.zeros(len(candidate_keys), np.float32)
-    last_s = np.zeros(len(candidate_keys), np.float64)
-    if len(history.item_keys):
-        place = np.searchsorted(history.item_keys, candidate_keys)
-        place[place == len(history.item_keys)] = 0
-        bought = history.item_keys[place] == candidate_keys
-        counts[bought] = history.counts[place[bought]]
-        last_s[bought] = history.last[place[bought]]
+    counts, last_s = _met_kernel(
+        # One kind of array each, since every other would be compiled for anew.
+        np.require(candidate_keys, np.uint64, ("C", "A", "W")),
+        np.require(history.item_keys, np.uint64, ("C", "A", "W")),
+        history.counts.astype(np.float32),
+        history.last.astype(np.float64),
+    )
     return cross_columns(counts, last_s, popularity, now_ms / 1000.0, rates)
+
+
+@kernel
+def _met_kernel(candidate_keys: U64, item_keys: U64, counts: F32, last_s: F64) -> tuple[F32, F64]:
+    """How often each candidate was met, f32[B], and when last, f64[B]; 0 for never.
+
+    The history is put into a hash table first: candidates come in no order, and a search among
+    sorted keys mispredicts nearly every step.
+    """
+    size = 2
+    while size < 2 * len(item_keys):
+        size *= 2
+    slot_keys, slot_rows = np.empty(size, np.uint64), np.zeros(size, np.int32)
+    fill_kernel(item_keys, slot_keys, slot_rows)
+    rows = find_kernel(candidate_keys, slot_keys, slot_rows)
+    met, latest_s = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.float64)
+    for i in range(len(rows)):
+        if rows[i]:
+            met[i], latest_s[i] = counts[rows[i] - 1], last_s[rows[i] - 1]
+    return met, latest_s
 
 
 def cross_columns(
@@ -165,13 +186,13 @@ def cross_columns(
     Returns:
         f32[..., c].
     """
-    bought = counts > 0
-    age_s = np.maximum(now_s - last_s, 0.0)
-    features = np.empty((*counts.shape, len(CROSS_FEATURES) + (rates is not None)), np.float32)
-    features[..., 0] = bought
-    features[..., 1] = np.log1p(counts) / _LOG_COUNT
-    features[..., 2] = bought / (1.0 + age_s / _DAY_S)
-    features[..., 3] = bought / (1.0 + age_s / _MONTH_S)
+    features = np.zeros((*counts.shape, len(CROSS_FEATURES) + (rates is not None)), np.float32)
+    bought = counts > 0  # which few are
+    age_s = np.maximum(now_s - last_s, 0.0)[bought]
+    features[bought, 0] = 1.0
+    features[bought, 1] = np.log1p(counts[bought]) / _LOG_COUNT
+    features[bought, 2] = 1.0 / (1.0 + age_s / _DAY_S)
+    features[bought, 3] = 1.0 / (1.0 + age_s / _MONTH_S)
     features[..., 4] = np.log1p(popularity) / _LOG_POPULARITY
     if rates is not None:
         features[..., 5] = rates

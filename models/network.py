@@ -180,7 +180,7 @@ class Network(nn.Module):
         parts = [candidates, short, candidates * short]
         if long is not None:
             parts += [long, candidates * long[..., : self.config.d]]
-        return cast(Tensor, self.tower(user, torch.cat([*parts, cross], dim=-1)))
+        return cast(Tensor, self.tower(user, [*parts, cross]))
 
 
 def _mean(attribute: nn.Module, rows: Tensor) -> Tensor:

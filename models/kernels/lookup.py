@@ -34,7 +34,7 @@ def fill(keys: U64) -> tuple[Array, tuple[int, int]]:
     while size * FULLEST < len(keys) + 1:  # a free slot, at least, ends every search
         size *= 2
     slots = np.zeros(size, SLOT)
-    twice = _fill_kernel(np.ascontiguousarray(keys, np.uint64), slots["key"], slots["row"])
+    twice = fill_kernel(np.ascontiguousarray(keys, np.uint64), slots["key"], slots["row"])
     return slots, twice
 
 
@@ -49,11 +49,12 @@ def find(slots: Array, keys: U64) -> I32:
     # One kind of array each, since every other would be compiled for anew.
     slots = slots.view()
     slots.flags.writeable = False
-    return _find_kernel(np.require(keys, np.uint64, ("C", "A", "W")), slots["key"], slots["row"])
+    return find_kernel(np.require(keys, np.uint64, ("C", "A", "W")), slots["key"], slots["row"])
 
 
 @kernel
-def _fill_kernel(keys: U64, slot_keys: U64, slot_rows: I32) -> tuple[int, int]:
+def fill_kernel(keys: U64, slot_keys: U64, slot_rows: I32) -> tuple[int, int]:
+    """The loop of `fill`, into free slots, a power of two of them."""
     mask = np.uint64(len(slot_keys) - 1)
     for i in range(len(keys)):
         slot = (keys[i] * HASH_FACTOR >> np.uint64(32)) & mask
@@ -66,7 +67,8 @@ def _fill_kernel(keys: U64, slot_keys: U64, slot_rows: I32) -> tuple[int, int]:
 
 
 @kernel
-def _find_kernel(keys: U64, slot_keys: U64, slot_rows: I32) -> I32:
+def find_kernel(keys: U64, slot_keys: U64, slot_rows: I32) -> I32:
+    """The loop of `find`."""
     mask = np.uint64(len(slot_keys) - 1)
     rows = np.empty(len(keys), np.int32)
     for i in range(len(keys)):

@@ -6,6 +6,7 @@ width, m projected width. ``...`` are leading batch dimensions, absent in the ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -82,7 +83,7 @@ class RecentAttention(nn.Module):
 
 
 class Tower(nn.Module):
-    """The MLP on top. What does not depend on the candidate enters the first layer once."""
+    """The MLP on top."""
 
     def __init__(self, user: int, pair: int, hidden: tuple[int, int], dropout: float = 0.0) -> None:
         super().__init__()
@@ -92,13 +93,18 @@ class Tower(nn.Module):
         self.hidden = nn.Linear(hidden[0], hidden[1])
         self.out = nn.Linear(hidden[1], 1)
 
-    def forward(self, user: Tensor, pair: Tensor) -> Tensor:
-        """user [..., u'], pair [..., B, p] -> logits [..., B]"""
-        of_user = self.user(user).unsqueeze(-2)
-        if pair.dim() == 2:  # one user: added while products are summed, as a runtime can do it
-            first = functional.relu(torch.addmm(of_user, pair, self.pair.weight.T))
+    def forward(self, user: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """user [..., u'], parts of a pair's p values [..., B, p'] -> logits [..., B]"""
+        if user.dim() == 1:
+            # One user, as in the exported graph: their features are columns of the product. A sum
+            # that differs by user costs a runtime a pass over all of the layer, which is more.
+            users = torch.cat((user, user.new_ones(1))).expand(parts[0].shape[0], -1)
+            of_user = torch.cat((self.user.weight, self.user.bias.unsqueeze(1)), dim=1)
+            weight = torch.cat((self.pair.weight, of_user), dim=1)
+            first = functional.relu(torch.cat((*parts, users), dim=-1) @ weight.T)
         else:
-            first = functional.relu(of_user + self.pair(pair))
+            pairs = self.pair(torch.cat(tuple(parts), dim=-1))
+            first = functional.relu(self.user(user).unsqueeze(-2) + pairs)
         if self.dropout:
             first = functional.dropout(first, self.dropout, self.training)
         logits: Tensor = self.out(functional.relu(self.hidden(first)))

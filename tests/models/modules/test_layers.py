@@ -51,7 +51,7 @@ def test_recent_attention_is_scaled_dot_product_with_a_bias_for_age() -> None:
     np.testing.assert_allclose(out, weights @ recent.numpy(), rtol=1e-5)
 
 
-def test_the_tower_adds_up_what_it_computes_apart() -> None:
+def test_the_tower_sees_user_and_pair_alike_for_one_user_and_for_several() -> None:
     torch.manual_seed(0)
     tower = Tower(user=3, pair=5, hidden=(8, 4))
     user, pair = torch.randn(3), torch.randn(6, 5)
@@ -59,4 +59,7 @@ def test_the_tower_adds_up_what_it_computes_apart() -> None:
     joined = torch.cat([user.expand(6, 3), pair], dim=1)
     first = torch.relu(joined @ weight.T + tower.user.bias)
     expected = tower.out(torch.relu(tower.hidden(first))).squeeze(-1)
-    torch.testing.assert_close(tower(user, pair), expected)
+    parts = [pair[:, :2], pair[:, 2:]]
+    torch.testing.assert_close(tower(user, parts), expected)
+    one_of_several = tower(user[None], [part[None] for part in parts])
+    torch.testing.assert_close(one_of_several, expected[None])
