@@ -41,7 +41,8 @@ def attend(scores: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     Returns:
         [..., B, d].
     """
-    return masked_softmax(scores, mask.unsqueeze(-2) > 0) @ values
+    terms = masked(torch.zeros_like(mask), mask > 0).unsqueeze(-2)
+    return torch.softmax(scores + terms, dim=-1) @ (values * mask.unsqueeze(-1))
 
 
 def masked(terms: Tensor, mask: Tensor) -> Tensor:
