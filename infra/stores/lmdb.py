@@ -320,10 +320,12 @@ class LmdbStore:
 
     def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
         bundle = records.bundle_key(digest)
+        # Mostly few are to be marked, or nobody: no writer waits while the others are looked at.
+        lacking = self._lacking(users, bundle)
 
         def write(txn: lmdb.Transaction) -> int:
             marked = 0
-            for user in users:
+            for user in lacking:
                 key = user.encode()
                 head, counters = self._live(txn, key, user)
                 if head is None or counters is None:
@@ -336,8 +338,7 @@ class LmdbStore:
                     marked += 1
             return marked
 
-        # Mostly there is nobody to mark, and then no writer need wait.
-        return self._write(write) if self._lacking(users, bundle) else 0
+        return self._write(write) if lacking else 0
 
     def users(self, after: bytes, limit: int) -> UserPage:
         def read(txn: lmdb.Transaction) -> UserPage:
@@ -705,12 +706,14 @@ class LmdbStore:
             self._mending.head(error)
             return True
 
-    def _lacking(self, users: Sequence[str], bundle: int) -> bool:
-        """Whether one of the users is to be made due for a bundle."""
+    def _lacking(self, users: Sequence[str], bundle: int) -> list[str]:
+        """Which of the users are to be made due for a bundle."""
 
-        def read(txn: lmdb.Transaction) -> bool:
-            found = (self._counters(txn, user.encode()) for user in users)
-            return any(counters is not None and counters.lacks(bundle) for counters in found)
+        def read(txn: lmdb.Transaction) -> list[str]:
+            found = ((user, self._counters(txn, user.encode())) for user in users)
+            return [
+                user for user, counters in found if counters is not None and counters.lacks(bundle)
+            ]
 
         return self._read(read)
 
