@@ -161,9 +161,9 @@ class Renewal:
         return True
 
     def rest(self, due: int, took_s: float) -> float:
-        """Seconds to wait after a page that made so many users due. Those are reclustered beside
-        whoever is due by new events; light users, who become due for nothing, must not be waited
-        for as long: so many there are.
+        """Seconds to wait after a page: for those whom it made due, since they are reclustered
+        beside whoever is due by new events, and at least as long as it took. Most users are light
+        and become due for nothing; a wait for each of them would take days.
         """
         return max(due / self._per_second, took_s)
 

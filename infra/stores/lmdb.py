@@ -320,10 +320,12 @@ class LmdbStore:
 
     def mark_due(self, owner: int, digest: bytes, users: Sequence[str], now_ms: int) -> int:
         bundle = records.bundle_key(digest)
+        # Mostly few are to be marked, or nobody: no writer waits while the others are looked at.
+        lacking = self._lacking(users, bundle)
 
         def write(txn: lmdb.Transaction) -> int:
             marked = 0
-            for user in users:
+            for user in lacking:
                 key = user.encode()
                 head, counters = self._live(txn, key, user)
                 if head is None or counters is None:
@@ -337,8 +339,7 @@ class LmdbStore:
                     marked += 1
             return marked
 
-        # Mostly there is nobody to mark, and then no writer need wait.
-        return self._write(write) if self._lacking(users, bundle) else 0
+        return self._write(write) if lacking else 0
 
     def users(self, after: bytes, limit: int) -> UserPage:
         def read(txn: lmdb.Transaction) -> UserPage:
@@ -706,17 +707,18 @@ class LmdbStore:
             self._mending.head(error)
             return True
 
-    def _lacking(self, users: Sequence[str], bundle: int) -> bool:
-        """Whether one of the users is to be made due for a bundle."""
+    def _lacking(self, users: Sequence[str], bundle: int) -> list[str]:
+        """Which of the users are to be made due for a bundle."""
 
-        def read(txn: lmdb.Transaction) -> bool:
-            for key in (user.encode() for user in users):
-                counters = self._counters(txn, key)
+        def read(txn: lmdb.Transaction) -> list[str]:
+            lacking = []
+            for user in users:
+                counters = self._counters(txn, user.encode())
                 if counters is not None:
-                    self._note_lost(txn, key, counters, bundle)
+                    self._note_lost(txn, user.encode(), counters, bundle)
                     if counters.lacks(bundle):
-                        return True
-            return False
+                        lacking.append(user)
+            return lacking
 
         return self._read(read)
 

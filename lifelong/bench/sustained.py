@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,10 +74,12 @@ def run(name: LoadName, minutes: float, share: float, *, reclustering: bool) -> 
         ) as worker:
             taken = _sustain(worker, feed, seconds)
             figures = taken.figures(feed.users)
-            rate = share * taken.events_per_second
-            rankings = _offer(worker, feed, rate, min(seconds, OFFERED_S))
+            offered_s = min(seconds, OFFERED_S)
+            before = feed.sent
+            rankings = _offer(worker, feed, share * taken.events_per_second, offered_s)
+            offered = (feed.sent - before) / offered_s
     figures |= {
-        "offered_events_per_second": rate,
+        "offered_events_per_second": offered,
         "event_in_rankings_p50_s": float(np.percentile(rankings, 50)),
         "event_in_rankings_p99_s": float(np.percentile(rankings, 99)),
     }
@@ -104,7 +107,7 @@ def run(name: LoadName, minutes: float, share: float, *, reclustering: bool) -> 
 
 
 def _sustain(worker: BenchedWorker, feed: Feed, seconds: float) -> Run:
-    """What it takes when there is always more."""
+    """What it takes when there is always more; bytes and events are of all that was sent."""
     ahead = Ahead(AHEAD)
 
     def enough(first: Look, now: Look) -> bool:
@@ -112,14 +115,16 @@ def _sustain(worker: BenchedWorker, feed: Feed, seconds: float) -> Run:
         return now.at - first.at >= seconds
 
     with feed.flowing(ahead):
-        return worker.watch(enough, pause_s=LOOK_S, limit_s=seconds + PATIENCE_S)
+        taken = worker.watch(enough, pause_s=LOOK_S, limit_s=seconds + PATIENCE_S)
+    # The users who are counted are those of all that was sent.
+    all_of_it = worker.watch(
+        lambda _, now: now.applied >= feed.sent, pause_s=LOOK_S, limit_s=PATIENCE_S
+    )
+    return replace(taken, events=all_of_it.events, written=all_of_it.written, kept=all_of_it.kept)
 
 
 def _offer(worker: BenchedWorker, feed: Feed, rate: float, seconds: float) -> list[float]:
     """Seconds from an event's sending to where rankings see it, of a sample at that rate."""
-    worker.watch(
-        lambda _, now: now.applied >= feed.sent, pause_s=LOOK_S, limit_s=PATIENCE_S
-    )  # what was in front of it is not of this rate
     store = open_store(StoreSettings(url=f"lmdb://{worker.store}"), read_only=True)
     try:
         digest = Bundle.load(BUNDLE, verify=False).digest
