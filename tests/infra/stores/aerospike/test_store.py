@@ -722,6 +722,20 @@ def test_a_head_that_a_killed_server_lost_begins_where_its_segments_end(
     assert (done.replayed, times(store, "ann")) == (10, list(range(130)))
 
 
+def test_who_has_older_interests_again_after_a_server_was_killed_can_be_made_due(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    feed(store, SOURCE, [append("ann", 0, 64)], now_ms=1)
+    put_state(store, b"old", 2)
+    double.data.flush()
+    feed(store, SOURCE, [append("ann", 64, 64)], now_ms=3)
+    put_state(store, b"new", 4)
+    double.kill("state")
+    double.come_back()
+    assert eventually(lambda: store.mark_due(SOURCE.owner, BUNDLE, ["ann"], 5)) == 1
+    assert store.due(SOURCE.owner, BUNDLE, 10) == [("ann", 5, 64)]
+
+
 def test_another_segment_in_its_place_trims_no_head(
     store: AerospikeStore, double: AerospikeDouble
 ) -> None:
