@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from infra.arrays import I32, I64, U16, U32, U64
+from infra.compiling import kernel
 from infra.store import Behaviors
 from models.features import History
-from models.kernels.compiling import kernel
 
 COUNT_MAX: Final = np.iinfo(np.uint16).max
 SECONDS_MAX: Final = np.iinfo(np.uint32).max

@@ -258,6 +258,11 @@ def bundle_key(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
+def new_head(now_ms: int) -> bytes:
+    """The head of a user of whom there is nothing yet."""
+    return _pack((0, now_ms, now_ms, 0, 0), b"", b"", b"", b"")
+
+
 def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a call per branch would show
     head: bytes | None,
     source: int,
@@ -284,10 +289,6 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
         StoreCorrupt: it is of a later format.
         RecordTooLarge: the user was fed from more than 255 sources.
     """
-    if head is not None and len(new.offsets) == 1:
-        by_one = _grown_by_one(head, source, owner, new, now_ms, bundle)
-        if by_one is not None:
-            return by_one
     if head is None:
         coverages = marks = keys = tail = b""
         count = updated = deleted = old_owner = 0
@@ -384,61 +385,6 @@ def _with_keys(keys: bytes, events: Sequence[int]) -> bytes | None:
         return None
     newest = found[-RECENT_EVENTS:]
     return (keys + struct.pack(f"<{len(newest)}Q", *newest))[-RECENT_EVENTS * _KEY.size :]
-
-
-def _grown_by_one(
-    head: bytes, source: int, owner: int, new: Append, now_ms: int, bundle: int
-) -> Grown | None:
-    """`grow` by one behavior, where it just goes to the end of the tail, in two thirds of the time:
-    so it is with most events of light users. None: it may not, and the long way decides.
-    """
-    end = len(head) - _CHECKSUM.size
-    if end < _HEADER.size or head[0] != _FORMAT:
-        return None
-    _, marks, keys, coverages, length, count, epoch, _, old_owner, deleted = _HEADER.unpack_from(
-        head
-    )
-    marks_at = _HEADER.size + coverages * _COVERAGE.size
-    keys_at = marks_at + marks * _MARK.size
-    tail_at = keys_at + keys * _KEY.size
-    if deleted or not count or length >= SEGMENT - 1 or end != tail_at + length * _BEHAVIOR_SIZE:
-        return None
-    if coverages or count >= SEGMENT - 1:
-        if owner != old_owner:
-            return None
-        if bundle and _find(head[_HEADER.size : marks_at], bundle, _COVERAGE.size) < 0:
-            return None
-    at = _find(head[marks_at:keys_at], source, _MARK.size)
-    (offset,), (event,), (behavior,) = new.offsets, new.event_keys, new.behaviors
-    if at < 0 or offset <= _MARK.unpack_from(head, marks_at + at)[1]:
-        return None
-    first_key = keys_at
-    if event:
-        if _find(head[keys_at:tail_at], event, _KEY.size) >= 0:
-            return None
-        if keys == RECENT_EVENTS:
-            first_key += _KEY.size
-        else:
-            keys += 1
-    if xxhash.xxh3_64_intdigest(head[:end]) != _CHECKSUM.unpack_from(head, end)[0]:
-        return None
-    at += marks_at
-    body = b"".join(
-        (
-            _HEADER.pack(
-                _FORMAT, marks, keys, coverages, length + 1, count + 1, epoch, now_ms, owner, 0
-            ),
-            head[_HEADER.size : at],
-            _MARK.pack(source, offset),
-            head[at + _MARK.size : keys_at],
-            head[first_key:tail_at],
-            _KEY.pack(event) if event else b"",
-            head[tail_at:end],
-            behavior,
-        )
-    )
-    whole = body + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(body))
-    return Grown(whole, 1, 0, 0, 0, NOWHERE, NOWHERE)
 
 
 def sealed(count: int) -> int:

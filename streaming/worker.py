@@ -413,11 +413,13 @@ def _collect_less() -> None:
 def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
     # Numerical libraries are slow to import; health answers meanwhile.
     from extractor.systems import load_system
+    from infra import record_kernel
 
     bundle, system = load_system(settings)
     metrics.use_bundle(bundle.version)
     system.warm()
     EventDecoder(settings.events).warm()
+    record_kernel.warm()
     return system
 
 

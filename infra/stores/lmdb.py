@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -23,6 +24,7 @@ import lmdb
 import msgspec
 
 from infra import records
+from infra.behaviors import Source
 from infra.errors import RecordDamaged, StoreError, StoreUnavailable
 from infra.segments import LOST, decode_each, decode_segments
 from infra.store import (
@@ -74,6 +76,10 @@ WALKED: Final = 4
 """From so many segments of a user on they are read in one walk over the ring, in which they lie
 side by side, and not each by a search of its own."""
 
+GROWN_TOGETHER: Final = 4_096
+"""Appends whose heads are read, grown and written at once; what they take in memory is bounded, and
+of light users stays in a processor's cache."""
+
 TOGETHER: Final = 16
 """Users whose segments are decoded at once."""
 
@@ -99,6 +105,9 @@ _IDENTITY: Final = b"identity"
 _OF_LAYOUT_1: Final = (b"interests", b"due")
 """Databases of layout 1. Interests were kept by user alone: those of a bundle that does not name
 them are made anew, as after any change of the bundle, and so are the lists of who is due."""
+
+_New = tuple[bytes, int, Append]
+"""A user's key, and an append to them, with the place of its source."""
 
 T = TypeVar("T")
 
@@ -209,39 +218,28 @@ class LmdbStore:
     def append(
         self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
     ) -> Appended:
+        # With numba, which is slow to import, and who appends nothing does not need it.
+        from infra.record_kernel import warm
+
+        warm()  # not within the transaction, for whose end others wait
         bundle = records.bundle_key(digest) if digest else 0
         groups = records.in_pieces(groups)
+        sources = [group.source for group in groups]
         # A B-tree: neighbours written together share their pages.
         appends = sorted(
-            (new.user.encode(), at, place)
-            for at, group in enumerate(groups)
-            for place, new in enumerate(group.appends)
+            (
+                (new.user.encode(), place, new)
+                for place, group in enumerate(groups)
+                for new in group.appends
+            ),
+            key=itemgetter(0),
         )
 
         def write(txn: lmdb.Transaction) -> Appended:
             total = Appended()
-            put = txn.put
-            heads, segments, queue = self._dbs.heads, self._dbs.segments, self._dbs.queue
-            for key, at, place in appends:
-                group = groups[at]
-                grown = self._grow(txn, key, group, group.appends[place], now_ms, bundle)
-                total.replayed += grown.replayed
-                if grown.head is None:
-                    continue
-                total.applied += grown.applied
-                total.duplicates += grown.duplicates
-                total.deleted += grown.deleted
-                head = grown.head
-                if records.holds_segment(head):
-                    head, full = records.seal(head, self._ring)
-                    for number, segment in full:
-                        put(self._segment_key(key, number), segment, db=segments)
-                put(key, head, db=heads)
-                for gone in grown.undue:
-                    txn.delete(_DUE_KEY.pack(*gone) + key, db=queue)
-                for due in grown.due:
-                    put(_DUE_KEY.pack(*due) + key, b"", db=queue)
-                self._mend(txn, key, group.appends[place].user)
+            for start in range(0, len(appends), GROWN_TOGETHER):
+                part = appends[start : start + GROWN_TOGETHER]
+                total += self._append(txn, part, sources, now_ms, bundle)
             for group in groups:
                 if group.reached is not None:
                     self._reach(txn, group.source.key, group.reached)
@@ -592,16 +590,69 @@ class LmdbStore:
 
     # Writing
 
+    def _append(
+        self,
+        txn: lmdb.Transaction,
+        part: Sequence[_New],
+        sources: Sequence[Source],
+        now_ms: int,
+        bundle: int,
+    ) -> Appended:
+        """Apply appends, of users in the order of their keys: at once where that can be."""
+        from infra.record_kernel import grow_each
+
+        keys, places, news = zip(*part, strict=True)
+        with txn.cursor(self._dbs.heads) as cursor:
+            read = dict.fromkeys(keys, records.new_head(now_ms))
+            read.update(cursor.getmulti(keys))  # type: ignore[arg-type]  # without buffers, bytes
+            # What comes after the first of a user waits for it: it finds no head to go onto.
+            heads = [read.pop(key, b"") for key in keys]
+            grown = grow_each(heads, news, places, sources, now_ms, bundle, self._ttl_ms)
+            cursor.putmulti([one for one in zip(keys, grown, strict=True) if one[1]])
+        total = Appended()
+        mending = self._mending.waiting
+        for (key, place, new), head in zip(part, grown, strict=True):
+            if not head:
+                total += self._append_one(txn, key, sources[place], new, now_ms, bundle)
+                continue
+            total.applied += len(new.offsets)
+            if mending:
+                self._mend(txn, key, new.user)
+        return total
+
+    def _append_one(
+        self,
+        txn: lmdb.Transaction,
+        key: bytes,
+        source: Source,
+        new: Append,
+        now_ms: int,
+        bundle: int,
+    ) -> Appended:
+        grown = self._grow(txn, key, source, new, now_ms, bundle)
+        if grown.head is None:
+            return grown.appended
+        head, segments = records.seal(grown.head, self._ring)
+        for number, segment in segments:
+            txn.put(self._segment_key(key, number), segment, db=self._dbs.segments)
+        txn.put(key, head, db=self._dbs.heads)
+        for gone in grown.undue:
+            txn.delete(_DUE_KEY.pack(*gone) + key, db=self._dbs.queue)
+        for due in grown.due:
+            txn.put(_DUE_KEY.pack(*due) + key, b"", db=self._dbs.queue)
+        self._mend(txn, key, new.user)
+        return grown.appended
+
     def _grow(
         self,
         txn: lmdb.Transaction,
         key: bytes,
-        group: Group,
+        source: Source,
         new: Append,
         now_ms: int,
         bundle: int,
     ) -> records.Grown:
-        source, states = group.source, self._states_kept
+        states = self._states_kept
         head = _get(txn, key, self._dbs.heads)
         try:
             if self._ttl_ms and head and records.expired(head, new.user, self._ttl_ms, now_ms):

@@ -57,6 +57,11 @@ class Mending:
         for number, what in new.items():
             self._damage("segment", f"segment {number} of user {user!r} {what}")
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to mend."""
+        return bool(self._segments or self._heads)
+
     def take(self, user: str) -> list[int]:
         """Numbers of the segments that are to be mended now, of a user whose head was written."""
         if user not in self._segments and user not in self._heads:

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from infra.arrays import F32, F64, I8, I32, I64, U8, U64, Bools
+from infra.compiling import fast_kernel
 from models.data.interactions import Interactions
 from models.data.rates import RateCounts
 from models.data.requests import Requests, Sequences
 from models.data.schema import AGE_BUCKETS, Inputs, dwell_bucket
 from models.data.withholding import Withholding, is_withheld
 from models.features import cross_columns, user_columns
-from models.kernels.compiling import fast_kernel
 
 Item = TypeVar("Item")
 

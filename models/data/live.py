@@ -27,11 +27,11 @@ import msgspec
 import numpy as np
 
 from infra.arrays import F32, I32, I64
+from infra.compiling import fast_kernel
 from infra.errors import TrainingError
 from models.data.interactions import Interactions
 from models.data.requests import Requests, Sequences, sampling_rate
 from models.data.sections import TaggedSection
-from models.kernels.compiling import fast_kernel
 
 MAX_NEWER: Final = 63
 """Most behaviors that training leaves newer than the clustering: the service reclusters at 64."""

@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 
 from infra.arrays import F32, F64, I32, I64, Bools
+from infra.compiling import fast_kernel
 from infra.errors import TrainingError
 from models.data.interactions import Interactions
 from models.data.protocols import NextItem
 from models.data.requests import Sequences
-from models.kernels.compiling import fast_kernel
 
 TRIES: Final = 200
 """Draws of one negative before the user's remaining items are looked up instead."""

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from infra.arrays import I32, I64, U64, Bools
-from models.kernels.compiling import kernel
+from infra.compiling import kernel
 
 _SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX: Final = np.uint64(0xFF51AFD7ED558CCD)

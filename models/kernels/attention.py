@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from infra.arrays import F32, I32, U32
+from infra.compiling import fast_kernel, kernel
 from models.kernels.clustering import plain_f32, plain_u32
-from models.kernels.compiling import fast_kernel, kernel
 
 
 def attend(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.arrays import F32, I32, U8, U32
-from models.kernels.compiling import fast_kernel
+from infra.compiling import fast_kernel
 
 Signatures = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 

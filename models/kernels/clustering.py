@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from infra.arrays import F32, F64, I32, I64, U8, U32, Bools
-from models.kernels.compiling import fast_kernel, kernel
+from infra.compiling import fast_kernel, kernel
 
 WARM_ITERATIONS: Final = 3
 """Iterations allowed after a warm start: the old centers already sit in their clusters."""

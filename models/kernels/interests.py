@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from infra.arrays import F32, I32, I64, U32
+from infra.compiling import kernel
 from models.kernels.attention import attend_kernel
 from models.kernels.clustering import cluster_kernel
-from models.kernels.compiling import kernel
 
 
 @kernel

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from infra.arrays import I32, U64, Array
-from models.kernels.compiling import kernel
+from infra.compiling import kernel
 
 SLOT: Final = np.dtype([("key", "<u8"), ("row", "<i4")])
 """A slot of the table, 12 bytes; row 0: it is free."""

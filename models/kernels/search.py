@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from infra.arrays import F32, I32, U8, Bools
-from models.kernels.compiling import fast_kernel, kernel, on_threads
+from infra.compiling import fast_kernel, kernel, on_threads
 
 LANES: Final = 256
 """Lanes in which items lie: some times as many as ranks that are looked at, which are k at most;

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from infra.arrays import F32, I64, Bools
-from models.kernels.compiling import fast_kernel
+from infra.compiling import fast_kernel
 
 
 @fast_kernel

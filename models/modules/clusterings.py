@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infra.compiling import on_threads
 from models.kernels.clustering import cluster_each
-from models.kernels.compiling import on_threads
 from models.modules.agglomeration import agglomerate_each
 
 Clustering = Literal["k-means", "dynamic-routing", "agglomerative", "random"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.arrays import F32, I64
-from models.kernels.compiling import fast_kernel, on_threads
+from infra.compiling import fast_kernel, on_threads
 
 LINE: Final = 16
 """Columns that one thread owns of the table's gradient: a cache line of float32."""

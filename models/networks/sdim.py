@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.arrays import F32, I64, Bools
+from infra.compiling import fast_kernel, on_threads
 from infra.errors import TrainingError
 from models.bundle import SDIMOffline, StateTensor, TableEntry
 from models.data.schema import Inputs
-from models.kernels.compiling import fast_kernel, on_threads
 from models.modules.layers import EPSILON
 from models.modules.long_term import LongTerm, LongTermConfig, Served, State
 from models.modules.pooling import LINE

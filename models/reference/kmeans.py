@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from infra.arrays import F32, I32
-from models.kernels.compiling import fast_kernel
+from infra.compiling import fast_kernel
 
 
 def cluster(projected: F32, weights: F32, K: int, T: int) -> tuple[I32, F32]:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from infra.arrays import U8
-from models.kernels.compiling import kernel
+from infra.compiling import kernel
 
 QUOTE: Final = ord('"')
 COMMA: Final = ord(",")

@@ -20,9 +20,9 @@ import numpy as np
 
 from infra.arrays import I32, I64, U8, U32, U64, Bools
 from infra.behaviors import BEHAVIOR
+from infra.compiling import kernel
+from infra.hashing import xxh3_64, xxh32
 from infra.store import Behaviors
-from models.kernels.compiling import kernel
-from models.kernels.hashing import MAX_HASHED, xxh3_64, xxh32
 from streaming.events.json_kernel import (
     CLOSE,
     COLON,
@@ -201,16 +201,19 @@ def unread(count: int) -> Rows:
     )
 
 
-def _bytes(text: bytes) -> U8:
+def _bytes(text: bytearray) -> U8:
     """A text as the kernel reads it, without a copy."""
     return np.frombuffer(text, np.uint8)
 
 
-def _joined(parts: Sequence[bytes]) -> tuple[bytes, I64]:
-    """Texts one behind the other, and where each begins and the last ends."""
+def _joined(parts: Sequence[bytes]) -> tuple[bytearray, I64]:
+    """Texts one behind the other, and where each begins and the last ends.
+
+    As bytes that may be written: kernels are compiled anew for those that may not.
+    """
     bounds = np.zeros(len(parts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=bounds[1:])
-    return b"".join(parts), bounds
+    return bytearray().join(parts), bounds
 
 
 @kernel
@@ -293,8 +296,6 @@ def _are_ids(starts: I64, sizes: I64, marks: I64, most: int) -> bool:
             starts[field] = marks[_FIELDS + field]
             sizes[field] = marks[_FIELDS + field + 1] - starts[field]
         elif sizes[field] > most:
-            return False
-        if sizes[field] > MAX_HASHED:
             return False
     return bool(sizes[_USER] > 0 and sizes[_ITEM] > 0 and sizes[_ACTION] > 0)
 

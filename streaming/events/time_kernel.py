@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from infra.arrays import U8
-from models.kernels.compiling import kernel
+from infra.compiling import kernel
 from streaming.events.json_kernel import (
     COLON,
     EXACT_DIGITS,

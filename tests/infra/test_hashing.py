@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import xxhash
 
-from models.kernels.hashing import MAX_HASHED, xxh3_64, xxh32
+from infra.hashing import xxh3_64, xxh32
 
-TEXT = np.random.default_rng(7).integers(0, 256, MAX_HASHED + 5).astype(np.uint8)
-SIZES = range(MAX_HASHED + 1)
+LONGEST = 2500
+TEXT = np.random.default_rng(7).integers(0, 256, LONGEST + 5).astype(np.uint8)
+SIZES = range(LONGEST + 1)
 
 
 @pytest.mark.parametrize("start", [0, 3])

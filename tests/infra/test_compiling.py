@@ -10,7 +10,7 @@ from pathlib import Path
 from models.kernels import attention, clustering, interests
 
 KERNEL = """
-from models.kernels.compiling import kernel
+from infra.compiling import kernel
 """
 
 
