@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.arrays import F32, F64, U32, U64, Bools
-from models.kernels.compiling import kernel
+from infra.compiling import kernel
 from models.kernels.lookup import fill_kernel, find_kernel
 
 CROSS_FEATURES: Final = ("bought", "count", "recency_day", "recency_month", "popularity")
