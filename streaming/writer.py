@@ -121,8 +121,8 @@ class BatchWriter:
         """
         started = time.monotonic()
         self.progress.moved()
-        joined = _joined(group)
-        appended, refused = await self.until_done(lambda: self._append(joined), wanted)
+        # Joined in the thread, and freed there: the loop has the next batches to fetch meanwhile.
+        appended, refused = await self.until_done(lambda: self._append(_joined(group)), wanted)
         rejects = [(one, one.decoded.rejects + _refusals(one, refused)) for one in group]
         letters = [letter for one, of in rejects for letter in _letters(one.batch, of)]
         if letters:
@@ -303,6 +303,8 @@ def _refusals(one: Writable, refused: Sequence[_Refused]) -> list[Reject]:
 
 def _letters(batch: FetchedBatch, rejects: Sequence[Reject]) -> list[DeadLetter]:
     """The rejects of a batch as dead letters, which also say where each record came from."""
+    if not rejects:
+        return []
     timestamps = {record.offset: record.timestamp for record in batch.records}
     return [
         DeadLetter(
