@@ -19,7 +19,8 @@ def test_processes_share_a_port_and_the_dead_are_replaced(settings: Settings) ->
         until_ready(settings)
         until(lambda: len(children(process.pid)) == 2)
         victim = children(process.pid)[0]
-        assert libraries(victim) == {"llvmlite", "onnxruntime"}
+        # The other one may be what answered.
+        until(lambda: libraries(victim) == {"llvmlite", "onnxruntime"})
         assert libraries(process.pid) == set()
         for _ in range(20):
             with RankClient(url) as client:

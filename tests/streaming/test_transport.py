@@ -249,8 +249,10 @@ async def test_a_topic_that_is_deleted_under_a_worker_stays_deleted(
 
 @pytest.mark.kafka
 async def test_what_keeps_knowledge_of_the_cluster_is_started_again(kafka: LocalKafka) -> None:
-    async with running(one_partition(kafka), WatchedStore(), KeptLetters()) as worker:
-        await until(lambda: worker.partitions == {0}, "it has the partition")
+    settings, store = one_partition(kafka), WatchedStore()
+    produce(settings, [("a", event("a"))])
+    async with running(settings, store, KeptLetters()) as worker:
+        await until(lambda: store.counts() == {"a": 1}, "it reads")
         consumer: Any = worker.app.consumer
         client = consumer._thread._consumer._client
         consumer._thread.thread_loop.call_soon_threadsafe(client._sync_task.cancel)
