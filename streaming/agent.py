@@ -178,10 +178,12 @@ class BatchAgent:
             BrokerError, KafkaError: the brokers do not answer, or there is no such topic.
         """
         self._go_back_if_interrupted()
-        found = await self._topic.read()
+        rebalances, found = self._rebalances, await self._topic.read()
         if self._topic.id is None:
             return
         ours = self._consumer.assignment()
+        if not ours and found == self._topic.id and rebalances == self._rebalances:
+            self._positions.leave_to_others()
         # None should be neither placed nor on its way to be: it would not be read, without a word.
         stray = ours - self._positions.next.keys() - self._unplaced.keys()
         if stray:

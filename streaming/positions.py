@@ -135,6 +135,13 @@ class Positions:
             for partition in told - ours:
                 gauge.remove(partition)
 
+    def leave_to_others(self) -> None:
+        """Know nothing of partitions any more: the topic is there, so others of the group have them
+        all, and tell what is lost. Two that know of one partition would both tell it.
+        """
+        self._before.clear()
+        self._heard.clear()
+
     async def find(
         self,
         consumer: BatchConsumer,

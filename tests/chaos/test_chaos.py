@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,4 +24,4 @@ def test_faults_lose_and_double_nothing(tmp_path: Path) -> None:
     if obstacle is not None:
         pytest.skip(f"Apache Kafka cannot run here: {obstacle}")
     run = run_seed(SEED, Size(events=40_000, users=400, a_second=5_000), tmp_path, tuple(FAULTS))
-    assert not run.wrong, run.injected
+    assert not run.wrong, json.dumps(run.row(), indent=1)

@@ -233,6 +233,33 @@ async def test_what_a_deleted_topic_held_is_counted_though_its_partition_was_not
 
 
 @pytest.mark.kafka
+async def test_what_a_deleted_topic_held_is_told_by_none_who_had_left_it_to_others(
+    kafka: LocalKafka,
+) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 10))
+    async with running(settings, store, KeptLetters()) as worker:
+        agent = worker.app.batch_agent
+        await until(lambda: committed(settings) == {0: 10}, "all are committed")
+        store.failure = lambda _s, _a: OSError("the disk is gone")
+        await send(settings, of("a", 20, first=10))
+        await agent.check()
+        consumer: Any = worker.app.consumer
+        assignment = consumer.assignment
+        consumer.assignment = set  # as if the group had given its partition to another
+        agent.rebalanced(set())
+        await agent.check()
+        consumer.assignment = assignment
+        await asyncio.to_thread(delete_topic, settings.broker.bootstrap, settings.broker.topic)
+        await asyncio.to_thread(create_topics, settings)
+        store.failure = lambda _s, _a: None
+        await send(settings, of("b", 5))
+        await until(lambda: store.counts().get("b") == 5, "the new topic is read")
+
+    assert lost(worker, "deletion") == 0
+
+
+@pytest.mark.kafka
 async def test_a_store_put_back_from_a_backup_catches_up(kafka: LocalKafka) -> None:
     settings, store = one_partition(kafka), WatchedStore()
     await send(settings, of("a", 10))
