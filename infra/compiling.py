@@ -4,20 +4,23 @@ Kernels release the GIL, so that threads work on different users at once, and ar
 that only the first process on a machine waits for the compiler. Nothing is compiled at import: a
 service calls each of its kernels once before it reports itself ready.
 
-A kernel may call kernels of other files, imported by their names: its cache is stamped with those
-files too (`_stamped`).
+A kernel may call kernels of other files and use their constants, imported by their names: its cache
+is stamped with those, too (`_stamped`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -33,6 +36,9 @@ else:
     from numba import njit
     from numba.core.dispatcher import Dispatcher
 
+    CONSTANT = (bool, int, float, str, bytes, tuple, np.generic, np.ndarray, np.dtype)
+    """What numba compiles into a kernel as it is at that moment."""
+
     def kernel(function, **how):
         """Compiled with IEEE arithmetic: for whatever meets input that may hold NaN."""
         return _stamped(njit(nogil=True, cache=True, error_model="numpy", **how)(function))
@@ -42,17 +48,22 @@ else:
         return kernel(function, fastmath=True)
 
     def _stamped(compiled):
-        """A kernel whose cache on disk is of all files that its code comes from. numba looks at the
-        one in which it stands, and would go on serving an old version of what it calls elsewhere.
+        """A kernel whose cache on disk is of all that its code comes from: the files of what it
+        calls, and the constants that are compiled into it. numba looks at the file in which it
+        stands, and would go on serving an old version of what comes from elsewhere.
         """
         if not isinstance(compiled, Dispatcher):  # numba was told to compile nothing
             return compiled
         function = compiled.py_func
-        called = [one for one in function.__globals__.values() if isinstance(one, Dispatcher)]
-        files = {inspect.getfile(function)}.union(*(one.files for one in called))
-        compiled.files = files
-        sources = b"".join(Path(file).read_bytes() for file in sorted(files))
-        compiled._cache._cache_file._source_stamp = hashlib.sha256(sources).digest()
+        known = function.__globals__
+        called = [one for one in known.values() if isinstance(one, Dispatcher)]
+        used = [(name, known.get(name)) for name in function.__code__.co_names]
+        constants = {(name, pickle.dumps(one)) for name, one in used if isinstance(one, CONSTANT)}
+        compiled.files = {inspect.getfile(function)}.union(*(one.files for one in called))
+        compiled.constants = constants.union(*(one.constants for one in called))
+        sources = [Path(file).read_bytes() for file in sorted(compiled.files)]
+        sources += [name.encode() + value for name, value in sorted(compiled.constants)]
+        compiled._cache._cache_file._source_stamp = hashlib.sha256(b"".join(sources)).digest()
         return compiled
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from models.kernels import attention, clustering, interests
 
 KERNEL = """
@@ -19,14 +21,24 @@ def test_a_kernel_knows_the_files_of_those_it_calls() -> None:
     assert interests.interests_kernel.files == files  # type: ignore[attr-defined]
 
 
-def test_a_change_of_a_called_kernel_is_noticed(tmp_path: Path) -> None:
-    called, calling = tmp_path / "called.py", tmp_path / "calling.py"
+@pytest.mark.parametrize(
+    ("called", "use"),
+    [
+        (f"{KERNEL}@kernel\ndef inner():\n    return ANSWER\n", "inner()"),
+        ("inner = (ANSWER, 7)\n", "inner[0]"),
+    ],
+    ids=["kernel", "constants"],
+)
+def test_a_change_elsewhere_of_what_a_kernel_uses_is_noticed(
+    tmp_path: Path, called: str, use: str
+) -> None:
+    calling = tmp_path / "calling.py"
     calling.write_text(
-        f"{KERNEL}from called import inner\n@kernel\ndef outer():\n    return inner()\n"
+        f"{KERNEL}from called import inner\n@kernel\ndef outer():\n    return {use}\n"
     )
     program = "from calling import outer; print(outer())"
     for answer in ("1", "2"):
-        called.write_text(f"{KERNEL}@kernel\ndef inner():\n    return {answer}\n")
+        (tmp_path / "called.py").write_text(called.replace("ANSWER", answer))
         found = subprocess.run(
             [sys.executable, "-c", program],
             env={
