@@ -10,6 +10,7 @@ is stamped with those, too (`_stamped`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import pickle
@@ -18,11 +19,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
+from infra.telemetry import get_logger
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+log: Final = get_logger(__name__)
+
+UNKEPT: Final[list[str]] = []
+"""Kernels that this process compiled and could not keep on disk."""
 
 if TYPE_CHECKING:  # numba ships no types; a kernel keeps those of the function it was made from
 
@@ -34,14 +42,43 @@ if TYPE_CHECKING:  # numba ships no types; a kernel keeps those of the function 
 
 else:
     from numba import njit
+    from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
     from numba.core.dispatcher import Dispatcher
 
     CONSTANT = (bool, int, float, str, bytes, tuple, np.generic, np.ndarray, np.dtype)
     """What numba compiles into a kernel as it is at that moment."""
 
+    class _AsTheyAre(InTreeCacheLocator):
+        """Kernels beside their source, where nothing can be written any more: in an image, say."""
+
+        def ensure_cache_path(self):
+            """Nothing: it cannot be made."""
+
+    class _Places(CompileResultCacheImpl):
+        """Where kernels are kept: beside their source or where NUMBA_CACHE_DIR says; numba alone
+        raises where neither can be written, nor anything at home.
+        """
+
+        _locator_classes = [*CompileResultCacheImpl._locator_classes, _AsTheyAre]  # noqa: RUF012
+
+    class _Kept(FunctionCache):
+        """Kernels on disk; one that cannot be kept is of use all the same."""
+
+        _impl_class = _Places
+
+        def load_overload(self, sig, target_context):
+            with contextlib.suppress(OSError):
+                return super().load_overload(sig, target_context)
+
+        def save_overload(self, sig, data):
+            try:
+                super().save_overload(sig, data)
+            except OSError:
+                UNKEPT.append(self._name)
+
     def kernel(function, **how):
         """Compiled with IEEE arithmetic: for whatever meets input that may hold NaN."""
-        return _stamped(njit(nogil=True, cache=True, error_model="numpy", **how)(function))
+        return _stamped(njit(nogil=True, error_model="numpy", **how)(function))
 
     def fast_kernel(function):
         """Compiled with reordered arithmetic, as vectorized sums need it: for finite input."""
@@ -55,6 +92,7 @@ else:
         if not isinstance(compiled, Dispatcher):  # numba was told to compile nothing
             return compiled
         function = compiled.py_func
+        compiled._cache = _Kept(function)
         known = function.__globals__
         called = [one for one in known.values() if isinstance(one, Dispatcher)]
         used = [(name, known.get(name)) for name in function.__code__.co_names]
@@ -70,6 +108,17 @@ else:
 @cache
 def _threads(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, "kernel")
+
+
+def tell_unkept() -> None:
+    """Say so if this process compiled what every other will have to compile again."""
+    if UNKEPT:
+        log.warning(
+            "kernels were compiled and cannot be kept, each start compiles them again: run"
+            " `lifelong compile` where the package's folder can be written, or set NUMBA_CACHE_DIR"
+            " to a folder that can",
+            kernels=len(UNKEPT),
+        )
 
 
 def on_threads(run: Callable[[int, int], None], size: int, threads: int) -> None:
