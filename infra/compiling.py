@@ -42,24 +42,44 @@ if TYPE_CHECKING:  # numba ships no types; a kernel keeps those of the function 
 
 else:
     from numba import njit
-    from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
+    from numba.core.caching import (
+        CompileResultCacheImpl,
+        FunctionCache,
+        InTreeCacheLocator,
+        UserProvidedCacheLocator,
+    )
     from numba.core.dispatcher import Dispatcher
 
     CONSTANT = (bool, int, float, str, bytes, tuple, np.generic, np.ndarray, np.dtype)
     """What numba compiles into a kernel as it is at that moment."""
 
-    class _AsTheyAre(InTreeCacheLocator):
-        """Kernels beside their source, where nothing can be written any more: in an image, say."""
+    class _Anyhow(InTreeCacheLocator):
+        """Beside the source, though nothing can be written there: what is compiled is not kept."""
 
         def ensure_cache_path(self):
             """Nothing: it cannot be made."""
 
+    class _Made(_Anyhow):
+        """Beside the source, where kernels were put before it became read-only, as in an image."""
+
+        @classmethod
+        def from_function(cls, py_func, py_file):
+            source = Path(py_file)
+            made = source.parent.glob(f"__pycache__/{source.stem}.*.nbi")
+            return super().from_function(py_func, py_file) if any(made) else None
+
     class _Places(CompileResultCacheImpl):
-        """Where kernels are kept: beside their source or where NUMBA_CACHE_DIR says; numba alone
-        raises where neither can be written, nor anything at home.
+        """Where kernels are kept: where NUMBA_CACHE_DIR says, beside their source, or at home.
+        numba alone raises where none of them can be written.
         """
 
-        _locator_classes = [*CompileResultCacheImpl._locator_classes, _AsTheyAre]  # noqa: RUF012
+        _locator_classes = (
+            UserProvidedCacheLocator,
+            InTreeCacheLocator,
+            _Made,
+            *CompileResultCacheImpl._locator_classes,
+            _Anyhow,
+        )
 
     class _Kept(FunctionCache):
         """Kernels on disk; one that cannot be kept is of use all the same."""
