@@ -55,14 +55,12 @@ def check_user(user: str) -> None:
         raise RequestError("user", f"is longer than {MAX_USER_BYTES} bytes in UTF-8")
 
 
-def check_candidate_count(count: int, limit: int) -> None:
-    """Refuse a request without candidates or with too many."""
+def check_candidate_count(count: int, limit: int, field: str = "candidates") -> None:
+    """Refuse a request without candidates or with too many; or one with none for any user."""
     if count == 0:
-        raise RequestError("candidates", "is empty, expected at least one item id")
+        raise RequestError(field, "is empty, expected at least one id")
     if count > limit:
-        raise RequestError(
-            "candidates", f"holds {count} ids, at most {limit} are ranked in one request"
-        )
+        raise RequestError(field, f"holds {count} ids, at most {limit} are ranked in one request")
 
 
 _UNKNOWN_FIELD: Final = re.compile(r"unknown field `(.*?)`(?: - at `(.*)`)?$", re.DOTALL)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import xxhash
 
 from extractor.state import InterestState
 from extractor.system import Candidates, System, UserHistory
@@ -25,6 +24,8 @@ from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall
 from infra.telemetry import get_logger
 from models.bundle import Bundle
 from scorer.breaker import Breaker
+from scorer.ids import item_keys
+from scorer.ids import warm as warm_ids
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.messages import HistoryKind
 from scorer.sampling import Sampler
@@ -169,10 +170,15 @@ class Ranker:
         candidate_keys: U64,
         time_ms: int | None = None,
         unknown_items: UnknownItems | None = None,
+        names: Sequence[str] | None = None,
     ) -> Ranking:
-        """`rank` of candidates given as u64[B] item keys."""
+        """`rank` of candidates given as u64[B] item keys.
+
+        Args:
+            names: the candidates' ids, for a refusal that names some; None: their keys do.
+        """
         started = time.perf_counter()
-        asked = self._asked(candidate_keys, unknown_items)
+        asked = self._asked(candidate_keys, unknown_items, names)
         return self._rank(user, asked, time_ms, time.perf_counter() - started)
 
     def _asked(
@@ -301,21 +307,11 @@ class Ranker:
 
     def _warm(self) -> None:
         """Have every kernel compiled and every table built before the first request."""
+        warm_ids()
         self._system.warm()
         keys = np.arange(3, dtype=np.uint64)
         feed = self._system.feed(None, Candidates(keys, self.bundle.rows(keys)), 1)
         _run_session(self._session, feed)
-
-
-def item_keys(items: Sequence[str]) -> U64:
-    """u64[n], `infra.behaviors.item_key` of each item, without a Python call for each.
-
-    >>> from infra.behaviors import item_key
-    >>> int(item_keys(["85123A"])[0]) == item_key("85123A")
-    True
-    """
-    hashed = map(xxhash.xxh3_64_intdigest, map(str.encode, items))
-    return np.fromiter(hashed, np.uint64, len(items))
 
 
 def _run_session(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> F32:

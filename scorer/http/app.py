@@ -24,9 +24,10 @@ from infra.errors import RequestError, StoreError
 from infra.metrics import ScorerMetrics, exposition
 from infra.settings import ScorerSettings
 from scorer.http.admission import Admission, Turns
-from scorer.http.kserve import HEADER_LENGTH, KServe, metadata
+from scorer.http.kserve import HEADER_LENGTH, KServe
 from scorer.http.middleware import BodyLimit, RequestMetrics
 from scorer.http.rank_v1 import RankV1
+from scorer.inference import check_model, metadata
 from scorer.limits import RETRY_AFTER_S, SHOWN_CHARS, Refused
 from scorer.ranking import Ranker
 from scorer.service import Service
@@ -139,14 +140,7 @@ class Endpoints:
     def _named(self, request: Request) -> Ranker:
         """The ranker, if the path names its model."""
         ranker = self._service.ranker
-        name: str = request.path_params["name"]
-        if name != ranker.bundle.manifest.name:
-            raise Refused(
-                404,
-                "unknown_model",
-                "name",
-                f"{name[:SHOWN_CHARS]!r} is not served here; {ranker.bundle.manifest.name} is",
-            )
+        check_model(ranker, request.path_params["name"])
         return ranker
 
 

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from scorer.ranking import item_keys
+from scorer.ids import item_keys
 from tests.scorer.conftest import NOW_MS, World
 
 INFER = "/v2/models/tiny/infer"
@@ -174,7 +174,7 @@ async def test_bytes_go_out_only_when_asked_for(http: httpx.AsyncClient) -> None
         (request(USER), "candidates", "missing"),
         (request(ITEMS), "user", "missing"),
         (request(USER, USER, ITEMS), "user", "twice"),
-        (request(tensor("user", "BYTES", ["a", "b"]), ITEMS), "user", "expected 1"),
+        (request(tensor("user", "BYTES", ["a", "b"]), ITEMS), "candidates", "2 users"),
         (request(USER, tensor("candidates", "BYTES", [])), "candidates", "empty"),
         (request(USER, tensor("candidates", "BYTES", ["a"] * 201)), "candidates", "200"),
         (request(USER, tensor("candidates", "BYTES", ["a", 1])), "candidates[1]", "str"),
@@ -182,9 +182,9 @@ async def test_bytes_go_out_only_when_asked_for(http: httpx.AsyncClient) -> None
         (request(USER, tensor("candidates", "UINT64", [-1])), "candidates[0]", "0"),
         (request(USER, tensor("candidates", "UINT64", [2**64])), "candidates", ""),
         (request(USER, {**ITEMS, "shape": [19]}), "candidates", "20 values"),
-        (request(USER, {**ITEMS, "shape": [20, 1]}), "candidates", "dimensions"),
+        (request(USER, {**ITEMS, "shape": [20, 1]}), "candidates", "1 users"),
         (request(USER, {**ITEMS, "shape": []}), "candidates", "dimensions"),
-        (request(USER, {**ITEMS, "shape": [-20]}), "inputs[1].shape[0]", "0"),
+        (request(USER, {**ITEMS, "shape": [-20]}), "candidates", "negative"),
         (
             request(USER, {"name": "candidates", "shape": [1], "datatype": "BYTES"}),
             "candidates",
@@ -193,7 +193,7 @@ async def test_bytes_go_out_only_when_asked_for(http: httpx.AsyncClient) -> None
         (request(USER, ITEMS, tensor("time", "INT64", [-1])), "time[0]", "0"),
         (request(USER, ITEMS, tensor("tme", "INT64", [1])), "inputs.tme", "did you mean time"),
         (request(USER, ITEMS, outputs=[{"name": "ctrs"}]), "outputs.ctrs", "did you mean ctr"),
-        (request(USER, ITEMS, input=[]), "input", "did you mean inputs"),
+        ({"id": "42"}, "inputs", "missing"),
     ],
 )
 async def test_a_bad_request_names_its_tensor(
