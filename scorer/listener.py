@@ -12,6 +12,19 @@ from infra.settings import ScorerSettings
 BACKLOG: Final = 2048
 """Connections the kernel holds while every process is busy."""
 
+LOST_S: Final = 30
+"""Time after which a connection is given up whose other end does not acknowledge what is sent."""
+
+OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", socket.TCP_KEEPCNT), 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", socket.TCP_KEEPCNT), LOST_S * 1000),
+)
+"""Options that accepted connections inherit: a client whose machine is gone is noticed."""
+
 
 def listen(settings: ScorerSettings) -> socket.socket:
     """The socket of ``settings``, bound and listening.
@@ -21,7 +34,9 @@ def listen(settings: ScorerSettings) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server(
+            (settings.host, settings.port), family=family, backlog=BACKLOG
+        )
     except OSError as error:
         what = error.strerror  # of create_server, with the address once more
         if error.errno is not None and not isinstance(error, socket.gaierror):
@@ -30,3 +45,6 @@ def listen(settings: ScorerSettings) -> socket.socket:
             f"scorer.host = {settings.host!r}, scorer.port = {settings.port}: cannot listen there "
             f"({what}); choose others, or stop what listens there"
         ) from error
+    for level, option, value in OPTIONS:
+        listener.setsockopt(level, option, value)
+    return listener

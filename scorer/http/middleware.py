@@ -21,6 +21,10 @@ DISCARD_BYTES: Final = 16 * 1_048_576
 answer before having sent everything, gets the 413 instead of a reset connection."""
 
 
+CLIENT_GONE: Final = 499
+"""Counted as the status of a request whose client left before its answer, as nginx does."""
+
+
 class BodyLimit:
     """Takes in the whole body before anything else is spent on the request.
 
@@ -104,6 +108,9 @@ class RequestMetrics:
         self._metrics.inflight.inc()
         try:
             await self._app(scope, receive, send_noting_status)
+        except asyncio.CancelledError:
+            status = CLIENT_GONE
+            raise
         finally:
             self._metrics.inflight.dec()
             route = getattr(scope.get("route"), "path", "unmatched")
