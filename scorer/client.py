@@ -33,6 +33,9 @@ TIMEOUT_S: Final = 5.0
 IDLE_CONNECTIONS: Final = 16
 """How many connections a client keeps open for later requests."""
 
+TRY_LATER: Final = frozenset({429, 503})
+"""Statuses by which a scorer, or a proxy before it, says that it has too much to do."""
+
 RECEIVE_BYTES: Final = 262_144
 """One read takes a whole answer of some thousand candidates."""
 
@@ -291,30 +294,37 @@ class _Codec:
         return ScorerUnavailable(f"{self.url} cannot be reached: {what}; is a scorer running?")
 
     def _refusal(self, response: _Response) -> LifelongError:
-        try:
-            told = msgspec.json.decode(response.body, type=_Told).error
-        except msgspec.DecodeError:
-            told = _Error("request", f"status {response.status}")
-        if response.status == 503:
-            return ScorerUnavailable(
-                f"{self.url}: {told.field} {told.message}", response.retry_after_s
-            )
+        field, detail = told(response.status, response.body)
+        if response.status in TRY_LATER:
+            return ScorerUnavailable(f"{self.url}: {detail}", response.retry_after_s)
         if 400 <= response.status < 500:
-            return RequestError(told.field, f"{told.field} {told.message}")
-        return ScorerError(f"{self.url} failed ({response.status}): {told.field} {told.message}")
+            return RequestError(field, detail)
+        return ScorerError(f"{self.url} failed ({response.status}): {detail}")
 
 
-class _Error(msgspec.Struct):
-    """What a scorer says was wrong."""
+def told(status: int, body: bytes) -> tuple[str, str]:
+    """The field that an answer finds wrong, and what it says in a sentence, in either protocol.
 
-    field: str
-    message: str
+    >>> told(400, b'{"detail": "user is missing", "field": "user", "status": 400}')
+    ('user', 'user is missing')
+    >>> told(400, b'{"error": "user is missing"}')
+    ('request', 'user is missing')
+    >>> told(502, b"<html>")
+    ('request', 'status 502')
+    """
+    try:
+        said = msgspec.json.decode(body, type=_Told)
+    except msgspec.DecodeError:
+        said = _Told()
+    return said.field, said.detail or said.error or f"status {status}"
 
 
 class _Told(msgspec.Struct):
-    """Body of any answer that is an error."""
+    """What of a problem's details, or of an error of Open Inference, becomes an exception."""
 
-    error: _Error
+    field: str = "request"
+    detail: str = ""
+    error: str = ""
 
 
 class _Response:
