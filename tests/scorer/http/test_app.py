@@ -158,6 +158,8 @@ async def test_time_moves_the_ctrs(http: httpx.AsyncClient) -> None:
         (b'{"user": "u", "candidates": ["a", 3]}', "candidates[1]", "str"),
         (b'{"user": "u", "candidates": ["a", ""]}', "candidates[1]", "length"),
         (b'{"user": "u", "candidates": ["%b"]}' % (b"x" * 257), "candidates[0]", "length"),
+        ('{"user": "u", "candidates": ["a", "%s"]}' % ("é" * 129), "candidates[1]", "256 bytes"),
+        (b'{"user": "u", "candidates": ["%b"]}' % (rb"\u4e2d" * 86), "candidates[0]", "256 bytes"),
         (msgspec.json.encode({"user": "u", "candidates": ["a"] * 201}), "candidates", "200"),
         (b'{"user": "u", "candidates": ["a"], "top_k": 0}', "top_k", "1"),
         (b'{"user": "u", "candidates": ["a"], "top_k": 201}', "top_k", "200"),
