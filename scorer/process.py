@@ -16,7 +16,7 @@ from typing import Final
 
 from extractor.system import System
 from extractor.systems import load_system
-from infra.errors import StoreUnavailable
+from infra.errors import StoreUnavailable, without_places
 from infra.metrics import ScorerMetrics, new_registry
 from infra.processes import orphaned
 from infra.settings import Settings
@@ -150,7 +150,9 @@ class ScorerProcess:
                     damage=counted(self._metrics.store_damage),
                 )
             except StoreUnavailable as error:
-                self._service.readiness.waits_for(f"the store does not answer: {error}")
+                self._service.readiness.waits_for(
+                    f"the store does not answer: {without_places(error)}"
+                )
                 log.warning("store is away, trying again", error=str(error))
                 time.sleep(RETRY_STORE_S)
                 if orphaned():

@@ -49,7 +49,7 @@ async def test_requests_beyond_the_bound_are_refused_at_once(world: World, gate:
         await until_asked(gate)
         refused = await http.post("/v1/rank", json=REQUEST)
         assert refused.status_code == 503
-        assert "2 others were waiting" in refused.json()["error"]["message"]
+        assert "2 others were waiting" in refused.json()["detail"]
         assert refused.headers["retry-after"] == "1"
         gate.open.set()
         assert [(await task).status_code for task in scored] == [200, 200, 200]
@@ -61,7 +61,7 @@ async def test_a_request_past_its_deadline_is_given_up(world: World, gate: Gate)
     async with client_of(world) as http:
         response = await http.post("/v1/rank", json=REQUEST)
         assert response.status_code == 503
-        assert "0.05 s" in response.json()["error"]["message"]
+        assert "0.05 s" in response.json()["detail"]
         gate.open.set()
 
 
