@@ -363,8 +363,9 @@ class ScorerMetrics(_BundleInfo):
         )
         self.rejected = Counter(
             "lifelong_scorer_rejected",
-            "Requests turned away before scoring, by reason (too large, too many waiting, "
-            "deadline). A rise of the last two means too few scorers.",
+            "Requests turned away before scoring, by reason. overload (more comes than can be "
+            "ranked) and deadline (those before it leave no time for it) mean too few scorers; "
+            "client: too many waiting ones are the same client's.",
             ["reason"],
             registry=registry,
         )

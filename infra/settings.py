@@ -297,10 +297,12 @@ class ScorerSettings(Section):
     """Most candidates in one request."""
     max_body_bytes: Positive = Field(default_factory=enough_body_bytes)
     """Largest request body. Unless set, what max_candidates ids of the greatest length take."""
-    max_waiting: Positive = 64
-    """Requests that may wait for a process; the next one is refused with 503."""
+    max_waiting: Positive = 256
+    """Requests that may wait for a process, whose bodies it holds; the next is refused with 429.
+    As a rule time bounds them: who cannot be answered by the deadline is refused, too."""
     deadline_s: Seconds = 2.0
-    """Time after which a waiting request is given up with 503."""
+    """Time within which a request is answered or, once taken on, given up with 503; less where it
+    says so itself (x-request-timeout-ms, x-envoy-expected-rq-timeout-ms, grpc-timeout)."""
     store_timeout_s: Seconds = 0.1
     """Time within which a server that is the store must have answered a read."""
     without_store: Literal["degrade", "refuse"] = "degrade"

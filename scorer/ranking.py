@@ -26,6 +26,7 @@ from models.bundle import Bundle
 from scorer.breaker import Breaker
 from scorer.ids import item_keys
 from scorer.ids import warm as warm_ids
+from scorer.jobs import standing_aside
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.messages import HistoryKind
 from scorer.sampling import Sampler
@@ -136,6 +137,11 @@ class Ranker:
         self._kind = {kind: metrics.history.labels(kind=kind) for kind in HISTORIES}
         self._warm()
 
+    @property
+    def reads_locally(self) -> bool:
+        """Whether users are read within the process, so that nobody need stand aside for it."""
+        return self._store.local
+
     def rank(
         self,
         user: str,
@@ -209,8 +215,19 @@ class Ranker:
 
     def _rank(self, user: str, asked: _Asked, time_ms: int | None, lookup_s: float) -> Ranking:
         started = time.perf_counter()
-        found = self._read_if_there(user)
-        read = time.perf_counter()
+        if self._store.local:
+            found = self._read_if_there(user)
+        else:
+            with standing_aside():
+                found = self._read_if_there(user)
+        self._stage["store"].observe(time.perf_counter() - started)
+        return self._score(user, found, asked, time_ms, lookup_s)
+
+    def _score(
+        self, user: str, found: _Found, asked: _Asked, time_ms: int | None, lookup_s: float
+    ) -> Ranking:
+        """The ranking by what the store has of the user."""
+        started = time.perf_counter()
         history = found.history
         if found.whole is not None:
             history = self._extracted(found.whole)
@@ -220,8 +237,7 @@ class Ranker:
         ctrs = _run_session(self._session, feed)
         if asked.last:
             ctrs = np.where(asked.unknown, np.float32(0), ctrs)
-        self._stage["store"].observe(read - started)
-        self._stage["features"].observe(lookup_s + gathered - read)
+        self._stage["features"].observe(lookup_s + gathered - started)
         self._stage["model"].observe(time.perf_counter() - gathered)
         newer = 0 if history is None else len(history.newer)
         self._count(found.kind, newer, len(ctrs))

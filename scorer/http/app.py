@@ -23,16 +23,18 @@ from starlette.routing import Route
 
 from infra.metrics import ScorerMetrics, exposition
 from infra.settings import ScorerSettings
-from scorer.http.admission import Admission, Turns
+from scorer.http.admission import Admission
+from scorer.http.body import Body
 from scorer.http.identity import RequestIdentity
 from scorer.http.kserve import HEADER_LENGTH, KServe
-from scorer.http.middleware import BodyLimit, RequestMetrics
+from scorer.http.middleware import RequestMetrics
 from scorer.http.problems import JSON, KINDS, error_handlers, json_response
 from scorer.http.rank_v1 import RankV1
 from scorer.inference import check_model, metadata
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.ranking import Ranker
 from scorer.service import Service
+from scorer.turns import Turns
 
 BINARY: Final = "application/octet-stream"
 DEGRADED: Final = {"lifelong-degraded": "store"}
@@ -46,32 +48,45 @@ def create_app(
     settings: ScorerSettings,
     metrics: ScorerMetrics,
     registry: CollectorRegistry,
+    turns: Turns | None = None,
 ) -> Starlette:
     """The ASGI application of one process; nothing runs until a request comes.
 
     Args:
         service: what answers; it may still be waiting for its bundle.
         registry: where ``metrics`` are registered, shown on /metrics.
+        turns: shared with whatever else asks the service; None: nothing does.
     """
     endpoints = Endpoints(service, settings, registry)
-    scored = [
-        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
-        Middleware(Admission, turns=Turns(settings.max_waiting, settings.deadline_s)),
-    ]
+    handlers = error_handlers(metrics)
+    rank = Route("/v1/rank", endpoints.rank, methods=["POST"])
+    infer = Route("/v2/models/{name}/infer", endpoints.infer, methods=["POST"])
+    admission = Middleware(
+        Admission,
+        turns=turns or Turns(settings.max_waiting, settings.deadline_s),
+        scored={"/v1/rank": rank, "/infer": infer},
+        body=Body(settings.max_body_bytes),
+        refuse=handlers[RequestError],
+        metrics=metrics,
+    )
     app = Starlette(
         routes=[
-            Route("/v1/rank", endpoints.rank, methods=["POST"], middleware=scored),
+            rank,
             Route("/v2", endpoints.server, methods=["GET"]),
             Route("/v2/health/live", endpoints.live, methods=["GET"]),
             Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
             Route("/v2/models/{name}", endpoints.model, methods=["GET"]),
             Route("/v2/models/{name}/ready", endpoints.model_ready, methods=["GET"]),
-            Route("/v2/models/{name}/infer", endpoints.infer, methods=["POST"], middleware=scored),
+            infer,
             Route("/metrics", endpoints.metrics, methods=["GET"]),
             Route("/problems/{kind}", endpoints.problem, methods=["GET"]),
         ],
-        middleware=[Middleware(RequestIdentity), Middleware(RequestMetrics, metrics=metrics)],
-        exception_handlers=error_handlers(metrics),
+        middleware=[
+            Middleware(RequestIdentity),
+            Middleware(RequestMetrics, metrics=metrics),
+            admission,
+        ],
+        exception_handlers=handlers,
     )
     # It would lead to whatever Host the request named.
     app.router.redirect_slashes = False

@@ -68,6 +68,10 @@ KINDS: Final[Mapping[str, Kind]] = {
         "Too many requests are waiting",
         "Ask again after Retry-After, or another scorer; if it lasts, add scorers.",
     ),
+    "client": Kind(
+        "One client asks too much",
+        "Ask again after Retry-After; the client has as many requests waiting as one may have.",
+    ),
     "deadline": Kind(
         "There was no time to score",
         "Ask again after Retry-After, with fewer candidates or more time; if it lasts, add "
