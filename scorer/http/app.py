@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from infra.errors import RequestError
 from infra.metrics import ScorerMetrics, exposition
 from infra.settings import ScorerSettings
 from scorer.http.admission import Admission

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import Final
 
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.metrics import ScorerMetrics
+
 CLIENT_GONE: Final = 499
 """Counted as the status of a request whose client left before its answer, as nginx does."""
 
