@@ -1,14 +1,17 @@
 """The scorer's HTTP interface, composed in one place.
 
 POST /v1/rank                  scorer.http.rank_v1
-POST /v2/models/{name}/infer   scorer.http.kserve
-GET  /v2/models/{name}[/ready], /v2, /v2/health/live, /v2/health/ready, /metrics
+GET  /v2, /v2/health/live, /v2/health/ready, /metrics
+GET  /v2/models/stats
+POST /v2/repository/index
+     /v2/models/{name}[/versions/{version}]
+POST   /infer                  scorer.http.kserve
+GET    , /ready, /config, /stats
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import msgspec
@@ -21,9 +24,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from infra.errors import RequestError, StoreError
-from infra.metrics import ScorerMetrics, exposition
+from infra.metrics import Figures, ScorerMetrics, exposition
 from infra.settings import ScorerSettings
 from scorer.http.admission import Admission, Turns
+from scorer.http.compression import Compression
 from scorer.http.kserve import HEADER_LENGTH, KServe
 from scorer.http.middleware import BodyLimit, RequestMetrics
 from scorer.http.rank_v1 import RankV1
@@ -31,6 +35,7 @@ from scorer.inference import check_model, metadata
 from scorer.limits import RETRY_AFTER_S, SHOWN_CHARS, Refused
 from scorer.ranking import Ranker
 from scorer.service import Service
+from scorer.triton import model_config, repository_index, server_metadata, statistics
 
 JSON: Final = "application/json"
 BINARY: Final = "application/octet-stream"
@@ -51,24 +56,40 @@ def create_app(
         registry: where ``metrics`` are registered, shown on /metrics.
     """
     endpoints = Endpoints(service, settings, registry)
+    limit = Middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     scored = [
-        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        limit,
         Middleware(Admission, turns=Turns(settings.max_waiting, settings.deadline_s)),
+        Middleware(
+            Compression, max_bytes=settings.max_body_bytes, least_bytes=settings.compress_bytes
+        ),
     ]
     return Starlette(
         routes=[
             Route("/v1/rank", endpoints.rank, methods=["POST"], middleware=scored),
             Route("/v2", endpoints.server, methods=["GET"]),
+            Route("/v2/models/stats", endpoints.statistics, methods=["GET"]),
+            Route("/v2/repository/index", endpoints.index, methods=["POST"], middleware=[limit]),
             Route("/v2/health/live", endpoints.live, methods=["GET"]),
             Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
-            Route("/v2/models/{name}", endpoints.model, methods=["GET"]),
-            Route("/v2/models/{name}/ready", endpoints.model_ready, methods=["GET"]),
-            Route("/v2/models/{name}/infer", endpoints.infer, methods=["POST"], middleware=scored),
+            *model_routes("/v2/models/{name}", endpoints, scored),
+            *model_routes("/v2/models/{name}/versions/{version}", endpoints, scored),
             Route("/metrics", endpoints.metrics, methods=["GET"]),
         ],
         middleware=[Middleware(RequestMetrics, metrics=metrics)],
         exception_handlers=error_handlers(metrics),
     )
+
+
+def model_routes(path: str, endpoints: Endpoints, scored: list[Middleware]) -> list[Route]:
+    """The routes of a model, under its name or under one of its versions."""
+    return [
+        Route(path, endpoints.model, methods=["GET"]),
+        Route(f"{path}/ready", endpoints.model_ready, methods=["GET"]),
+        Route(f"{path}/config", endpoints.config, methods=["GET"]),
+        Route(f"{path}/stats", endpoints.model_statistics, methods=["GET"]),
+        Route(f"{path}/infer", endpoints.infer, methods=["POST"], middleware=scored),
+    ]
 
 
 class Endpoints:
@@ -107,14 +128,22 @@ class Endpoints:
         return await self._readiness({})
 
     async def server(self, _request: Request) -> Response:
-        return json_response(
-            200,
-            {
-                "name": "lifelong",
-                "version": own_version(),
-                "extensions": ["binary_tensor_data"],
-            },
-        )
+        return json_response(200, server_metadata())
+
+    async def index(self, request: Request) -> Response:
+        ready = self._kserve.wants_ready(await request.body())
+        bundle = self._service.ranker.bundle
+        reason = await self._service.readiness.reason()
+        return json_response(200, repository_index(bundle, reason, ready=ready))
+
+    async def statistics(self, _request: Request) -> Response:
+        return json_response(200, self._statistics(self._service.ranker))
+
+    async def model_statistics(self, request: Request) -> Response:
+        return json_response(200, self._statistics(self._named(request)))
+
+    async def config(self, request: Request) -> Response:
+        return json_response(200, model_config(self._named(request).bundle))
 
     async def model(self, request: Request) -> Response:
         bundle = self._named(request).bundle
@@ -126,6 +155,9 @@ class Endpoints:
     async def metrics(self, _request: Request) -> Response:
         body, content_type = exposition(self._registry)
         return Response(body, headers={"content-type": content_type})
+
+    def _statistics(self, ranker: Ranker) -> dict[str, object]:
+        return statistics(ranker.bundle, Figures(self._registry))
 
     async def _readiness(self, about: dict[str, object]) -> Response:
         readiness = self._service.readiness
@@ -140,7 +172,7 @@ class Endpoints:
     def _named(self, request: Request) -> Ranker:
         """The ranker, if the path names its model."""
         ranker = self._service.ranker
-        check_model(ranker, request.path_params["name"])
+        check_model(ranker, request.path_params["name"], request.path_params.get("version", ""))
         return ranker
 
 
@@ -153,14 +185,6 @@ def check_content_type(request: Request, *accepted: str) -> None:
             "content_type",
             "Content-Type",
             f"is {given[:SHOWN_CHARS]}, expected {' or '.join(accepted)}",
-        )
-    coding = request.headers.get("content-encoding", "identity")
-    if coding.lower() != "identity":
-        raise Refused(
-            415,
-            "content_type",
-            "Content-Encoding",
-            f"is {coding[:SHOWN_CHARS]}, expected none",
         )
 
 
@@ -217,11 +241,3 @@ def error_response(
 def json_response(status: int, content: object) -> Response:
     """A small answer in JSON."""
     return Response(msgspec.json.encode(content), status_code=status, media_type=JSON)
-
-
-def own_version() -> str:
-    """The version of Lifelong as installed."""
-    try:
-        return version("lifelong")
-    except PackageNotFoundError:
-        return "unknown"
