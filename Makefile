@@ -95,11 +95,11 @@ $(STAMPS)/%: requirements/%.txt $(STAMPS)/project
 	$(INSTALL) -r requirements/$*.txt
 	@touch $@
 
-# With uv, since pip takes minutes for these; what they ask for and no test imports stays out.
+# With uv, since pip takes minutes for these; pip's settings are not its own, so the index is told.
 $(STAMPS)/clients: requirements/clients.txt $(STAMPS)/dev
 	@echo "Installing requirements/clients.txt"
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/clients
-	$(BIN)/uv pip install --quiet --require-hashes --no-deps --python $(VENV)/clients/bin/python -r $<
+	$(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --require-hashes --no-deps --python $(VENV)/clients/bin/python -r $<
 	@touch $@
 
 # dev is resolved first and bounds the rest. The files carry no registry's address, so that they

@@ -258,8 +258,8 @@ class ScorerSettings(Section):
     max_body_bytes: Positive = 1_048_576
     """Largest request body, before and after it is decompressed."""
     compress_bytes: Positive = 16_384
-    """Smallest answer that is compressed where the client accepts that. Compressing costs more time
-    than the network takes for less."""
+    """Smallest answer that is compressed where the client accepts that. What is saved of less is
+    not worth the time."""
     max_waiting: Positive = 64
     """Requests that may wait for a process; the next one is refused with 503."""
     deadline_s: Seconds = 2.0

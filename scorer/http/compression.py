@@ -167,7 +167,7 @@ def _unzstd(body: bytes, max_bytes: int) -> bytes:
     # Memory that nobody has written to costs nothing, so room for the largest is no waste.
     room = np.empty(max_bytes + 1, np.uint8)
     try:
-        size = cramjam.zstd.decompress_into(body, room)
+        size = cramjam.zstd.decompress_into(body, room.data)
     except cramjam.DecompressionError as error:
         if "write whole buffer" in str(error):
             raise _too_large(max_bytes) from None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import cramjam
@@ -113,7 +113,7 @@ async def test_an_answer_is_compressed_as_the_client_accepts(
         raw = b"".join([chunk async for chunk in response.aiter_raw()])
     assert response.headers.get("content-encoding") == coding
     assert int(response.headers["content-length"]) == len(raw)
-    unfold = {
+    unfold: dict[str | None, Callable[[bytes], bytes]] = {
         "gzip": gzip.decompress,
         "deflate": zlib.decompress,
         "zstd": lambda data: bytes(cramjam.zstd.decompress(data)),
