@@ -76,13 +76,41 @@ def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
 
     With several processes it is the sum over all of them, whichever process is asked.
     """
-    directory = os.environ.get(MULTIPROCESS_DIR)
+    registry, directory = _of_all(registry), os.environ.get(MULTIPROCESS_DIR)
     if not directory:
         return generate_latest(registry), CONTENT_TYPE_LATEST
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     with _locked(Path(directory), fcntl.LOCK_SH):
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class Figures:
+    """What /metrics would say now, to be asked by a program."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for metric in _of_all(registry).collect():
+            for sample in metric.samples:
+                self._samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+
+    def of(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """The samples of a name, each by its labels; none where there are none yet."""
+        return self._samples.get(name, [])
+
+    def sum(self, name: str, **labels: str) -> float:
+        """The sum of the samples that have these labels."""
+        return sum(value for has, value in self.of(name) if labels.items() <= has.items())
+
+    def most(self, name: str) -> float:
+        """The largest sample of a name; 0 where there is none yet."""
+        return max((value for _, value in self.of(name)), default=0.0)
+
+
+def _of_all(registry: CollectorRegistry) -> CollectorRegistry:
+    """The registry, or in multi-process mode one over the processes' files."""
+    if os.environ.get(MULTIPROCESS_DIR):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry
 
 
 def forget_process(pid: int) -> None:
@@ -450,6 +478,12 @@ class ScorerMetrics(_BundleInfo):
             "1 while /v2/health/ready says 200 in every process, else 0: the bundle is warm, and "
             "the store answers, unless rankings go on without it (scorer.without_store).",
             multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self.last_ranking_timestamp_seconds = Gauge(
+            "lifelong_scorer_last_ranking_timestamp_seconds",
+            "When a user was last scored, as seconds since epoch; 0: not yet.",
+            multiprocess_mode="max",
             registry=registry,
         )
         self.store_answers = Gauge(

@@ -296,7 +296,11 @@ class ScorerSettings(Section):
     max_candidates: Positive = 10_000
     """Most candidates in one request."""
     max_body_bytes: Positive = Field(default_factory=enough_body_bytes)
-    """Largest request body. Unless set, what max_candidates ids of the greatest length take."""
+    """Largest request body, before and after it is decompressed. Unless set, what max_candidates ids
+    of the greatest length take."""
+    compress_bytes: Positive = 16_384
+    """Smallest answer that is compressed where the client accepts that. What is saved of less is
+    not worth the time."""
     max_waiting: Positive = 256
     """Requests that may wait for a process, whose bodies it holds; the next is refused with 429.
     As a rule time bounds them: who cannot be answered by the deadline is refused, too."""
