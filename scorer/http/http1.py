@@ -59,12 +59,14 @@ class Http1(HttpToolsProtocol):
                 self._refuse(431, f"The head of a request is larger than {MAX_HEAD_BYTES} bytes.")
             elif self._head_timer is None:
                 self._await_head()
-        elif self.cycle is not None and self.cycle.response_complete:
-            # The rest of a body that nobody waited for has unset the timer.
-            if self.timeout_keep_alive_task is None:
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+        elif (
+            self.cycle is not None
+            and self.cycle.response_complete
+            and self.timeout_keep_alive_task is None
+        ):  # the rest of a body that nobody waited for has unset the timer
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -152,7 +154,7 @@ class Http1(HttpToolsProtocol):
         self.tasks.add(task)
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer what is no request, and close; after the answer to the one before, if it is owed."""
+        """Answer what is no request, and close; but first comes an answer that is owed."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             cycle.keep_alive = False

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
+import threading
 from pathlib import Path
+from typing import Self
 
 from infra.settings import BundleSettings, Settings
 from scorer.client import RankClient
@@ -38,6 +41,82 @@ def test_processes_share_a_port_and_the_dead_are_replaced(settings: Settings) ->
         assert process.returncode == 0
         assert "Traceback" not in said
         assert '"exit_code": -9' in said or "exit_code=-9" in said or "died" in said
+
+
+def test_clients_lose_nothing_by_restarts_and_by_a_death_their_own_requests_alone(
+    settings: Settings,
+) -> None:
+    scorer = settings.scorer.model_copy(update={"processes": 2, "lame_duck_s": 5})
+    settings = settings.model_copy(update={"scorer": scorer})
+    with running(settings) as process:
+        until(lambda: len(accepting(process.pid)) == 2)
+        with Clients(settings, 4) as clients:
+            for old in accepting(process.pid):
+                os.kill(old, signal.SIGTERM)  # as who exchanges processes one by one
+                until(lambda old=old: old not in children(process.pid))
+                until(lambda: len(accepting(process.pid)) == 2)
+                clients.go_on()
+            assert clients.lost == []
+
+            os.kill(accepting(process.pid)[0], signal.SIGKILL)
+            clients.go_on()
+            assert len(clients.lost) <= 4
+            del clients.lost[:]
+
+            process.send_signal(signal.SIGTERM)
+            clients.go_on()
+            assert clients.lost == []
+            assert get(settings, "/v2/health/ready")[0] == 503
+        process.send_signal(signal.SIGTERM)  # nobody is there any more to wait for
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert "Traceback" not in said
+
+
+class Clients:
+    """Threads that ask for rankings one after another, each in a connection that it keeps."""
+
+    def __init__(self, settings: Settings, count: int) -> None:
+        self.lost: list[str] = []
+        self._port = settings.scorer.port
+        self._answered = 0
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def go_on(self) -> None:
+        """Wait for what shows that all of them are served."""
+        enough = self._answered + 50 * len(self._threads)
+        until(lambda: self._answered >= enough)
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=WAIT_S)
+        while not self._done.is_set():
+            try:
+                connection.request("POST", "/v1/rank", b'{"user": "u", "candidates": ["item-1"]}')
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status != 200:
+                    self.lost.append(str(answer.status))
+                self._answered += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.lost.append(repr(error))
+                connection.close()
+        connection.close()
+
+
+def accepting(pid: int) -> list[int]:
+    """The processes of a supervisor that are ready: their ranking thread is there."""
+    return [child for child in children(pid) if libraries(child) == {"llvmlite", "onnxruntime"}]
 
 
 def rankings_counted(settings: Settings) -> int:
