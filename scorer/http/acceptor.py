@@ -19,7 +19,7 @@ from infra.telemetry import get_logger
 from scorer.http.connections import HEAD_TIMEOUT_S, IDLE_GRACE_S
 from scorer.siblings import Place
 
-PATIENCE_S: Final = 0.005
+PATIENCE_S: Final = 0.02
 """How long a connection is left to a sibling that has fewer."""
 
 RETRY_S: Final = 0.2

@@ -11,9 +11,9 @@ import asyncio
 from typing import Any, Final
 
 import httptools
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
-    ASGI3Application,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
@@ -32,6 +32,9 @@ class Http1(HttpToolsProtocol):
 
     server_state: Connections
     parser: httptools.HttpRequestParser
+    # None before the first request.
+    scope: Scope | None  # type: ignore[assignment]
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -108,6 +111,7 @@ class Http1(HttpToolsProtocol):
         self._head_bytes = 0
         super().on_headers_complete()
         if self.server_state.draining:
+            assert self.cycle is not None
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
@@ -147,8 +151,8 @@ class Http1(HttpToolsProtocol):
 
     # How a request is answered.
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        task = self.loop.create_task(cycle.run_asgi(app))
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        task = self.loop.create_task(cycle.run_asgi(app))  # type: ignore[arg-type]
         self._answering = cycle, task
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)

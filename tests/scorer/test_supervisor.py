@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 from typing import Self
@@ -43,22 +45,23 @@ def test_processes_share_a_port_and_the_dead_are_replaced(settings: Settings) ->
         assert '"exit_code": -9' in said or "exit_code=-9" in said or "died" in said
 
 
-def test_clients_lose_nothing_by_restarts_and_by_a_death_their_own_requests_alone(
+def test_clients_lose_nothing_by_an_exchange_and_by_a_death_their_own_requests_alone(
     settings: Settings,
 ) -> None:
     scorer = settings.scorer.model_copy(update={"processes": 2, "lame_duck_s": 5})
     settings = settings.model_copy(update={"scorer": scorer})
-    with running(settings) as process:
-        until(lambda: len(accepting(process.pid)) == 2)
+    with running(settings) as process, Said(process) as said:
+        until(lambda: len(said.ready()) == 2)
         with Clients(settings, 4) as clients:
-            for old in accepting(process.pid):
-                os.kill(old, signal.SIGTERM)  # as who exchanges processes one by one
-                until(lambda old=old: old not in children(process.pid))
-                until(lambda: len(accepting(process.pid)) == 2)
-                clients.go_on()
+            clients.go_on()
+            old = said.ready()[0]
+            os.kill(old, signal.SIGTERM)
+            until(lambda: old not in children(process.pid))
+            until(lambda: len(said.ready()) == 3)
+            clients.go_on()
             assert clients.lost == []
 
-            os.kill(accepting(process.pid)[0], signal.SIGKILL)
+            os.kill(said.ready()[1], signal.SIGKILL)
             clients.go_on()
             assert len(clients.lost) <= 4
             del clients.lost[:]
@@ -68,9 +71,39 @@ def test_clients_lose_nothing_by_restarts_and_by_a_death_their_own_requests_alon
             assert clients.lost == []
             assert get(settings, "/v2/health/ready")[0] == 503
         process.send_signal(signal.SIGTERM)  # nobody is there any more to wait for
-        _, said = process.communicate(timeout=30)
-        assert process.returncode == 0
-        assert "Traceback" not in said
+        assert process.wait(timeout=WAIT_S) == 0
+    assert "Traceback" not in said.text()
+
+
+class Said:
+    """What a scorer's processes log, read as they do."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._lines: list[str] = []
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._thread.join()
+
+    def ready(self) -> list[int]:
+        """The processes that have got ready, in order."""
+        lines = [line for line in self._lines if '"scorer ready"' in line]
+        return [json.loads(line)["pid"] for line in lines]
+
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self._lines)
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._lines.append(line)
 
 
 class Clients:
@@ -112,11 +145,6 @@ class Clients:
                 self.lost.append(repr(error))
                 connection.close()
         connection.close()
-
-
-def accepting(pid: int) -> list[int]:
-    """The processes of a supervisor that are ready: their ranking thread is there."""
-    return [child for child in children(pid) if libraries(child) == {"llvmlite", "onnxruntime"}]
 
 
 def rankings_counted(settings: Settings) -> int:
