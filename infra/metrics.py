@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -117,8 +118,8 @@ def forget_process(pid: int) -> None:
     """Drop the gauges of a scorer process that has ended, and keep its counts in the sums.
 
     What it counted is added to one file of all that have ended: a file for each would make every
-    /metrics slower than the one before. Whoever asks meanwhile waits, since a count that falls or is
-    there twice looks like a restart, or like work.
+    /metrics slower than the one before. Whoever asks meanwhile waits, since a count that falls or
+    is there twice looks like a restart, or like work.
     """
     directory = Path(os.environ[MULTIPROCESS_DIR])
     with _locked(directory, fcntl.LOCK_EX):
@@ -133,10 +134,12 @@ def forget_process(pid: int) -> None:
 def _add_counts(source: Path, target: Path) -> None:
     counts = MmapedDict(str(target))  # type: ignore[no-untyped-call]
     try:
-        for key, value, _, _ in MmapedDict.read_all_values_from_file(str(source)):  # type: ignore[no-untyped-call]
-            if value:
-                before, _ = counts.read_value(key)  # type: ignore[no-untyped-call]
-                counts.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
+        values = MmapedDict.read_all_values_from_file(str(source))  # type: ignore[no-untyped-call]
+        for key, value, _, _ in values:
+            before, _ = counts.read_value(key)  # type: ignore[no-untyped-call]
+            counts.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
+    except (struct.error, RuntimeError, ValueError):
+        pass  # killed while it made the file: what cannot be read of it would fail every /metrics
     finally:
         counts.close()  # type: ignore[no-untyped-call]
 

@@ -109,3 +109,41 @@ def test_processes_of_one_scorer_add_up(tmp_path: Path) -> None:
     assert "lifelong_scorer_store_empty 1.0" in both
     assert "lifelong_scorer_store_empty 0.0" in survivor
     assert "lifelong_scorer_ready 1.0" in survivor
+
+
+ENDED_PROCESSES = """
+import os, pathlib
+from infra.metrics import ScorerMetrics, exposition, forget_process, new_registry
+registry = new_registry()
+metrics = ScorerMetrics(registry)
+directory = pathlib.Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+for _ in range(100):
+    pid = os.fork()
+    if pid == 0:
+        metrics.requests.labels("rank", "200").inc()
+        metrics.request_seconds.labels("rank").observe(0.004)
+        metrics.inflight.inc()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    (directory / f"histogram_{pid + 1_000_000}.db").touch()
+    forget_process(pid + 1_000_000)
+    forget_process(pid)
+print(len(list(directory.iterdir())), exposition(registry)[0].decode())
+"""
+
+
+def test_processes_that_have_ended_leave_their_counts_and_no_files(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED_PROCESSES],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    files, _, said = done.stdout.partition(" ")
+    assert int(files) < 12
+    assert 'lifelong_scorer_requests_total{route="rank",status="200"} 100.0' in said
+    assert 'lifelong_scorer_request_seconds_count{route="rank"} 100.0' in said
+    assert 'lifelong_scorer_request_seconds_bucket{le="0.003",route="rank"} 0.0' in said
+    assert 'lifelong_scorer_request_seconds_bucket{le="0.005",route="rank"} 100.0' in said
