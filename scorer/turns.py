@@ -27,8 +27,12 @@ STANDING: Final = (4.0, 2.0, 1.0)
 """How many usual requests may be ahead of one that is taken on while more comes than can be done,
 by level: two keep the ranking thread busy whatever the event loop does meanwhile."""
 
-FULL: Final = 0.95
-"""Share of what can be done from which on a queue stands: it hardly empties any more."""
+FULL: Final = 1.2
+"""Share of what can be done from which on more comes than that, surely: clients of whom each waits
+for its answer before it asks again keep a scorer at 1 and no more, and are all to be answered."""
+
+MARGIN: Final = 0.8
+"""How much of the time to its deadline a request may be expected to wait: costs are guesses."""
 
 LOAD_S: Final = 0.25
 """Time over which the load is told: longer than a burst that deadlines leave time for."""
@@ -149,7 +153,7 @@ class Turns:
         if not self._taken:
             return None  # whatever it costs: nothing is learned from who is never served
         ahead_s = sum(self._ahead[: head.level + 1])
-        left_s = deadline - now - cost_s
+        left_s = MARGIN * (deadline - now) - cost_s
         if ahead_s > left_s:
             return "deadline"
         if self.load > FULL:
