@@ -65,9 +65,11 @@ def test_who_has_less_time_is_refused_earlier() -> None:
     scene.take(HEAD)
 
 
-def test_nobody_is_refused_while_nobody_waits() -> None:
+def test_nobody_with_any_time_is_refused_while_nobody_waits() -> None:
     scene = Scene()
-    scene.take(HEAD._replace(timeout_s=0.0))
+    scene.serve(scene.take(HEAD._replace(timeout_s=COST_S / 10)))
+    with pytest.raises(Refused):
+        scene.take(HEAD._replace(timeout_s=0.0))
 
 
 def test_while_more_comes_than_can_be_done_few_wait() -> None:
