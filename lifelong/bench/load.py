@@ -255,9 +255,8 @@ def measure_away(
     for away_ms in (0, AWAY_MS):
         with scene.slow_scorer(core, away_ms) as port:
             requests = scene.requests("v2", SIZES[0], port, deadline=False)
-            clients = READERS if away_ms else CLIENTS
-            generator.ask(port, requests, clients, load.quiet_s)
-            answers = generator.ask(port, requests, clients, load.capacity_s)
+            generator.ask(port, requests, READERS, load.quiet_s)
+            answers = generator.ask(port, requests, READERS, load.capacity_s)
             rates[f"{away_ms} ms away"] = answers.goodput(np.inf)
     return rates
 

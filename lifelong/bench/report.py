@@ -137,12 +137,14 @@ def _draw_loads(_title: str, result: dict[str, Any], path: Path) -> None:
                 quantiles = [row[key] for row in rows]
                 lower.plot(offered, quantiles, "o-", color=color, label=key.removesuffix("_ms"))
             lower.axhline(load["deadline_ms"], color=GRAY, linestyle=DASHED, linewidth=1)
+            upper.set_ylim(bottom=0)
             lower.set_yscale("log")
             lower.set_xlabel("offered, requests/s")
             for axis in (upper, lower):
                 axis.xaxis.set_major_formatter("{x:,.0f}")
             upper.yaxis.set_major_formatter("{x:,.0f}")
             lower.yaxis.set_major_formatter("{x:g}")
+            lower.yaxis.set_minor_formatter("{x:g}")
         axes[0][0].set_ylabel("answered in time, rankings/s")
         axes[1][0].set_ylabel("latency of rankings, ms")
         axes[1][0].legend(frameon=False)

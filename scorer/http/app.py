@@ -67,13 +67,13 @@ def create_app(
     )
     return Starlette(
         routes=[
-            rank,
+            rank,  # those that are asked for most are looked at first
+            infer,
             Route("/v2", endpoints.server, methods=["GET"]),
             Route("/v2/health/live", endpoints.live, methods=["GET"]),
             Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
             Route("/v2/models/{name}", endpoints.model, methods=["GET"]),
             Route("/v2/models/{name}/ready", endpoints.model_ready, methods=["GET"]),
-            infer,
             Route("/metrics", endpoints.metrics, methods=["GET"]),
         ],
         middleware=[Middleware(RequestMetrics, metrics=metrics), admission],
