@@ -72,18 +72,19 @@ def create_app(
         ),
     ]
     rank = Route("/v1/rank", endpoints.rank, methods=["POST"], middleware=unfolded)
-    model = model_routes("/v2/models/{name}", endpoints, unfolded)
+    infer, *model = model_routes("/v2/models/{name}", endpoints, unfolded)
     admission = Middleware(
         Admission,
         turns=turns or Turns(settings.max_waiting, settings.deadline_s),
-        scored={"/v1/rank": rank, "/infer": model[-1]},
+        scored={"/v1/rank": rank, "/infer": infer},
         body=Body(settings.max_body_bytes),
         refuse=handlers[RequestError],
         metrics=metrics,
     )
     app = Starlette(
         routes=[
-            rank,
+            rank,  # those that are asked for most are looked at first
+            infer,
             Route("/v2", endpoints.server, methods=["GET"]),
             Route("/v2/models/stats", endpoints.statistics, methods=["GET"]),
             Route("/v2/repository/index", endpoints.index, methods=["POST"]),
@@ -106,14 +107,14 @@ def create_app(
     return app
 
 
-def model_routes(path: str, endpoints: Endpoints, scored: list[Middleware]) -> list[Route]:
-    """The routes of a model, under its name or under one of its versions."""
+def model_routes(path: str, endpoints: Endpoints, unfolded: list[Middleware]) -> list[Route]:
+    """The routes of a model, under its name or under one of its versions; first that to infer."""
     return [
+        Route(f"{path}/infer", endpoints.infer, methods=["POST"], middleware=unfolded),
         Route(path, endpoints.model, methods=["GET"]),
         Route(f"{path}/ready", endpoints.model_ready, methods=["GET"]),
         Route(f"{path}/config", endpoints.config, methods=["GET"]),
         Route(f"{path}/stats", endpoints.model_statistics, methods=["GET"]),
-        Route(f"{path}/infer", endpoints.infer, methods=["POST"], middleware=scored),
     ]
 
 
