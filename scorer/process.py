@@ -6,6 +6,7 @@ supervisor of several processes does not (`scorer.supervisor`).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -29,6 +30,7 @@ from infra.store import Store
 from infra.stores import open_store
 from infra.stores.mending import counted
 from infra.telemetry import get_logger
+from scorer.http.admission import Turns
 from scorer.http.app import create_app
 from scorer.listener import BACKLOG
 from scorer.ranking import Ranker
@@ -36,6 +38,9 @@ from scorer.readiness import Readiness
 from scorer.sampling import Sampler
 from scorer.service import Service
 from scorer.stopping import DRAIN_S, handling
+
+if TYPE_CHECKING:
+    from scorer.grpc.server import GrpcServer
 
 KEEP_ALIVE_S: Final = 75
 """How long an idle connection stays open: longer than load balancers keep theirs (60 s), so that
@@ -68,9 +73,10 @@ class ScorerProcess:
         self._store: Store | None = None
         self._sampler: Sampler | None = None
         self._failure: Exception | None = None
+        turns = Turns(settings.scorer.max_waiting, settings.scorer.deadline_s)
         self._server = _Server(
             uvicorn.Config(
-                create_app(self._service, settings.scorer, self._metrics, registry),
+                create_app(self._service, settings.scorer, self._metrics, registry, turns),
                 loop="uvloop",
                 http="httptools",
                 ws="none",
@@ -86,6 +92,7 @@ class ScorerProcess:
                 timeout_notify=1,
             ),
             on_stop=self._service.readiness.stopping,
+            sibling=self._grpc_server(turns),
         )
 
     def load(self) -> None:
@@ -132,6 +139,15 @@ class ScorerProcess:
                 self._store.close()
         if self._failure is not None:
             raise self._failure
+
+    def _grpc_server(self, turns: Turns) -> GrpcServer | None:
+        settings = self._settings.scorer
+        if not settings.grpc_port:
+            return None
+        # Not at the top: a scorer that speaks HTTP alone does without what this imports, 12 MB.
+        from scorer.grpc.server import GrpcServer
+
+        return GrpcServer(self._service, settings, self._metrics, turns)
 
     def _started_sampler(self, store: Store, system: System) -> Sampler | None:
         share = self._settings.scorer.sampled
@@ -194,11 +210,28 @@ class StoreQuestion:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but a signal that was obeyed is not raised again: the exit code is 0."""
+    """uvicorn, and a gRPC server that starts and stops with it, if there is one.
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+    A signal that was obeyed is not raised again: the exit code is 0.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, on_stop: Callable[[], None], sibling: GrpcServer | None
+    ) -> None:
         super().__init__(config)
         self._on_stop = on_stop
+        self._sibling = sibling
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._sibling is not None:
+            await self._sibling.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._sibling is None:
+            await super().shutdown(sockets)
+        else:
+            await asyncio.gather(super().shutdown(sockets), self._sibling.stop(DRAIN_S))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from infra.settings import Settings
 from infra.telemetry import get_logger
-from scorer.listener import listen
+from scorer.listener import listen, reserved
 from scorer.supervisor import Supervisor, shared_metrics
 
 log = get_logger(__name__)
@@ -24,7 +24,7 @@ def run_scorer(settings: Settings) -> None:
         StoreError: the store cannot be opened for another reason than being away, which is
             waited for.
     """
-    with listen(settings.scorer) as listener:
+    with listen(settings.scorer) as listener, reserved(settings.scorer):
         host, port = listener.getsockname()[:2]
         log.info(
             "scorer listening", url=f"http://{host}:{port}", processes=settings.scorer.processes

@@ -43,17 +43,21 @@ def create_app(
     settings: ScorerSettings,
     metrics: ScorerMetrics,
     registry: CollectorRegistry,
+    turns: Turns | None = None,
 ) -> Starlette:
     """The ASGI application of one process; nothing runs until a request comes.
 
     Args:
         service: what answers; it may still be waiting for its bundle.
         registry: where ``metrics`` are registered, shown on /metrics.
+        turns: of the process, where rankings come over gRPC as well; None: of this application.
     """
+    if turns is None:
+        turns = Turns(settings.max_waiting, settings.deadline_s)
     endpoints = Endpoints(service, settings, registry)
     scored = [
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
-        Middleware(Admission, turns=Turns(settings.max_waiting, settings.deadline_s)),
+        Middleware(Admission, turns=turns),
     ]
     return Starlette(
         routes=[
