@@ -70,6 +70,7 @@ _SERVICE_LINK_VALUE: Final = re.compile(r"^(tcp|udp|sctp)://")
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 UnknownItems = Literal["score", "last", "refuse"]
@@ -256,6 +257,25 @@ class ScorerSettings(Section):
     spoken."""
     processes: Positive = 1
     """Scorer processes; one a core is right, since each request is scored by one thread."""
+    tls_cert: Path | None = None
+    """PEM file with the certificate to show, and those between it and its authority: the port then
+    speaks TLS alone. None: no TLS."""
+    tls_key: Path | None = None
+    """PEM file with the key of tls_cert, not encrypted; None: it is in the same file."""
+    tls_client_ca: Path | None = None
+    """PEM file with the authorities of clients: who has no certificate of theirs is not served, no
+    probe either (mTLS). None: clients need no certificate."""
+    max_connections: Positive = 4096
+    """Most connections open to a process; further ones wait until one closes, or a sibling takes
+    them."""
+    idle_timeout_s: Seconds = 75.0
+    """How long a connection without a request stays open. Make it longer than the balancer in front
+    keeps its own idle ones (mostly 60 s), or requests get lost in the closing."""
+    lame_duck_s: NotNegative = 5.0
+    """Time from SIGTERM on in which requests are still taken, while readiness says no and answers ask
+    clients to connect anew. Make it longer than a balancer takes to notice: its interval of probes
+    times the failures it waits for; under Kubernetes, which takes an endpoint away meanwhile, some
+    seconds, and terminationGracePeriodSeconds beyond this and ten more. 0: where nobody balances."""
     max_candidates: Positive = 10_000
     """Most candidates in one request."""
     max_body_bytes: Positive = 1_048_576

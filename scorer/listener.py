@@ -14,6 +14,19 @@ from infra.settings import ScorerSettings
 BACKLOG: Final = 2048
 """Connections the kernel holds while every process is busy."""
 
+LOST_S: Final = 30
+"""Time after which a connection is given up whose other end does not acknowledge what is sent."""
+
+OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", socket.TCP_KEEPCNT), 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", socket.TCP_KEEPCNT), LOST_S * 1000),
+)
+"""Options that accepted connections inherit: a client whose machine is gone is noticed."""
+
 
 def listen(settings: ScorerSettings) -> socket.socket:
     """The socket of ``settings``, bound and listening.
@@ -22,11 +35,14 @@ def listen(settings: ScorerSettings) -> socket.socket:
         SettingsError: it is taken, or no address of this machine.
     """
     try:
-        return socket.create_server(
+        listener = socket.create_server(
             (settings.host, settings.port), family=_family(settings), backlog=BACKLOG
         )
     except OSError as error:
         raise _taken(settings, "port", error) from error
+    for level, option, value in OPTIONS:
+        listener.setsockopt(level, option, value)
+    return listener
 
 
 @contextlib.contextmanager
@@ -45,8 +61,7 @@ def reserved(settings: ScorerSettings) -> Iterator[None]:
         return
     address = settings.host, settings.grpc_port
     with socket.socket(_family(settings)) as holder:
-        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-            holder.setsockopt(socket.SOL_SOCKET, option, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             # Of its own, this fails where anybody is; the holder would share with another scorer.
             socket.create_server(address, family=_family(settings)).close()

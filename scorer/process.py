@@ -6,19 +6,13 @@ supervisor of several processes does not (`scorer.supervisor`).
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
-from types import FrameType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
-
-import uvicorn
 
 from extractor.system import System
 from extractor.systems import load_system
@@ -32,19 +26,16 @@ from infra.stores.mending import counted
 from infra.telemetry import get_logger
 from scorer.http.admission import Turns
 from scorer.http.app import create_app
-from scorer.listener import BACKLOG
+from scorer.http.serving import HttpServer
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
 from scorer.sampling import Sampler
 from scorer.service import Service
-from scorer.stopping import DRAIN_S, handling
+from scorer.siblings import Place, Siblings
+from scorer.tls import tls_context
 
 if TYPE_CHECKING:
     from scorer.grpc.server import GrpcServer
-
-KEEP_ALIVE_S: Final = 75
-"""How long an idle connection stays open: longer than load balancers keep theirs (60 s), so that
-it is never the server who closes one just as it is used again."""
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long the ranking thread may keep the interpreter from the event loop, or the other way
@@ -64,7 +55,16 @@ log = get_logger(__name__)
 class ScorerProcess:
     """One serving process: its own store client, bundle and event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, place: Place | None = None) -> None:
+        """Make the process's parts; nothing is opened yet.
+
+        Args:
+            settings: of the scorer as a whole.
+            place: the process's among its siblings; None: it has none.
+
+        Raises:
+            SettingsError: the files for TLS cannot be used.
+        """
         registry = new_registry()
         self._settings = settings
         self._metrics = ScorerMetrics(registry)
@@ -74,25 +74,14 @@ class ScorerProcess:
         self._sampler: Sampler | None = None
         self._failure: Exception | None = None
         turns = Turns(settings.scorer.max_waiting, settings.scorer.deadline_s)
-        self._server = _Server(
-            uvicorn.Config(
-                create_app(self._service, settings.scorer, self._metrics, registry, turns),
-                loop="uvloop",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="warning",  # what it says of starting and stopping, our events say better
-                access_log=False,
-                server_header=False,
-                backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=int(DRAIN_S),
-                callback_notify=self._each_second,
-                timeout_notify=1,
-            ),
+        self._server = HttpServer(
+            create_app(self._service, settings.scorer, self._metrics, registry, turns),
+            settings.scorer,
+            place or Siblings(1).place(0),
             on_stop=self._service.readiness.stopping,
-            sibling=self._grpc_server(turns),
+            each_second=self._each_second,
+            tls=tls_context(settings.scorer),
+            companion=self._grpc_server(turns),
         )
 
     def load(self) -> None:
@@ -207,37 +196,3 @@ class StoreQuestion:
         if not self._empty:
             return None
         return "the store has no users: everybody is scored as a stranger; is it the right one?"
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, and a gRPC server that starts and stops with it, if there is one.
-
-    A signal that was obeyed is not raised again: the exit code is 0.
-    """
-
-    def __init__(
-        self, config: uvicorn.Config, on_stop: Callable[[], None], sibling: GrpcServer | None
-    ) -> None:
-        super().__init__(config)
-        self._on_stop = on_stop
-        self._sibling = sibling
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self._sibling is not None:
-            await self._sibling.start()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._sibling is None:
-            await super().shutdown(sockets)
-        else:
-            await asyncio.gather(super().shutdown(sockets), self._sibling.stop(DRAIN_S))
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        with handling((signal.SIGTERM, signal.SIGINT), self.handle_exit):
-            yield
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._on_stop()
-        super().handle_exit(sig, frame)

@@ -11,23 +11,27 @@ from infra.settings import Settings
 from infra.telemetry import get_logger
 from scorer.listener import listen, reserved
 from scorer.supervisor import Supervisor, shared_metrics
+from scorer.tls import tls_context
 
 log = get_logger(__name__)
 
 
 def run_scorer(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what is under way and return.
+    """Serve until SIGTERM or SIGINT; then take leave of clients, finish what is under way, return.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        SettingsError: the address cannot be listened on, or files for TLS cannot be used.
         BundleError: the bundle cannot be used.
         StoreError: the store cannot be opened for another reason than being away, which is
             waited for.
     """
+    scheme = "http" if tls_context(settings.scorer) is None else "https"
     with listen(settings.scorer) as listener, reserved(settings.scorer):
         host, port = listener.getsockname()[:2]
         log.info(
-            "scorer listening", url=f"http://{host}:{port}", processes=settings.scorer.processes
+            "scorer listening",
+            url=f"{scheme}://{host}:{port}",
+            processes=settings.scorer.processes,
         )
         if settings.scorer.processes == 1:
             # Not at the top: a supervisor does without what this imports, some 70 MB.

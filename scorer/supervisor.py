@@ -27,6 +27,7 @@ from infra.errors import LifelongError
 from infra.metrics import MULTIPROCESS_DIR, forget_process
 from infra.settings import Settings
 from infra.telemetry import configure_logging, get_logger
+from scorer.siblings import Siblings
 from scorer.stopping import DRAIN_S, handling
 
 RESTART_S: Final = (0.5, 30.0)
@@ -43,6 +44,7 @@ log = get_logger(__name__)
 class _Slot:
     """The place of one process, over its restarts."""
 
+    number: int
     process: BaseProcess | None = None
     said: Connection | None = None
     """Where the process says that it is ready ("") or why it cannot be."""
@@ -63,8 +65,8 @@ class Supervisor:
         self._listener = listener
         # Not fork: a forked child would share whatever libraries opened before.
         self._context = multiprocessing.get_context("spawn")
-        self._slots = [_Slot() for _ in range(settings.scorer.processes)]
-        self._stopping = False
+        self._slots = [_Slot(number) for number in range(settings.scorer.processes)]
+        self._siblings = Siblings(settings.scorer.processes, self._context)
         self._any_ready = False
 
     def run(self) -> None:
@@ -75,7 +77,7 @@ class Supervisor:
         """
         with handling((signal.SIGTERM, signal.SIGINT), self._stop):
             try:
-                while not self._stopping:
+                while not self._siblings.signals:
                     self._start_due()
                     self._listen_to_processes()
                     self._bury_dead()
@@ -83,7 +85,7 @@ class Supervisor:
                 self._end_all()
 
     def _stop(self, _sig: int, _frame: FrameType | None) -> None:
-        self._stopping = True
+        self._siblings.stop()
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -91,7 +93,9 @@ class Supervisor:
             if slot.process is None and now >= slot.start_at:
                 slot.said, say = self._context.Pipe(duplex=False)
                 slot.process = self._context.Process(
-                    target=_serve, args=(self._settings, self._listener, say), name="scorer"
+                    target=_serve,
+                    args=(self._settings, self._listener, self._siblings, slot.number, say),
+                    name="scorer",
                 )
                 slot.process.start()
                 slot.started = now
@@ -118,28 +122,41 @@ class Supervisor:
         now = time.monotonic()
         for slot in self._slots:
             process = slot.process
-            if process is None or process.exitcode is None or self._stopping:
+            if process is None or process.exitcode is None or self._siblings.signals:
                 continue
-            if now - slot.started > STEADY_S:
+            if now - slot.started > STEADY_S or process.exitcode == 0:
                 slot.pause_s = RESTART_S[0]
-            log.error(
-                "scorer process died",
-                pid=process.pid,
-                exit_code=process.exitcode,
-                restart_in_s=slot.pause_s,
-            )
+            if process.exitcode == 0:
+                log.info(
+                    "scorer process was told to stop, another takes its place", pid=process.pid
+                )
+                slot.start_at = now
+            else:
+                log.error(
+                    "scorer process died",
+                    pid=process.pid,
+                    exit_code=process.exitcode,
+                    restart_in_s=slot.pause_s,
+                )
+                slot.start_at = now + slot.pause_s
+                slot.pause_s = min(2 * slot.pause_s, RESTART_S[1])
             forget_process(process.pid or 0)
+            self._siblings.leave(slot.number)
             process.close()
             slot.process = None
-            slot.start_at = now + slot.pause_s
-            slot.pause_s = min(2 * slot.pause_s, RESTART_S[1])
 
     def _end_all(self) -> None:
-        self._listener.close()  # or the kernel would go on taking connections that nobody serves
+        """End all processes, which are told by their board how often this one was told."""
+        if not self._siblings.signals:
+            self._siblings.stop()
+            self._siblings.stop()  # a failure is nothing to take leave for
+        # The processes have the socket until they take no more requests; were it open here, the
+        # kernel would go on taking connections that nobody serves.
+        self._listener.close()
         processes = [slot.process for slot in self._slots if slot.process is not None]
         for process in processes:
             process.terminate()
-        deadline = time.monotonic() + DRAIN_S + 2
+        deadline = time.monotonic() + self._settings.scorer.lame_duck_s + DRAIN_S + 2
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode is None:
@@ -148,7 +165,13 @@ class Supervisor:
                 process.join()
 
 
-def _serve(settings: Settings, listener: socket.socket, say: Connection) -> None:
+def _serve(
+    settings: Settings,
+    listener: socket.socket,
+    siblings: Siblings,
+    number: int,
+    say: Connection,
+) -> None:
     """The main function of a supervised process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the supervisor decides
     # Not at the top: this module is the supervisor's too, which does without what this imports.
@@ -156,7 +179,7 @@ def _serve(settings: Settings, listener: socket.socket, say: Connection) -> None
 
     configure_logging(settings.log)
     try:
-        process = ScorerProcess(settings)
+        process = ScorerProcess(settings, siblings.place(number))
         process.load()
         say.send("")
         process.run(listener)

@@ -79,8 +79,12 @@ class GrpcServer:
             (*(service.full_name for service in names), reflection.SERVICE_NAME), server
         )
         host, port = self._settings.host, self._settings.grpc_port
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            port = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            if self._settings.tls_cert is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, _credentials(self._settings))
         except RuntimeError as error:
             raise SettingsError(
                 f"scorer.host = {host!r}, scorer.grpc_port = {port}: cannot listen there; choose "
@@ -104,6 +108,18 @@ def _handler(
         counted(route, answer, metrics),
         request_deserializer=message_factory.GetMessageClass(method.input_type).FromString,
         response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
+    )
+
+
+def _credentials(settings: ScorerSettings) -> grpc.ServerCredentials:
+    """The TLS of the HTTP port (`scorer.tls`, which has looked at the files), as gRPC has it."""
+    assert settings.tls_cert is not None
+    key, certificate = settings.tls_key or settings.tls_cert, settings.tls_cert
+    authorities = settings.tls_client_ca
+    return grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())],
+        root_certificates=None if authorities is None else authorities.read_bytes(),
+        require_client_auth=authorities is not None,
     )
 
 

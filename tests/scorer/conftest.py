@@ -168,7 +168,7 @@ def settings(tmp_path: Path) -> Settings:
     settings = Settings(
         store=StoreSettings(url=f"lmdb://{tmp_path / 'store'}"),
         bundle=BundleSettings(path=bundle_directory(tmp_path)),
-        scorer=ScorerSettings(port=free_port()),
+        scorer=ScorerSettings(port=free_port(), lame_duck_s=0),
     )
     add_behavior(settings, "u")
     return settings

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from scorer.grpc import open_inference_pb2 as pb
 from scorer.grpc.methods import SERVICE
 from scorer.grpc.server import GrpcServer
 from scorer.http.admission import Turns
+from scorer.ranking import Ranker, Ranking
 from tests.scorer.conftest import World
 
 
@@ -57,6 +60,34 @@ async def client_of(world: World, turns: Turns | None = None) -> AsyncIterator[C
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Client(channel, port)
     await server.stop(grace_s=0)
+
+
+class SlowRanker(Ranker):
+    """A ranker that holds every request until it is let go."""
+
+    def __init__(self, world: World) -> None:
+        self.bundle = world.ranker.bundle
+        self._ranker = world.ranker
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Event()
+        self.ranked = 0
+
+    def rank(self, *args: object, **more: object) -> Ranking:
+        self.ranked += 1
+        self.begun.release()
+        assert self.go_on.wait(10)
+        return self._ranker.rank(*args, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def slow(world: World) -> SlowRanker:
+    ranker = SlowRanker(world)
+    world.service.serve(ranker, lambda: None)
+    return ranker
+
+
+async def begun(ranker: SlowRanker) -> None:
+    assert await asyncio.to_thread(ranker.begun.acquire, timeout=10)
 
 
 def typed(**fields: Any) -> pb.ModelInferRequest:

@@ -1,49 +1,19 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 
 import grpc
-import pytest
 
 from scorer.grpc.calls import PUSHBACK
 from scorer.http.admission import Turns
-from scorer.ranking import Ranker, Ranking
+from scorer.ranking import Ranking
 from scorer.readiness import Readiness
 from scorer.service import Service
 from tests.scorer.conftest import World
-from tests.scorer.grpc.conftest import Client, client_of, typed
+from tests.scorer.grpc.conftest import Client, SlowRanker, begun, client_of, typed
 
 ROUTE = "/inference.GRPCInferenceService/ModelInfer"
-
-
-class SlowRanker(Ranker):
-    """A ranker that holds every request until it is let go."""
-
-    def __init__(self, world: World) -> None:
-        self.bundle = world.ranker.bundle
-        self._ranker = world.ranker
-        self.begun = threading.Semaphore(0)
-        self.go_on = threading.Event()
-        self.ranked = 0
-
-    def rank(self, *args: object, **more: object) -> Ranking:
-        self.ranked += 1
-        self.begun.release()
-        assert self.go_on.wait(10)
-        return self._ranker.rank(*args, **more)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def slow(world: World) -> SlowRanker:
-    ranker = SlowRanker(world)
-    world.service.serve(ranker, lambda: None)
-    return ranker
-
-
-async def begun(ranker: SlowRanker) -> None:
-    assert await asyncio.to_thread(ranker.begun.acquire, timeout=10)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -1,0 +1,179 @@
+"""HTTP/1.1 over one connection: uvicorn's protocol on httptools, and what it leaves to its users.
+
+That is an offer to upgrade, which is ignored as RFC 9110, section 7.8, has it; a bound on the time
+and the size of a request's head and on the time of an answer that nobody reads; and a request whose
+client has gone, whose work is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    ASGI3Application,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from scorer.http.connections import HEAD_TIMEOUT_S, UNREAD_TIMEOUT_S, Connections
+
+MAX_HEAD_BYTES: Final = 65_536
+"""Largest head of a request; of one that arrives at once, the size of a read is the bound."""
+
+_HOP_BY_HOP: Final = frozenset({b"upgrade", b"http2-settings"})
+"""Names that an offer to upgrade adds, as headers and in the list of Connection."""
+
+
+class Http1(HttpToolsProtocol):
+    """One connection of HTTP/1.1."""
+
+    server_state: Connections
+    parser: httptools.HttpRequestParser
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._answering: tuple[RequestResponseCycle, asyncio.Task[None]] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse(400, "Invalid HTTP request received.")
+            return
+        if self.transport.is_closing():
+            return
+        if self.scope is not None and "method" not in self.scope:  # in the middle of a head
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(431, f"The head of a request is larger than {MAX_HEAD_BYTES} bytes.")
+            elif self._head_timer is None:
+                self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+        elif self.cycle is not None and self.cycle.response_complete:
+            # The rest of a body that nobody waited for has unset the timer.
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self._unset_head_timer()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        if self._answering is not None:
+            cycle, task = self._answering
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                task.cancel()
+        self.pipeline.clear()
+
+    def drain(self) -> None:
+        """End the connection with the answer to the last request that has come, if one has."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    # Callbacks of the parser.
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # `_feed` goes on
+        if self._head_timer is not None:
+            self._unset_head_timer()
+        self._head_bytes = 0
+        super().on_headers_complete()
+        if self.server_state.draining:
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _feed(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as pause:
+                # The parser stops behind the head and leaves the rest to another protocol. There is
+                # none: a new parser gets the same head without the offer, and then the rest.
+                head = self._head_without_offer()
+                rest = memoryview(rest)[pause.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("a tunnel is not to be had here")
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name in _HOP_BY_HOP:
+                continue
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(  # noqa: PLW2901
+                    option for option in options if option.lower() not in _HOP_BY_HOP
+                )
+            lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
+    # How a request is answered.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        task = self.loop.create_task(cycle.run_asgi(app))
+        self._answering = cycle, task
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer what is no request, and close; after the answer to the one before, if it is owed."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            body = message.encode()
+            self.transport.write(
+                b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%b" % (STATUS_LINE[status], len(body), body)
+            )
+        self.transport.close()
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self.scope is None:
+            self.transport.close()
+        else:
+            self._refuse(408, f"The head of a request did not arrive within {HEAD_TIMEOUT_S:g} s.")
+
+    def _unset_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

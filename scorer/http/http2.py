@@ -1,0 +1,451 @@
+"""HTTP/2 over one connection, on the h2 library: its streams as requests of an ASGI application.
+
+What h2 leaves to its users is here: tasks, flow control, timeouts, how a connection ends, and bounds
+on what a client may make the process do. uvicorn's own protocol for HTTP/2 is an experiment still
+(docs/adr/0026-a-server-for-two-protocols.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from h2.config import H2Configuration
+from h2.connection import ConnectionState, H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+from hyperframe.frame import GoAwayFrame
+from starlette.types import ASGIApp, Message, Scope
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+
+from infra.telemetry import get_logger
+from scorer.http.connections import UNREAD_TIMEOUT_S, Connections
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""The first bytes of every connection of HTTP/2 (RFC 9113, section 3.4)."""
+
+MAX_STREAMS: Final = 128
+"""Requests under way on a connection at once."""
+
+MAX_HEAD_BYTES: Final = 65_536
+"""Largest head of a request, decompressed."""
+
+STREAM_WINDOW: Final = 262_144
+"""Bytes of a body that come before its application asks for them: a ranking's body of some thousand
+ids is one flight."""
+
+CONNECTION_WINDOW: Final = 1_048_576
+"""The same of all bodies of a connection together."""
+
+MAX_RESETS: Final = 200
+"""Requests that a client may take back before more of its requests have been answered: a request
+costs us more than it costs who sends and resets it (CVE-2023-44487)."""
+
+LAST_STREAM: Final = 2**31 - 1
+"""The number in a GOAWAY that says: no more streams, please; all that come are answered."""
+
+_OF_HTTP1: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
+
+log = get_logger(__name__)
+
+
+class Http2(asyncio.Protocol):
+    """One connection of HTTP/2; made as uvicorn makes its protocols."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: Connections,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.config = config
+        self.state = server_state
+        self.loop = _loop or asyncio.get_running_loop()
+        self.transport: asyncio.Transport
+        self.flow: FlowControl
+        self.h2 = H2Connection(
+            H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        self.h2.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES,
+                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            },
+        )
+        self._app_state = app_state
+        self._streams: dict[int, _Stream] = {}
+        self._answered = 0
+        self._resets = 0
+        self._stopping = False
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+
+    # What the transport tells.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.state.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self._server = get_local_addr(transport)
+        self._client = get_remote_addr(transport)
+        self._scheme = "https" if is_ssl(transport) else "http"
+        self.h2.initiate_connection()
+        self.h2.increment_flow_control_window(CONNECTION_WINDOW - 65_535)
+        self.flush()
+        if self.state.draining:
+            self.drain()
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        try:
+            events = self.h2.receive_data(data)
+        except ProtocolError as error:
+            log.warning("a connection of HTTP/2 broke its rules", error=str(error))
+            self.flush()
+            self.transport.close()
+            return
+        for event in events:
+            self._handle(event)
+        self.flush()
+        if events and not self._streams:
+            self._await_request()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self.state.connections.discard(self)
+        for timer in (self._idle_timer, self._unread_timer):
+            if timer is not None:
+                timer.cancel()
+        self.flow.resume_writing()
+        for stream in list(self._streams.values()):
+            stream.leave()
+
+    def pause_writing(self) -> None:
+        # Nor read: every PING and SETTINGS is answered, and nobody reads the answers.
+        self.flow.pause_writing()
+        self.flow.pause_reading()
+        self._unread_timer = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        self.flow.resume_writing()
+        self.flow.resume_reading()
+
+    # What a server that stops asks.
+
+    def drain(self) -> None:
+        """Ask the client to open no more streams; those it opens all the same are answered."""
+        self._say_goaway(LAST_STREAM)
+
+    def shutdown(self) -> None:
+        """Take no more streams, and close once those under way are answered."""
+        self._stopping = True
+        self._say_goaway(self.h2.highest_inbound_stream_id)
+        if not self._streams:
+            self.transport.close()
+
+    # What streams ask.
+
+    def flush(self) -> None:
+        """Send what h2 has to send."""
+        data = self.h2.data_to_send()
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def finished(self, stream: _Stream) -> None:
+        """Note that a stream has its answer, or never will."""
+        if self._streams.pop(stream.number, None) is None or self.transport.is_closing():
+            return
+        self._answered += 1
+        self._give_back_room(stream)
+        self.flush()
+        if self._streams:
+            return
+        if self._stopping:
+            self.transport.close()
+        else:
+            self._await_request()
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case RequestReceived():
+                self._begin(event)
+            case DataReceived():
+                assert event.stream_id is not None
+                assert event.data is not None
+                length = event.flow_controlled_length or 0
+                if (stream := self._streams.get(event.stream_id)) is not None:
+                    stream.take(event.data, length)
+                elif length:  # nobody waits for it
+                    self.h2.acknowledge_received_data(length, event.stream_id)
+            case StreamEnded():
+                if (stream := self._streams.get(event.stream_id or 0)) is not None:
+                    stream.end()
+            case StreamReset():
+                if (stream := self._streams.pop(event.stream_id or 0, None)) is not None:
+                    stream.leave()
+                    self._give_back_room(stream)
+                    self._count_reset()
+            case WindowUpdated() | RemoteSettingsChanged():
+                for stream in self._streams.values():
+                    stream.room.set()
+            case ConnectionTerminated():
+                # The client opens no more streams. To h2 all is over, answers that are owed, too.
+                if event.error_code or not self._streams:
+                    self.transport.close()
+                else:
+                    self._stopping = True
+                    self.h2.state_machine.state = ConnectionState.SERVER_OPEN
+            case _:
+                pass
+
+    def _begin(self, event: RequestReceived) -> None:
+        assert event.stream_id is not None
+        assert event.headers is not None
+        number = event.stream_id
+        self._unset_idle_timer()
+        if self._stopping:
+            self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+            return
+        scope = self._scope(event.headers)
+        stream = self._streams[number] = _Stream(self, number, scope)
+        task = self.loop.create_task(stream.run(self.config.loaded_app))
+        stream.task = task
+        self.state.tasks.add(task)
+        task.add_done_callback(self.state.tasks.discard)
+
+    def _scope(self, fields: Iterable[Any]) -> Scope:
+        pseudo: dict[bytes, bytes] = {}
+        headers: list[tuple[bytes, bytes]] = []
+        for name, value in fields:
+            if name[:1] == b":":
+                pseudo[bytes(name)] = bytes(value)
+            else:
+                headers.append((bytes(name), bytes(value)))
+        if (authority := pseudo.get(b":authority")) is not None:
+            headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
+        raw_path, _, query = pseudo.get(b":path", b"*").partition(b"?")
+        return {
+            "type": "http",
+            "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
+            "http_version": "2",
+            "server": self._server,
+            "client": self._client,
+            "scheme": self._scheme,
+            "method": pseudo[b":method"].decode("ascii", "replace"),
+            "root_path": self.config.root_path,
+            "path": unquote_to_bytes(raw_path).decode("utf-8", "replace"),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": headers,
+            "state": self._app_state.copy(),
+        }
+
+    def _give_back_room(self, stream: _Stream) -> None:
+        """Let other streams have the room of what this one has not read and never will."""
+        if stream.unread:
+            self.h2.acknowledge_received_data(stream.unread, stream.number)
+            stream.unread = 0
+
+    def _count_reset(self) -> None:
+        self._resets += 1
+        if self._resets > MAX_RESETS + self._answered:
+            log.warning("a client took back too many requests", resets=self._resets)
+            self._say_goaway(self.h2.highest_inbound_stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
+            self.transport.close()
+
+    def _say_goaway(self, last_stream: int, code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
+        # Not by h2, which would send no answers afterwards.
+        if not self.transport.is_closing():
+            frame = GoAwayFrame(0, last_stream_id=last_stream, error_code=code)
+            self.transport.write(frame.serialize())
+
+    def _await_request(self) -> None:
+        self._unset_idle_timer()
+        self._idle_timer = self.loop.call_later(self.config.timeout_keep_alive, self.shutdown)
+
+    def _unset_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+
+class _Stream:
+    """One request and its answer."""
+
+    def __init__(self, connection: Http2, number: int, scope: Scope) -> None:
+        self.number = number
+        self.scope = scope
+        self.task: asyncio.Task[None] | None = None
+        self.unread = 0
+        """Bytes of the window that what the application has not asked for yet takes."""
+        self.room = asyncio.Event()
+        """Set when there may be room for more of the answer."""
+        self._connection = connection
+        self._h2 = connection.h2
+        self._arrived = asyncio.Event()
+        self._body: list[bytes] = []
+        self._ended = False
+        self._delivered = False
+        self._gone = False
+        self._started = False
+        self._complete = False
+        self._bodyless = scope["method"] == "HEAD"
+        self._expected = any(
+            name == b"expect" and value.lower() == b"100-continue"
+            for name, value in scope["headers"]
+        )
+
+    # What arrives.
+
+    def take(self, data: bytes, length: int) -> None:
+        """A part of the body, which takes ``length`` bytes of the window."""
+        self._body.append(data)
+        self.unread += length
+        self._arrived.set()
+
+    def end(self) -> None:
+        """The request is whole."""
+        self._ended = True
+        self._arrived.set()
+
+    def leave(self) -> None:
+        """The client does not want its answer any more."""
+        self._gone = True
+        self._arrived.set()
+        self.room.set()
+        if self.task is not None and not self._complete:
+            self.task.cancel()
+
+    # The application.
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let the application answer."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            failure = None
+        except Exception as error:  # noqa: BLE001  # the log's, whatever it is
+            failure = error
+        if failure is not None:
+            log.error("a request failed", exc_info=failure)
+        if not self._complete and not self._gone:
+            if failure is None:
+                log.error("a request was not answered", path=self.scope["path"][:200])
+            self._reset(ErrorCodes.INTERNAL_ERROR)
+        elif self._complete and not self._ended:  # nobody waits for the rest of the body
+            self._reset(ErrorCodes.NO_ERROR)
+        self._connection.finished(self)
+
+    async def receive(self) -> Message:
+        """ASGI's: the next part of the body, or that the client has gone."""
+        if self._expected and not self._body and not self._ended and not self._gone:
+            self._expected = False
+            self._h2.send_headers(self.number, [(b":status", b"100")])
+            self._connection.flush()
+        while not self._gone and (self._delivered or not (self._body or self._ended)):
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._gone:
+            return {"type": "http.disconnect"}
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._delivered = self._ended
+        if self.unread and not self._ended:
+            self._h2.acknowledge_received_data(self.unread, self.number)
+            self.unread = 0
+            self._connection.flush()
+        return {"type": "http.request", "body": body, "more_body": not self._ended}
+
+    async def send(self, message: Message) -> None:
+        """ASGI's: the head of the answer, or a part of its body."""
+        if self._gone or self._complete:
+            return
+        if message["type"] == "http.response.start":
+            self._started = True
+            status: int = message["status"]
+            self._bodyless = self._bodyless or status in (204, 304)
+            headers = [(b":status", b"%d" % status), *self._connection.state.default_headers]
+            headers += [
+                (bytes(name).lower(), bytes(value))
+                for name, value in message.get("headers", ())
+                if bytes(name).lower() not in _OF_HTTP1
+            ]
+            self._h2.send_headers(self.number, headers)  # goes out with the body
+            return
+        body = b"" if self._bodyless else bytes(message.get("body", b""))
+        await self._write(body, last=not message.get("more_body", False))
+
+    async def _write(self, body: bytes, *, last: bool) -> None:
+        connection, start = self._connection, 0
+        while True:
+            await connection.flow.drain()
+            if self._gone:
+                return
+            room = min(self._h2.local_flow_control_window(self.number), self._frame_size)
+            part = body[start : start + max(0, room)]
+            start += len(part)
+            if start == len(body):
+                if part or last:
+                    self._h2.send_data(self.number, part, end_stream=last)
+                self._complete = last
+                connection.flush()
+                return
+            if part:
+                self._h2.send_data(self.number, part)
+            else:
+                self.room.clear()
+                connection.flush()
+                if not await self._granted():
+                    return
+
+    async def _granted(self) -> bool:
+        """Whether the client makes room within the time that it has for it."""
+        try:
+            async with asyncio.timeout(UNREAD_TIMEOUT_S):
+                await self.room.wait()
+        except TimeoutError:
+            self._reset(ErrorCodes.CANCEL)
+            return False
+        return True
+
+    @property
+    def _frame_size(self) -> int:
+        return self._h2.max_outbound_frame_size
+
+    def _reset(self, code: ErrorCodes) -> None:
+        self._gone = True
+        if self._connection.transport.is_closing():
+            return
+        try:
+            self._h2.reset_stream(self.number, code)
+        except ProtocolError:
+            return  # it is closed already
+        self._connection.flush()
