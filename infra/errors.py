@@ -25,7 +25,7 @@ Each message is one line: what was wrong, where, and what to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 LISTED: Final = 12
@@ -155,3 +155,23 @@ class RequestError(LifelongError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+_WITHOUT_PLACES: Final[Mapping[type[StoreError], str]] = {
+    StoreUnavailable: "the store cannot be reached",
+    StoreFull: "the store has no room",
+    RecordDamaged: "a record of the store is damaged",
+    StoreCorrupt: "something in the store cannot be understood",
+    StoreMismatch: "the store is another one than the settings say",
+    RecordTooLarge: "a record exceeds what the store can hold",
+}
+
+
+def without_places(error: StoreError) -> str:
+    """What failed, for those who need not know where: without addresses, paths and users.
+
+    >>> without_places(StoreUnavailable("the store at 10.0.0.7:3000 cannot be reached"))
+    'the store cannot be reached'
+    """
+    kinds = (_WITHOUT_PLACES[kind] for kind in type(error).__mro__ if kind in _WITHOUT_PLACES)
+    return next(kinds, "the store failed")

@@ -7,7 +7,11 @@ every label value is one of a few known in advance.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import (
@@ -21,6 +25,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -71,15 +76,49 @@ def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
 
     With several processes it is the sum over all of them, whichever process is asked.
     """
-    if os.environ.get(MULTIPROCESS_DIR):
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    directory = os.environ.get(MULTIPROCESS_DIR)
+    if not directory:
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    with _locked(Path(directory), fcntl.LOCK_SH):
+        return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 def forget_process(pid: int) -> None:
-    """Drop the gauges of a scorer process that has ended; its counters stay in the sums."""
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    """Drop the gauges of a scorer process that has ended, and keep its counts in the sums.
+
+    What it counted is added to one file of all that have ended: a file for each would make every
+    /metrics slower than the one before. Whoever asks meanwhile waits, since a count that falls or is
+    there twice looks like a restart, or like work.
+    """
+    directory = Path(os.environ[MULTIPROCESS_DIR])
+    with _locked(directory, fcntl.LOCK_EX):
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        for kind in ("counter", "histogram", "summary"):
+            ended = directory / f"{kind}_{pid}.db"
+            if ended.exists():
+                _add_counts(ended, directory / f"{kind}_ended.db")
+                ended.unlink()
+
+
+def _add_counts(source: Path, target: Path) -> None:
+    counts = MmapedDict(str(target))  # type: ignore[no-untyped-call]
+    try:
+        for key, value, _, _ in MmapedDict.read_all_values_from_file(str(source)):  # type: ignore[no-untyped-call]
+            if value:
+                before, _ = counts.read_value(key)  # type: ignore[no-untyped-call]
+                counts.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
+    finally:
+        counts.close()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, kind: int) -> Iterator[None]:
+    """Between the processes that share ``directory``."""
+    with (directory / "lock").open("ab") as file:
+        fcntl.flock(file, kind)
+        yield
 
 
 class _BundleInfo:
@@ -324,8 +363,9 @@ class ScorerMetrics(_BundleInfo):
         )
         self.rejected = Counter(
             "lifelong_scorer_rejected",
-            "Requests turned away before scoring, by reason (too large, too many waiting, "
-            "deadline). A rise of the last two means too few scorers.",
+            "Requests turned away before scoring, by reason. overload (more comes than can be "
+            "ranked) and deadline (those before it leave no time for it) mean too few scorers; "
+            "client: too many waiting ones are the same client's.",
             ["reason"],
             registry=registry,
         )

@@ -245,6 +245,26 @@ class WorkerSettings(Section):
     itself as not live."""
 
 
+MAX_ITEM_BYTES: Final = 256
+"""Longest item id in UTF-8 bytes. Events with longer ones never enter a sequence
+(`EventSettings.max_id_bytes`), so none can be known."""
+
+BODY_BYTES: Final = 4_096
+"""What a request has beside its candidates: user, time, wishes, and the names of all of them."""
+
+
+def enough_body_bytes(scorer: Mapping[str, Any]) -> int:
+    """The bytes of a request with as many candidates, of the greatest length, as are taken.
+
+    They are counted as UTF-8 text between quotes, with a comma and a space; the binary form of Open
+    Inference has four bytes beside an id as well.
+
+    >>> enough_body_bytes({"max_candidates": 10_000})
+    2604096
+    """
+    return BODY_BYTES + scorer["max_candidates"] * (MAX_ITEM_BYTES + 4)
+
+
 class ScorerSettings(Section):
     """The scorer: its address and its limits."""
 
@@ -278,12 +298,14 @@ class ScorerSettings(Section):
     seconds, and terminationGracePeriodSeconds beyond this and ten more. 0: where nobody balances."""
     max_candidates: Positive = 10_000
     """Most candidates in one request."""
-    max_body_bytes: Positive = 1_048_576
-    """Largest request body."""
-    max_waiting: Positive = 64
-    """Requests that may wait for a process; the next one is refused with 503."""
+    max_body_bytes: Positive = Field(default_factory=enough_body_bytes)
+    """Largest request body. Unless set, what max_candidates ids of the greatest length take."""
+    max_waiting: Positive = 256
+    """Requests that may wait for a process, whose bodies it holds; the next is refused with 429.
+    As a rule time bounds them: who cannot be answered by the deadline is refused, too."""
     deadline_s: Seconds = 2.0
-    """Time after which a waiting request is given up with 503."""
+    """Time within which a request is answered or, once taken on, given up with 503; less where it
+    says so itself (x-request-timeout-ms, x-envoy-expected-rq-timeout-ms, grpc-timeout)."""
     store_timeout_s: Seconds = 0.1
     """Time within which a server that is the store must have answered a read."""
     without_store: Literal["degrade", "refuse"] = "degrade"
@@ -319,7 +341,7 @@ class EventSettings(Section):
     """Events before this are rejected."""
     max_ahead_s: Annotated[int, Field(ge=0)] = 86_400
     """Events further than this in the future are rejected."""
-    max_id_bytes: Annotated[int, Field(ge=1, le=256)] = 256
+    max_id_bytes: Annotated[int, Field(ge=1, le=MAX_ITEM_BYTES)] = MAX_ITEM_BYTES
     """Longest user, item, event or category id in UTF-8 bytes."""
     max_event_bytes: Positive = 65_536
     """Largest event."""
@@ -463,7 +485,10 @@ def example_toml() -> str:
         lines += ["", f"[{section}]  # {field.description}"]
         for name, leaf in model.model_fields.items():
             lines += [f"# {line.strip()}" for line in (leaf.description or "").splitlines()]
-            lines.append(f"#{name} = {_toml(_EXAMPLES.get((section, name), leaf.get_default()))}")
+            shown = _EXAMPLES.get((section, name))
+            if shown is None:
+                shown = getattr(model(), name)
+            lines.append(f"#{name} = {_toml(shown)}")
     return "\n".join(lines) + "\n"
 
 
@@ -631,7 +656,12 @@ def _last(name: str) -> str:
 
 def _explain(error: ValidationError, sources: tuple[_Source, ...]) -> str:
     """One line about the first thing that is wrong."""
-    details = error.errors(include_url=False)
+    # A default that is made of other settings is not made where one of them is wrong.
+    details = [
+        one
+        for one in error.errors(include_url=False)
+        if one["type"] != "default_factory_not_called"
+    ]
     first = details[0]
     path = tuple(str(part) for part in first["loc"])
     key = path[:2]

@@ -294,6 +294,12 @@ class Store(Protocol):
         wrote no identity.
         """
 
+    @property
+    def local(self) -> bool:
+        """Whether reads are answered within this process, in microseconds: whoever has more to do
+        does it afterwards, not meanwhile.
+        """
+
     def append(
         self, groups: Sequence[Group], now_ms: int, *, digest: bytes | None = None
     ) -> Appended:

@@ -516,6 +516,17 @@ def inspect(
     _write_json(run_inspect(_with_bundle(settings), user, last, quiet=json_out == "-"), json_out)
 
 
+@app.command("compile")
+def compile_(*, json_out: JsonOut = None) -> None:
+    """Compile the kernels of worker and scorer now, so that no start has to: run it in an image."""
+    from lifelong.kernels import compile_kernels
+
+    result = compile_kernels()
+    if json_out != "-":
+        print(f"kernels of {', '.join(result['systems'])} compiled, {result['seconds']:g} s")
+    _write_json(result, json_out)
+
+
 @app.command()
 def check(
     *,

@@ -6,16 +6,23 @@ again. So these speak to a socket directly and keep it open between requests.
     ScorerError                what the scorer or the way to it did wrong
     └── ScorerUnavailable      not reachable, overloaded or not ready: try again later
     infra.errors.RequestError  what the request did wrong; names the field
+
+Each request tells how much time is left for it, so that a scorer does not work on what nobody waits
+for any more. A client tries again only if told to (`Retries`), within that time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -32,6 +39,13 @@ TIMEOUT_S: Final = 5.0
 
 IDLE_CONNECTIONS: Final = 16
 """How many connections a client keeps open for later requests."""
+
+TIME_LEFT: Final = "x-envoy-expected-rq-timeout-ms"
+"""Header by which a request says for how many milliseconds its answer is of use, the one of a proxy
+that puts it on, too."""
+
+TRY_LATER: Final = frozenset({429, 503})
+"""Statuses by which a scorer, or a proxy before it, says that it has too much to do."""
 
 RECEIVE_BYTES: Final = 262_144
 """One read takes a whole answer of some thousand candidates."""
@@ -53,6 +67,24 @@ class ScorerUnavailable(ScorerError):
         self.retry_after_s = retry_after_s
 
 
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """When a client asks again what a scorer could not answer now."""
+
+    most: int = 2
+    """Times that one request is asked again, at most."""
+    share: float = 0.1
+    """Retries for each request, in the long run: where many fail, asking all of them again would be
+    the load that keeps the scorers down."""
+    saved: float = 10.0
+    """Retries that may come at once after a time without any."""
+    pause_s: float = 0.05
+    """Pause before the first, doubled with each further one, where the scorer names none."""
+
+
+NO_RETRIES: Final = Retries(most=0)
+
+
 class RankClient:
     """Asks a scorer for rankings, blocking. May be used from several threads.
 
@@ -61,9 +93,18 @@ class RankClient:
         print(ranking.items[0].item, ranking.items[0].ctr)
     """
 
-    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = TIMEOUT_S, retries: Retries = NO_RETRIES
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            timeout_s: for a whole request, with all its retries.
+            retries: whether and when to ask again.
+        """
         self._codec = _Codec(url)
         self._timeout_s = timeout_s
+        self._budget = _Budget(retries)
         self._idle: list[socket.socket] = []
 
     def rank(
@@ -88,8 +129,17 @@ class RankClient:
             ScorerUnavailable: it cannot be reached, is overloaded or not ready.
             ScorerError: it failed.
         """
-        request = self._codec.rank_request(user, candidates, top_k, time_ms, unknown_items)
-        return self._codec.ranking(self._exchange(request))
+        body = self._codec.rank_request(user, candidates, top_k, time_ms, unknown_items)
+        deadline = time.monotonic() + self._timeout_s
+        tried = self._budget.begin()
+        while True:
+            try:
+                return self._codec.ranking(self._exchange(body, deadline))
+            except ScorerUnavailable as error:
+                pause_s = self._budget.pause_s(next(tried), error, deadline)
+                if pause_s is None:
+                    raise
+            time.sleep(pause_s)
 
     def close(self) -> None:
         """Close the connections that are open."""
@@ -107,13 +157,13 @@ class RankClient:
     ) -> None:
         self.close()
 
-    def _exchange(self, request: bytes) -> _Response:
-        deadline = time.monotonic() + self._timeout_s
+    def _exchange(self, body: bytes, deadline: float) -> _Response:
         try:
             while True:
-                connection, reused = self._connection()
+                connection, reused = self._connection(deadline)
                 response = _Response()
                 try:
+                    request = self._codec.request(body, _left(deadline))
                     self._send_and_receive(connection, request, response, deadline)
                 except TimeoutError:
                     connection.close()
@@ -133,10 +183,10 @@ class RankClient:
         except OSError as error:
             raise self._codec.unavailable(error, self._timeout_s) from error
 
-    def _connection(self) -> tuple[socket.socket, bool]:
+    def _connection(self, deadline: float) -> tuple[socket.socket, bool]:
         with contextlib.suppress(IndexError):  # another thread may take the last one
             return self._idle.pop(), True
-        connection = socket.create_connection(self._codec.address, self._timeout_s)
+        connection = socket.create_connection(self._codec.address, _left(deadline))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._codec.tls is not None:
             connection = self._codec.tls.wrap_socket(
@@ -163,9 +213,13 @@ class RankClient:
 class AsyncRankClient:
     """Asks a scorer for rankings, with asyncio; as `RankClient` otherwise. One event loop's."""
 
-    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = TIMEOUT_S, retries: Retries = NO_RETRIES
+    ) -> None:
+        """Connect to nothing yet; arguments are those of `RankClient`."""
         self._codec = _Codec(url)
         self._timeout_s = timeout_s
+        self._budget = _Budget(retries)
         self._idle: list[_Streams] = []
 
     async def rank(
@@ -177,8 +231,17 @@ class AsyncRankClient:
         unknown_items: UnknownItems | None = None,
     ) -> RankAnswer:
         """Rank the candidates; arguments, result and errors are those of `RankClient.rank`."""
-        request = self._codec.rank_request(user, candidates, top_k, time_ms, unknown_items)
-        return self._codec.ranking(await self._exchange(request))
+        body = self._codec.rank_request(user, candidates, top_k, time_ms, unknown_items)
+        deadline = time.monotonic() + self._timeout_s
+        tried = self._budget.begin()
+        while True:
+            try:
+                return self._codec.ranking(await self._exchange(body, deadline))
+            except ScorerUnavailable as error:
+                pause_s = self._budget.pause_s(next(tried), error, deadline)
+                if pause_s is None:
+                    raise
+            await asyncio.sleep(pause_s)
 
     async def close(self) -> None:
         """Close the connections that are open."""
@@ -199,20 +262,20 @@ class AsyncRankClient:
     ) -> None:
         await self.close()
 
-    async def _exchange(self, request: bytes) -> _Response:
+    async def _exchange(self, body: bytes, deadline: float) -> _Response:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._tried(request)
+            async with asyncio.timeout(_left(deadline)):
+                return await self._tried(body, deadline)
         except OSError as error:  # of which TimeoutError is one
             raise self._codec.unavailable(error, self._timeout_s) from error
 
-    async def _tried(self, request: bytes) -> _Response:
+    async def _tried(self, body: bytes, deadline: float) -> _Response:
         while True:
             streams, reused = await self._connection()
             reader, writer = streams
             response = _Response()
             try:
-                writer.write(request)
+                writer.write(self._codec.request(body, _left(deadline)))
                 while not response.complete:
                     response.feed(await reader.read(RECEIVE_BYTES))
             except OSError:
@@ -239,6 +302,45 @@ class AsyncRankClient:
 _Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
+class _Budget:
+    """What a client may yet ask again. May be used from several threads."""
+
+    def __init__(self, retries: Retries) -> None:
+        self._retries = retries
+        self._saved = retries.saved
+        self._changing = threading.Lock()
+
+    def begin(self) -> Iterator[int]:
+        """Note a new request; gives how often it was asked again, each time it failed."""
+        if self._retries.most:
+            with self._changing:
+                self._saved = min(self._saved + self._retries.share, self._retries.saved)
+        return count()
+
+    def pause_s(self, again: int, error: ScorerUnavailable, deadline: float) -> float | None:
+        """Seconds to wait before asking again; None: do not.
+
+        Args:
+            again: how often this request was asked again already.
+            error: what came of the last time.
+            deadline: until when the answer is of use, by the monotonic clock.
+        """
+        if again >= self._retries.most:
+            return None
+        pause_s = error.retry_after_s
+        if pause_s is None:
+            pause_s = self._retries.pause_s * 2**again
+        # Of many that were refused at once, not all come again at once.
+        pause_s *= random.uniform(1.0, 1.5)
+        if time.monotonic() + pause_s >= deadline:
+            return None
+        with self._changing:
+            if self._saved < 1:
+                return None
+            self._saved -= 1
+        return pause_s
+
+
 class _Codec:
     """Turns requests into bytes, and responses into rankings or errors."""
 
@@ -255,7 +357,7 @@ class _Codec:
         host = parts.netloc.rpartition("@")[2]
         self._head = (
             f"POST {parts.path.rstrip('/')}/v1/rank HTTP/1.1\r\n"
-            f"Host: {host}\r\nContent-Type: application/json\r\nContent-Length: "
+            f"Host: {host}\r\nContent-Type: application/json\r\n{TIME_LEFT}: "
         ).encode()
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(RankAnswer)
@@ -270,10 +372,14 @@ class _Codec:
     ) -> bytes:
         request = RankRequest(user, list(candidates), top_k, time_ms, unknown_items)
         try:
-            body = self._encoder.encode(request)
+            return self._encoder.encode(request)
         except UnicodeEncodeError:
             raise RequestError("body", "holds text that is not valid Unicode") from None
-        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+
+    def request(self, body: bytes, left_s: float) -> bytes:
+        """A request with a body, whose answer is of use for so many seconds."""
+        left_ms = max(1, int(left_s * 1000))
+        return b"%b%d\r\nContent-Length: %d\r\n\r\n%b" % (self._head, left_ms, len(body), body)
 
     def ranking(self, response: _Response) -> RankAnswer:
         """The ranking in a response, or the error in it as an exception."""
@@ -291,30 +397,37 @@ class _Codec:
         return ScorerUnavailable(f"{self.url} cannot be reached: {what}; is a scorer running?")
 
     def _refusal(self, response: _Response) -> LifelongError:
-        try:
-            told = msgspec.json.decode(response.body, type=_Told).error
-        except msgspec.DecodeError:
-            told = _Error("request", f"status {response.status}")
-        if response.status == 503:
-            return ScorerUnavailable(
-                f"{self.url}: {told.field} {told.message}", response.retry_after_s
-            )
+        field, detail = told(response.status, response.body)
+        if response.status in TRY_LATER:
+            return ScorerUnavailable(f"{self.url}: {detail}", response.retry_after_s)
         if 400 <= response.status < 500:
-            return RequestError(told.field, f"{told.field} {told.message}")
-        return ScorerError(f"{self.url} failed ({response.status}): {told.field} {told.message}")
+            return RequestError(field, detail)
+        return ScorerError(f"{self.url} failed ({response.status}): {detail}")
 
 
-class _Error(msgspec.Struct):
-    """What a scorer says was wrong."""
+def told(status: int, body: bytes) -> tuple[str, str]:
+    """The field that an answer finds wrong, and what it says in a sentence, in either protocol.
 
-    field: str
-    message: str
+    >>> told(400, b'{"detail": "user is missing", "field": "user", "status": 400}')
+    ('user', 'user is missing')
+    >>> told(400, b'{"error": "user is missing"}')
+    ('request', 'user is missing')
+    >>> told(502, b"<html>")
+    ('request', 'status 502')
+    """
+    try:
+        said = msgspec.json.decode(body, type=_Told)
+    except msgspec.DecodeError:
+        said = _Told()
+    return said.field, said.detail or said.error or f"status {status}"
 
 
 class _Told(msgspec.Struct):
-    """Body of any answer that is an error."""
+    """What of a problem's details, or of an error of Open Inference, becomes an exception."""
 
-    error: _Error
+    field: str = "request"
+    detail: str = ""
+    error: str = ""
 
 
 class _Response:

@@ -1,10 +1,14 @@
 """What REST and gRPC share of the Open Inference Protocol (KServe V2): tensors in, tensors out.
 
-Inputs: ``user`` BYTES [1]; ``candidates`` BYTES [B], or UINT64 [B] when the client hashes item ids
-itself (`infra.behaviors.item_key`); optionally ``time`` INT64 [1], ms since epoch.
-Outputs: ``ctr`` FP32 [B], in the candidates' order, and ``unknown`` BOOL [B], whether the bundle
+Inputs: ``user`` BYTES [1]; ``candidates`` BYTES [B] or [1, B], or their keys where the client
+hashes item ids itself (`infra.behaviors.item_key`), UINT64, or INT64 with the same 64 bits;
+optionally ``time`` INT64 or UINT64 [1], ms since epoch.
+Outputs: ``ctr`` FP32, in the candidates' shape and order, and ``unknown`` BOOL, whether the bundle
 does not know the candidate; both, unless the request names those that it wants.
 Parameters: ``unknown_items``, "score", "last" or "refuse", as in the setting scorer.unknown_items.
+
+Several users in one request: ``user`` [N] or [N, 1] with ``candidates`` [N, B], a row for each, and
+``time`` [1], [N] or [N, 1]. N x B is bounded by scorer.max_candidates.
 
 A transport makes an `Input` of each tensor that it finds in a request, and writes the `Output`s of
 the answer in its own form; what they mean, and every check of them, is here.
@@ -12,29 +16,32 @@ the answer in its own form; what they mean, and every check of them, is here.
 
 from __future__ import annotations
 
-import struct
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast, get_args
 
-import msgspec
 import numpy as np
 
 from infra.arrays import U64, Array
 from infra.errors import RequestError, hint
 from infra.settings import UnknownItems
 from models.bundle import Manifest
+from scorer.ids import Ids, framed_ids, listed_ids
 from scorer.limits import (
-    MAX_ITEM_CHARS,
+    MAX_TIME_MS,
     SHOWN_CHARS,
     Refused,
-    Time,
     check_candidate_count,
     check_user,
 )
 from scorer.ranking import Ranker, Ranking
 
-INPUTS: Final = {"user": ("BYTES",), "candidates": ("BYTES", "UINT64"), "time": ("INT64",)}
+INPUTS: Final = {
+    "user": ("BYTES",),
+    "candidates": ("BYTES", "UINT64", "INT64"),
+    "time": ("INT64", "UINT64"),
+}
 """Inputs and the datatypes they may have."""
 
 OUTPUTS: Final = {"ctr": "FP32", "unknown": "BOOL"}
@@ -91,20 +98,24 @@ class Inferred(NamedTuple):
     outputs: list[Output]
     """In the order in which the request names them."""
     parameters: Parameters
-    """history, newer, unknown_items (how many), as_of_epoch and as_of_count where there is history,
-    degraded where it is; as in the answer of /v1/rank."""
+    """newer, unknown_items (how many), degraded where it is, and of a single user history, and
+    as_of_epoch and as_of_count where there is some; as in the answer of /v1/rank."""
     degraded: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a request's tensors hold, decoded and checked."""
+    """What a request's tensors hold, decoded and checked: N users with B candidates each."""
 
-    user: str
-    items: list[str] | None
-    """The candidates' ids; None: given as keys."""
-    keys: U64 | None
-    time_ms: int | None
+    users: Sequence[str]
+    keys: U64
+    """u64[N * B], user by user."""
+    names: Ids | None
+    """The candidates' ids, in the same order; None: given as keys."""
+    times_ms: Sequence[int | None]
+    """Of each user."""
+    shape: list[int]
+    """The candidates', as given."""
 
 
 class Inference:
@@ -135,25 +146,35 @@ class Inference:
         wanted = _wanted(outputs)
         asked = self._asked(_by_name(inputs))
         policy = _unknown_items(parameters or {})
-        if asked.items is not None:
-            ranking = ranker.rank(asked.user, asked.items, asked.time_ms, policy)
-        else:
-            ranking = ranker.rank_keys(asked.user, cast(U64, asked.keys), asked.time_ms, policy)
-        return _inferred(ranker, ranking, wanted)
+        rankings = []
+        each = len(asked.keys) // len(asked.users)
+        for i, user in enumerate(asked.users):
+            row = slice(i * each, (i + 1) * each)
+            names = None if asked.names is None else asked.names[row]
+            keys = asked.keys[row]
+            rankings.append(ranker.rank_keys(user, keys, asked.times_ms[i], policy, names))
+        return _inferred(ranker, rankings, wanted, asked.shape)
 
     def _asked(self, tensors: Mapping[str, Input]) -> _Asked:
-        users = _strings(tensors["user"])
-        if len(users) != 1:
-            raise RequestError("user", f"holds {len(users)} ids, expected 1")
-        check_user(users[0])
-        given = tensors["candidates"]
-        check_candidate_count(given.shape[0], self._max_candidates)
-        items, keys = None, None
-        if given.datatype == "BYTES":
-            items = _strings(given)
-        else:
-            keys = _numbers(given)
-        return _Asked(users[0], items, keys, _time(tensors.get("time")))
+        user, candidates = tensors["user"], tensors["candidates"]
+        N = _per_user(user)
+        # By their shape first: what is too much is not even decoded.
+        check_candidate_count(N, self._max_candidates, "user")
+        size = math.prod(candidates.shape)
+        check_candidate_count(size, self._max_candidates)
+        rows = candidates.shape[0] if len(candidates.shape) == 2 else 1
+        if rows != N:
+            raise RequestError(
+                "candidates",
+                f"has shape {list(candidates.shape)} for {N} users, expected [{N}, B]",
+            )
+        users = _ids(user, N)
+        for one in users:
+            check_user(one)
+        names = _ids(candidates, size) if candidates.datatype == "BYTES" else None
+        # A key is 64 bits, whatever its sign.
+        keys = names.keys if names is not None else _numbers(candidates, size).view("<u8")
+        return _Asked(users, keys, names, _times(tensors.get("time"), N), list(candidates.shape))
 
 
 def check_model(ranker: Ranker, name: str, version: str = "") -> None:
@@ -186,33 +207,39 @@ def metadata(manifest: Manifest, version: str) -> dict[str, object]:
         "versions": [version],
         "platform": f"lifelong_{manifest.system}",
         "inputs": [
-            {"name": "user", "datatype": "BYTES", "shape": [1]},
-            {"name": "candidates", "datatype": "BYTES", "shape": [-1]},
-            {"name": "time", "datatype": "INT64", "shape": [1], "parameters": {"optional": True}},
+            {"name": "user", "datatype": "BYTES", "shape": [-1]},
+            {"name": "candidates", "datatype": "BYTES", "shape": [-1, -1]},
+            {"name": "time", "datatype": "INT64", "shape": [-1], "parameters": {"optional": True}},
         ],
         "outputs": [
-            {"name": name, "datatype": datatype, "shape": [-1]}
+            {"name": name, "datatype": datatype, "shape": [-1, -1]}
             for name, datatype in OUTPUTS.items()
         ],
     }
 
 
-def _inferred(ranker: Ranker, ranking: Ranking, wanted: Sequence[str]) -> Inferred:
-    parameters: Parameters = {
-        "history": ranking.history,
-        "newer": ranking.newer,
-        "unknown_items": int(np.count_nonzero(ranking.unknown)),
+def _inferred(
+    ranker: Ranker, rankings: Sequence[Ranking], wanted: Sequence[str], shape: list[int]
+) -> Inferred:
+    values: dict[str, Array] = {
+        "ctr": np.concatenate([ranking.ctrs for ranking in rankings]),
+        "unknown": np.concatenate([ranking.unknown for ranking in rankings]),
     }
-    if ranking.degraded:
+    parameters: Parameters = {
+        "newer": sum(ranking.newer for ranking in rankings),
+        "unknown_items": int(np.count_nonzero(values["unknown"])),
+    }
+    degraded = any(ranking.degraded for ranking in rankings)
+    if degraded:
         parameters["degraded"] = True
-    if ranking.as_of is not None:
-        parameters["as_of_epoch"] = ranking.as_of.epoch
-        parameters["as_of_count"] = ranking.as_of.count
-    values = {"ctr": ranking.ctrs, "unknown": ranking.unknown}
-    shape = [len(ranking.ctrs)]
+    if len(rankings) == 1:
+        parameters["history"] = rankings[0].history
+        if (as_of := rankings[0].as_of) is not None:
+            parameters["as_of_epoch"] = as_of.epoch
+            parameters["as_of_count"] = as_of.count
     outputs = [Output(name, OUTPUTS[name], shape, values[name]) for name in wanted]
     bundle = ranker.bundle
-    return Inferred(bundle.manifest.name, bundle.version, outputs, parameters, ranking.degraded)
+    return Inferred(bundle.manifest.name, bundle.version, outputs, parameters, degraded)
 
 
 def _wanted(outputs: Sequence[str]) -> list[str]:
@@ -260,88 +287,66 @@ def _check(tensor: Input) -> None:
             f"has datatype {tensor.datatype[:SHOWN_CHARS]}, expected "
             + " or ".join(INPUTS[tensor.name]),
         )
-    if len(tensor.shape) != 1:
-        raise RequestError(tensor.name, f"has {len(tensor.shape)} dimensions, expected 1")
-    if tensor.shape[0] < 0:
-        raise RequestError(tensor.name, f"has a negative dimension, {tensor.shape[0]}")
+    if len(tensor.shape) not in {1, 2}:
+        raise RequestError(tensor.name, f"has {len(tensor.shape)} dimensions, expected 1 or 2")
+    if min(tensor.shape) < 0:
+        raise RequestError(tensor.name, f"has a negative dimension in {_shown(tensor.shape)}")
 
 
-def _time(tensor: Input | None) -> int | None:
+def _per_user(tensor: Input) -> int:
+    """N of a tensor with one element for each user."""
+    size, *others = tensor.shape
+    if others not in ([], [1]):
+        raise RequestError(tensor.name, f"has shape {_shown(tensor.shape)}, expected [N] or [N, 1]")
+    return size
+
+
+def _times(tensor: Input | None, users: int) -> Sequence[int | None]:
+    """The moment of each user; None: now."""
     if tensor is None:
-        return None
-    times = _numbers(tensor).tolist()
-    if len(times) != 1:
-        raise RequestError("time", f"holds {len(times)} values, expected 1")
-    try:
-        return msgspec.convert(times[0], Time)
-    except msgspec.ValidationError as error:
-        raise RequestError("time", str(error).replace("`", "").lower()) from None
+        return [None] * users
+    size = _per_user(tensor)
+    if size not in {1, users}:
+        raise RequestError("time", f"holds {size} values for {users} users, expected 1 or {users}")
+    times = _numbers(tensor, size)
+    for place in np.flatnonzero((times < 0) | (times > MAX_TIME_MS)).tolist():
+        raise RequestError(f"time[{place}]", f"is {times[place]}, expected 0 to {MAX_TIME_MS}")
+    given: list[int | None] = times.tolist()
+    return given * users if size == 1 else given
 
 
-def _numbers(tensor: Input) -> Array:
-    layout, size = LAYOUTS[tensor.datatype], tensor.shape[0]
+def _numbers(tensor: Input, size: int) -> Array:
+    """The elements of a tensor of numbers, in its datatype's layout."""
+    layout = LAYOUTS[tensor.datatype]
     if tensor.raw is None:
-        values = _elements(tensor)
+        values = _elements(tensor, size)
         try:
             return np.array(values, layout)
         except OverflowError:
             raise RequestError(
-                tensor.name, f"holds a number too large for {tensor.datatype}"
+                tensor.name, f"holds a number that is no {tensor.datatype}"
             ) from None
     if len(tensor.raw) != layout.itemsize * size:
         raise RequestError(tensor.name, f"has {len(tensor.raw)} bytes for {size} {tensor.datatype}")
     return np.frombuffer(tensor.raw, layout)
 
 
-def _strings(tensor: Input) -> list[str]:
+def _ids(tensor: Input, size: int) -> Ids:
+    """The elements of a BYTES tensor."""
     if tensor.raw is None:
-        values = _elements(tensor)
-        return [_text(tensor.name, i, value) for i, value in enumerate(values)]
-    values = _read_strings(tensor.name, memoryview(tensor.raw))
-    return cast(list[str], _counted(tensor, values))
+        return listed_ids(tensor.name, _elements(tensor, size))
+    return framed_ids(tensor.name, tensor.raw, size)
 
 
-def _elements(tensor: Input) -> Sequence[Any]:
+def _elements(tensor: Input, size: int) -> Sequence[Any]:
     assert tensor.elements is not None
-    return _counted(tensor, tensor.elements())
-
-
-def _counted(tensor: Input, values: Sequence[Any]) -> Sequence[Any]:
-    if len(values) != tensor.shape[0]:
-        raise RequestError(tensor.name, f"has shape [{tensor.shape[0]}] and {len(values)} values")
+    values = tensor.elements()
+    if len(values) != size:
+        raise RequestError(
+            tensor.name, f"has shape {_shown(tensor.shape)} and {len(values)} values"
+        )
     return values
 
 
-def _text(name: str, place: int, value: str | bytes) -> str:
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            raise RequestError(f"{name}[{place}]", "is not UTF-8") from None
-    if not 0 < len(value) <= MAX_ITEM_CHARS:
-        raise RequestError(f"{name}[{place}]", f"is empty or longer than {MAX_ITEM_CHARS}")
-    return value
-
-
-def _read_strings(name: str, raw: memoryview) -> list[str]:
-    """BYTES elements: each a length (u32, little-endian) and as many bytes, here UTF-8."""
-    values: list[str] = []
-    at, end = 0, len(raw)
-    unpack = struct.Struct("<I").unpack_from
-    try:
-        while at < end:
-            start = at + 4
-            at = start + unpack(raw, at)[0]
-            # A slice past the end would quietly be shorter.
-            if at > end or not 0 < at - start <= 4 * MAX_ITEM_CHARS:
-                raise RequestError(
-                    f"{name}[{len(values)}]", f"is empty, cut off or too long ({at - start} bytes)"
-                )
-            values.append(str(raw[start:at], "utf-8"))
-    except struct.error:
-        raise RequestError(f"{name}[{len(values)}]", "is cut off") from None
-    except UnicodeDecodeError:
-        raise RequestError(f"{name}[{len(values)}]", "is not UTF-8") from None
-    if any(len(value) > MAX_ITEM_CHARS for value in values):
-        raise RequestError(name, f"holds an id longer than {MAX_ITEM_CHARS} characters")
-    return values
+def _shown(shape: Sequence[int]) -> str:
+    return str(list(shape))[:SHOWN_CHARS]

@@ -7,15 +7,17 @@ names the field, as the client wrote it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from infra.errors import RequestError, hint
+from infra.settings import MAX_ITEM_BYTES, ScorerSettings, enough_body_bytes
 from infra.store import MAX_USER_BYTES
 
-MAX_ITEM_CHARS: Final = 256
-"""Longest item id. Events with longer ones never enter a sequence, so none can be known."""
+MAX_ITEM_CHARS: Final = MAX_ITEM_BYTES
+"""Longest item id in characters, each of a byte at least."""
 
 MAX_TIME_MS: Final = 253_402_300_799_999
 """Latest request time, ms since epoch: the end of the year 9999."""
@@ -55,14 +57,39 @@ def check_user(user: str) -> None:
         raise RequestError("user", f"is longer than {MAX_USER_BYTES} bytes in UTF-8")
 
 
-def check_candidate_count(count: int, limit: int) -> None:
-    """Refuse a request without candidates or with too many."""
+def check_items(items: Sequence[str]) -> None:
+    """Refuse ids longer than any that a sequence holds."""
+    # Of those that pass the limit in characters, only one with non-ASCII letters can exceed it in
+    # bytes, and only if it has more than a quarter of them.
+    if max(map(len, items), default=0) <= MAX_ITEM_BYTES // 4:
+        return
+    for i, item in enumerate(items):
+        if not item.isascii() and len(item.encode()) > MAX_ITEM_BYTES:
+            raise RequestError(
+                f"candidates[{i}]", f"is longer than {MAX_ITEM_BYTES} bytes in UTF-8"
+            )
+
+
+def too_small_body(settings: ScorerSettings) -> str | None:
+    """What to say where the largest body is too small for the candidates that are allowed; None: it
+    is not.
+    """
+    enough = enough_body_bytes({"max_candidates": settings.max_candidates})
+    if settings.max_body_bytes >= enough:
+        return None
+    return (
+        f"scorer.max_body_bytes = {settings.max_body_bytes} is less than"
+        f" scorer.max_candidates = {settings.max_candidates} ids may take: raise it to {enough},"
+        " lower the other, or know that your ids are shorter"
+    )
+
+
+def check_candidate_count(count: int, limit: int, field: str = "candidates") -> None:
+    """Refuse a request without candidates or with too many; or one with none for any user."""
     if count == 0:
-        raise RequestError("candidates", "is empty, expected at least one item id")
+        raise RequestError(field, "is empty, expected at least one id")
     if count > limit:
-        raise RequestError(
-            "candidates", f"holds {count} ids, at most {limit} are ranked in one request"
-        )
+        raise RequestError(field, f"holds {count} ids, at most {limit} are ranked in one request")
 
 
 _UNKNOWN_FIELD: Final = re.compile(r"unknown field `(.*?)`(?: - at `(.*)`)?$", re.DOTALL)

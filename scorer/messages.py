@@ -1,4 +1,6 @@
-"""Bodies of ``POST /v1/rank``, as the service and its clients write and read them."""
+"""Bodies of ``POST /v1/rank``, and of what is wrong, as the service and its clients write and read
+them.
+"""
 
 from __future__ import annotations
 
@@ -63,3 +65,23 @@ class RankAnswer(msgspec.Struct):
     """Left out where there is no history."""
     degraded: bool = False
     """Whether the store did not answer, so that whatever the user did counted for nothing."""
+
+
+class Problem(msgspec.Struct):
+    """Body of an answer that is an error: problem details (RFC 9457)."""
+
+    type: str
+    """Path under which the scorer tells about this kind of problem; about:blank: the status says
+    all."""
+    title: str
+    """The kind of problem, the same in all answers."""
+    status: int
+    """The HTTP status."""
+    detail: str
+    """What is wrong with this request, as one sentence."""
+    instance: str | msgspec.UnsetType = msgspec.UNSET
+    """The request's id, as in the header x-request-id."""
+    field: str | msgspec.UnsetType = msgspec.UNSET
+    """What of the request is wrong, as its sender wrote it; left out where that is nothing."""
+    retry_after_s: int | msgspec.UnsetType = msgspec.UNSET
+    """When to come again, as in the header Retry-After; left out where only a change helps."""

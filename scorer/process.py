@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from extractor.system import System
 from extractor.systems import load_system
-from infra.errors import StoreUnavailable
+from infra.errors import StoreUnavailable, without_places
 from infra.metrics import ScorerMetrics, new_registry
 from infra.processes import orphaned
 from infra.settings import Settings
@@ -24,7 +24,6 @@ from infra.store import Store
 from infra.stores import open_store
 from infra.stores.mending import counted
 from infra.telemetry import get_logger
-from scorer.http.admission import Turns
 from scorer.http.app import create_app
 from scorer.http.serving import HttpServer
 from scorer.ranking import Ranker
@@ -33,6 +32,7 @@ from scorer.sampling import Sampler
 from scorer.service import Service
 from scorer.siblings import Place, Siblings
 from scorer.tls import tls_context
+from scorer.turns import Turns
 
 if TYPE_CHECKING:
     from scorer.grpc.server import GrpcServer
@@ -165,7 +165,9 @@ class ScorerProcess:
                     damage=counted(self._metrics.store_damage),
                 )
             except StoreUnavailable as error:
-                self._service.readiness.waits_for(f"the store does not answer: {error}")
+                self._service.readiness.waits_for(
+                    f"the store does not answer: {without_places(error)}"
+                )
                 log.warning("store is away, trying again", error=str(error))
                 time.sleep(RETRY_STORE_S)
                 if orphaned():

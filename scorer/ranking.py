@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import xxhash
 
 from extractor.state import InterestState
 from extractor.system import Candidates, System, UserHistory
@@ -25,6 +24,9 @@ from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall
 from infra.telemetry import get_logger
 from models.bundle import Bundle
 from scorer.breaker import Breaker
+from scorer.ids import item_keys
+from scorer.ids import warm as warm_ids
+from scorer.jobs import standing_aside
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.messages import HistoryKind
 from scorer.sampling import Sampler
@@ -135,6 +137,11 @@ class Ranker:
         self._kind = {kind: metrics.history.labels(kind=kind) for kind in HISTORIES}
         self._warm()
 
+    @property
+    def reads_locally(self) -> bool:
+        """Whether users are read within the process, so that nobody need stand aside for it."""
+        return self._store.local
+
     def rank(
         self,
         user: str,
@@ -169,10 +176,15 @@ class Ranker:
         candidate_keys: U64,
         time_ms: int | None = None,
         unknown_items: UnknownItems | None = None,
+        names: Sequence[str] | None = None,
     ) -> Ranking:
-        """`rank` of candidates given as u64[B] item keys."""
+        """`rank` of candidates given as u64[B] item keys.
+
+        Args:
+            names: the candidates' ids, for a refusal that names some; None: their keys do.
+        """
         started = time.perf_counter()
-        asked = self._asked(candidate_keys, unknown_items)
+        asked = self._asked(candidate_keys, unknown_items, names)
         return self._rank(user, asked, time_ms, time.perf_counter() - started)
 
     def _asked(
@@ -203,8 +215,19 @@ class Ranker:
 
     def _rank(self, user: str, asked: _Asked, time_ms: int | None, lookup_s: float) -> Ranking:
         started = time.perf_counter()
-        found = self._read_if_there(user)
-        read = time.perf_counter()
+        if self._store.local:
+            found = self._read_if_there(user)
+        else:
+            with standing_aside():
+                found = self._read_if_there(user)
+        self._stage["store"].observe(time.perf_counter() - started)
+        return self._score(user, found, asked, time_ms, lookup_s)
+
+    def _score(
+        self, user: str, found: _Found, asked: _Asked, time_ms: int | None, lookup_s: float
+    ) -> Ranking:
+        """The ranking by what the store has of the user."""
+        started = time.perf_counter()
         history = found.history
         if found.whole is not None:
             history = self._extracted(found.whole)
@@ -214,8 +237,7 @@ class Ranker:
         ctrs = _run_session(self._session, feed)
         if asked.last:
             ctrs = np.where(asked.unknown, np.float32(0), ctrs)
-        self._stage["store"].observe(read - started)
-        self._stage["features"].observe(lookup_s + gathered - read)
+        self._stage["features"].observe(lookup_s + gathered - started)
         self._stage["model"].observe(time.perf_counter() - gathered)
         newer = 0 if history is None else len(history.newer)
         self._count(found.kind, newer, len(ctrs))
@@ -301,21 +323,11 @@ class Ranker:
 
     def _warm(self) -> None:
         """Have every kernel compiled and every table built before the first request."""
+        warm_ids()
         self._system.warm()
         keys = np.arange(3, dtype=np.uint64)
         feed = self._system.feed(None, Candidates(keys, self.bundle.rows(keys)), 1)
         _run_session(self._session, feed)
-
-
-def item_keys(items: Sequence[str]) -> U64:
-    """u64[n], `infra.behaviors.item_key` of each item, without a Python call for each.
-
-    >>> from infra.behaviors import item_key
-    >>> int(item_keys(["85123A"])[0]) == item_key("85123A")
-    True
-    """
-    hashed = map(xxhash.xxh3_64_intdigest, map(str.encode, items))
-    return np.fromiter(hashed, np.uint64, len(items))
 
 
 def _run_session(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> F32:

@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, NamedTuple
 
-from infra.errors import StoreError
+from infra.errors import StoreError, one_line, typed_line, without_places
 from infra.metrics import ScorerMetrics
+from infra.telemetry import get_logger
 
 CHECK_INTERVAL_S: Final = 1.0
 """Shortest time between two questions to the store, however many probes come."""
@@ -19,6 +20,8 @@ CHECK_TIMEOUT_S: Final = 1.0
 
 LOADING: Final = "the bundle is being loaded"
 STOPPING: Final = "the process is stopping"
+
+log = get_logger(__name__)
 
 
 class Readiness:
@@ -47,6 +50,7 @@ class Readiness:
         self._loading = LOADING
         self._stopping = False
         self._found: str | None = None
+        self._told = ""
         self._found_at = float("-inf")
         self._check: asyncio.Future[_Said] | None = None
         self.warnings: list[str] = []
@@ -86,7 +90,10 @@ class Readiness:
         if self._ask is None:
             return self._loading
         if self._clock() - self._found_at >= self._interval_s:
-            trouble, warning = await self._asked(self._ask)
+            trouble, warning, error = await self._asked(self._ask)
+            if error and error != self._told:
+                log.warning("store does not answer readiness", error=error)
+            self._told = error
             self._metrics.store_answers.set(trouble is None)
             self._metrics.store_empty.set(warning is not None)
             if self._degrades and trouble is not None:
@@ -105,7 +112,7 @@ class Readiness:
         check = self._check
         await asyncio.wait((check,), timeout=self._timeout_s)
         if not check.done():
-            return f"the store has not answered for {self._timeout_s:g} s", None
+            return _Said(f"the store has not answered for {self._timeout_s:g} s")
         if self._check is check:
             self._check = None
         return check.result()
@@ -115,14 +122,21 @@ class Readiness:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-_Said = tuple[str | None, str | None]
-"""Why the store cannot be read, and what is odd about it; None: it can, and nothing is."""
+class _Said(NamedTuple):
+    """What a question to the store came to."""
+
+    trouble: str | None = None
+    """Why the store cannot be read; None: it can."""
+    warning: str | None = None
+    """What is odd about it; None: nothing."""
+    error: str = ""
+    """The trouble with the store's place, which is for the log: anybody may probe."""
 
 
 def _ask_store(ask: Callable[[], str | None]) -> _Said:
     try:
-        return None, ask()
+        return _Said(warning=ask())
     except StoreError as error:
-        return f"the store does not answer: {error}", None
+        return _Said(f"the store does not answer: {without_places(error)}", error=one_line(error))
     except Exception as error:  # noqa: BLE001  # whatever it is, a store that raises is no use
-        return f"the store does not answer: {type(error).__name__}: {error}", None
+        return _Said(f"the store does not answer: {type(error).__name__}", error=typed_line(error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from infra.settings import Settings
 from infra.telemetry import get_logger
+from scorer.limits import too_small_body
 from scorer.listener import listen, reserved
 from scorer.supervisor import Supervisor, shared_metrics
 from scorer.tls import tls_context
@@ -25,6 +26,8 @@ def run_scorer(settings: Settings) -> None:
         StoreError: the store cannot be opened for another reason than being away, which is
             waited for.
     """
+    if (odd := too_small_body(settings.scorer)) is not None:
+        log.warning(odd)
     scheme = "http" if tls_context(settings.scorer) is None else "https"
     with listen(settings.scorer) as listener, reserved(settings.scorer):
         host, port = listener.getsockname()[:2]

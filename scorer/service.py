@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
+from scorer.jobs import Job, Jobs
 from scorer.limits import RETRY_AFTER_S, Refused
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
+from scorer.turns import this_turn
 
 T = TypeVar("T")
 
+READERS: Final = 32
+"""Threads of a process whose store is a server: so many rankings can wait for it at once. At 5 ms
+a read they could bring 6,400 users a second, more than a process ranks for."""
+
 
 class Service:
-    """The ranker of a process, the thread in which it works, and whether both are ready.
+    """The ranker of a process, the threads in which it works, and whether both are ready.
 
-    Rankings run one after another in a thread of their own (one core a process). The event
-    loop stays free to refuse, to answer probes and to notice deadlines while a large ranking
-    computes or a store keeps one waiting.
+    One ranking computes at a time (one core a process), the most urgent first. The event loop stays
+    free to refuse, to answer probes and to notice deadlines while a large ranking computes. Where
+    the store is a server, rankings that wait for it stand aside, and others compute meanwhile.
     """
 
     def __init__(self, readiness: Readiness) -> None:
         self.readiness = readiness
         self._ranker: Ranker | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ranking")
+        self._jobs = Jobs()
 
     @property
     def ranker(self) -> Ranker:
@@ -43,14 +48,24 @@ class Service:
                 readiness.
         """
         self._ranker = ranker
+        self._jobs.start(1 if ranker.reads_locally else READERS)
         self.readiness.loaded(ask_store)
 
     async def run(self, job: Callable[[Ranker], T]) -> T:
-        """The result of a job, which runs when its turn comes; cancelled before, it never runs."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, job, self.ranker)
+        """The result of a job, which runs when its turn comes; cancelled before, it never runs.
+
+        Raises:
+            Refused: the deadline of `this_turn` passed first.
+        """
+        ranker = self.ranker
+        wanted = Job(lambda: job(ranker), this_turn.get(), asyncio.get_running_loop())
+        self._jobs.put(wanted)
+        try:
+            return await wanted.future  # type: ignore[no-any-return]
+        finally:
+            wanted.wanted = False
 
     def close(self) -> None:
         """Accept no more jobs. One that the store keeps waiting is left to itself."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._jobs.close()
         self.readiness.close()

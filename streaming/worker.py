@@ -414,12 +414,14 @@ def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
     # Numerical libraries are slow to import; health answers meanwhile.
     from extractor.systems import load_system
     from infra import record_kernel
+    from infra.compiling import tell_unkept
 
     bundle, system = load_system(settings)
     metrics.use_bundle(bundle.version)
     system.warm()
     EventDecoder(settings.events).warm()
     record_kernel.warm()
+    tell_unkept()
     return system
 
 

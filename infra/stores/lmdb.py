@@ -165,6 +165,8 @@ class LmdbStore:
     What another process or the disk may do to it is told by its cause (`infra.stores.lmdb_faults`).
     """
 
+    local = True
+
     def __init__(
         self,
         path: Path,

@@ -30,6 +30,8 @@ from infra.stores.mending import Mending
 class MemoryStore:
     """`infra.store.Store` on dictionaries under one lock."""
 
+    local = True
+
     def __init__(self, options: StoreOptions = AS_IT_COMES) -> None:
         require_any_id(options, "the store at memory://")
         self.identity: Identity | None = new_identity(options)

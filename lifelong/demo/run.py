@@ -56,7 +56,7 @@ from models.reference.serving import (
     score_stored,
 )
 from scorer.client import RankClient
-from scorer.ranking import item_keys
+from scorer.ids import item_keys
 from streaming.files.backfill import backfill
 from streaming.files.replay import BehaviorEvent, EventProducer
 

@@ -43,7 +43,7 @@ from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network, NetworkConfig
 from models.prediction import make_network
-from scorer.ranking import item_keys
+from scorer.ids import item_keys
 
 if TYPE_CHECKING:
     import onnxruntime

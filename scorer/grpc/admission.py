@@ -5,52 +5,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Final
 
-from scorer.limits import RETRY_AFTER_S, Refused
+from scorer.grpc.calls import Context
+from scorer.http.admission import CLIENT, CLIENT_BYTES, PRIORITY, level_of
+from scorer.turns import NORMAL, Head, Turns, overdue, this_turn
 
-
-class Turns(Protocol):
-    """The admitted requests of one process, over HTTP as well (`scorer.http.admission.Turns`)."""
-
-    deadline_s: float
-
-    def take(self) -> None:
-        """Admit a request, or raise `Refused`."""
-
-    def give_back(self) -> None:
-        """Note that an admitted request has its answer, or never will."""
+PRIORITY_KEY: Final = PRIORITY.decode()
+CLIENT_KEY: Final = CLIENT.decode()
 
 
 @contextlib.asynccontextmanager
-async def turn(turns: Turns, left_s: float | None) -> AsyncIterator[None]:
+async def turn(turns: Turns, head: Head) -> AsyncIterator[None]:
     """A turn of one request, given back when the block is left.
 
-    Args:
-        turns: where it is taken.
-        left_s: seconds in which the client wants its answer; None: it does not say. Once they have
-            passed, gRPC itself cancels the call, and with it the ranking that still waits.
+    Past the deadline of its client gRPC itself cancels the call, and with it the ranking that still
+    waits; past the scorer's own it is given up here.
 
     Raises:
-        Refused: too many requests wait, or this one waited too long.
+        Refused: too much waits for it to be answered in time, or it waited too long.
     """
-    if left_s is not None and left_s <= 0:
-        raise Refused(503, "deadline", "request", "came after its own deadline")
-    turns.take()
-    timeout = asyncio.timeout(turns.deadline_s)
+    taken = turns.admit(head)
+    this_turn.set(taken)
+    timeout = asyncio.timeout(taken.deadline - turns.now())
     try:
         async with timeout:
             yield
     except TimeoutError:
         if not timeout.expired():
             raise
-        raise Refused(
-            503,
-            "deadline",
-            "request",
-            f"was not scored within {turns.deadline_s:g} s; the scorer is overloaded or its store "
-            "is slow",
-            RETRY_AFTER_S,
-        ) from None
+        raise overdue(taken) from None
     finally:
-        turns.give_back()
+        turns.give_back(taken)
+
+
+def read_head(context: Context, route: str, size: int) -> Head:
+    """What a call tells of itself besides its message of ``size`` bytes, as HTTP's headers do."""
+    level, client = NORMAL, None
+    for name, value in context.invocation_metadata() or ():
+        if name == PRIORITY_KEY:
+            level = level_of(value if isinstance(value, bytes) else value.encode("latin-1"))
+        elif name == CLIENT_KEY:
+            client = str(value)[:CLIENT_BYTES]
+    if client is None:  # ipv4:127.0.0.1:34567
+        client = context.peer().rpartition(":")[0].partition(":")[2]
+    return Head(route, size, context.time_remaining(), level, client)

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import grpc
 import grpc.aio
 
-from infra.errors import RequestError, StoreError
+from infra.errors import RequestError, StoreError, without_places
 from infra.metrics import ScorerMetrics
 from infra.telemetry import get_logger
 from scorer.limits import RETRY_AFTER_S, Refused
@@ -24,15 +24,8 @@ CODES: Final = {
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """HTTP's status of a refusal to gRPC's. All others say what is wrong with the request itself."""
-
-REASONS: Final = {
-    "overload": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "deadline": grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-"""Reasons that gRPC has a word for where HTTP only has 503."""
 
 CANCELLED: Final = 499
 """The status, for the metrics, of a call that its client has cancelled or whose deadline passed."""
@@ -97,19 +90,16 @@ def counted(route: str, method: Method[Asked, Answered], metrics: ScorerMetrics)
 def _told(error: Exception) -> _Failure:
     """What a client is told of an error: which part of its request, and what of it, in one line."""
     if isinstance(error, Refused):
-        code = REASONS.get(error.reason) or CODES.get(error.status)
-        return _Failure(
-            error.status,
-            code or grpc.StatusCode.INVALID_ARGUMENT,
-            f"{error.field} {error}",
-            error.reason,
-            error.retry_after_s,
-        )
+        code = CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT)
+        if (error.status, error.reason) == (503, "deadline"):  # HTTP has no word for that
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+        detail = f"{error.field} {error}"
+        return _Failure(error.status, code, detail, error.reason, error.retry_after_s)
     if isinstance(error, RequestError):
         detail = f"{error.field} {error}"
         return _Failure(400, grpc.StatusCode.INVALID_ARGUMENT, detail, "malformed")
     if isinstance(error, StoreError):  # the ranker has logged it
-        detail = f"store {error}"
-        return _Failure(503, grpc.StatusCode.UNAVAILABLE, detail, "store", RETRY_AFTER_S)
-    detail = "request failed inside the scorer; its log says why"
+        told = without_places(error)
+        return _Failure(503, grpc.StatusCode.UNAVAILABLE, told, "store", RETRY_AFTER_S)
+    detail = "the request failed inside the scorer; its log says why"
     return _Failure(500, grpc.StatusCode.INTERNAL, detail)

@@ -70,8 +70,9 @@ def _inputs(request: pb.ModelInferRequest) -> Iterator[Input]:
 
 
 def _elements(tensor: pb.ModelInferRequest.InferInputTensor) -> Any:
-    """The elements, in the field of their datatype, as it is: numpy reads one of numbers whole."""
-    return getattr(tensor.contents, CONTENTS[tensor.datatype])
+    """The elements, in the field of their datatype; numpy reads one of numbers as it is."""
+    elements = getattr(tensor.contents, CONTENTS[tensor.datatype])
+    return list(elements) if tensor.datatype == "BYTES" else elements
 
 
 def _parameters(given: Mapping[str, pb.InferParameter]) -> dict[str, object]:

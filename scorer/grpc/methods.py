@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from scorer.grpc import open_inference_pb2 as pb
-from scorer.grpc.admission import Turns, turn
+from scorer.grpc.admission import read_head, turn
 from scorer.grpc.calls import Context
 from scorer.grpc.kserve import KServe
-from scorer.http.app import own_version
+from scorer.http.app import own_version, with_context
 from scorer.inference import Inference, check_model, metadata
 from scorer.ranking import Ranker
 from scorer.service import Service
+from scorer.turns import Turns
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 """The protocol's service."""
@@ -90,9 +91,10 @@ class Methods:
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         self._named(request.model_name, request.model_version)
-        async with turn(self._turns, context.time_remaining()):
+        head = read_head(context, "ModelInfer", request.ByteSize())
+        async with turn(self._turns, head):
             answer, degraded = await self._service.run(
-                lambda ranker: self._kserve.answer(ranker, request)
+                with_context(lambda ranker: self._kserve.answer(ranker, request))
             )
         if degraded:
             context.set_trailing_metadata(DEGRADED)

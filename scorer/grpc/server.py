@@ -18,11 +18,11 @@ from grpc_reflection.v1alpha import reflection
 from infra.errors import SettingsError
 from infra.metrics import ScorerMetrics
 from infra.settings import ScorerSettings
-from scorer.grpc.admission import Turns
 from scorer.grpc.calls import Method, counted
 from scorer.grpc.health import Health
 from scorer.grpc.methods import SERVICE, Methods
 from scorer.service import Service
+from scorer.turns import Turns
 
 MAX_STREAMS: Final = 256
 """Calls that one connection may have under way; a client keeps more of them back itself."""

@@ -70,8 +70,7 @@ class Acceptor:
 
     def close(self) -> None:
         """Take what waits, and accept no more. What waits when no process has the socket any more
-        would be reset.
-        """
+        would be reset."""
         if self._closed:
             return
         if self._place.alone or self._place.signals:

@@ -3,39 +3,45 @@
 POST /v1/rank                  scorer.http.rank_v1
 POST /v2/models/{name}/infer   scorer.http.kserve
 GET  /v2/models/{name}[/ready], /v2, /v2/health/live, /v2/health/ready, /metrics
+GET  /problems/{kind}          scorer.http.problems, as are the answers to what is wrong
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import contextvars
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Final, TypeVar
 
-import msgspec
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from infra.errors import RequestError, StoreError
+from infra.errors import RequestError
 from infra.metrics import ScorerMetrics, exposition
 from infra.settings import ScorerSettings
-from scorer.http.admission import Admission, Turns
+from scorer.http.admission import Admission
+from scorer.http.body import Body
+from scorer.http.identity import RequestIdentity
 from scorer.http.kserve import HEADER_LENGTH, KServe
-from scorer.http.middleware import BodyLimit, RequestMetrics
+from scorer.http.middleware import RequestMetrics
+from scorer.http.problems import JSON, KINDS, error_handlers, json_response
 from scorer.http.rank_v1 import RankV1
 from scorer.inference import check_model, metadata
-from scorer.limits import RETRY_AFTER_S, SHOWN_CHARS, Refused
+from scorer.limits import SHOWN_CHARS, Refused
 from scorer.ranking import Ranker
 from scorer.service import Service
+from scorer.turns import Turns
 
-JSON: Final = "application/json"
 BINARY: Final = "application/octet-stream"
 DEGRADED: Final = {"lifelong-degraded": "store"}
 """The header of an answer that was made without the store."""
+
+T = TypeVar("T")
 
 
 def create_app(
@@ -50,29 +56,42 @@ def create_app(
     Args:
         service: what answers; it may still be waiting for its bundle.
         registry: where ``metrics`` are registered, shown on /metrics.
-        turns: of the process, where rankings come over gRPC as well; None: of this application.
+        turns: shared with whatever else asks the service; None: nothing does.
     """
-    if turns is None:
-        turns = Turns(settings.max_waiting, settings.deadline_s)
     endpoints = Endpoints(service, settings, registry)
-    scored = [
-        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
-        Middleware(Admission, turns=turns),
-    ]
-    return Starlette(
+    handlers = error_handlers(metrics)
+    rank = Route("/v1/rank", endpoints.rank, methods=["POST"])
+    infer = Route("/v2/models/{name}/infer", endpoints.infer, methods=["POST"])
+    admission = Middleware(
+        Admission,
+        turns=turns or Turns(settings.max_waiting, settings.deadline_s),
+        scored={"/v1/rank": rank, "/infer": infer},
+        body=Body(settings.max_body_bytes),
+        refuse=handlers[RequestError],
+        metrics=metrics,
+    )
+    app = Starlette(
         routes=[
-            Route("/v1/rank", endpoints.rank, methods=["POST"], middleware=scored),
+            rank,
             Route("/v2", endpoints.server, methods=["GET"]),
             Route("/v2/health/live", endpoints.live, methods=["GET"]),
             Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
             Route("/v2/models/{name}", endpoints.model, methods=["GET"]),
             Route("/v2/models/{name}/ready", endpoints.model_ready, methods=["GET"]),
-            Route("/v2/models/{name}/infer", endpoints.infer, methods=["POST"], middleware=scored),
+            infer,
             Route("/metrics", endpoints.metrics, methods=["GET"]),
+            Route("/problems/{kind}", endpoints.problem, methods=["GET"]),
         ],
-        middleware=[Middleware(RequestMetrics, metrics=metrics)],
-        exception_handlers=error_handlers(metrics),
+        middleware=[
+            Middleware(RequestIdentity),
+            Middleware(RequestMetrics, metrics=metrics),
+            admission,
+        ],
+        exception_handlers=handlers,
     )
+    # It would lead to whatever Host the request named.
+    app.router.redirect_slashes = False
+    return app
 
 
 class Endpoints:
@@ -89,7 +108,9 @@ class Endpoints:
     async def rank(self, request: Request) -> Response:
         check_content_type(request, JSON)
         body = await request.body()
-        answer, degraded = await self._service.run(lambda ranker: self._v1.answer(ranker, body))
+        answer, degraded = await self._service.run(
+            with_context(lambda ranker: self._v1.answer(ranker, body))
+        )
         return Response(answer, media_type=JSON, headers=DEGRADED if degraded else None)
 
     async def infer(self, request: Request) -> Response:
@@ -97,7 +118,9 @@ class Endpoints:
         length = request.headers.get(HEADER_LENGTH)
         check_content_type(request, *(JSON,) if length is None else (BINARY, JSON))
         body = await request.body()
-        answer = await self._service.run(lambda ranker: self._kserve.answer(ranker, body, length))
+        answer = await self._service.run(
+            with_context(lambda ranker: self._kserve.answer(ranker, body, length))
+        )
         headers = dict(DEGRADED) if answer.degraded else {}
         if answer.header_length is None:
             return Response(answer.body, media_type=JSON, headers=headers)
@@ -131,6 +154,13 @@ class Endpoints:
         body, content_type = exposition(self._registry)
         return Response(body, headers={"content-type": content_type})
 
+    async def problem(self, request: Request) -> Response:
+        kind: str = request.path_params["kind"]
+        told = KINDS.get(kind.replace("-", "_"))
+        if told is None or "_" in kind:
+            raise HTTPException(404)
+        return PlainTextResponse(f"{told.title}.\n\n{told.advice}\n")
+
     async def _readiness(self, about: dict[str, object]) -> Response:
         readiness = self._service.readiness
         reason = await readiness.reason()
@@ -146,6 +176,12 @@ class Endpoints:
         ranker = self._service.ranker
         check_model(ranker, request.path_params["name"])
         return ranker
+
+
+def with_context(job: Callable[[Ranker], T]) -> Callable[[Ranker], T]:
+    """A job for another thread, whose log lines there name the request all the same."""
+    context = contextvars.copy_context()
+    return lambda ranker: context.run(job, ranker)
 
 
 def check_content_type(request: Request, *accepted: str) -> None:
@@ -166,61 +202,6 @@ def check_content_type(request: Request, *accepted: str) -> None:
             "Content-Encoding",
             f"is {coding[:SHOWN_CHARS]}, expected none",
         )
-
-
-Handler = Callable[[Request, Any], Awaitable[Response]]
-
-
-def error_handlers(metrics: ScorerMetrics) -> Mapping[Any, Handler]:
-    """Handlers by kind of error. Each answers with one JSON object, never with a traceback."""
-
-    async def refused(_request: Request, error: RequestError) -> Response:
-        status, reason, retry_after_s = 400, "malformed", None
-        if isinstance(error, Refused):
-            status, reason, retry_after_s = error.status, error.reason, error.retry_after_s
-        metrics.rejected.labels(reason=reason).inc()
-        return error_response(status, error.field, str(error), retry_after_s)
-
-    async def store_failed(_request: Request, error: StoreError) -> Response:
-        metrics.rejected.labels(reason="store").inc()  # the ranker has logged it
-        return error_response(503, "store", str(error), RETRY_AFTER_S)
-
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        field, message = "request", error.detail
-        if error.status_code == 404:
-            field, message = "path", f"{request.url.path[:SHOWN_CHARS]} is not served here"
-        elif error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "another")
-            field, message = "method", f"{request.method} is not allowed here, {allowed} is"
-        response = error_response(error.status_code, field, message)
-        response.headers.update(error.headers or {})
-        return response
-
-    async def failed(_request: Request, _error: Exception) -> Response:
-        # Starlette raises it again once this is sent, so that the server logs the traceback.
-        return error_response(500, "request", "failed inside the scorer; its log says why")
-
-    return {
-        RequestError: refused,
-        StoreError: store_failed,
-        HTTPException: http_error,
-        Exception: failed,
-    }
-
-
-def error_response(
-    status: int, field: str, message: str, retry_after_s: int | None = None
-) -> Response:
-    """An error as every route answers it: the field that is wrong, and what is wrong with it."""
-    response = json_response(status, {"error": {"field": field, "message": message}})
-    if retry_after_s is not None:
-        response.headers["retry-after"] = str(retry_after_s)
-    return response
-
-
-def json_response(status: int, content: object) -> Response:
-    """A small answer in JSON."""
-    return Response(msgspec.json.encode(content), status_code=status, media_type=JSON)
 
 
 def own_version() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from uvicorn.server import ServerState
@@ -21,8 +22,25 @@ IDLE_GRACE_S: Final = 0.2
 request, or its next one, may be on the way."""
 
 
+LINGER_S: Final = 1.0
+"""How long tasks that are cancelled have to end, and how long a connection of HTTP/2 that has been closed on our side waits for its client to close it:
+were what the client still says answered by a reset, it might lose the last answer."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long clients may keep a connection waiting."""
+
+    head_s: float = HEAD_TIMEOUT_S
+    """For the head of a request."""
+    unread_s: float = UNREAD_TIMEOUT_S
+    """For room for more of an answer."""
+
+
 class Connection(Protocol):
     """One connection, as a server that stops sees it."""
+
+    transport: asyncio.Transport
 
     def drain(self) -> None:
         """Ask the client, by the protocol's own means, to go; requests are answered all the same."""
@@ -34,13 +52,27 @@ class Connection(Protocol):
 class Connections(ServerState):
     """All connections of a process, for uvicorn's protocols as their server's state."""
 
-    def __init__(self, on_change: Callable[[int], None]) -> None:
+    def __init__(self, on_change: Callable[[int], None], patience: Patience) -> None:
         super().__init__()
+        self.patience = patience
         self.draining = False
         self.connections: Any = _Counted(on_change)
 
+    async def abort(self) -> None:
+        """Cut what is still open, and let its tasks end."""
+        for connection in list(self.connections):
+            connection.transport.abort()
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=LINGER_S)
+        await asyncio.sleep(0)
+
     def drain(self) -> None:
         """Ask all clients to go, those that come from now on included."""
+        if self.draining:
+            return
         self.draining = True
         for connection in list(self.connections):
             connection.drain()

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from scorer.http.connections import HEAD_TIMEOUT_S, UNREAD_TIMEOUT_S, Connections
+from scorer.http.connections import Connections
 
 MAX_HEAD_BYTES: Final = 65_536
 """Largest head of a request; of one that arrives at once, the size of a read is the bound."""
@@ -42,7 +42,7 @@ class Http1(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+        self._await_head()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -58,7 +58,7 @@ class Http1(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(431, f"The head of a request is larger than {MAX_HEAD_BYTES} bytes.")
             elif self._head_timer is None:
-                self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+                self._await_head()
         elif self.cycle is not None and self.cycle.response_complete:
             # The rest of a body that nobody waited for has unset the timer.
             if self.timeout_keep_alive_task is None:
@@ -87,7 +87,8 @@ class Http1(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._unread_timer is None:
-            self._unread_timer = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
+            patience_s = self.server_state.patience.unread_s
+            self._unread_timer = self.loop.call_later(patience_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -133,14 +134,13 @@ class Http1(HttpToolsProtocol):
             raise httptools.HttpParserError("a tunnel is not to be had here")
         lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         for name, value in self.headers:
-            if name in _HOP_BY_HOP:
-                continue
             if name == b"connection":
                 options = [option.strip() for option in value.split(b",")]
                 value = b", ".join(  # noqa: PLW2901
                     option for option in options if option.lower() not in _HOP_BY_HOP
                 )
-            lines.append(b"%b: %b" % (name, value))
+            if value and name not in _HOP_BY_HOP:
+                lines.append(b"%b: %b" % (name, value))
         return b"\r\n".join([*lines, b"", b""])
 
     # How a request is answered.
@@ -166,12 +166,17 @@ class Http1(HttpToolsProtocol):
             )
         self.transport.close()
 
+    def _await_head(self) -> None:
+        patience_s = self.server_state.patience.head_s
+        self._head_timer = self.loop.call_later(patience_s, self._head_is_late)
+
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self.scope is None:
             self.transport.close()
         else:
-            self._refuse(408, f"The head of a request did not arrive within {HEAD_TIMEOUT_S:g} s.")
+            patience_s = self.server_state.patience.head_s
+            self._refuse(408, f"The head of a request did not arrive within {patience_s:g} s.")
 
     def _unset_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -34,7 +34,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from infra.telemetry import get_logger
-from scorer.http.connections import UNREAD_TIMEOUT_S, Connections
+from scorer.http.connections import LINGER_S, Connections
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes of every connection of HTTP/2 (RFC 9113, section 3.4)."""
@@ -102,6 +102,7 @@ class Http2(asyncio.Protocol):
         self._answered = 0
         self._resets = 0
         self._stopping = False
+        self._closed = False
         self._idle_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
 
@@ -122,14 +123,14 @@ class Http2(asyncio.Protocol):
         self._await_request()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._closed:
             return
         try:
             events = self.h2.receive_data(data)
         except ProtocolError as error:
             log.warning("a connection of HTTP/2 broke its rules", error=str(error))
             self.flush()
-            self.transport.close()
+            self._close()
             return
         for event in events:
             self._handle(event)
@@ -138,6 +139,7 @@ class Http2(asyncio.Protocol):
             self._await_request()
 
     def connection_lost(self, _error: Exception | None) -> None:
+        self._closed = True
         self.state.connections.discard(self)
         for timer in (self._idle_timer, self._unread_timer):
             if timer is not None:
@@ -150,7 +152,8 @@ class Http2(asyncio.Protocol):
         # Nor read: every PING and SETTINGS is answered, and nobody reads the answers.
         self.flow.pause_writing()
         self.flow.pause_reading()
-        self._unread_timer = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
+        patience_s = self.state.patience.unread_s
+        self._unread_timer = self.loop.call_later(patience_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         if self._unread_timer is not None:
@@ -170,19 +173,19 @@ class Http2(asyncio.Protocol):
         self._stopping = True
         self._say_goaway(self.h2.highest_inbound_stream_id)
         if not self._streams:
-            self.transport.close()
+            self._close()
 
     # What streams ask.
 
     def flush(self) -> None:
         """Send what h2 has to send."""
         data = self.h2.data_to_send()
-        if data and not self.transport.is_closing():
+        if data and not self._closed:
             self.transport.write(data)
 
     def finished(self, stream: _Stream) -> None:
         """Note that a stream has its answer, or never will."""
-        if self._streams.pop(stream.number, None) is None or self.transport.is_closing():
+        if self._streams.pop(stream.number, None) is None or self._closed:
             return
         self._answered += 1
         self._give_back_room(stream)
@@ -190,7 +193,7 @@ class Http2(asyncio.Protocol):
         if self._streams:
             return
         if self._stopping:
-            self.transport.close()
+            self._close()
         else:
             self._await_request()
 
@@ -220,7 +223,7 @@ class Http2(asyncio.Protocol):
             case ConnectionTerminated():
                 # The client opens no more streams. To h2 all is over, answers that are owed, too.
                 if event.error_code or not self._streams:
-                    self.transport.close()
+                    self._close()
                 else:
                     self._stopping = True
                     self.h2.state_machine.state = ConnectionState.SERVER_OPEN
@@ -280,13 +283,27 @@ class Http2(asyncio.Protocol):
         if self._resets > MAX_RESETS + self._answered:
             log.warning("a client took back too many requests", resets=self._resets)
             self._say_goaway(self.h2.highest_inbound_stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
-            self.transport.close()
+            self._close()
 
     def _say_goaway(self, last_stream: int, code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
         # Not by h2, which would send no answers afterwards.
-        if not self.transport.is_closing():
+        if not self._closed:
             frame = GoAwayFrame(0, last_stream_id=last_stream, error_code=code)
             self.transport.write(frame.serialize())
+
+    def _close(self) -> None:
+        """Close on our side, and for good once the client has done the same, or has not."""
+        if self._closed:
+            return
+        self._closed = True
+        self._unset_idle_timer()
+        for stream in list(self._streams.values()):
+            stream.leave()
+        self._idle_timer = self.loop.call_later(LINGER_S, self.transport.close)
+        if not self.transport.is_closing() and self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def _await_request(self) -> None:
         self._unset_idle_timer()
@@ -429,7 +446,7 @@ class _Stream:
     async def _granted(self) -> bool:
         """Whether the client makes room within the time that it has for it."""
         try:
-            async with asyncio.timeout(UNREAD_TIMEOUT_S):
+            async with asyncio.timeout(self._connection.state.patience.unread_s):
                 await self.room.wait()
         except TimeoutError:
             self._reset(ErrorCodes.CANCEL)
@@ -442,8 +459,6 @@ class _Stream:
 
     def _reset(self, code: ErrorCodes) -> None:
         self._gone = True
-        if self._connection.transport.is_closing():
-            return
         try:
             self._h2.reset_stream(self.number, code)
         except ProtocolError:

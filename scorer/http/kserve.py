@@ -9,48 +9,61 @@ Inference-Header-Content-Length gives the length of the JSON that the tensors' b
 
 from __future__ import annotations
 
+import re
+from base64 import b64decode
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Annotated, Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
 
 from infra.errors import RequestError
-from scorer.inference import Inference, Inferred, Input, Output, Parameters
-from scorer.limits import Item, Time, User, decode_json
+from scorer.inference import OUTPUTS, Inference, Inferred, Input, Output, Parameters
+from scorer.limits import SHOWN_CHARS, Item, Time, User, decode_json
 from scorer.ranking import Ranker
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 """Name of the HTTP header of the binary extension."""
 
+NO_DATA: Final = msgspec.Raw(b"null")
+
 Key = Annotated[int, msgspec.Meta(ge=0)]
+Given = dict[str, Any]
+"""Parameters as they come: other servers' and intermediaries' are let pass."""
 
 
-class InputTensor(msgspec.Struct, forbid_unknown_fields=True):
+class Base64(msgspec.Struct):
+    """An element of BYTES in base64, as TensorFlow Serving and KServe V1 have it."""
+
+    b64: str
+
+
+class InputTensor(msgspec.Struct):
     """One input; its data is here or among the bytes after the JSON."""
 
     name: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    shape: list[int]
     datatype: str
-    parameters: Parameters = {}
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: Given | None = None
+    data: msgspec.Raw = NO_DATA
 
 
-class OutputWish(msgspec.Struct, forbid_unknown_fields=True):
+class OutputWish(msgspec.Struct):
     """An output asked for."""
 
     name: str
-    parameters: Parameters = {}
+    parameters: Given | None = None
 
 
-class InferRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON of a request."""
+class InferRequest(msgspec.Struct):
+    """The JSON of a request. What may be left out may be null, and fields of others are ignored."""
 
     inputs: list[InputTensor]
-    outputs: list[OutputWish] = []
-    id: str | msgspec.UnsetType = msgspec.UNSET
-    parameters: Parameters = {}
+    outputs: list[OutputWish] | None = None
+    id: str | None = None
+    parameters: Given | None = None
 
 
 class OutputTensor(msgspec.Struct):
@@ -87,11 +100,13 @@ class KServe:
     def __init__(self, max_candidates: int) -> None:
         self._inference = Inference(max_candidates)
         self._request = msgspec.json.Decoder(InferRequest)
-        self._data: dict[tuple[str, str], msgspec.json.Decoder[list[Any]]] = {
-            ("user", "BYTES"): msgspec.json.Decoder(list[User]),
-            ("candidates", "BYTES"): msgspec.json.Decoder(list[Item]),
-            ("candidates", "UINT64"): msgspec.json.Decoder(list[Key]),
-            ("time", "INT64"): msgspec.json.Decoder(list[Time]),
+        self._elements = {
+            ("user", "BYTES"): _Elements(User, encoded=True),
+            ("candidates", "BYTES"): _Elements(Item, encoded=True),
+            ("candidates", "UINT64"): _Elements(Key),
+            ("candidates", "INT64"): _Elements(int),
+            ("time", "INT64"): _Elements(Time),
+            ("time", "UINT64"): _Elements(Time),
         }
         self._encoder = msgspec.json.Encoder()
 
@@ -110,7 +125,7 @@ class KServe:
         """
         head, tail = _split(body, header_length)
         request = decode_json(self._request, head)
-        wishes = [wish.name for wish in request.outputs]
+        wishes = [wish.name for wish in request.outputs or ()]
         inputs = self._inputs(request, tail)
         inferred = self._inference.infer(ranker, inputs, wishes, request.parameters)
         return self._encode(request, inferred)
@@ -119,33 +134,38 @@ class KServe:
         """The tensors, each with its bytes where it has some."""
         at = 0
         for tensor in request.inputs:
-            size = tensor.parameters.get("binary_data_size")
+            size = (tensor.parameters or {}).get("binary_data_size")
             raw, elements = None, None
+            name = tensor.name[:SHOWN_CHARS]
             if size is not None:
                 if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-                    raise RequestError(tensor.name, "has no valid binary_data_size")
+                    raise RequestError(name, "has no valid binary_data_size")
                 raw = tail[at : at + size]
                 at += size
                 if at > len(tail):
-                    raise RequestError(tensor.name, f"announces {size} bytes that are not there")
-            elif tensor.data is msgspec.UNSET:
-                raise RequestError(tensor.name, "has neither data nor a binary_data_size")
+                    raise RequestError(name, f"announces {size} bytes that are not there")
+            elif bytes(tensor.data) == b"null":
+                raise RequestError(name, "has neither data nor a binary_data_size")
             else:
-                elements = partial(self._elements, tensor)
+                elements = partial(self._read, tensor)
             yield Input(tensor.name, tensor.datatype, tensor.shape, raw, elements)
         if at != len(tail):
             raise RequestError("body", f"has {len(tail) - at} bytes after the last tensor")
 
-    def _elements(self, tensor: InputTensor) -> list[Any]:
-        decoder = self._data[tensor.name, tensor.datatype]
+    def _read(self, tensor: InputTensor) -> list[Any]:
+        elements = self._elements[tensor.name, tensor.datatype]
         try:
-            return decode_json(decoder, bytes(cast(msgspec.Raw, tensor.data)))
+            values = elements.read(bytes(tensor.data), tensor.shape)
+            if (tensor.parameters or {}).get("content_type") == "base64":  # as MLServer has it
+                values = [_decoded(value) for value in values]
         except RequestError as error:
             place = error.field if error.field.startswith("[") else ""
             raise RequestError(tensor.name + place, str(error)) from None
+        return values
 
     def _encode(self, request: InferRequest, inferred: Inferred) -> EncodedAnswer:
         binary = _binary(request)
+        identifier = msgspec.UNSET if request.id is None else request.id
         outputs, blobs = [], []
         for output in inferred.outputs:
             tensor = OutputTensor(output.name, output.shape, output.datatype)
@@ -157,12 +177,51 @@ class KServe:
                 tensor.data = _json_data(output)
             outputs.append(tensor)
         answer = InferAnswer(
-            inferred.name, inferred.version, outputs, inferred.parameters, request.id
+            inferred.name, inferred.version, outputs, inferred.parameters, identifier
         )
         head = self._encoder.encode(answer)
         if not blobs:
             return EncodedAnswer(head, None, inferred.degraded)
         return EncodedAnswer(b"".join((head, *blobs)), len(head), inferred.degraded)
+
+
+_NESTED: Final = re.compile(rb"\[\s*\[")
+
+
+class _Elements:
+    """Reads the data of a tensor in JSON, flat or a list for each row."""
+
+    def __init__(self, kind: Any, *, encoded: bool = False) -> None:
+        """Prepare for elements of a type.
+
+        Args:
+            encoded: whether they may come in base64.
+        """
+        self._flat = msgspec.json.Decoder(list[kind])
+        self._rows = msgspec.json.Decoder(list[list[kind]])
+        # Apart, since looking at the type of each costs as much as all the rest.
+        self._encoded = msgspec.json.Decoder(list[kind | Base64]) if encoded else None
+
+    def read(self, data: bytes, shape: list[int]) -> list[Any]:
+        """The elements in a flat list."""
+        if _NESTED.match(data):
+            rows = decode_json(self._rows, data)
+            if [len(row) for row in rows] != [shape[-1]] * shape[0]:
+                raise RequestError("", f"has rows of other lengths than shape {shape} says")
+            return list(chain.from_iterable(rows))
+        if self._encoded is not None and b"{" in data:
+            return [
+                _decoded(value.b64) if isinstance(value, Base64) else value.encode()
+                for value in decode_json(self._encoded, data)
+            ]
+        return decode_json(self._flat, data)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return b64decode(text, validate=True)
+    except ValueError:
+        raise RequestError("", "holds what is not base64") from None
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
@@ -181,10 +240,10 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
 
 def _binary(request: InferRequest) -> dict[str, bool]:
     """Whether each output goes out as bytes."""
-    default = request.parameters.get("binary_data_output", False) is True
-    wishes = {"ctr": default, "unknown": default}
-    for wish in request.outputs:
-        wishes[wish.name] = wish.parameters.get("binary_data", default) is True
+    default = (request.parameters or {}).get("binary_data_output", False) is True
+    wishes = dict.fromkeys(OUTPUTS, default)
+    for wish in request.outputs or ():
+        wishes[wish.name] = (wish.parameters or {}).get("binary_data", default) is True
     return wishes
 
 

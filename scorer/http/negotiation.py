@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.config import Config
 
-from scorer.http.connections import HEAD_TIMEOUT_S, Connections, is_http2
+from scorer.http.connections import Connections, is_http2
 from scorer.http.http1 import Http1
 from scorer.http.http2 import PREFACE, Http2
 
@@ -26,18 +26,18 @@ class Negotiation(asyncio.Protocol):
         self._state = server_state
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
-        self._transport: asyncio.Transport
+        self.transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._seen = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
+        self.transport = transport
         agreed = is_http2(transport)
         if agreed is not None:
             self._go_on(http2=agreed)
             return
         self._state.connections.add(self)
-        self._timer = self._loop.call_later(HEAD_TIMEOUT_S, transport.close)
+        self._timer = self._loop.call_later(self._state.patience.head_s, transport.close)
 
     def data_received(self, data: bytes) -> None:
         self._seen += data
@@ -54,7 +54,7 @@ class Negotiation(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close, as nothing has been asked yet."""
-        self._transport.close()
+        self.transport.close()
 
     def _go_on(self, *, http2: bool) -> None:
         protocol = (Http2 if http2 else Http1)(
@@ -63,8 +63,8 @@ class Negotiation(asyncio.Protocol):
             app_state=self._app_state,
             _loop=self._loop,
         )
-        self._transport.set_protocol(protocol)
-        protocol.connection_made(self._transport)
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
         if self._seen:
             protocol.data_received(self._seen)
 

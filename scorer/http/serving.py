@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from infra.settings import ScorerSettings
 from infra.telemetry import get_logger
 from scorer.http.acceptor import Acceptor
-from scorer.http.connections import IDLE_GRACE_S, Connections
+from scorer.http.connections import IDLE_GRACE_S, Connections, Patience
 from scorer.http.negotiation import Negotiation
 from scorer.siblings import Place
 from scorer.stopping import DRAIN_S, handling
@@ -63,6 +63,7 @@ class HttpServer(uvicorn.Server):
         on_stop: Callable[[], None],
         each_second: Callable[[], Awaitable[None]],
         tls: ssl.SSLContext | None = None,
+        patience: Patience | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -86,8 +87,9 @@ class HttpServer(uvicorn.Server):
         self._place = place
         self._on_stop = on_stop
         self._tls = tls
-        self._state = self.server_state = Connections(self._count)
+        self._state = self.server_state = Connections(self._count, patience or Patience())
         self._acceptor: Acceptor | None = None
+        self._ready = True
         self._signals = 0
         self._signalled = 0.0
 
@@ -115,12 +117,10 @@ class HttpServer(uvicorn.Server):
         if not self._state.draining:
             self._state.drain()
             log.info("scorer takes leave", lame_duck_s=self._settings.lame_duck_s)
+        self._stop_being_ready()
         for_s = time.monotonic() - self._signalled
-        if self._leaves_alone:
-            if for_s >= SUPERVISED_S:
-                self._acceptor.close()
-        else:
-            self._on_stop()
+        if self._leaves_alone and for_s >= SUPERVISED_S:
+            self._acceptor.close()
         if self._acceptor.closed and not self._state.connections and not self._state.tasks:
             return True
         return for_s >= self._settings.lame_duck_s or self._told > 1
@@ -143,6 +143,7 @@ class HttpServer(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             hurrying.cancel()
+            await self._state.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -157,8 +158,7 @@ class HttpServer(uvicorn.Server):
         elif not self._place.alone and now - self._signalled < SAME_SIGNAL_S:
             return
         self._signals += 1
-        if not self._leaves_alone:
-            self._on_stop()
+        self._stop_being_ready()
 
     @property
     def _told(self) -> int:
@@ -166,6 +166,11 @@ class HttpServer(uvicorn.Server):
         if self._place.signals and not self._signals:
             self._signals, self._signalled = 1, time.monotonic()
         return max(self._signals, self._place.signals)
+
+    def _stop_being_ready(self) -> None:
+        if self._ready and not self._leaves_alone:
+            self._ready = False
+            self._on_stop()
 
     @property
     def _leaves_alone(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
 
 from extractor.system import System
 from extractor.systems import open_system
@@ -156,9 +157,12 @@ async def http(world: World) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+def app_of(world: World) -> Starlette:
+    return create_app(world.service, world.settings, world.metrics, world.registry)
+
+
 def client_of(world: World) -> httpx.AsyncClient:
-    app = create_app(world.service, world.settings, world.metrics, world.registry)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app_of(world), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://scorer")
 
 

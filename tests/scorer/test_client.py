@@ -13,7 +13,14 @@ import pytest
 import uvicorn
 
 from infra.errors import RequestError
-from scorer.client import AsyncRankClient, RankClient, ScorerError, ScorerUnavailable
+from scorer.client import (
+    NO_RETRIES,
+    AsyncRankClient,
+    RankClient,
+    Retries,
+    ScorerError,
+    ScorerUnavailable,
+)
 from scorer.http.app import create_app
 from scorer.messages import RankAnswer
 from tests.scorer.conftest import World
@@ -72,14 +79,21 @@ def scripted(*connections: Sequence[bytes]) -> Iterator[tuple[str, list[bytes]]]
 
 
 def read_request(connection: socket.socket) -> bytes:
-    data = b""
+    data = receive(connection)
     while b"\r\n\r\n" not in data:
-        data += connection.recv(65_536)
+        data += receive(connection)
     head, _, body = data.partition(b"\r\n\r\n")
     length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
     while len(body) < length:
-        body += connection.recv(65_536)
+        body += receive(connection)
     return head + b"\r\n\r\n" + body
+
+
+def receive(connection: socket.socket) -> bytes:
+    data = connection.recv(65_536)
+    if not data:
+        raise ConnectionResetError
+    return data
 
 
 BODY = (
@@ -94,14 +108,24 @@ def answer(status: int, body: bytes, *headers: bytes) -> bytes:
     return b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n%b\r\n%b" % (status, len(body), head, body)
 
 
-def ask_blocking(url: str, *requests: dict[str, Any], timeout_s: float = 5) -> list[RankAnswer]:
-    with RankClient(url, timeout_s=timeout_s) as client:
+def ask_blocking(
+    url: str,
+    *requests: dict[str, Any],
+    timeout_s: float = 5,
+    retries: Retries = NO_RETRIES,
+) -> list[RankAnswer]:
+    with RankClient(url, timeout_s, retries) as client:
         return [client.rank(**request) for request in requests]
 
 
-def ask_async(url: str, *requests: dict[str, Any], timeout_s: float = 5) -> list[RankAnswer]:
+def ask_async(
+    url: str,
+    *requests: dict[str, Any],
+    timeout_s: float = 5,
+    retries: Retries = NO_RETRIES,
+) -> list[RankAnswer]:
     async def ask() -> list[RankAnswer]:
-        async with AsyncRankClient(url, timeout_s=timeout_s) as client:
+        async with AsyncRankClient(url, timeout_s, retries) as client:
             return [await client.rank(**request) for request in requests]
 
     return asyncio.run(ask())
@@ -214,7 +238,9 @@ def test_a_chunked_answer_is_understood(ask: Any) -> None:
         (answer(200, b"{}"), ScorerError, "no ranking"),
         (answer(500, b"oops"), ScorerError, "500"),
         (answer(404, b"<html>"), RequestError, "404"),
+        (answer(404, b'{"error": "x is not served"}'), RequestError, "x is not served"),
         (answer(503, b"busy", b"retry-after: 7"), ScorerUnavailable, "503"),
+        (answer(429, b'{"detail": "too many", "status": 429}'), ScorerUnavailable, "too many"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", ScorerUnavailable, "not HTTP"),
     ],
 )
@@ -254,6 +280,63 @@ def test_a_url_of_no_scorer_is_refused(ask: Any, url: str) -> None:
 def test_text_that_is_no_unicode_is_refused(ask: Any) -> None:
     with pytest.raises(RequestError, match="Unicode"):
         ask("http://127.0.0.1:1", {"user": "\ud800", "candidates": ["a"]})
+
+
+BUSY = answer(429, b'{"detail": "too many requests wait"}', b"retry-after: 0")
+
+
+@BOTH
+def test_a_scorer_that_is_busy_is_asked_again_if_wished(ask: Any) -> None:
+    with scripted([BUSY, answer(503, b"", b"retry-after: 0"), OK]) as (url, requests):
+        (ranking,) = ask(url, REQUEST, retries=Retries())
+    assert ranking.items[0].ctr == 0.5
+    assert len(requests) == 3
+
+
+@BOTH
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_busy_scorer_is_not_asked_without_end(ask: Any, most: int) -> None:
+    with scripted([BUSY, BUSY, BUSY]) as (url, requests):
+        with pytest.raises(ScorerUnavailable, match="too many requests wait") as unavailable:
+            ask(url, REQUEST, retries=Retries(most))
+        assert len(requests) == 1 + most
+    assert unavailable.value.retry_after_s == 0
+
+
+@BOTH
+def test_a_client_does_not_wait_longer_than_its_time(ask: Any) -> None:
+    with scripted([answer(429, b"", b"retry-after: 7"), OK]) as (url, requests):
+        with pytest.raises(ScorerUnavailable) as unavailable:
+            ask(url, REQUEST, retries=Retries())
+        assert len(requests) == 1
+    assert unavailable.value.retry_after_s == 7
+
+
+@BOTH
+def test_retries_of_all_requests_come_out_of_one_budget(ask: Any) -> None:
+    """Of the first request both, of which the second leaves nothing to the next."""
+    with scripted([BUSY, BUSY, OK, BUSY]) as (url, requests):
+        with pytest.raises(ScorerUnavailable):
+            ask(url, REQUEST, REQUEST, retries=Retries(saved=2.0, share=0.1))
+        assert len(requests) == 4
+
+
+@BOTH
+def test_a_request_that_was_refused_is_not_asked_again(ask: Any) -> None:
+    with scripted([answer(400, b"")]) as (url, requests):
+        with pytest.raises(RequestError):
+            ask(url, REQUEST, retries=Retries())
+        assert len(requests) == 1
+
+
+@BOTH
+def test_a_request_says_how_much_time_is_left(ask: Any) -> None:
+    with scripted([BUSY, OK]) as (url, requests):
+        ask(url, REQUEST, retries=Retries())
+    first, second = [
+        int(one.split(b"x-envoy-expected-rq-timeout-ms: ")[1].split(b"\r\n")[0]) for one in requests
+    ]
+    assert 0 < second <= first <= 5000
 
 
 def test_a_client_serves_several_threads(url: str) -> None:

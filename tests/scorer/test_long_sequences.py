@@ -16,7 +16,8 @@ from infra.settings import Settings, load_settings
 from infra.store import Append, Group, Store, StoreOptions
 from infra.stores.lmdb import LmdbStore
 from models.reference.serving import extract_plainly, score_stored
-from scorer.ranking import Ranker, item_keys
+from scorer.ids import item_keys
+from scorer.ranking import Ranker
 from tests.aerospike_double import aerospike_server, open_aerospike  # noqa: F401  (a fixture)
 from tests.bundles import tiny_bundle
 

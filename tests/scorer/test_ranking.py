@@ -22,8 +22,9 @@ from models.bundle import Bundle
 from models.features import cross_features, user_features
 from models.reference.serving import StoredUser, score_stored
 from scorer.breaker import AWAY_S, FAILURES
+from scorer.ids import item_keys
 from scorer.limits import Refused
-from scorer.ranking import Ranker, item_keys
+from scorer.ranking import Ranker
 from tests.bundles import tiny_bundle
 from tests.scorer.conftest import NOW_MS, World
 

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from extractor.system import Candidates, UserHistory
 from infra.store import Behaviors, Version
-from scorer.ranking import Ranker, item_keys
+from scorer.ids import item_keys
+from scorer.ranking import Ranker
 from scorer.sampling import CANDIDATES, WAITING, Sample, Sampler, behaviors_of, some_of
 from tests.scorer.conftest import FragileStore, World
 

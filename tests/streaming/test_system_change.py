@@ -17,8 +17,9 @@ from infra.store import Append, Group, Store
 from infra.stores.memory import MemoryStore
 from models.bundle import Bundle
 from models.reference.serving import StoredUser, extract_plainly, score_stored
+from scorer.ids import item_keys
 from scorer.messages import HistoryKind
-from scorer.ranking import Ranker, item_keys
+from scorer.ranking import Ranker
 from streaming.renewal import Renewal
 from streaming.schedule import Reclusterer
 from tests.bundles import tiny_bundle

@@ -174,6 +174,8 @@ class _Old(NamedTuple):
 class AerospikeStore:
     """`infra.store.Store` on Aerospike, through the official client."""
 
+    local = False
+
     def __init__(self, client: AerospikeClient, options: StoreOptions = AS_IT_COMES) -> None:
         """Use a connected client. `open` makes one and waits until the server is ready."""
         self._client = client

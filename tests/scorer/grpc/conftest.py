@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc.aio
@@ -15,8 +15,8 @@ from google.protobuf.message_factory import GetMessageClass
 from scorer.grpc import open_inference_pb2 as pb
 from scorer.grpc.methods import SERVICE
 from scorer.grpc.server import GrpcServer
-from scorer.http.admission import Turns
 from scorer.ranking import Ranker, Ranking
+from scorer.turns import Turns
 from tests.scorer.conftest import World
 
 
@@ -66,24 +66,24 @@ class SlowRanker(Ranker):
     """A ranker that holds every request until it is let go."""
 
     def __init__(self, world: World) -> None:
-        self.bundle = world.ranker.bundle
-        self._ranker = world.ranker
+        super().__init__(world.store, world.bundle, world.system, world.metrics)
         self.begun = threading.Semaphore(0)
         self.go_on = threading.Event()
         self.ranked = 0
 
-    def rank(self, *args: object, **more: object) -> Ranking:
+    def rank_keys(self, *args: Any, **more: Any) -> Ranking:
         self.ranked += 1
         self.begun.release()
         assert self.go_on.wait(10)
-        return self._ranker.rank(*args, **more)  # type: ignore[arg-type]
+        return super().rank_keys(*args, **more)
 
 
 @pytest.fixture
-def slow(world: World) -> SlowRanker:
+def slow(world: World) -> Iterator[SlowRanker]:
     ranker = SlowRanker(world)
     world.service.serve(ranker, lambda: None)
-    return ranker
+    yield ranker
+    ranker.go_on.set()
 
 
 async def begun(ranker: SlowRanker) -> None:

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Callable
 
 import grpc
+import pytest
 
 from scorer.grpc.calls import PUSHBACK
-from scorer.http.admission import Turns
 from scorer.ranking import Ranking
 from scorer.readiness import Readiness
 from scorer.service import Service
+from scorer.turns import Head, Turn, Turns
 from tests.scorer.conftest import World
 from tests.scorer.grpc.conftest import Client, SlowRanker, begun, client_of, typed
 
@@ -57,7 +58,8 @@ async def test_a_store_that_is_away_makes_rankings_unavailable(strict_world: Wor
     async with client_of(strict_world) as client:
         error = await client.refusal("ModelInfer", typed())
     assert error.code() == grpc.StatusCode.UNAVAILABLE
-    assert (error.details() or "").startswith("store ")
+    assert error.details() == "the store cannot be reached"
+    assert PUSHBACK in dict(error.trailing_metadata())
 
 
 async def test_too_many_waiting_exhaust_the_scorer(world: World, slow: SlowRanker) -> None:
@@ -76,13 +78,37 @@ async def test_too_many_waiting_exhaust_the_scorer(world: World, slow: SlowRanke
 
 async def test_over_http_and_grpc_the_turns_are_the_same(world: World) -> None:
     turns = Turns(max_waiting=1, deadline_s=5)
-    for _ in range(2):
-        turns.take()
+    ahead = [turns.admit(Head("/v1/rank", 100)) for _ in range(2)]
     async with client_of(world, turns) as client:
         error = await client.refusal("ModelInfer", typed())
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        turns.give_back()
+        turns.give_back(ahead[0])
         assert (await client.call("ModelInfer", typed())).outputs
+
+
+@pytest.mark.parametrize(
+    ("metadata", "level", "client_"),
+    [
+        ((), 1, "127.0.0.1"),
+        ((("priority", "u=0"), ("x-client-id", "batch")), 0, "batch"),
+    ],
+)
+async def test_a_call_tells_its_urgency_its_sender_and_its_time(
+    world: World, metadata: tuple[tuple[str, str], ...], level: int, client_: str
+) -> None:
+    heads = []
+
+    class Noting(Turns):
+        def admit(self, head: Head) -> Turn:
+            heads.append(head)
+            return super().admit(head)
+
+    async with client_of(world, Noting(max_waiting=1, deadline_s=5)) as client:
+        await client.call("ModelInfer", typed(), metadata=metadata, timeout=60)
+    (head,) = heads
+    assert (head.level, head.client, head.size) == (level, client_, typed().ByteSize())
+    assert head.timeout_s is not None
+    assert 0 < head.timeout_s <= 60
 
 
 async def test_a_ranking_past_the_scorers_deadline_is_given_up(
@@ -102,7 +128,7 @@ async def test_past_its_own_deadline_a_waiting_call_never_takes_the_thread(
         first = client.call("ModelInfer", typed())
         await begun(slow)
         error = await client.refusal("ModelInfer", typed(), timeout=0.05)
-        await until(lambda: count(world, 499))
+        await until(lambda: count(world, 499) or count(world, 503))  # gRPC's timer, or the turn's
         slow.go_on.set()
         await first
         assert (await client.call("ModelInfer", typed())).outputs
@@ -148,12 +174,12 @@ async def test_requests_may_be_packed(client: Client) -> None:
 
 async def test_an_error_of_our_own_is_told_without_its_text(world: World) -> None:
     class BrokenRanker(SlowRanker):
-        def rank(self, *_args: object, **_more: object) -> Ranking:
+        def rank_keys(self, *_args: object, **_more: object) -> Ranking:
             raise ValueError("a secret")
 
     world.service.serve(BrokenRanker(world), lambda: None)
     async with client_of(world) as client:
         error = await client.refusal("ModelInfer", typed())
     assert error.code() == grpc.StatusCode.INTERNAL
-    assert error.details() == "request failed inside the scorer; its log says why"
+    assert error.details() == "the request failed inside the scorer; its log says why"
     assert count(world, 500) == 1

@@ -9,9 +9,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from scorer.grpc.methods import SERVICE
 from scorer.grpc.server import GrpcServer
-from scorer.http.admission import Turns
 from scorer.readiness import Readiness
 from scorer.service import Service
+from scorer.turns import Turns
 from tests.scorer.conftest import World
 from tests.scorer.grpc.conftest import Client, client_of
 

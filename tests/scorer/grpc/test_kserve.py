@@ -73,6 +73,18 @@ async def test_typed_contents_may_be_keys_and_a_time(client: Client, world: Worl
     )
 
 
+async def test_several_users_have_a_row_of_candidates_each(client: Client, world: World) -> None:
+    items = [["item-1", "item-2"], ["item-3", "item-4"]]
+    keys = np.concatenate([item_keys(row) for row in items]).tobytes()
+    request = raw(("user", "BYTES", 2, strings(["u", "v"])), ("candidates", "UINT64", 2, keys))
+    request.inputs[1].shape.append(2)
+    answer = await client.call("ModelInfer", request)
+    assert list(answer.outputs[0].shape) == [2, 2]
+    ctrs = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(2, 2)
+    for user, row, given in zip("uv", items, ctrs, strict=True):
+        np.testing.assert_array_equal(given, world.ranker.rank(user, row).ctrs)
+
+
 async def test_parameters_say_what_the_answer_rests_on(client: Client) -> None:
     parameters = (await client.call("ModelInfer", typed())).parameters
     assert parameters["history"].string_param == "interests"
@@ -169,10 +181,11 @@ def without_contents() -> pb.ModelInferRequest:
         (one_raw_too_few(), "raw_input_contents holds 1 tensors, expected 2"),
         (without_contents(), "candidates has shape [3] and 0 values"),
         (shaped(2), "candidates has shape [2] and 3 values"),
-        (shaped(-3), "candidates"),
-        (shaped(3, 3, 3), "candidates"),
-        (shaped(), "candidates"),
-        (shaped(2**62), "candidates"),
+        (shaped(-3), "candidates has a negative dimension"),
+        (shaped(3, 3, 3), "candidates has 3 dimensions"),
+        (shaped(), "candidates has 0 dimensions"),
+        (shaped(2**62), "at most 200 are ranked"),
+        (shaped(2**62, 2**62), "at most 200 are ranked"),
         (raw(USER, ("candidates", "FP32", 1, bytes(4))), "candidates has datatype FP32"),
         (raw(USER, ("candidates", "UINT64", 3, bytes(23))), "has 23 bytes for 3 UINT64"),
         (raw(USER, ("candidates", "BYTES", 1, b"\xff\xff\xff\xff")), "candidates[0]"),

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from infra.errors import SettingsError
 from scorer.grpc.methods import SERVICE
 from scorer.grpc.server import GrpcServer
-from scorer.http.admission import Turns
+from scorer.turns import Turns
 from tests.scorer.conftest import World
 from tests.scorer.grpc.conftest import Client, SlowRanker, begun, client_of, typed
 from tests.scorer.running import ROOT

@@ -26,15 +26,26 @@ from tests.scorer.conftest import Clock, World, client_of
 CANDIDATES = [f"item-{i}" for i in range(1, 51)]
 
 
-def assert_refused(response: httpx.Response, status: int, field: str, *words: str) -> None:
+def assert_refused(response: httpx.Response, status: int, field: str | None, *words: str) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == status
+    assert problem["instance"] == response.headers["x-request-id"]
+    assert problem.get("field") == field
+    assert "Traceback" not in problem["detail"]
+    assert "\n" not in problem["detail"]
+    for word in words:
+        assert word in problem["detail"]
+
+
+def assert_refused_v2(response: httpx.Response, status: int, *words: str) -> None:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
-    error = response.json()["error"]
-    assert error["field"] == field
-    assert "Traceback" not in error["message"]
-    assert "\n" not in error["message"]
+    (error,) = response.json().values()
+    assert error == response.json()["error"]
     for word in words:
-        assert word in error["message"]
+        assert word in error
 
 
 async def test_rank_gives_the_items_highest_first(http: httpx.AsyncClient, world: World) -> None:
@@ -88,19 +99,18 @@ async def test_unknown_items_are_refused_where_a_request_says_so(http: httpx.Asy
     request = {"user": "u", "candidates": ["item-1", "x"], "unknown_items": "refuse"}
     response = await http.post("/v1/rank", json=request)
     assert response.status_code == 422
-    error = response.json()["error"]
-    assert error["field"] == "candidates"
-    assert "'x'" in error["message"]
+    problem = response.json()
+    assert problem["type"] == "/problems/unknown-items"
+    assert problem["field"] == "candidates"
+    assert "'x'" in problem["detail"]
 
 
 async def test_another_wish_for_unknown_items_is_refused(http: httpx.AsyncClient) -> None:
     request = {"user": "u", "candidates": ["item-1"], "unknown_items": "drop" * 1000}
     response = await http.post("/v1/rank", json=request)
     assert response.status_code == 400
-    assert response.json()["error"] == {
-        "field": "unknown_items",
-        "message": f"is {'drop' * 16!r}, expected score, last, refuse",
-    }
+    said = f"unknown_items is {'drop' * 16!r}, expected score, last, refuse"
+    assert response.json()["detail"] == said
 
 
 async def test_an_unknown_user_is_named_as_such(http: httpx.AsyncClient) -> None:
@@ -148,6 +158,8 @@ async def test_time_moves_the_ctrs(http: httpx.AsyncClient) -> None:
         (b'{"user": "u", "candidates": ["a", 3]}', "candidates[1]", "str"),
         (b'{"user": "u", "candidates": ["a", ""]}', "candidates[1]", "length"),
         (b'{"user": "u", "candidates": ["%b"]}' % (b"x" * 257), "candidates[0]", "length"),
+        ('{"user": "u", "candidates": ["a", "%s"]}' % ("é" * 129), "candidates[1]", "256 bytes"),
+        (b'{"user": "u", "candidates": ["%b"]}' % (rb"\u4e2d" * 86), "candidates[0]", "256 bytes"),
         (msgspec.json.encode({"user": "u", "candidates": ["a"] * 201}), "candidates", "200"),
         (b'{"user": "u", "candidates": ["a"], "top_k": 0}', "top_k", "1"),
         (b'{"user": "u", "candidates": ["a"], "top_k": 201}', "top_k", "200"),
@@ -213,7 +225,8 @@ async def test_without_its_store_a_strict_scorer_is_a_503_that_says_when_to_retr
     strict_world.store.away = True
     async with client_of(strict_world) as http:
         response = await http.post("/v1/rank", json={"user": "u", "candidates": ["item-1"]})
-    assert_refused(response, 503, "store", "cannot be reached")
+    assert_refused(response, 503, None, "the store cannot be reached")
+    assert "127.0.0.1" not in response.text
     assert int(response.headers["retry-after"]) > 0
 
 
@@ -249,7 +262,7 @@ async def test_a_bug_is_told_without_a_traceback(http: httpx.AsyncClient, world:
     broken = Broken(world.store, world.bundle, world.system, world.metrics)
     world.service.serve(broken, lambda: None)
     response = await http.post("/v1/rank", json={"user": "u", "candidates": ["item-1"]})
-    assert_refused(response, 500, "request")
+    assert_refused(response, 500, None)
     assert "secret" not in response.text
 
 
@@ -314,7 +327,8 @@ def test_no_body_makes_the_scorer_fail(
     response = asyncio.run(post())
     assert response.status_code < 500, response.text
     if response.status_code >= 400:
-        assert set(response.json()["error"]) == {"field", "message"}
+        said = response.json()["detail" if path == "/v1/rank" else "error"]
+        assert isinstance(said, str)
 
 
 TENSORS = st.fixed_dictionaries(
@@ -388,6 +402,7 @@ async def test_a_strict_scorer_s_readiness_follows_the_store(strict_world: World
         response = await http.get("/v2/health/ready")
         assert response.status_code == 503
         assert "cannot be reached" in response.json()["reason"]
+        assert "127.0.0.1" not in response.text
         assert strict_world.registry.get_sample_value("lifelong_scorer_ready") == 0
 
         strict_world.store.away = False
@@ -507,8 +522,8 @@ async def test_the_model_introduces_itself(http: httpx.AsyncClient, world: World
 
 @pytest.mark.parametrize("path", ["/v2/models/other", "/v2/models/other/ready"])
 async def test_another_model_is_not_found(http: httpx.AsyncClient, path: str) -> None:
-    assert_refused(await http.get(path), 404, "name", "other", "tiny")
+    assert_refused_v2(await http.get(path), 404, "other", "tiny")
 
 
 async def test_another_model_is_not_asked(http: httpx.AsyncClient) -> None:
-    assert_refused(await http.post("/v2/models/other/infer", content=b"{}"), 404, "name", "tiny")
+    assert_refused_v2(await http.post("/v2/models/other/infer", content=b"{}"), 404, "tiny")

@@ -1,0 +1,232 @@
+"""Ids of a request as one text: where each lies, whether it is sound, its key; without Python for
+each.
+
+Only its key is wanted of a candidate; its name is read where somebody is told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, overload
+
+import numpy as np
+
+from infra.arrays import I64, U8, U64
+from infra.compiling import kernel
+from infra.errors import RequestError
+from infra.hashing import xxh3_64
+from scorer.limits import MAX_ITEM_CHARS
+
+SOUND, CUT, EMPTY, LONG, NOT_UTF8 = range(5)
+"""What becomes of reading ids; all but the first are of one that is no id."""
+
+FAULTS: Final = {
+    CUT: "is cut off",
+    EMPTY: "is empty, expected an id",
+    LONG: f"is longer than {MAX_ITEM_CHARS} characters",
+    NOT_UTF8: "is not UTF-8",
+}
+
+
+class Ids(Sequence[str]):
+    """Ids, n of them, in UTF-8 behind one another."""
+
+    __slots__ = ("_sizes", "_starts", "_text", "keys")
+
+    def __init__(self, text: bytes | memoryview, starts: I64, sizes: I64, keys: U64) -> None:
+        """Take over what the functions of this file have read.
+
+        Args:
+            text: in which they lie.
+            starts, sizes: i64[n], where each begins and how long it is, in bytes.
+            keys: u64[n], `infra.behaviors.item_key` of each.
+        """
+        self._text = text
+        self._starts = starts
+        self._sizes = sizes
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Ids: ...
+
+    def __getitem__(self, place: int | slice) -> str | Ids:
+        if isinstance(place, slice):
+            return Ids(self._text, self._starts[place], self._sizes[place], self.keys[place])
+        start = int(self._starts[place])
+        return str(self._text[start : start + int(self._sizes[place])], "utf-8")
+
+
+def framed_ids(name: str, raw: bytes | memoryview, count: int) -> Ids:
+    """Ids as the elements of a BYTES tensor: each behind its length (u32, little-endian).
+
+    >>> ids = framed_ids("candidates", bytes([1, 0, 0, 0, 97, 2, 0, 0, 0, 98, 99]), 2)
+    >>> list(ids)
+    ['a', 'bc']
+
+    Args:
+        name: of the tensor, for errors.
+        count: n, as the tensor's shape has it.
+
+    Raises:
+        RequestError: there are more or fewer, or one is cut off, empty, too long or not UTF-8.
+    """
+    # Each takes five bytes at least, so that a count which is made up takes no memory.
+    least = min(count, len(raw) // 5)
+    starts, sizes = np.empty(least, np.int64), np.empty(least, np.int64)
+    text = np.frombuffer(raw, np.uint8)
+    found, fault = frame_kernel(text, starts, sizes)
+    if fault != SOUND:
+        raise RequestError(f"{name}[{found}]", FAULTS[fault])
+    if found != count:
+        raise RequestError(name, f"has shape [{count}] and {found} values")
+    return Ids(raw, starts, sizes, key_kernel(text, starts, sizes))
+
+
+def listed_ids(name: str, values: Sequence[str] | Sequence[bytes]) -> Ids:
+    """Ids given one by one.
+
+    >>> list(listed_ids("candidates", [b"a", b"bc"]))
+    ['a', 'bc']
+
+    Raises:
+        RequestError: one is empty, too long or not UTF-8.
+    """
+    text, starts, sizes = _joined(values)
+    array = np.frombuffer(text, np.uint8)
+    place, fault = check_kernel(array, starts, sizes)
+    if fault != SOUND:
+        raise RequestError(f"{name}[{place}]", FAULTS[fault])
+    return Ids(text, starts, sizes, key_kernel(array, starts, sizes))
+
+
+def item_keys(items: Sequence[str]) -> U64:
+    """u64[n], `infra.behaviors.item_key` of each item, without a Python call for each.
+
+    >>> from infra.behaviors import item_key
+    >>> int(item_keys(["85123A"])[0]) == item_key("85123A")
+    True
+    """
+    text, starts, sizes = _joined(items)
+    return key_kernel(np.frombuffer(text, np.uint8), starts, sizes)
+
+
+def warm() -> None:
+    """Have the kernels compiled."""
+    listed_ids("", ["a"])
+    framed_ids("", b"\1\0\0\0a", 1)
+
+
+def _joined(values: Sequence[str] | Sequence[bytes]) -> tuple[bytes, I64, I64]:
+    """All in one text, where each begins and how long it is, in bytes: i64[n]."""
+    if values and isinstance(values[0], str):
+        joined = "".join(values)  # type: ignore[arg-type]  # all are of one kind
+        text = joined.encode()
+        if len(text) != len(joined):  # some letter is not ASCII, and takes several bytes
+            values = [value.encode() for value in values]  # type: ignore[union-attr]
+    else:
+        text = b"".join(values)  # type: ignore[arg-type]
+    sizes = np.fromiter(map(len, values), np.int64, len(values))
+    return text, np.cumsum(sizes) - sizes, sizes
+
+
+@kernel
+def frame_kernel(raw: U8, starts: I64, sizes: I64) -> tuple[int, int]:
+    """The loop of `framed_ids`; returns how many are there, or the place of one and its fault."""
+    at, end, found = 0, len(raw), 0
+    while at < end:
+        if end - at < 4:
+            return found, CUT
+        size = np.int64(0)
+        for place in range(4):
+            size |= np.int64(raw[at + place]) << (8 * place)
+        at += 4
+        if size > end - at:
+            return found, CUT
+        fault = fault_of(raw, at, size)
+        if fault != SOUND:
+            return found, fault
+        if found < len(starts):
+            starts[found], sizes[found] = at, size
+        at += size
+        found += 1
+    return found, SOUND
+
+
+@kernel
+def check_kernel(text: U8, starts: I64, sizes: I64) -> tuple[int, int]:
+    """The place of the first id that is none, and its fault."""
+    for i in range(len(starts)):
+        fault = fault_of(text, starts[i], sizes[i])
+        if fault != SOUND:
+            return i, fault
+    return 0, SOUND
+
+
+@kernel
+def key_kernel(text: U8, starts: I64, sizes: I64) -> U64:
+    """u64[n], the keys of ids that lie in a text."""
+    keys = np.empty(len(starts), np.uint64)
+    for i in range(len(starts)):
+        keys[i] = xxh3_64(text, starts[i], sizes[i])
+    return keys
+
+
+@kernel
+def fault_of(text: U8, start: int, size: int) -> int:
+    """What is wrong with the id at ``text[start : start + size]``; SOUND: nothing."""
+    if size == 0:
+        return EMPTY
+    if size > 4 * MAX_ITEM_CHARS:
+        return LONG
+    every = np.uint8(0)
+    for at in range(start, start + size):
+        every |= text[at]
+    if every < 0x80:
+        return LONG if size > MAX_ITEM_CHARS else SOUND
+    chars = 0
+    at, end = start, start + size
+    while at < end:
+        length = letter_of(text, at, end)
+        if length == 0:
+            return NOT_UTF8
+        at += length
+        chars += 1
+    return LONG if chars > MAX_ITEM_CHARS else SOUND
+
+
+@kernel
+def letter_of(text: U8, at: int, end: int) -> int:
+    """How many bytes the letter of UTF-8 at ``at`` has; 0: it is none (RFC 3629)."""
+    first = text[at]
+    if first < 0x80:
+        return 1
+    # The second byte's range keeps out what has a shorter form, surrogates, and what is too large.
+    low, high = 0x80, 0xBF
+    if 0xC2 <= first <= 0xDF:
+        length = 2
+    elif 0xE0 <= first <= 0xEF:
+        length = 3
+        if first == 0xE0:
+            low = 0xA0
+        elif first == 0xED:
+            high = 0x9F
+    elif 0xF0 <= first <= 0xF4:
+        length = 4
+        if first == 0xF0:
+            low = 0x90
+        elif first == 0xF4:
+            high = 0x8F
+    else:
+        return 0
+    if at + length > end or not low <= text[at + 1] <= high:
+        return 0
+    for i in range(at + 2, at + length):
+        if text[i] & 0xC0 != 0x80:
+            return 0
+    return length

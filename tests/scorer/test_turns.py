@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from scorer.limits import Refused
+from scorer.turns import LEVELS, Cost, Head, Turn, Turns
+from tests.scorer.conftest import Clock
+
+COST_S = 0.001
+HEAD = Head("/v1/rank", 100)
+
+
+class Scene:
+    """Turns under a clock set by hand, at which every request takes 1 ms."""
+
+    def __init__(self, deadline_s: float = 0.05, max_waiting: int = 1000) -> None:
+        self.clock = Clock()
+        self.turns = Turns(max_waiting, deadline_s, self.clock)
+        self.serve(self.take())  # it knows what one costs
+
+    def take(self, head: Head = HEAD) -> Turn:
+        return self.turns.admit(head)
+
+    def serve(self, turn: Turn, cost_s: float = COST_S) -> None:
+        self.clock.now += cost_s
+        turn.finished_at = self.clock.now
+        self.turns.give_back(turn)
+
+    def taken(self, head: Head = HEAD) -> int:
+        """How many more are taken on until one is refused."""
+        count = 0
+        while True:
+            try:
+                self.take(head)
+            except Refused:
+                return count
+            count += 1
+
+    def overload(self, times: int = 4) -> None:
+        """Offer several times what can be done for a second, and do it."""
+        under_way: list[Turn] = []
+        for number in range(1000 * times):
+            with contextlib.suppress(Refused):
+                under_way.append(self.take())
+            if under_way and not number % times:
+                self.serve(under_way.pop(0))
+        for turn in under_way:
+            self.serve(turn)
+
+
+def test_a_burst_is_taken_on_as_far_as_it_can_be_answered_in_time() -> None:
+    assert 45 <= Scene(deadline_s=0.05).taken() <= 50
+
+
+def test_who_has_less_time_is_refused_earlier() -> None:
+    scene = Scene()
+    hasty = HEAD._replace(timeout_s=0.01)
+    assert scene.taken(hasty) <= 10
+    with pytest.raises(Refused) as refused:
+        scene.take(hasty)
+    assert refused.value.status == 429
+    assert refused.value.reason == "deadline"
+    scene.take(HEAD)
+
+
+def test_nobody_is_refused_while_nobody_waits() -> None:
+    scene = Scene()
+    scene.take(HEAD._replace(timeout_s=0.0))
+
+
+def test_while_more_comes_than_can_be_done_few_wait() -> None:
+    scene = Scene()
+    scene.overload()
+    assert scene.turns.load > 2
+    assert 1 <= scene.taken() <= 4
+
+
+def test_after_an_overload_bursts_are_taken_on_again() -> None:
+    scene = Scene()
+    scene.overload()
+    scene.clock.now += 2
+    assert scene.taken() >= 40
+
+
+def test_the_more_comes_the_later_the_refused_are_to_come_again() -> None:
+    scene = Scene()
+    assert scene.turns.retry_after_s == 1
+    scene.overload(times=4)
+    assert 3 <= scene.turns.retry_after_s <= 5
+
+
+def test_urgent_ones_are_taken_on_before_others() -> None:
+    scene = Scene()
+    scene.overload()
+    scene.taken(HEAD._replace(level=LEVELS - 1))
+    assert scene.taken(HEAD._replace(level=0)) > 0
+
+
+def test_a_client_alone_may_have_all_the_time_there_is() -> None:
+    scene = Scene()
+    scene.clock.now += 2
+    assert scene.taken(HEAD._replace(client="a")) >= 45
+
+
+def test_one_client_cannot_take_the_others_turns() -> None:
+    scene = Scene()
+    scene.take(HEAD._replace(client="b"))
+    assert 20 <= scene.taken(HEAD._replace(client="a")) <= 30
+    assert scene.taken(HEAD._replace(client="b")) >= 10
+
+
+def test_memory_is_bounded_whatever_requests_cost() -> None:
+    assert Scene(max_waiting=7).taken() == 8
+
+
+def test_time_apart_is_none_of_the_ranking_thread_s() -> None:
+    scene = Scene()
+    for _ in range(200):
+        turn = scene.take()
+        turn.apart_s = 0.005
+        scene.serve(turn, 0.005 + COST_S)
+    assert 45 <= scene.taken() <= 50
+
+
+def test_what_a_request_costs_is_told_by_its_size() -> None:
+    cost = Cost()
+    for _ in range(300):
+        for size in (800, 4000, 24_000):
+            cost.learn(size, 0.0005 + size * 1e-7)
+    assert cost.of(800) == pytest.approx(0.00058, rel=0.05)
+    assert cost.of(24_000) == pytest.approx(0.0029, rel=0.05)
+
+
+def test_a_moment_in_which_the_machine_stood_still_is_soon_forgotten() -> None:
+    cost = Cost()
+    for _ in range(100):
+        cost.learn(800, COST_S)
+    cost.learn(800, 3.0)
+    assert cost.of(800) < 1.5 * COST_S
