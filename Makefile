@@ -7,6 +7,7 @@
 #   make bench     measure it beside its peers
 #   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
 #   make clients   other people's clients, in an environment of their own, for the tests
+#   make protocol  write the Python of the gRPC protocol again, after a change of its .proto
 #   make install   only make .venv; install-train, install-bench: with an extra
 #   make lock      pin the requirements again      UPGRADE=--upgrade takes newer versions
 #   make clean     remove what these made
@@ -30,7 +31,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 STAMPS  := $(VENV)/stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients demo test lint bundle bench chaos lock clean
+.PHONY: help install clients demo test lint bundle bench chaos protocol lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -76,6 +77,9 @@ bench: $(STAMPS)/bench
 
 chaos: $(STAMPS)/serve
 	@$(BIN)/python -m tests.chaos --seeds $(SEEDS) $(ARGS)
+
+protocol: $(STAMPS)/dev
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. scorer/grpc/open_inference.proto
 
 $(VENV)/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "Lifelong needs Python 3.11 or newer on the PATH; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -272,6 +272,9 @@ class ScorerSettings(Section):
     """Address to listen on."""
     port: Port = 8080
     """Port to listen on, /metrics and /health included; 0: any free one."""
+    grpc_port: Port = 0
+    """Port on which to speak the Open Inference Protocol over gRPC, as in 8081; 0: it is not
+    spoken."""
     processes: Positive = 1
     """Scorer processes; one a core is right, since each request is scored by one thread."""
     tls_cert: Path | None = None

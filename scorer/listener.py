@@ -1,9 +1,11 @@
-"""The listening socket of the scorer, which all its processes share."""
+"""The scorer's addresses: the listening socket that all its processes share, and gRPC's port."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from typing import Final
 
 from infra.errors import SettingsError
@@ -32,19 +34,53 @@ def listen(settings: ScorerSettings) -> socket.socket:
     Raises:
         SettingsError: it is taken, or no address of this machine.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listener = socket.create_server(
-            (settings.host, settings.port), family=family, backlog=BACKLOG
+            (settings.host, settings.port), family=_family(settings), backlog=BACKLOG
         )
     except OSError as error:
-        what = error.strerror  # of create_server, with the address once more
-        if error.errno is not None and not isinstance(error, socket.gaierror):
-            what = os.strerror(error.errno)
-        raise SettingsError(
-            f"scorer.host = {settings.host!r}, scorer.port = {settings.port}: cannot listen there "
-            f"({what}); choose others, or stop what listens there"
-        ) from error
+        raise _taken(settings, "port", error) from error
     for level, option, value in OPTIONS:
         listener.setsockopt(level, option, value)
     return listener
+
+
+@contextlib.contextmanager
+def reserved(settings: ScorerSettings) -> Iterator[None]:
+    """Keep ``scorer.grpc_port``, if there is one, for the processes of this scorer.
+
+    gRPC takes no socket that is open already: each process binds one of its own (SO_REUSEPORT), and
+    the kernel spreads connections over those that listen. So a stranger on the port would get a
+    share of them, rather than either an error; that is found out here.
+
+    Raises:
+        SettingsError: it is taken, or no address of this machine.
+    """
+    if not settings.grpc_port:
+        yield
+        return
+    address = settings.host, settings.grpc_port
+    with socket.socket(_family(settings)) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            # Of its own, this fails where anybody is; the holder would share with another scorer.
+            socket.create_server(address, family=_family(settings)).close()
+            holder.bind(address)
+        except OSError as error:
+            raise _taken(settings, "grpc_port", error) from error
+        yield
+
+
+def _family(settings: ScorerSettings) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+
+
+def _taken(settings: ScorerSettings, name: str, error: OSError) -> SettingsError:
+    what = error.strerror  # of create_server, with the address once more
+    if error.errno is not None and not isinstance(error, socket.gaierror):
+        what = os.strerror(error.errno)
+    port = getattr(settings, name)
+    return SettingsError(
+        f"scorer.host = {settings.host!r}, scorer.{name} = {port}: cannot listen there ({what}); "
+        "choose others, or stop what listens there"
+    )

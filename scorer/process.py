@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from extractor.system import System
 from extractor.systems import load_system
@@ -32,6 +32,10 @@ from scorer.sampling import Sampler
 from scorer.service import Service
 from scorer.siblings import Place, Siblings
 from scorer.tls import tls_context
+from scorer.turns import Turns
+
+if TYPE_CHECKING:
+    from scorer.grpc.server import GrpcServer
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long the ranking thread may keep the interpreter from the event loop, or the other way
@@ -69,13 +73,15 @@ class ScorerProcess:
         self._store: Store | None = None
         self._sampler: Sampler | None = None
         self._failure: Exception | None = None
+        turns = Turns(settings.scorer.max_waiting, settings.scorer.deadline_s)
         self._server = HttpServer(
-            create_app(self._service, settings.scorer, self._metrics, registry),
+            create_app(self._service, settings.scorer, self._metrics, registry, turns),
             settings.scorer,
             place or Siblings(1).place(0),
             on_stop=self._service.readiness.stopping,
             each_second=self._each_second,
             tls=tls_context(settings.scorer),
+            companion=self._grpc_server(turns),
         )
 
     def load(self) -> None:
@@ -122,6 +128,15 @@ class ScorerProcess:
                 self._store.close()
         if self._failure is not None:
             raise self._failure
+
+    def _grpc_server(self, turns: Turns) -> GrpcServer | None:
+        settings = self._settings.scorer
+        if not settings.grpc_port:
+            return None
+        # Not at the top: a scorer that speaks HTTP alone does without what this imports, 12 MB.
+        from scorer.grpc.server import GrpcServer
+
+        return GrpcServer(self._service, settings, self._metrics, turns)
 
     def _started_sampler(self, store: Store, system: System) -> Sampler | None:
         share = self._settings.scorer.sampled

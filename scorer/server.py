@@ -10,7 +10,7 @@ from __future__ import annotations
 from infra.settings import Settings
 from infra.telemetry import get_logger
 from scorer.limits import too_small_body
-from scorer.listener import listen
+from scorer.listener import listen, reserved
 from scorer.supervisor import Supervisor, shared_metrics
 from scorer.tls import tls_context
 
@@ -29,7 +29,7 @@ def run_scorer(settings: Settings) -> None:
     if (odd := too_small_body(settings.scorer)) is not None:
         log.warning(odd)
     scheme = "http" if tls_context(settings.scorer) is None else "https"
-    with listen(settings.scorer) as listener:
+    with listen(settings.scorer) as listener, reserved(settings.scorer):
         host, port = listener.getsockname()[:2]
         log.info(
             "scorer listening",

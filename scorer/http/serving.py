@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Generator
 from types import FrameType
-from typing import Final
+from typing import Final, Protocol
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +32,16 @@ SUPERVISED_S: Final = 0.5
 leaves new connections to them."""
 
 log = get_logger(__name__)
+
+
+class Companion(Protocol):
+    """What begins and ends with an HTTP server, in its event loop: a server of another protocol."""
+
+    async def start(self) -> object:
+        """Listen and answer from now on; an error ends the process."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, and wait for those under way, at most so long."""
 
 
 class HttpServer(uvicorn.Server):
@@ -95,6 +105,8 @@ class HttpServer(uvicorn.Server):
         )
         self.servers = [self._acceptor]  # type: ignore[list-item]
         self._acceptor.start()
+        if self._companion is not None:
+            await self._companion.start()
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -114,6 +126,12 @@ class HttpServer(uvicorn.Server):
         return for_s >= self._settings.lame_duck_s or self._told > 1
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._companion is None:
+            await self._shut_down(sockets)
+        else:
+            await asyncio.gather(self._shut_down(sockets), self._companion.stop(DRAIN_S))
+
+    async def _shut_down(self, sockets: list[socket.socket] | None) -> None:
         assert self._acceptor is not None
         self._state.drain()
         self._acceptor.close()

@@ -8,8 +8,9 @@ import pytest
 
 from infra.errors import SettingsError
 from infra.settings import ScorerSettings, Settings
-from scorer.listener import listen
+from scorer.listener import listen, reserved
 from scorer.server import run_scorer
+from tests.scorer.running import free_port
 
 
 def test_a_port_in_use_is_one_line(settings: Settings) -> None:
@@ -27,3 +28,15 @@ def test_an_address_of_another_machine_is_one_line() -> None:
 def test_a_host_without_an_address_is_one_line() -> None:
     with pytest.raises(SettingsError, match=r"scorer\.host = 'no\.such\.host\.invalid'"):
         listen(ScorerSettings(host="no.such.host.invalid", port=0))
+
+
+def test_a_grpc_port_is_kept_for_this_scorer_alone() -> None:
+    settings = ScorerSettings(grpc_port=free_port())
+    with reserved(settings):
+        with pytest.raises(SettingsError, match=r"scorer\.grpc_port = \d+: cannot listen"):
+            reserved(settings).__enter__()
+        with socket.socket() as ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            ours.bind((settings.host, settings.grpc_port))
+    with reserved(settings):
+        pass

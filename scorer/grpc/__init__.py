@@ -1,0 +1,1 @@
+"""The Open Inference Protocol over gRPC; `scorer.grpc.server` is where it begins."""

@@ -1,0 +1,52 @@
+"""Admission of rankings over gRPC: they take the same turns as those over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+from scorer.grpc.calls import Context
+from scorer.http.admission import CLIENT, CLIENT_BYTES, PRIORITY, level_of
+from scorer.turns import NORMAL, Head, Turns, overdue, this_turn
+
+PRIORITY_KEY: Final = PRIORITY.decode()
+CLIENT_KEY: Final = CLIENT.decode()
+
+
+@contextlib.asynccontextmanager
+async def turn(turns: Turns, head: Head) -> AsyncIterator[None]:
+    """A turn of one request, given back when the block is left.
+
+    Past the deadline of its client gRPC itself cancels the call, and with it the ranking that still
+    waits; past the scorer's own it is given up here.
+
+    Raises:
+        Refused: too much waits for it to be answered in time, or it waited too long.
+    """
+    taken = turns.admit(head)
+    this_turn.set(taken)
+    timeout = asyncio.timeout(taken.deadline - turns.now())
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise overdue(taken) from None
+    finally:
+        turns.give_back(taken)
+
+
+def read_head(context: Context, route: str, size: int) -> Head:
+    """What a call tells of itself besides its message of ``size`` bytes, as HTTP's headers do."""
+    level, client = NORMAL, None
+    for name, value in context.invocation_metadata() or ():
+        if name == PRIORITY_KEY:
+            level = level_of(value if isinstance(value, bytes) else value.encode("latin-1"))
+        elif name == CLIENT_KEY:
+            client = str(value)[:CLIENT_BYTES]
+    if client is None:  # ipv4:127.0.0.1:34567
+        client = context.peer().rpartition(":")[0].partition(":")[2]
+    return Head(route, size, context.time_remaining(), level, client)
