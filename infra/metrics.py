@@ -347,6 +347,11 @@ class WorkerMetrics(_BundleInfo):
             "0 where the database removes them by itself (Aerospike), or where users never expire.",
             registry=registry,
         )
+        self.live = Gauge(
+            "lifelong_worker_live",
+            "1 while /health/live says 200, else 0: something moves, or has a good reason not to.",
+            registry=registry,
+        )
         self.ready = Gauge(
             "lifelong_worker_ready",
             "1 while /health/ready says 200, else 0: the worker has joined its group, the store "

@@ -155,6 +155,7 @@ class Worker:
         self._health = health
         self._interruptions = interruptions or Interruptions()
         # By the clock of whoever asks, as the endpoint tells it: the loop may be stuck.
+        metrics.live.set_function(health.alive)
         metrics.ready.set_function(health.ready)
         self._lively = True
         self._crashed_at = -math.inf
