@@ -44,7 +44,7 @@ def test_each_alert_is_proved() -> None:
             for proof in test["alert_rule_test"]:
                 proved[proof["alertname"]].add(bool(proof["exp_alerts"]))
 
-    assert proved == dict.fromkeys(alerts, {True, False})
+    assert proved == {name: {True, False} for name in alerts}
 
 
 def test_rules_name_series_that_there_are() -> None:
