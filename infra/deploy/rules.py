@@ -16,7 +16,7 @@ RULES: Final = "lifelong-rules.yaml"
 STEPS: Final = ("1m", "5m", "15m")
 """Of the tests: those of hours take longer ones, or promtool would take minutes."""
 
-_MINUTES: Final = 300
+_MINUTES: Final = 200
 """Of the tests of objectives: every alert fires by then which fires at all. Windows that are longer
 see as much as there is."""
 

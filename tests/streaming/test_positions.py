@@ -510,6 +510,12 @@ def behind(still: Still) -> float | None:
     return still.registry.get_sample_value("lifelong_worker_behind_seconds", labels)
 
 
+def test_how_many_partitions_a_worker_has_is_told() -> None:
+    still = Still()
+    still._positions.forget({TP("behaviors", 1), TP("behaviors", 2)})
+    assert still.registry.get_sample_value("lifelong_worker_partitions") == 2
+
+
 def test_the_end_of_a_log_is_told() -> None:
     still = Still()
     still.measure(stable=9, end=9)

@@ -285,6 +285,14 @@ async def test_how_full_the_store_is_is_told_while_it_says_so() -> None:
         asking.cancel()
 
 
+async def test_a_worker_that_does_not_live_is_measured_so() -> None:
+    async with ready_house() as house:
+        name = "lifelong_worker_live"
+        assert house.registry.get_sample_value(name) == 1
+        house.health.stall_s = -1
+        assert house.registry.get_sample_value(name) == 0
+
+
 async def test_a_partition_that_cannot_be_read_is_told_until_it_can() -> None:
     async with ready_house() as house:
         house.app.consumer.failed = {TP0: Failure(10, "CorruptRecordException", 2, 0.0, False)}
