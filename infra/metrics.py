@@ -176,7 +176,7 @@ class BulkHistogram(Collector):
             counts, total = self._counts, self._sum
         upto = itertools.accumulate(counts)
         buckets = [
-            (floatToGoString(bound), float(count))
+            (floatToGoString(bound), float(count))  # type: ignore[no-untyped-call]
             for bound, count in zip(self._bounds, upto, strict=True)
         ]
         yield HistogramMetricFamily(self._name, self._documentation, buckets, total)

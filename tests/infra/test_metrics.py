@@ -94,7 +94,7 @@ def test_a_histogram_that_takes_many_values_is_one_of_prometheus_client(
     bulk.observe(np.array(values[:2]))
     bulk.observe(np.array(values[2:]))
     other = CollectorRegistry()
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     one_by_one = Histogram("a_seconds", "A.", buckets=(1, 5), registry=other)
     for value in values:
         one_by_one.observe(value)
