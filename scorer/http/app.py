@@ -4,6 +4,7 @@ POST /v1/rank                  scorer.http.rank_v1
 POST /v2/models/{name}/infer   scorer.http.kserve
 GET  /v2/models/{name}[/ready], /v2, /v2/health/live, /v2/health/ready, /metrics
 GET  /problems/{kind}          scorer.http.problems, as are the answers to what is wrong
+GET  /openapi.json, /docs      scorer.http.openapi, and docs.html, which shows it
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -18,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from infra.metrics import ScorerMetrics, exposition
@@ -27,6 +29,7 @@ from scorer.http.admission import Admission, Turns
 from scorer.http.identity import RequestIdentity
 from scorer.http.kserve import HEADER_LENGTH, KServe, metadata
 from scorer.http.middleware import BodyLimit, RequestMetrics
+from scorer.http.openapi import document
 from scorer.http.problems import JSON, KINDS, error_handlers, json_response
 from scorer.http.rank_v1 import RankV1
 from scorer.limits import SHOWN_CHARS, Refused
@@ -36,6 +39,13 @@ from scorer.service import Service
 BINARY: Final = "application/octet-stream"
 DEGRADED: Final = {"lifelong-degraded": "store"}
 """The header of an answer that was made without the store."""
+
+PAGE: Final = Path(__file__).with_name("docs.html")
+PAGE_MAY: Final = (
+    "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline';"
+    " style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""It holds all that it needs, and whatever it shows comes from this scorer, as text."""
 
 T = TypeVar("T")
 
@@ -68,6 +78,8 @@ def create_app(
             Route("/v2/models/{name}/infer", endpoints.infer, methods=["POST"], middleware=scored),
             Route("/metrics", endpoints.metrics, methods=["GET"]),
             Route("/problems/{kind}", endpoints.problem, methods=["GET"]),
+            Route("/openapi.json", endpoints.openapi, methods=["GET"]),
+            Route("/docs", endpoints.docs, methods=["GET"]),
         ],
         middleware=[Middleware(RequestIdentity), Middleware(RequestMetrics, metrics=metrics)],
         exception_handlers=error_handlers(metrics),
@@ -84,6 +96,7 @@ class Endpoints:
         self, service: Service, settings: ScorerSettings, registry: CollectorRegistry
     ) -> None:
         self._service = service
+        self._settings = settings
         self._registry = registry
         self._v1 = RankV1(settings.max_candidates)
         self._kserve = KServe(settings.max_candidates)
@@ -143,6 +156,12 @@ class Endpoints:
         if told is None or "_" in kind:
             raise HTTPException(404)
         return PlainTextResponse(f"{told.title}.\n\n{told.advice}\n")
+
+    async def openapi(self, request: Request) -> Response:
+        return json_response(200, document(request.app.routes, self._settings, own_version()))
+
+    async def docs(self, _request: Request) -> Response:
+        return HTMLResponse(PAGE.read_bytes(), headers={"content-security-policy": PAGE_MAY})
 
     async def _readiness(self, about: dict[str, object]) -> Response:
         readiness = self._service.readiness
