@@ -25,8 +25,9 @@ from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall
 from infra.telemetry import get_logger
 from models.bundle import Bundle
 from scorer.breaker import Breaker
+from scorer.explaining import Explainer, Scored
 from scorer.limits import SHOWN_CHARS, Refused
-from scorer.messages import HistoryKind
+from scorer.messages import Explained, HistoryKind
 from scorer.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Ranking:
     """The store did not answer, so that nothing is known of the user."""
     unknown_items: list[str] = field(default_factory=list)
     """The distinct unknown candidates, in the order given. Empty when scored by key."""
+    explained: Explained | None = None
+    """Why the highest are the highest; None: nobody asked."""
 
     @property
     def known_user(self) -> bool:
@@ -77,6 +80,10 @@ class _Asked(NamedTuple):
     """bool[B]: the bundle does not know the candidate."""
     last: bool
     """Whether those are ranked below all others."""
+    names: Sequence[str] = ()
+    """Their ids. Empty when asked by key."""
+    explain: int = 0
+    """How many of the highest to explain."""
 
 
 NAMED: Final = 5
@@ -124,7 +131,8 @@ class Ranker:
         self.bundle = bundle
         self._store = store
         self._system = system
-        self._session = bundle.scorer_session()
+        self._session = session = bundle.scorer_session()
+        self._explainer = Explainer(store, bundle, system, lambda feed: _run_session(session, feed))
         self._clock_ms = clock_ms
         self._degrade = degrade
         self._unknown_items: UnknownItems = unknown_items
@@ -141,6 +149,7 @@ class Ranker:
         candidates: Sequence[str],
         time_ms: int | None = None,
         unknown_items: UnknownItems | None = None,
+        explain: int = 0,
     ) -> Ranking:
         """CTRs of candidates for a user.
 
@@ -150,13 +159,17 @@ class Ranker:
             time_ms: the moment for which to score, ms since epoch; None: now.
             unknown_items: what becomes of candidates that the bundle does not know; None: what
                 becomes of them in all requests.
+            explain: of how many of the highest to tell why.
 
         Raises:
+            RequestError: the bundle's attention cannot be explained.
             Refused: the bundle does not know candidates, and such requests are refused.
             StoreError: the store did not answer, and rankings are not to be degraded.
         """
         started = time.perf_counter()
         asked = self._asked(item_keys(candidates), unknown_items, candidates)
+        if explain:
+            asked = asked._replace(names=candidates, explain=explain)
         ranking = self._rank(user, asked, time_ms, time.perf_counter() - started)
         if not ranking.unknown.any():
             return ranking
@@ -222,6 +235,10 @@ class Ranker:
         if self._sampler is not None and history is not None:
             self._sampler.offer(user, history, asked.candidates)
         state = history.state if history is not None else None
+        explained = None
+        if asked.explain:
+            scored = Scored(user, history, asked.candidates, asked.names, ctrs, now_ms)
+            explained = self._explainer.explain(scored, asked.explain)
         return Ranking(
             ctrs=ctrs,
             history=found.kind,
@@ -229,6 +246,7 @@ class Ranker:
             as_of=state.version if state is not None else None,
             newer=newer,
             degraded=found.degraded,
+            explained=explained,
         )
 
     def _read_if_there(self, user: str) -> _Found:
