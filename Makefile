@@ -6,6 +6,7 @@
 #   make bundle    retrain the models that come with the project
 #   make bench     measure it beside its peers
 #   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
+#   make clients   other people's clients, in an environment of their own, for the tests
 #   make protocol  write the Python of the gRPC protocol again, after a change of its .proto
 #   make install   only make .venv; install-train, install-bench: with an extra
 #   make lock      pin the requirements again      UPGRADE=--upgrade takes newer versions
@@ -30,7 +31,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 STAMPS  := $(VENV)/stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bundle bench chaos protocol lock clean
+.PHONY: help install clients demo test lint bundle bench chaos protocol lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -40,10 +41,12 @@ install: $(STAMPS)/serve
 # The packages of an extra: install-train, install-bench, install-dev.
 install-%: $(STAMPS)/% ;
 
+clients: $(STAMPS)/clients
+
 demo: $(STAMPS)/serve
 	$(BIN)/lifelong demo $(ARGS)
 
-test: $(STAMPS)/dev
+test: $(STAMPS)/dev $(STAMPS)/clients
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMPS)/dev
@@ -69,6 +72,7 @@ bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench twin $(ARGS)
 	$(BIN)/lifelong bench score $(ARGS)
 	$(BIN)/lifelong bench sampling $(ARGS)
+	$(BIN)/lifelong bench load $(ARGS)
 	$(BIN)/lifelong bench train $(ARGS)
 
 chaos: $(STAMPS)/serve
@@ -96,10 +100,20 @@ $(STAMPS)/%: requirements/%.txt $(STAMPS)/project
 	$(INSTALL) -r requirements/$*.txt
 	@touch $@
 
+# With uv, since pip takes minutes for these; pip's settings are not its own, so the index is told.
+$(STAMPS)/clients: requirements/clients.txt $(STAMPS)/dev
+	@echo "Installing requirements/clients.txt"
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/clients
+	$(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --require-hashes --no-deps --python $(VENV)/clients/bin/python -r $<
+	@touch $@
+
 # dev is resolved first and bounds the rest. The files carry no registry's address, so that they
 # install from whichever one pip is set to.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(UPGRADE)
+
+# Of kserve's requirements, large ones for parts of it that are no client.
+UNUSED := cryptography pillow uvloop
 
 lock: $(STAMPS)/dev
 	$(COMPILE) pyproject.toml --all-extras --output-file requirements/dev.txt
@@ -107,6 +121,7 @@ lock: $(STAMPS)/dev
 	$(COMPILE) pyproject.toml --extra train --constraint requirements/dev.txt --output-file requirements/train.txt
 	$(COMPILE) pyproject.toml --extra bench --constraint requirements/dev.txt --output-file requirements/bench.txt
 	$(COMPILE) lifelong/bench/fuxictr.in --output-file lifelong/bench/fuxictr.txt
+	$(COMPILE) requirements/clients.in $(UNUSED:%=--no-emit-package %) --output-file requirements/clients.txt
 	$(COMPILE) requirements/build.in --constraint requirements/dev.txt --output-file requirements/build.txt
 
 clean:

@@ -102,7 +102,13 @@ class BundleIncompatible(BundleError):
 
 
 class StoreError(LifelongError):
-    """A store operation did not happen; nothing may be acknowledged on its strength."""
+    """A store operation did not happen; nothing may be acknowledged on its strength.
+
+    Attributes:
+        code: the result code of the server that said so; None: no server did.
+    """
+
+    code: int | None = None
 
 
 class StoreUnavailable(StoreError):

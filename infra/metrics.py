@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
+import math
 import os
-from collections.abc import Iterator
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -25,14 +30,27 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from infra.errors import StoreError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from infra.store import Room
 
 MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable with the directory that the processes of one scorer share. It must be set
 before prometheus_client is imported for the first time."""
 
 FRESHNESS_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 30, 60, 300)
+STORED_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60, 300, 3600)
+GROUP_BUCKETS: Final = (1, 10, 100, 1000, 4000, 16_000, 64_000, 256_000)
 RANK_BUCKETS: Final = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2, 5,
 )  # fmt: skip
@@ -74,23 +92,55 @@ def new_registry() -> CollectorRegistry:
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
     """The body and content type of a /metrics answer.
 
-    With several processes it is the sum over all of them, whichever process is asked.
+    With several processes it is the sum over all of them, whichever process is asked; only what the
+    kernel tells of a process (process_*) is told of each, by ``pid``, since a sum over processes
+    that come and go is neither a counter nor a gauge of anything.
     """
-    directory = os.environ.get(MULTIPROCESS_DIR)
+    registry, directory = _of_all(registry), os.environ.get(MULTIPROCESS_DIR)
     if not directory:
         return generate_latest(registry), CONTENT_TYPE_LATEST
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    PlatformCollector(registry=registry)
+    registry.register(_Processes(Path(directory)))
     with _locked(Path(directory), fcntl.LOCK_SH):
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class Figures:
+    """What /metrics would say now, to be asked by a program."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for metric in _of_all(registry).collect():
+            for sample in metric.samples:
+                self._samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+
+    def of(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """The samples of a name, each by its labels; none where there are none yet."""
+        return self._samples.get(name, [])
+
+    def sum(self, name: str, **labels: str) -> float:
+        """The sum of the samples that have these labels."""
+        return sum(value for has, value in self.of(name) if labels.items() <= has.items())
+
+    def most(self, name: str) -> float:
+        """The largest sample of a name; 0 where there is none yet."""
+        return max((value for _, value in self.of(name)), default=0.0)
+
+
+def _of_all(registry: CollectorRegistry) -> CollectorRegistry:
+    """The registry, or in multi-process mode one over the processes' files."""
+    if os.environ.get(MULTIPROCESS_DIR):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry
 
 
 def forget_process(pid: int) -> None:
     """Drop the gauges of a scorer process that has ended, and keep its counts in the sums.
 
     What it counted is added to one file of all that have ended: a file for each would make every
-    /metrics slower than the one before. Whoever asks meanwhile waits, since a count that falls or is
-    there twice looks like a restart, or like work.
+    /metrics slower than the one before. Whoever asks meanwhile waits, since a count that falls or
+    is there twice looks like a restart, or like work.
     """
     directory = Path(os.environ[MULTIPROCESS_DIR])
     with _locked(directory, fcntl.LOCK_EX):
@@ -105,10 +155,12 @@ def forget_process(pid: int) -> None:
 def _add_counts(source: Path, target: Path) -> None:
     counts = MmapedDict(str(target))  # type: ignore[no-untyped-call]
     try:
-        for key, value, _, _ in MmapedDict.read_all_values_from_file(str(source)):  # type: ignore[no-untyped-call]
-            if value:
-                before, _ = counts.read_value(key)  # type: ignore[no-untyped-call]
-                counts.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
+        values = MmapedDict.read_all_values_from_file(str(source))  # type: ignore[no-untyped-call]
+        for key, value, _, _ in values:
+            before, _ = counts.read_value(key)  # type: ignore[no-untyped-call]
+            counts.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
+    except (struct.error, RuntimeError, ValueError):
+        pass  # killed while it made the file: what cannot be read of it would fail every /metrics
     finally:
         counts.close()  # type: ignore[no-untyped-call]
 
@@ -121,6 +173,83 @@ def _locked(directory: Path, kind: int) -> Iterator[None]:
         yield
 
 
+class _Processes(Collector):
+    """What the kernel tells of each process that lives and counts into a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: that would look at the processes for no purpose."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Each figure once, with a sample a process."""
+        families: dict[str, Metric] = {}
+        for pid in self._pids():
+            for metric in ProcessCollector(pid=_always(pid), registry=None).collect():
+                family = families.setdefault(
+                    metric.name, Metric(metric.name, metric.documentation, metric.type)
+                )
+                for sample in metric.samples:
+                    family.add_sample(sample.name, {"pid": pid}, sample.value)
+        yield from families.values()
+
+    def _pids(self) -> list[str]:
+        # A file of its live gauges goes with the process, those of its counters stay.
+        files = self._directory.glob("gauge_live*_*.db")
+        return sorted({file.stem.rpartition("_")[2] for file in files}, key=int)
+
+
+def _always(pid: str) -> Callable[[], str]:
+    return lambda: pid
+
+
+class BulkHistogram(Collector):
+    """A histogram that takes thousands of values at once: prometheus_client's own takes one after
+    the other, a microsecond each. It belongs to one process.
+
+    >>> import numpy as np
+    >>> histogram = BulkHistogram("lag_seconds", "Lag.", (1, 5), CollectorRegistry())
+    >>> histogram.observe(np.array([0.5, 1.0, 3.0, 9.0]))
+    >>> [(s.labels["le"], s.value) for s in next(histogram.collect()).samples[:3]]
+    [('1.0', 2.0), ('5.0', 3.0), ('+Inf', 4.0)]
+    """
+
+    def __init__(
+        self, name: str, documentation: str, buckets: tuple[float, ...], registry: CollectorRegistry
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = (*buckets, math.inf)
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+        self._lock = threading.Lock()
+        registry.register(self)
+
+    def observe(self, values: npt.NDArray[np.float64]) -> None:
+        """Count values, in any order."""
+        import numpy as np  # the supervisor of scorer processes does without
+
+        places = np.searchsorted(self._bounds, values)
+        counts = np.bincount(places, minlength=len(self._bounds)).tolist()
+        total = float(values.sum())
+        with self._lock:
+            self._counts = [old + new for old, new in zip(self._counts, counts, strict=True)]
+            self._sum += total
+
+    def collect(self) -> Iterator[Metric]:
+        """The histogram as of now."""
+        with self._lock:
+            counts, total = self._counts, self._sum
+        upto = itertools.accumulate(counts)
+        buckets = [
+            (floatToGoString(bound), float(count))  # type: ignore[no-untyped-call]
+            for bound, count in zip(self._bounds, upto, strict=True)
+        ]
+        yield HistogramMetricFamily(self._name, self._documentation, buckets, total)
+
+
 class _BundleInfo:
     """The gauge that tells which bundle is in service: 1 for its version, 0 for earlier ones.
 
@@ -129,9 +258,11 @@ class _BundleInfo:
     """
 
     bundle_info: Gauge
+    bundle_since: Gauge
 
     def use_bundle(self, version: str) -> None:
         """Report that ``version`` is in service from now on."""
+        self.bundle_since.set(time.time())
         for metric in list(self.bundle_info.collect()):
             for sample in metric.samples:
                 self.bundle_info.labels(**sample.labels).set(0)
@@ -171,6 +302,21 @@ class WorkerMetrics(_BundleInfo):
             buckets=BATCH_BUCKETS,
             registry=registry,
         )
+        self.group_events = Histogram(
+            "lifelong_worker_group_events",
+            "Events in a transaction, rejected ones included. It grows with the load, since all "
+            "that was decoded while one is written goes into the next.",
+            buckets=GROUP_BUCKETS,
+            registry=registry,
+        )
+        self.stored_seconds = BulkHistogram(
+            "lifelong_worker_stored_seconds",
+            "Time from an event's Kafka timestamp until the store has it: from then on rankings "
+            "count it. Objective: 99 % within 1 s. Transactions of nothing but events that were "
+            "applied before (after a restart) are left out.",
+            STORED_BUCKETS,
+            registry,
+        )
         self.waiting_bytes = Gauge(
             "lifelong_worker_waiting_bytes",
             "Memory, about, of events that are decoded and wait to be written, or are being "
@@ -186,9 +332,22 @@ class WorkerMetrics(_BundleInfo):
         )
         self.store_errors = Counter(
             "lifelong_worker_store_errors",
-            "Store operations that failed, by error class. Events are not acknowledged until they "
-            "succeed, so none is lost; lag grows meanwhile.",
-            ["error"],
+            "Store operations that failed, by error class and, of a server (Aerospike), its result "
+            "code; a code below 0 is its client's. Events are not acknowledged until they succeed, "
+            "so none is lost; lag grows meanwhile.",
+            ["error", "code"],
+            registry=registry,
+        )
+        self.store_used_ratio = Gauge(
+            "lifelong_worker_store_used_ratio",
+            "Share of its room that the store has used: at 1 it takes no more writes. Of several "
+            "servers, the fullest; of LMDB, of what limit and disk allow. NaN: it does not tell.",
+            registry=registry,
+        )
+        self.store_reader_ratio = Gauge(
+            "lifelong_worker_store_reader_ratio",
+            "Share of LMDB's slots for readers that are taken, those of killed processes included "
+            "until they are freed; at 1 no more can read. NaN: the store has none.",
             registry=registry,
         )
         self.store_damage = Counter(
@@ -256,6 +415,11 @@ class WorkerMetrics(_BundleInfo):
             "0 where the database removes them by itself (Aerospike), or where users never expire.",
             registry=registry,
         )
+        self.live = Gauge(
+            "lifelong_worker_live",
+            "1 while /health/live says 200, else 0: something moves, or has a good reason not to.",
+            registry=registry,
+        )
         self.ready = Gauge(
             "lifelong_worker_ready",
             "1 while /health/ready says 200, else 0: the worker has joined its group, the store "
@@ -267,6 +431,26 @@ class WorkerMetrics(_BundleInfo):
             "Events of the partition that are not stored yet, those behind an open transaction "
             "included: its log's end, as brokers tell it, less what is dealt with.",
             ["partition"],
+            registry=registry,
+        )
+        self.log_end = Gauge(
+            "lifelong_worker_log_end_offset",
+            "Offset that the next event of the partition will have, as brokers tell it.",
+            ["partition"],
+            registry=registry,
+        )
+        self.behind_seconds = Gauge(
+            "lifelong_worker_behind_seconds",
+            "How long the oldest event of the partition that is not stored yet has been waiting, "
+            "at most; 0: all are stored. Right after an assignment it is told by the Kafka "
+            "timestamp of the last event that was stored.",
+            ["partition"],
+            registry=registry,
+        )
+        self.partitions = Gauge(
+            "lifelong_worker_partitions",
+            "Partitions that the worker has. The sum over the group is the topic's, or some are "
+            "read by nobody.",
             registry=registry,
         )
         self.held_events = Gauge(
@@ -320,12 +504,30 @@ class WorkerMetrics(_BundleInfo):
             ["version"],
             registry=registry,
         )
+        self.bundle_since = Gauge(
+            "lifelong_worker_bundle_since_timestamp_seconds",
+            "Since when the bundle is in service here, as seconds since epoch; 0: none is yet.",
+            registry=registry,
+        )
+        for unknown in (self.store_used_ratio, self.store_reader_ratio):
+            unknown.set(math.nan)
         for outcome in EVENT_OUTCOMES:
             self.events.labels(outcome)
         for cause in LOST_CAUSES:
             self.lost_events.labels(cause)
         for outcome in RECLUSTER_OUTCOMES:
             self.reclusters.labels(outcome)
+
+    def store_failed(self, error: Exception) -> None:
+        """Count a failure of the store."""
+        code = error.code if isinstance(error, StoreError) else None
+        self.store_errors.labels(type(error).__name__, "" if code is None else str(code)).inc()
+
+    def store_room(self, room: Room | None) -> None:
+        """Tell how much of its room the store has used."""
+        readers = None if room is None else room.readers
+        self.store_used_ratio.set(math.nan if room is None else room.share)
+        self.store_reader_ratio.set(math.nan if readers is None else readers)
 
 
 class ScorerMetrics(_BundleInfo):
@@ -452,6 +654,12 @@ class ScorerMetrics(_BundleInfo):
             multiprocess_mode="livemin",
             registry=registry,
         )
+        self.last_ranking_timestamp_seconds = Gauge(
+            "lifelong_scorer_last_ranking_timestamp_seconds",
+            "When a user was last scored, as seconds since epoch; 0: not yet.",
+            multiprocess_mode="max",
+            registry=registry,
+        )
         self.store_answers = Gauge(
             "lifelong_scorer_store_answers",
             "1 while the store answers every process, asked each second; else 0, and until the "
@@ -471,6 +679,13 @@ class ScorerMetrics(_BundleInfo):
             "1 for the version of the bundle in service; several while processes differ.",
             ["version"],
             multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.bundle_since = Gauge(
+            "lifelong_scorer_bundle_since_timestamp_seconds",
+            "Since when the bundle is in service here, as seconds since epoch, in the process that "
+            "has had its own the longest; 0: one has none yet.",
+            multiprocess_mode="livemin",
             registry=registry,
         )
         for stage in STAGES:

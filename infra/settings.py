@@ -292,14 +292,19 @@ class ScorerSettings(Section):
     """How long a connection without a request stays open. Make it longer than the balancer in front
     keeps its own idle ones (mostly 60 s), or requests get lost in the closing."""
     lame_duck_s: NotNegative = 5.0
-    """Time from SIGTERM on in which requests are still taken, while readiness says no and answers ask
-    clients to connect anew. Make it longer than a balancer takes to notice: its interval of probes
-    times the failures it waits for; under Kubernetes, which takes an endpoint away meanwhile, some
-    seconds, and terminationGracePeriodSeconds beyond this and ten more. 0: where nobody balances."""
+    """Time from SIGTERM on in which requests are still taken, while readiness says no and answers
+    ask clients to connect anew. Make it longer than a balancer takes to notice: its interval of
+    probes times the failures it waits for; under Kubernetes, which takes an endpoint away
+    meanwhile, some seconds. Whoever kills what does not end waits longer than this and 12 s
+    together (terminationGracePeriodSeconds). 0: nobody balances."""
     max_candidates: Positive = 10_000
     """Most candidates in one request."""
     max_body_bytes: Positive = Field(default_factory=enough_body_bytes)
-    """Largest request body. Unless set, what max_candidates ids of the greatest length take."""
+    """Largest request body, before and after it is decompressed. Unless set, what max_candidates ids
+    of the greatest length take."""
+    compress_bytes: Positive = 16_384
+    """Smallest answer that is compressed where the client accepts that. What is saved of less is
+    not worth the time."""
     max_waiting: Positive = 256
     """Requests that may wait for a process, whose bodies it holds; the next is refused with 429.
     As a rule time bounds them: who cannot be answered by the deadline is refused, too."""
@@ -498,6 +503,9 @@ _EXAMPLES: Final[dict[tuple[str, str], object]] = {
     ("broker", "sasl_username"): "lifelong",
     ("broker", "sasl_password"): "...",
     ("broker", "ca_file"): "/etc/ssl/kafka.pem",
+    ("scorer", "tls_cert"): "/etc/ssl/scorer.pem",
+    ("scorer", "tls_key"): "/etc/ssl/scorer.key",
+    ("scorer", "tls_client_ca"): "/etc/ssl/clients.pem",
     ("store", "id"): "9f0c2ab4de5c43d1b3a8d9e0f1a2b3c4",
     ("bundle", "path"): "/srv/lifelong/bundle",
     ("bundle", "version"): "1f2e3d4c",

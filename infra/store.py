@@ -274,6 +274,10 @@ class Room(Protocol):
         """0: nothing; at 1 it takes no more."""
 
     @property
+    def readers(self) -> float | None:
+        """Share of the places for readers that are taken; None: there is no limit."""
+
+    @property
     def told(self) -> str:
         """Of what it is a share, and what to do to have more, in words."""
 

@@ -708,6 +708,19 @@ def bench_sampling(
     _report_bench(lambda: sampling.run(quick=quick), "sampling", chart, json_out)
 
 
+@bench.command("load")
+def bench_load(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Rankings a second that come in time, offered less and more than a scorer can do."""
+    with _extra("bench"):
+        from lifelong.bench import load
+    _report_bench(lambda: load.run(quick=quick), "load", chart, json_out)
+
+
 @bench.command("train")
 def bench_train(
     *,

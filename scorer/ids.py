@@ -142,9 +142,9 @@ def frame_kernel(raw: U8, starts: I64, sizes: I64) -> tuple[int, int]:
     while at < end:
         if end - at < 4:
             return found, CUT
-        size = np.int64(0)
+        size = 0
         for place in range(4):
-            size |= np.int64(raw[at + place]) << (8 * place)
+            size |= int(np.int64(raw[at + place])) << (8 * place)
         at += 4
         if size > end - at:
             return found, CUT

@@ -47,7 +47,7 @@ INPUTS: Final = {
 OUTPUTS: Final = {"ctr": "FP32", "unknown": "BOOL"}
 """Outputs and their datatypes, in the order in which they come where none are named."""
 
-LAYOUTS: Final = {
+LAYOUTS: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype("u1"),
     "FP32": np.dtype("<f4"),
     "INT64": np.dtype("<i8"),

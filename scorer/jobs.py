@@ -40,7 +40,8 @@ class Job:
 
     def run(self) -> None:
         """Compute it, in the thread that calls, and tell whoever waits; not past its deadline."""
-        turn, value, error = self.turn, None, None
+        turn, value = self.turn, None
+        error: BaseException | None = None
         if turn is not None and time.monotonic() > turn.deadline:
             error = overdue(turn)
         else:

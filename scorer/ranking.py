@@ -320,6 +320,7 @@ class Ranker:
         self._metrics.candidates.observe(candidates)
         self._kind[kind].inc()
         self._metrics.newer_behaviors.observe(newer)
+        self._metrics.last_ranking_timestamp_seconds.set_to_current_time()
 
     def _warm(self) -> None:
         """Have every kernel compiled and every table built before the first request."""

@@ -127,7 +127,9 @@ class Supervisor:
             if now - slot.started > STEADY_S or process.exitcode == 0:
                 slot.pause_s = RESTART_S[0]
             if process.exitcode == 0:
-                log.info("scorer process was told to stop, another takes its place", pid=process.pid)
+                log.info(
+                    "scorer process was told to stop, another takes its place", pid=process.pid
+                )
                 slot.start_at = now
             else:
                 log.error(

@@ -35,8 +35,8 @@ def tls_context(settings: ScorerSettings) -> ssl.SSLContext | None:
     except (ssl.SSLError, ValueError) as error:
         key = f", scorer.tls_key = {str(settings.tls_key)!r}" if settings.tls_key else ""
         raise SettingsError(
-            f"scorer.tls_cert = {str(settings.tls_cert)!r}{key}: no certificate in PEM with its own "
-            f"key, not encrypted ({one_line(error)})"
+            f"scorer.tls_cert = {str(settings.tls_cert)!r}{key}: no certificate in PEM with its "
+            f"own key, not encrypted ({one_line(error)})"
         ) from None
     if settings.tls_client_ca is not None:
         _read("tls_client_ca", settings.tls_client_ca)

@@ -27,11 +27,18 @@ STANDING: Final = (4.0, 2.0, 1.0)
 """How many usual requests may be ahead of one that is taken on while more comes than can be done,
 by level: two keep the ranking thread busy whatever the event loop does meanwhile."""
 
-FULL: Final = 0.95
-"""Share of what can be done from which on a queue stands: it hardly empties any more."""
+FULL: Final = 1.2
+"""Share of what can be done from which on more comes than that, surely: clients of whom each waits
+for its answer before it asks again keep a scorer at 1 and no more, and are all to be answered."""
+
+MARGIN: Final = 0.8
+"""How much of the time to its deadline a request may be expected to wait: costs are guesses."""
 
 LOAD_S: Final = 0.25
-"""Time over which the load is told: longer than a burst that deadlines leave time for."""
+"""Time over which the load is told, at least: longer than a burst that deadlines leave time for."""
+
+LOAD_REQUESTS: Final = 32
+"""Requests over which it is told, at least: fewer are no measure of it."""
 
 SHARE: Final = 0.5
 """How much of the waiting time one client may take while there are others."""
@@ -146,10 +153,12 @@ class Turns:
         self._note(head.client, cost_s, now)
         if self._taken > self.max_waiting:
             return "overload"
+        if deadline <= now:
+            return "deadline"
         if not self._taken:
             return None  # whatever it costs: nothing is learned from who is never served
         ahead_s = sum(self._ahead[: head.level + 1])
-        left_s = deadline - now - cost_s
+        left_s = MARGIN * (deadline - now) - cost_s
         if ahead_s > left_s:
             return "deadline"
         if self.load > FULL:
@@ -218,8 +227,8 @@ class Turns:
 
     def _note(self, client: str, cost_s: float, now: float) -> None:
         """Take note of who asked, and for how much."""
-        passed_s = now - self._load_at
-        self.load = self.load * math.exp(-passed_s / LOAD_S) + cost_s / LOAD_S
+        over_s = max(LOAD_S, LOAD_REQUESTS * self._usual.mean_s)
+        self.load = self.load * math.exp((self._load_at - now) / over_s) + cost_s / over_s
         self._load_at = now
         if client != self._clients[0][0]:
             self._clients.reverse()

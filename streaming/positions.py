@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Final
 
 import msgspec
 from faust.types import TP
+from prometheus_client import Gauge
 
 from infra.behaviors import Source, partition_source
 from infra.kafka.logs import LogBounds
@@ -27,6 +29,9 @@ log: Final = get_logger(__name__)
 STILL_S: Final = 60.0
 """Time after which a partition that does not get on, though its log goes on, is an obstacle. The
 largest batch on the slowest store takes a fraction of it."""
+
+ENDS: Final = 4096
+"""Places of a log's end that are remembered: of some hours, at `worker.check_s`."""
 
 Wanted = Callable[[], bool]
 """Whether the partitions are still ours."""
@@ -55,6 +60,27 @@ class _Position:
     still_since: float = 0.0
     """Since when, monotonic seconds."""
     trail: Trail = field(default_factory=Trail)
+    ends: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=ENDS))
+    """Where the log ended when it was asked, beyond what is dealt with; the first at or below."""
+    stamp_ms: int = 0
+    """Kafka timestamp of the last event that was applied, ms since epoch; 0: none was."""
+
+    def behind_s(self, end: int, now: float, now_ms: int) -> float:
+        """How long the oldest event that is not dealt with has been waiting, at most, of a log that
+        ends there now (monotonic seconds, ms since epoch).
+
+        It came after the log was last seen to end before it. Of what was there when the partition
+        was assigned, the event before it tells.
+        """
+        self.ends.append((now, end))
+        while len(self.ends) > 1 and self.ends[1][1] <= self.next:
+            self.ends.popleft()
+        if end <= self.next:
+            return 0.0
+        seen, ended = self.ends[0]
+        if ended > self.next and self.stamp_ms:
+            return max(now - seen, (now_ms - self.stamp_ms) / 1000)
+        return now - seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +154,9 @@ class Positions:
                 for tp in known.keys() - assigned:
                     known.pop(tp)
         metrics = self._metrics
+        metrics.partitions.set(len(assigned))
         ours = {str(tp.partition) for tp in assigned}
-        for gauge in (metrics.consumer_lag, metrics.held_events, metrics.held_seconds):
+        for gauge in _by_partition(metrics):
             # A consumer that crashed has left its own behind, too.
             told = {one.labels["partition"] for metric in gauge.collect() for one in metric.samples}
             for partition in told - ours:
@@ -231,7 +258,10 @@ class Positions:
     def applied(self, batch: FetchedBatch) -> None:
         """Take note that the store has a batch."""
         if batch.tp in self._at:  # else the partition is placed anew, after a rebalance
-            self._moved(self._at[batch.tp], batch.next)
+            at = self._at[batch.tp]
+            self._moved(at, batch.next)
+            if batch.records:
+                at.stamp_ms = batch.records[-1].timestamp
 
     async def settle(self, consumer: BatchConsumer, tp: TP, following: int, wanted: Wanted) -> None:
         """Go past what is no event: the end of a transaction, and what one took back."""
@@ -248,11 +278,14 @@ class Positions:
             partition = str(tp.partition)
             lag = max(0, bounds.end - self._last_known(tp, standing))
             metrics.consumer_lag.labels(partition).set(lag)
+            metrics.log_end.labels(partition).set(bounds.end)
             if at is None:
                 self._hear(tp, bounds)
-                for gauge in (metrics.held_events, metrics.held_seconds):
+                for gauge in (metrics.held_events, metrics.held_seconds, metrics.behind_seconds):
                     gauge.remove(partition)  # what they said was of where it stood
                 continue
+            behind_s = at.behind_s(bounds.end, now, self._clock())
+            metrics.behind_seconds.labels(partition).set(behind_s)
             if at.end <= bounds.end:
                 at.end = bounds.end
             elif 0 <= standing.next <= bounds.end:
@@ -406,3 +439,14 @@ class Positions:
         at.trail.passed(self._clock(), at.next)
         at.next = following
         at.fed = max(at.fed, following)
+
+
+def _by_partition(metrics: WorkerMetrics) -> tuple[Gauge, ...]:
+    """The gauges that tell of each partition."""
+    return (
+        metrics.consumer_lag,
+        metrics.log_end,
+        metrics.behind_seconds,
+        metrics.held_events,
+        metrics.held_seconds,
+    )

@@ -504,7 +504,7 @@ class Reclusterer:
         )
 
     def _count_store_error(self, error: StoreError) -> None:
-        self._metrics.store_errors.labels(type(error).__name__).inc()
+        self._metrics.store_failed(error)
 
 
 def _interleave(queues: Sequence[Sequence[_Due]]) -> list[_Due]:

@@ -63,6 +63,9 @@ PING_S: Final = 10.0
 """Time within which a store has to answer whether it takes writes. Longer than the five seconds of
 each of its calls, since its own errors say more."""
 
+ROOM_S: Final = 15.0
+"""How often the store is asked how full it is."""
+
 GROUP_S: Final = 15.0
 """How often it is asked whether each partition is somebody's: what is nobody's twice in a row is
 not just being shared out."""
@@ -152,6 +155,7 @@ class Worker:
         self._health = health
         self._interruptions = interruptions or Interruptions()
         # By the clock of whoever asks, as the endpoint tells it: the loop may be stuck.
+        metrics.live.set_function(health.alive)
         metrics.ready.set_function(health.ready)
         self._lively = True
         self._crashed_at = -math.inf
@@ -172,9 +176,13 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, whatever goes away and comes back meanwhile."""
-        checks = asyncio.create_task(
-            check_store(self._store, self._health, self._settings.worker.check_s)
-        )
+        checks = [
+            asyncio.create_task(check)
+            for check in (
+                check_store(self._store, self._health, self._settings.worker.check_s),
+                measure_room(self._store, self._metrics),
+            )
+        ]
         self._reclusterer.start()
         self._renewal.start()
         try:
@@ -187,7 +195,8 @@ class Worker:
                 self._partitions = partitions
                 await self._run_app(stop)
         finally:
-            checks.cancel()
+            for check in checks:
+                check.cancel()
             self._health.stopping()
             await asyncio.to_thread(self._renewal.stop)
             await asyncio.to_thread(self._reclusterer.stop)
@@ -332,6 +341,17 @@ async def check_store(
             health.blocked("store", typed_line(error))
         else:
             health.cleared("store")
+        await asyncio.sleep(pause_s)
+
+
+async def measure_room(store: Store, metrics: WorkerMetrics, pause_s: float = ROOM_S) -> None:
+    """Keep telling how full the store is; while it does not say, nothing."""
+    while True:
+        try:
+            metrics.store_room(await asyncio.to_thread(store.room))
+        except Exception as error:  # noqa: BLE001 - `check_store` tells of a store that is away
+            metrics.store_room(None)
+            log.debug("room of the store not known", error=typed_line(error))
         await asyncio.sleep(pause_s)
 
 

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+import numpy as np
+
 from infra.behaviors import Source
 from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line
 from infra.metrics import WorkerMetrics
@@ -122,12 +124,13 @@ class BatchWriter:
         started = time.monotonic()
         self.progress.moved()
         # Joined in the thread, and freed there: the loop has the next batches to fetch meanwhile.
-        appended, refused = await self.until_done(lambda: self._append(_joined(group)), wanted)
+        appended, refused = await self.until_done(lambda: self._append_group(group), wanted)
         rejects = [(one, one.decoded.rejects + _refusals(one, refused)) for one in group]
         letters = [letter for one, of in rejects for letter in _letters(one.batch, of)]
         if letters:
             await self.until_done(lambda: self._dead_letters.send(letters), wanted)
         self._measure(appended, time.monotonic() - started)
+        self._metrics.group_events.observe(sum(len(one.batch.records) for one in group))
         for one, of in rejects:
             self._measure_rejects(one.batch, of)
         self.progress.moved()
@@ -174,9 +177,8 @@ class BatchWriter:
 
     def _report(self, error: Exception) -> None:
         """Count each failure, log the first of a row."""
-        kind = type(error).__name__
-        text = f"{kind}: {' '.join(str(error).split())}"
-        self._metrics.store_errors.labels(kind).inc()
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        self._metrics.store_failed(error)
         if self.progress.failure is None:
             expected = isinstance(error, LifelongError)
             log.error("cannot write, will retry", error=text, exc_info=not expected)
@@ -190,6 +192,17 @@ class BatchWriter:
             [record.value for record in records],
             self._clock(),
         )
+
+    def _append_group(self, group: Sequence[Writable]) -> tuple[Appended, list[_Refused]]:
+        """Append what is joined of batches, and tell how long their events took until here."""
+        appended, refused = self._append(_joined(group))
+        if appended.applied:  # else all of it was there before, and came again
+            stamps = np.fromiter(
+                (record.timestamp for one in group for record in one.batch.records), np.float64
+            )
+            took_ms = self._clock() - stamps[stamps > 0]  # below: producers of Kafka 0.9 give none
+            self._metrics.stored_seconds.observe(np.maximum(took_ms, 0) / 1000)
+        return appended, refused
 
     def _append(self, groups: Sequence[Group]) -> tuple[Appended, list[_Refused]]:
         """Append all users at once; without those that cannot be stored, if there are any."""

@@ -144,6 +144,9 @@ class Room:
     """What the file may grow to: the largest max_size with which a process has written it."""
     disk_free: int
     """What the disk could still take."""
+    readers: float
+    """Share of the slots for readers that are taken, those of killed processes included until the
+    next ping of anybody frees them."""
 
     @property
     def share(self) -> float:
@@ -435,7 +438,14 @@ class LmdbStore:
             pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
             size = stats[0]["psize"]
             file = (info["last_pgno"] + 1) * size
-            return Room(pages * size, file, info["map_size"], disk_free(self._path))
+            slots = len(self._env.readers().splitlines()[1:])
+            return Room(
+                pages * size,
+                file,
+                info["map_size"],
+                disk_free(self._path),
+                slots / info["max_readers"],
+            )
 
         return self._read(read)
 

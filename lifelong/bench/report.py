@@ -52,7 +52,8 @@ def show(title: str, result: dict[str, Any], chart: Path | None) -> None:
     for more in result.get("tables", ()):
         console.print(_more(more))
     if chart is not None:
-        _draw(title, result, chart)
+        draw = _draw_loads if "loads" in result else _draw
+        draw(title, result, chart)
         console.print(f"chart: {chart}", highlight=False)
 
 
@@ -110,6 +111,47 @@ def _more(more: dict[str, Any]) -> Table:
             name, *(f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in values)
         )
     return table
+
+
+def _draw_loads(_title: str, result: dict[str, Any], path: Path) -> None:
+    """Goodput and latency against what was offered, a column for each number of candidates."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from lifelong.drawing.style import BLUE, DASHED, GRAY, LIGHT_BLUE, head, styled
+
+    loads = result["loads"]
+    with styled():
+        figure, axes = plt.subplots(
+            2, len(loads), figsize=(4.2 * len(loads), 6), sharex="col", squeeze=False
+        )
+        for (upper, lower), load in zip(axes.T, loads, strict=True):
+            rows = load["rows"]
+            offered = [row["offered"] for row in rows]
+            upper.plot(offered, [row["value"] for row in rows], "o-", color=BLUE)
+            upper.axvline(load["capacity"], color=GRAY, linestyle=DASHED, linewidth=1)
+            upper.set_title(f"B = {load['B']:,}, deadline {load['deadline_ms']:.0f} ms", loc="left")
+            for key, color in (("p99_ms", BLUE), ("p50_ms", LIGHT_BLUE)):
+                quantiles = [row[key] for row in rows]
+                lower.plot(offered, quantiles, "o-", color=color, label=key.removesuffix("_ms"))
+            lower.axhline(load["deadline_ms"], color=GRAY, linestyle=DASHED, linewidth=1)
+            upper.set_ylim(bottom=0)
+            lower.set_yscale("log")
+            lower.set_xlabel("offered, requests/s")
+            for axis in (upper, lower):
+                axis.xaxis.set_major_formatter("{x:,.0f}")
+            upper.yaxis.set_major_formatter("{x:,.0f}")
+            lower.yaxis.set_major_formatter("{x:g}")
+            lower.yaxis.set_minor_formatter("{x:g}")
+        axes[0][0].set_ylabel("answered in time, rankings/s")
+        axes[1][0].set_ylabel("latency of rankings, ms")
+        axes[1][0].legend(frameon=False)
+        below = f"Dashed: what it can do, and the deadline. {result['machine']}"
+        head(figure, "What a scorer answers in time, by what is offered", below)
+        figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def _draw(title: str, result: dict[str, Any], path: Path) -> None:

@@ -112,12 +112,24 @@ class User:
 class Shop:
     """Items, and the methods' networks on them."""
 
-    def __init__(self, items: int, network: NetworkConfig) -> None:
+    def __init__(
+        self,
+        items: int,
+        network: NetworkConfig,
+        *,
+        served: Mapping[str, AnyConfig] = SERVED,
+        plain: bool = True,
+        keep: Path | None = None,
+    ) -> None:
         """Make up the items and export the networks, which takes some seconds each.
 
         Args:
             items: n; item r is met 1 / r as often as the first.
             network: what all methods share.
+            served: the systems that are asked for.
+            plain: whether what is not served, and the plain graphs of what is, are asked for too;
+                without them there is DIN-L in torch.
+            keep: where the bundles of what is served are left, by name; None: nowhere.
         """
         self._rng = np.random.default_rng(SEED)
         self._ids = ["", *(f"item-{row}" for row in range(1, items + 1))]
@@ -127,19 +139,31 @@ class Shop:
         self._config = network
         self._embeddings = self._rng.normal(scale=network.d**-0.5, size=(items + 1, network.d))
         self._embeddings[0] = 0
-        with torch.random.fork_rng(devices=()), torch.no_grad():
-            self.bundles = {name: self._bundle(config) for name, config in SERVED.items()}
-            self._din_l = self._network(DINLConfig())
-            self._sessions = {
-                "DIN-L": self._graph(DINLConfig()),
-                "AvgPooling": self._graph(AvgPoolingConfig()),
-                "SDIM": self._graph(SERVED["SDIM"]),
-                "TWIN": self._graph(SERVED["TWIN"]),
+        with (
+            torch.random.fork_rng(devices=()),
+            torch.no_grad(),
+            tempfile.TemporaryDirectory(prefix="lifelong-bench-") as directory,
+        ):
+            path = keep or Path(directory)
+            self.bundles = {
+                name: self._bundle(config, path / name) for name, config in served.items()
             }
+            self._din_l = self._network(DINLConfig())
+            graphs: dict[str, AnyConfig] = {
+                "DIN-L": DINLConfig(),
+                "AvgPooling": AvgPoolingConfig(),
+                "SDIM": SERVED["SDIM"],
+                "TWIN": SERVED["TWIN"],
+            }
+            self._sessions = {name: self._graph(config) for name, config in graphs.items() if plain}
 
     def candidates(self, B: int) -> U64:
         """Item keys u64[B], all different."""
         return self._rng.choice(self._keys, B, replace=False, p=self._shares)
+
+    def ids(self, keys: U64) -> list[str]:
+        """The ids of items, by their keys u64[B]."""
+        return [self._ids[row] for row in self._any.rows(keys).tolist()]
 
     def user(self, L: int, newer: int = NEWER) -> User:
         """A user with L behaviors under a state, and some newer ones."""
@@ -167,7 +191,8 @@ class Shop:
 
     def din_l_in_torch(self, user: User) -> Request:
         """The same network in torch."""
-        return self.din_l(user)._replace(run=partial(_run_din_l, self._din_l))
+        run = partial(_run_din_l, self._din_l)
+        return self._answered(run, user, lambda rows: _sequence(self._any, rows))
 
     def avg_pooling(self, user: User) -> Request:
         """The mean of the behaviors' embeddings, which is stored; nothing is less."""
@@ -197,19 +222,28 @@ class Shop:
     @property
     def _any(self) -> Bundle:
         """All bundles have the same items, with the same embeddings."""
-        return self.bundles["ENCODE"]
+        return next(iter(self.bundles.values()))
 
     def _exported(
         self, name: str, user: User, state: Callable[[I32], Mapping[str, Array]]
     ) -> Request:
         """By a graph, from what ``state`` makes of the rows i32[L] of the last behaviors' items."""
+        return self._answered(partial(_run, self._sessions[name]), user, state)
+
+    def _answered(
+        self,
+        run: Callable[[Mapping[str, Array]], F32],
+        user: User,
+        state: Callable[[I32], Mapping[str, Array]],
+    ) -> Request:
+        """By a network, as `_exported`."""
         bundle, features = self._any, _features(self._any, user)
         keys = np.ascontiguousarray(user.behaviors["item"][user.newer :])
         return Request(
             look_up=partial(_look_up, bundle),
             features=features,
             feed=lambda candidates: {**state(bundle.rows(keys)), **features(candidates)},
-            run=partial(_run, self._sessions[name]),
+            run=run,
         )
 
     def _network(self, method: AnyConfig) -> Network:
@@ -225,7 +259,7 @@ class Shop:
         network = self._network(method)
         return make_session(export_scorer(network, network.item_table(), SEED))
 
-    def _bundle(self, method: AnyConfig) -> Bundle:
+    def _bundle(self, method: AnyConfig, path: Path) -> Bundle:
         """A bundle as a service loads it."""
         contents, _ = export_network(
             self._network(method),
@@ -234,10 +268,8 @@ class Shop:
             titles=[""] * len(self._ids),
             popularity=np.concatenate(([0], PER_MILLION * self._shares)).astype(np.float32),
         )
-        with tempfile.TemporaryDirectory(prefix="lifelong-bench-") as directory:
-            path = Path(directory) / "bundle"
-            save_bundle(contents, path)
-            return Bundle.load(path)
+        save_bundle(contents, path)
+        return Bundle.load(path)
 
 
 def _of_length(bundle: Bundle, L: int) -> Bundle:

@@ -441,7 +441,9 @@ class Demo:
     def _start_scorer(self) -> ServiceProcess:
         port = free_port(self.settings.scorer.port)
         self._scorer_url = f"http://127.0.0.1:{port}"
-        arguments = ["scorer", "--port", str(port), *self._common_arguments()]
+        # Nobody balances here, so nobody has to notice that it stops.
+        duck = ["--set", "scorer.lame_duck_s=0"]
+        arguments = ["scorer", "--port", str(port), *duck, *self._common_arguments()]
         return self._start_service("scorer", arguments, f"{self._scorer_url}/v2/health/ready")
 
     def _start_service(self, name: str, arguments: Sequence[str], ready_url: str) -> ServiceProcess:

@@ -1,8 +1,8 @@
 """Connections are taken from the listening socket, which processes share, one by one.
 
-An event loop's own server takes all that wait at once, so that a process may get every connection of
-a client that opens four, and its siblings none. Here a process leaves a connection to a sibling that
-has fewer for a moment, and then takes it all the same: the sibling may be busy.
+An event loop's own server takes all that wait at once, so that a process may get every connection
+of a client that opens four, and its siblings none. Here a process leaves a connection to a sibling
+that has fewer for a moment, and then takes it all the same: the sibling may be busy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from infra.telemetry import get_logger
 from scorer.http.connections import HEAD_TIMEOUT_S, IDLE_GRACE_S
 from scorer.siblings import Place
 
-PATIENCE_S: Final = 0.005
+PATIENCE_S: Final = 0.02
 """How long a connection is left to a sibling that has fewer."""
 
 RETRY_S: Final = 0.2
@@ -69,8 +69,7 @@ class Acceptor:
         self._count()
 
     def close(self) -> None:
-        """Take what waits, and accept no more. What waits when no process has the socket any more
-        would be reset."""
+        """Accept no more, but what waits: it would be reset once no process has the socket."""
         if self._closed:
             return
         if self._place.alone or self._place.signals:

@@ -19,7 +19,7 @@ from infra.errors import RequestError
 from infra.metrics import ScorerMetrics
 from scorer.http.body import Body
 from scorer.limits import Refused
-from scorer.turns import LEVELS, NORMAL, Head, Reason, Turns, overdue, this_turn
+from scorer.turns import LEVELS, NORMAL, Head, Reason, Turn, Turns, overdue, this_turn
 
 TIMEOUTS: Final = {
     b"x-envoy-expected-rq-timeout-ms": "m",
@@ -99,7 +99,7 @@ class Admission:
             # Whoever waits for a word would send no body, and what came next was read as one.
             await self._refused(reason, end, scope, send, close=waits)
             return
-        taken = None
+        taken: Turn | None = None
         sent = False
 
         async def send_noting(message: Message) -> None:

@@ -1,16 +1,20 @@
 """The scorer's HTTP interface, composed in one place.
 
 POST /v1/rank                  scorer.http.rank_v1
-POST /v2/models/{name}/infer   scorer.http.kserve
-GET  /v2/models/{name}[/ready], /v2, /v2/health/live, /v2/health/ready, /metrics
+GET  /v2, /v2/health/live, /v2/health/ready, /metrics
+GET  /v2/models/stats
+POST /v2/repository/index
+     /v2/models/{name}[/versions/{version}]
+POST   /infer                  scorer.http.kserve
+GET    , /ready, /config, /stats
 GET  /problems/{kind}          scorer.http.problems, as are the answers to what is wrong
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -22,10 +26,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from infra.errors import RequestError
-from infra.metrics import ScorerMetrics, exposition
+from infra.metrics import Figures, ScorerMetrics, exposition
 from infra.settings import ScorerSettings
 from scorer.http.admission import Admission
 from scorer.http.body import Body
+from scorer.http.compression import Compression
 from scorer.http.identity import RequestIdentity
 from scorer.http.kserve import HEADER_LENGTH, KServe
 from scorer.http.middleware import RequestMetrics
@@ -35,6 +40,7 @@ from scorer.inference import check_model, metadata
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.ranking import Ranker
 from scorer.service import Service
+from scorer.triton import model_config, repository_index, server_metadata, statistics
 from scorer.turns import Turns
 
 BINARY: Final = "application/octet-stream"
@@ -60,8 +66,13 @@ def create_app(
     """
     endpoints = Endpoints(service, settings, registry)
     handlers = error_handlers(metrics)
-    rank = Route("/v1/rank", endpoints.rank, methods=["POST"])
-    infer = Route("/v2/models/{name}/infer", endpoints.infer, methods=["POST"])
+    unfolded = [
+        Middleware(
+            Compression, max_bytes=settings.max_body_bytes, least_bytes=settings.compress_bytes
+        ),
+    ]
+    rank = Route("/v1/rank", endpoints.rank, methods=["POST"], middleware=unfolded)
+    infer, *model = model_routes("/v2/models/{name}", endpoints, unfolded)
     admission = Middleware(
         Admission,
         turns=turns or Turns(settings.max_waiting, settings.deadline_s),
@@ -72,13 +83,15 @@ def create_app(
     )
     app = Starlette(
         routes=[
-            rank,
+            rank,  # those that are asked for most are looked at first
+            infer,
             Route("/v2", endpoints.server, methods=["GET"]),
+            Route("/v2/models/stats", endpoints.statistics, methods=["GET"]),
+            Route("/v2/repository/index", endpoints.index, methods=["POST"]),
             Route("/v2/health/live", endpoints.live, methods=["GET"]),
             Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
-            Route("/v2/models/{name}", endpoints.model, methods=["GET"]),
-            Route("/v2/models/{name}/ready", endpoints.model_ready, methods=["GET"]),
-            infer,
+            *model,
+            *model_routes("/v2/models/{name}/versions/{version}", endpoints, unfolded),
             Route("/metrics", endpoints.metrics, methods=["GET"]),
             Route("/problems/{kind}", endpoints.problem, methods=["GET"]),
         ],
@@ -94,6 +107,17 @@ def create_app(
     return app
 
 
+def model_routes(path: str, endpoints: Endpoints, unfolded: list[Middleware]) -> list[Route]:
+    """The routes of a model, under its name or under one of its versions; first that to infer."""
+    return [
+        Route(f"{path}/infer", endpoints.infer, methods=["POST"], middleware=unfolded),
+        Route(path, endpoints.model, methods=["GET"]),
+        Route(f"{path}/ready", endpoints.model_ready, methods=["GET"]),
+        Route(f"{path}/config", endpoints.config, methods=["GET"]),
+        Route(f"{path}/stats", endpoints.model_statistics, methods=["GET"]),
+    ]
+
+
 class Endpoints:
     """The routes, one method each. What they raise becomes an answer in `error_handlers`."""
 
@@ -102,6 +126,8 @@ class Endpoints:
     ) -> None:
         self._service = service
         self._registry = registry
+        self._body = Body(settings.max_body_bytes)
+        self._deadline_s = settings.deadline_s
         self._v1 = RankV1(settings.max_candidates)
         self._kserve = KServe(settings.max_candidates)
 
@@ -134,14 +160,27 @@ class Endpoints:
         return await self._readiness({})
 
     async def server(self, _request: Request) -> Response:
-        return json_response(
-            200,
-            {
-                "name": "lifelong",
-                "version": own_version(),
-                "extensions": ["binary_tensor_data"],
-            },
-        )
+        return json_response(200, server_metadata())
+
+    async def index(self, request: Request) -> Response:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                body = await self._body.read(0, request.receive)
+        except TimeoutError:
+            raise self._body.slow() from None
+        ready = self._kserve.wants_ready(body or b"")
+        bundle = self._service.ranker.bundle
+        reason = await self._service.readiness.reason()
+        return json_response(200, repository_index(bundle, reason, ready=ready))
+
+    async def statistics(self, _request: Request) -> Response:
+        return json_response(200, self._statistics(self._service.ranker))
+
+    async def model_statistics(self, request: Request) -> Response:
+        return json_response(200, self._statistics(self._named(request)))
+
+    async def config(self, request: Request) -> Response:
+        return json_response(200, model_config(self._named(request).bundle))
 
     async def model(self, request: Request) -> Response:
         bundle = self._named(request).bundle
@@ -161,6 +200,9 @@ class Endpoints:
             raise HTTPException(404)
         return PlainTextResponse(f"{told.title}.\n\n{told.advice}\n")
 
+    def _statistics(self, ranker: Ranker) -> dict[str, object]:
+        return statistics(ranker.bundle, Figures(self._registry))
+
     async def _readiness(self, about: dict[str, object]) -> Response:
         readiness = self._service.readiness
         reason = await readiness.reason()
@@ -174,7 +216,7 @@ class Endpoints:
     def _named(self, request: Request) -> Ranker:
         """The ranker, if the path names its model."""
         ranker = self._service.ranker
-        check_model(ranker, request.path_params["name"])
+        check_model(ranker, request.path_params["name"], request.path_params.get("version", ""))
         return ranker
 
 
@@ -194,19 +236,3 @@ def check_content_type(request: Request, *accepted: str) -> None:
             "Content-Type",
             f"is {given[:SHOWN_CHARS]}, expected {' or '.join(accepted)}",
         )
-    coding = request.headers.get("content-encoding", "identity")
-    if coding.lower() != "identity":
-        raise Refused(
-            415,
-            "content_type",
-            "Content-Encoding",
-            f"is {coding[:SHOWN_CHARS]}, expected none",
-        )
-
-
-def own_version() -> str:
-    """The version of Lifelong as installed."""
-    try:
-        return version("lifelong")
-    except PackageNotFoundError:
-        return "unknown"

@@ -1,4 +1,4 @@
-"""The connections of a process, whatever protocol they speak, and how long each may keep waiting."""
+"""The connections of a process, whatever their protocol, and how long each may keep it waiting."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ request, or its next one, may be on the way."""
 
 
 LINGER_S: Final = 1.0
-"""How long tasks that are cancelled have to end, and how long a connection of HTTP/2 that has been closed on our side waits for its client to close it:
-were what the client still says answered by a reset, it might lose the last answer."""
+"""How long cancelled tasks have to end, and a client of HTTP/2 to close what is closed on our side:
+if what it still says were answered by a reset, it might lose the last answer."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Connection(Protocol):
     transport: asyncio.Transport
 
     def drain(self) -> None:
-        """Ask the client, by the protocol's own means, to go; requests are answered all the same."""
+        """Ask the client to go, by the protocol's own means; answer requests all the same."""
 
     def shutdown(self) -> None:
         """Take no more requests, and close once those under way are answered."""

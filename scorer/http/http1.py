@@ -11,9 +11,9 @@ import asyncio
 from typing import Any, Final
 
 import httptools
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
-    ASGI3Application,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
@@ -32,6 +32,9 @@ class Http1(HttpToolsProtocol):
 
     server_state: Connections
     parser: httptools.HttpRequestParser
+    # None before the first request.
+    scope: Scope | None  # type: ignore[assignment]
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,12 +62,14 @@ class Http1(HttpToolsProtocol):
                 self._refuse(431, f"The head of a request is larger than {MAX_HEAD_BYTES} bytes.")
             elif self._head_timer is None:
                 self._await_head()
-        elif self.cycle is not None and self.cycle.response_complete:
-            # The rest of a body that nobody waited for has unset the timer.
-            if self.timeout_keep_alive_task is None:
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+        elif (
+            self.cycle is not None
+            and self.cycle.response_complete
+            and self.timeout_keep_alive_task is None
+        ):  # the rest of a body that nobody waited for has unset the timer
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -106,6 +111,7 @@ class Http1(HttpToolsProtocol):
         self._head_bytes = 0
         super().on_headers_complete()
         if self.server_state.draining:
+            assert self.cycle is not None
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
@@ -145,14 +151,14 @@ class Http1(HttpToolsProtocol):
 
     # How a request is answered.
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        task = self.loop.create_task(cycle.run_asgi(app))
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        task = self.loop.create_task(cycle.run_asgi(app))  # type: ignore[arg-type]
         self._answering = cycle, task
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer what is no request, and close; after the answer to the one before, if it is owed."""
+        """Answer what is no request, and close; but first comes an answer that is owed."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             cycle.keep_alive = False

@@ -1,8 +1,8 @@
 """HTTP/2 over one connection, on the h2 library: its streams as requests of an ASGI application.
 
-What h2 leaves to its users is here: tasks, flow control, timeouts, how a connection ends, and bounds
-on what a client may make the process do. uvicorn's own protocol for HTTP/2 is an experiment still
-(docs/adr/0026-a-server-for-two-protocols.md).
+What h2 leaves to its users is here: tasks, flow control, timeouts, how a connection ends, and
+bounds on what a client may make the process do. uvicorn's own protocol for HTTP/2 is an experiment
+still (docs/adr/0026-two-protocols-on-uvicorn.md).
 """
 
 from __future__ import annotations
@@ -198,37 +198,44 @@ class Http2(asyncio.Protocol):
             self._await_request()
 
     def _handle(self, event: Event) -> None:
+        stream = self._streams.get(getattr(event, "stream_id", None) or 0)
         match event:
             case RequestReceived():
                 self._begin(event)
             case DataReceived():
-                assert event.stream_id is not None
-                assert event.data is not None
-                length = event.flow_controlled_length or 0
-                if (stream := self._streams.get(event.stream_id)) is not None:
-                    stream.take(event.data, length)
-                elif length:  # nobody waits for it
-                    self.h2.acknowledge_received_data(length, event.stream_id)
-            case StreamEnded():
-                if (stream := self._streams.get(event.stream_id or 0)) is not None:
-                    stream.end()
-            case StreamReset():
-                if (stream := self._streams.pop(event.stream_id or 0, None)) is not None:
-                    stream.leave()
-                    self._give_back_room(stream)
-                    self._count_reset()
+                self._take(event, stream)
+            case StreamEnded() if stream is not None:
+                stream.end()
+            case StreamReset() if stream is not None:
+                del self._streams[stream.number]
+                stream.leave()
+                self._give_back_room(stream)
+                self._count_reset()
             case WindowUpdated() | RemoteSettingsChanged():
-                for stream in self._streams.values():
-                    stream.room.set()
+                for waiting in self._streams.values():
+                    waiting.room.set()
             case ConnectionTerminated():
-                # The client opens no more streams. To h2 all is over, answers that are owed, too.
-                if event.error_code or not self._streams:
-                    self._close()
-                else:
-                    self._stopping = True
-                    self.h2.state_machine.state = ConnectionState.SERVER_OPEN
+                self._part(event)
             case _:
                 pass
+
+    def _take(self, event: DataReceived, stream: _Stream | None) -> None:
+        assert event.stream_id is not None
+        assert event.data is not None
+        length = event.flow_controlled_length or 0
+        if stream is not None:
+            stream.take(event.data, length)
+        elif length:  # nobody waits for it
+            self.h2.acknowledge_received_data(length, event.stream_id)
+
+    def _part(self, event: ConnectionTerminated) -> None:
+        """The client opens no more streams."""
+        if event.error_code or not self._streams:
+            self._close()
+        else:
+            self._stopping = True
+            # To h2 all is over now, the answers that are owed, too.
+            self.h2.state_machine.state = ConnectionState.SERVER_OPEN
 
     def _begin(self, event: RequestReceived) -> None:
         assert event.stream_id is not None

@@ -66,6 +66,13 @@ class InferRequest(msgspec.Struct):
     parameters: Given | None = None
 
 
+class IndexRequest(msgspec.Struct):
+    """The JSON of a question for the models that there are."""
+
+    ready: bool | None = None
+    """Whether only for those that are ready."""
+
+
 class OutputTensor(msgspec.Struct):
     """One output; its data is here or, with a ``binary_data_size``, after the JSON."""
 
@@ -108,6 +115,7 @@ class KServe:
             ("time", "INT64"): _Elements(Time),
             ("time", "UINT64"): _Elements(Time),
         }
+        self._index = msgspec.json.Decoder(IndexRequest)
         self._encoder = msgspec.json.Encoder()
 
     def answer(
@@ -129,6 +137,10 @@ class KServe:
         inputs = self._inputs(request, tail)
         inferred = self._inference.infer(ranker, inputs, wishes, request.parameters)
         return self._encode(request, inferred)
+
+    def wants_ready(self, body: bytes) -> bool:
+        """Whether a question for the models leaves out those that are not ready."""
+        return bool(body.strip()) and decode_json(self._index, body).ready is True
 
     def _inputs(self, request: InferRequest, tail: memoryview) -> Iterator[Input]:
         """The tensors, each with its bytes where it has some."""

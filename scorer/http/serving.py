@@ -24,8 +24,8 @@ from scorer.siblings import Place
 from scorer.stopping import DRAIN_S, handling
 
 SAME_SIGNAL_S: Final = 1.0
-"""What tells a process with siblings to stop tells its supervisor, too, mostly, who passes it on: the
-second signal within this time is the first."""
+"""What tells a process with siblings to stop mostly tells its supervisor, too, who passes it on:
+the second signal within this time is the first."""
 
 SUPERVISED_S: Final = 0.5
 """Time after which a process with siblings that has been told to stop, but its supervisor has not,
@@ -181,7 +181,7 @@ class HttpServer(uvicorn.Server):
 
     async def _hurry(self) -> None:
         """Wait for nothing any more once told so for the third time."""
-        while self._told < 3:
+        while self._told < 3:  # noqa: ASYNC110  # a signal's handler and another process tell
             await asyncio.sleep(0.1)
         self.force_exit = True
 
@@ -191,8 +191,9 @@ class HttpServer(uvicorn.Server):
 
 
 class Droppable:
-    """ASGI application whose requests end without a word when they are cancelled: their client has
-    gone, or the process may wait no longer.
+    """ASGI application whose requests end without a word when they are cancelled.
+
+    Their client has gone, or the process may wait no longer.
     """
 
     def __init__(self, app: ASGIApp) -> None:

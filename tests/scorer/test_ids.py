@@ -3,7 +3,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.behaviors import item_key
@@ -12,11 +12,14 @@ from scorer.ids import framed_ids, item_keys, listed_ids
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
 
+UNHURRIED = settings(deadline=None)  # the first call compiles
+
 
 def framed(values: list[bytes]) -> bytes:
     return b"".join(struct.pack("<I", len(value)) + value for value in values)
 
 
+@UNHURRIED
 @given(TEXTS)
 def test_ids_are_read_from_raw_bytes(texts: list[str]) -> None:
     ids = framed_ids("candidates", framed([text.encode() for text in texts]), len(texts))
@@ -24,6 +27,7 @@ def test_ids_are_read_from_raw_bytes(texts: list[str]) -> None:
     assert ids.keys.tolist() == [item_key(text) for text in texts]
 
 
+@UNHURRIED
 @given(TEXTS)
 def test_ids_are_read_from_a_list(texts: list[str]) -> None:
     assert list(listed_ids("candidates", texts)) == texts
@@ -31,6 +35,7 @@ def test_ids_are_read_from_a_list(texts: list[str]) -> None:
     assert item_keys(texts).tolist() == [item_key(text) for text in texts]
 
 
+@UNHURRIED
 @given(st.binary(min_size=1, max_size=8))
 def test_what_python_does_not_decode_is_refused(text: bytes) -> None:
     try:

@@ -505,6 +505,53 @@ def test_a_partition_of_others_has_no_lag_here() -> None:
     assert lag(still) is None
 
 
+def behind(still: Still) -> float | None:
+    labels = {"partition": "0"}
+    return still.registry.get_sample_value("lifelong_worker_behind_seconds", labels)
+
+
+def test_how_many_partitions_a_worker_has_is_told() -> None:
+    still = Still()
+    still._positions.forget({TP("behaviors", 1), TP("behaviors", 2)})
+    assert still.registry.get_sample_value("lifelong_worker_partitions") == 2
+
+
+def test_the_end_of_a_log_is_told() -> None:
+    still = Still()
+    still.measure(stable=9, end=9)
+    name = "lifelong_worker_log_end_offset"
+    assert still.registry.get_sample_value(name, {"partition": "0"}) == 9
+
+
+def test_an_event_waits_since_the_log_was_last_seen_to_end_before_it() -> None:
+    at = _Position(5, 5, Life(), Source(1, 1), 5)
+
+    assert at.behind_s(5, 100, 0) == 0
+    assert at.behind_s(5, 103, 0) == 0
+    assert at.behind_s(7, 106, 0) == 3
+    assert at.behind_s(9, 109, 0) == 6
+    at.next = 7
+    assert at.behind_s(9, 112, 0) == 6
+    at.next = 9
+    assert at.behind_s(9, 115, 0) == 0
+
+
+def test_how_old_a_backlog_is_the_event_before_it_tells() -> None:
+    at = _Position(5, 5, Life(), Source(1, 1), 5)
+    at.stamp_ms = 1_000_000
+
+    assert at.behind_s(900, 100, 1_060_000) == 60
+
+
+def test_a_partition_that_is_not_found_yet_does_not_tell_how_far_it_is_behind_in_time() -> None:
+    still = Still()
+    still.measure(stable=9, end=9)
+    assert behind(still) is not None
+    still._positions.forget({still.tp})
+    still.measure(stable=9, end=9)
+    assert behind(still) is None
+
+
 def truncated(still: Still) -> int:
     return int(still.metrics.lost_events.labels("truncation")._value.get())
 

@@ -544,7 +544,7 @@ def test_a_store_that_fails_to_remove_users_is_asked_again(
     house.clock.now += SWEEP_EVERY_MS
     with pytest.raises(type(error)):
         house.reclusterer.sweep()
-    assert house.metric("store_errors_total", error=type(error).__name__) == 1
+    assert house.metric("store_errors_total", error=type(error).__name__, code="") == 1
     house.store.faults = {}
     assert house.reclusterer.sweep() == 0
     house.clock.now += SWEEP_EVERY_MS
@@ -560,7 +560,7 @@ def test_an_unreadable_record_does_not_end_the_passes(mortal_house: House) -> No
     house.store.faults = {"sweep": corrupt}
     house.clock.now += SWEEP_EVERY_MS
     assert house.reclusterer.sweep() == 0
-    assert house.metric("store_errors_total", error="StoreCorrupt") == 1
+    assert house.metric("store_errors_total", error="StoreCorrupt", code="") == 1
 
 
 def test_the_thread_removes_expired_users(mortal_house: House) -> None:
@@ -585,7 +585,7 @@ def test_a_failing_store_is_told_and_loses_nothing(house: House, operation: str)
     house.store.faults = {operation: away}
     with pytest.raises(StoreUnavailable):
         house.reclusterer.run_once()
-    assert house.metric("store_errors_total", error="StoreUnavailable") == 1
+    assert house.metric("store_errors_total", error="StoreUnavailable", code="") == 1
     house.store.faults = {}
     assert house.reclusterer.run_once() == 1
     assert house.covered("u1") == 2 * SEGMENT
@@ -601,7 +601,7 @@ def test_one_owners_unreadable_list_does_not_block_the_others(house: House) -> N
 
     house.store.faults = {"due": corrupt}
     assert house.reclusterer.run_once() == 1
-    assert house.metric("store_errors_total", error="StoreCorrupt") == 1
+    assert house.metric("store_errors_total", error="StoreCorrupt", code="") == 1
 
 
 def test_a_real_system_works_in_its_threads(tmp_path: Path) -> None:
@@ -769,7 +769,7 @@ def test_a_store_that_stays_away_is_trouble_and_a_hiccup_is_none() -> None:
     house.act("u1")
     house.store.faults["due"] = unavailable
     house.reclusterer.start()
-    until(lambda: house.metric("store_errors_total", error="StoreUnavailable"))
+    until(lambda: house.metric("store_errors_total", error="StoreUnavailable", code=""))
     assert house.reclusterer.trouble() is None
     house.clock.now += TROUBLE_MS
     until(house.reclusterer.trouble)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +30,7 @@ from streaming.positions import STILL_S, Positions, _Position
 from streaming.schedule import TROUBLE_MS
 from streaming.topic import TopicIdentity
 from streaming.transport import BatchConsumer
-from streaming.worker import CALM_S, DEAF_S, Worker, check_store
+from streaming.worker import CALM_S, DEAF_S, Worker, check_store, measure_room
 from streaming.writer import WriterProgress
 from tests.streaming.running import KeptLetters, until
 from tests.streaming.test_health import answer
@@ -256,6 +257,40 @@ async def test_a_store_that_does_not_answer_a_ping_is_away_until_it_does() -> No
     finally:
         answers.set()
         asking.cancel()
+
+
+class FillingStore(MemoryStore):
+    """A store that tells how full it is, or raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fault: Exception | None = None
+
+    def room(self) -> Any:
+        if self.fault is not None:
+            raise self.fault
+        return SimpleNamespace(share=0.75, readers=0.25, told="three quarters")
+
+
+async def test_how_full_the_store_is_is_told_while_it_says_so() -> None:
+    store, metrics = FillingStore(), WorkerMetrics(CollectorRegistry())
+    used, readers = metrics.store_used_ratio._value, metrics.store_reader_ratio._value
+    asking = asyncio.create_task(measure_room(store, metrics, pause_s=0.01))
+    try:
+        await until(lambda: (used.get(), readers.get()) == (0.75, 0.25), "it is told")
+        store.fault = StoreUnavailable("gone")
+        await until(lambda: math.isnan(used.get()), "it is not known any more")
+        assert math.isnan(readers.get())
+    finally:
+        asking.cancel()
+
+
+async def test_a_worker_that_does_not_live_is_measured_so() -> None:
+    async with ready_house() as house:
+        name = "lifelong_worker_live"
+        assert house.registry.get_sample_value(name) == 1
+        house.health.stall_s = -1
+        assert house.registry.get_sample_value(name) == 0
 
 
 async def test_a_partition_that_cannot_be_read_is_told_until_it_can() -> None:

@@ -102,9 +102,53 @@ async def test_a_failing_store_is_tried_again_with_growing_pauses() -> None:
 
     assert watched.pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     assert watched.store.counts() == {"a": 1}
-    assert watched.metrics.store_errors.labels("StoreFull")._value.get() == 7
+    assert watched.metrics.store_errors.labels("StoreFull", "")._value.get() == 7
     assert watched.metrics.store_retries._value.get() == 7
     assert watched.writer.progress.failure is None
+
+
+async def test_failures_of_a_server_are_counted_by_its_code() -> None:
+    watched = WatchedWriter()
+    overloaded = StoreUnavailable("overloaded")
+    overloaded.code = 18
+    watched.store.failure = lambda _s, _a: overloaded if not watched.pauses else None
+
+    await watched.write(batch_of(("a", event("a"))))
+
+    assert watched.metrics.store_errors.labels("StoreUnavailable", "18")._value.get() == 1
+
+
+def stored(watched: WatchedWriter) -> tuple[float, float]:
+    """How many events were stored, and the mean of the seconds it took."""
+    (metric,) = watched.metrics.stored_seconds.collect()
+    found = {sample.name.rpartition("_")[2]: sample.value for sample in metric.samples}
+    return found["count"], found["sum"] / max(1, found["count"])
+
+
+async def test_events_are_timed_from_kafka_into_the_store() -> None:
+    watched = WatchedWriter()
+
+    await watched.write(batch_of(("a", event("a", 1)), ("b", event("b", 1))))
+
+    assert stored(watched) == (2, 10.0)
+
+
+async def test_events_that_come_again_are_not_timed() -> None:
+    watched = WatchedWriter()
+    batch = batch_of(("a", event("a", 1)))
+
+    await watched.write(batch)
+    await watched.write(batch)
+
+    assert stored(watched) == (1, 10.0)
+
+
+async def test_a_transaction_is_measured_by_its_events() -> None:
+    watched = WatchedWriter()
+
+    await watched.write(batch_of(("a", event("a", 1)), ("a", b"oops")))
+
+    assert watched.metrics.group_events._sum.get() == 2
 
 
 async def test_a_failure_is_told_while_it_lasts() -> None:

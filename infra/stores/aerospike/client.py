@@ -412,6 +412,8 @@ class AerospikeClient:
         self, code: int | None, detail: str | None, user: str | None = None
     ) -> StoreError | SettingsError:
         failure = _failure(self.address, code, detail, self._timeout_s, user)
+        if isinstance(failure, StoreError):
+            failure.code = code
         if _is_unanswered(code):
             self._outages.failed(failure)
         return failure

@@ -16,6 +16,11 @@ class Fullness(NamedTuple):
     """The server's own figure."""
 
     @property
+    def readers(self) -> None:
+        """Nothing limits them."""
+        return None
+
+    @property
     def told(self) -> str:
         """That figure, and what to do to have more."""
         return f"{self.what}: {MORE}"

@@ -331,6 +331,13 @@ def test_the_room_of_a_store(tmp_path: Path) -> None:
     store.close()
 
 
+def test_slots_for_readers_are_told(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "store")
+    store.sequences(["a"])
+    assert store.room().readers == 1 / MAX_READERS
+    store.close()
+
+
 # The data file
 
 

@@ -184,11 +184,6 @@ async def test_a_body_of_another_type_is_refused(http: httpx.AsyncClient) -> Non
     assert_refused(response, 415, "Content-Type", "application/json")
 
 
-async def test_a_compressed_body_is_refused(http: httpx.AsyncClient) -> None:
-    response = await http.post("/v1/rank", content=b"x", headers={"content-encoding": "gzip"})
-    assert_refused(response, 415, "Content-Encoding", "gzip")
-
-
 async def test_a_content_type_may_have_parameters(http: httpx.AsyncClient) -> None:
     body = b'{"user": "u", "candidates": ["item-1"]}'
     headers = {"content-type": "Application/JSON; charset=utf-8"}

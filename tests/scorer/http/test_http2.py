@@ -8,6 +8,7 @@ import logging
 import random
 import threading
 from collections.abc import Iterator
+from typing import Self
 
 import pytest
 import uvicorn
@@ -48,7 +49,7 @@ class Client:
         self.events: list[Event] = []
         self.flush()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,9 +70,7 @@ class Client:
     def send(self, stream: int, body: bytes) -> None:
         """Send a body, waiting for room."""
         while body:
-            room = min(
-                self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size
-            )
+            room = min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
             if room:
                 self.h2.send_data(stream, body[:room], end_stream=len(body) <= room)
                 body = body[room:]
@@ -281,7 +280,7 @@ def waits_for(go: threading.Event) -> ASGIApp:
     """`echo`, which answers /slow once it may."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        while scope["path"] == "/slow" and not go.is_set():
+        while scope["path"] == "/slow" and not go.is_set():  # noqa: ASYNC110  # of a thread
             await asyncio.sleep(0.01)
         await echo(scope, receive, send)
 

@@ -27,7 +27,7 @@ async def test_a_problem_outside_of_v2_has_the_form_of_rfc_9457(http: httpx.Asyn
         "type": "/problems/malformed",
         "title": "The request is malformed",
         "status": 400,
-        "detail": "candidates is empty, expected at least one item id",
+        "detail": "candidates is empty, expected at least one id",
         "instance": "seven",
         "field": "candidates",
     }

@@ -595,8 +595,9 @@ def test_a_refused_append_says_why(
     store: AerospikeStore, double: AerospikeDouble, code: int, error: type[StoreError], words: str
 ) -> None:
     double.fault = refuse_writes(code)
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as caught:
         feed(store, SOURCE, [append("ann", 0)], now_ms=1)
+    assert caught.value.code == code
 
 
 def test_a_full_server_fails_the_ping(store: AerospikeStore, double: AerospikeDouble) -> None:
