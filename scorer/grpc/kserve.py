@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 from infra.errors import RequestError
@@ -58,9 +59,8 @@ def _inputs(request: pb.ModelInferRequest) -> Iterator[Input]:
         )
     for place, tensor in enumerate(request.inputs):
         if not raws:
-            yield Input(
-                tensor.name, tensor.datatype, tensor.shape, elements=lambda t=tensor: _elements(t)
-            )
+            elements = partial(_elements, tensor)
+            yield Input(tensor.name, tensor.datatype, tensor.shape, elements=elements)
         elif tensor.HasField("contents"):
             raise RequestError(
                 tensor.name[:SHOWN_CHARS], "has contents beside raw_input_contents; send one"
@@ -100,7 +100,7 @@ def _response(request_id: str, inferred: Inferred, *, raw: bool) -> pb.ModelInfe
 
 
 def _flat(output: Output) -> list[Any]:
-    return output.values.ravel().tolist()  # type: ignore[no-any-return]  # numpy does not say of what
+    return output.values.ravel().tolist()
 
 
 def _write_parameters(written: Any, parameters: Parameters) -> None:

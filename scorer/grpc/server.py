@@ -102,7 +102,7 @@ class GrpcServer:
 
 def _handler(
     method: descriptor.MethodDescriptor, answer: Method[Any, Any], metrics: ScorerMetrics
-) -> grpc.RpcMethodHandler:
+) -> grpc.RpcMethodHandler[Any, Any]:
     route = f"/{method.containing_service.full_name}/{method.name}"
     return grpc.unary_unary_rpc_method_handler(
         counted(route, answer, metrics),

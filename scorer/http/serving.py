@@ -64,6 +64,7 @@ class HttpServer(uvicorn.Server):
         each_second: Callable[[], Awaitable[None]],
         tls: ssl.SSLContext | None = None,
         patience: Patience | None = None,
+        companion: Companion | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -88,6 +89,7 @@ class HttpServer(uvicorn.Server):
         self._on_stop = on_stop
         self._tls = tls
         self._state = self.server_state = Connections(self._count, patience or Patience())
+        self._companion = companion
         self._acceptor: Acceptor | None = None
         self._ready = True
         self._signals = 0

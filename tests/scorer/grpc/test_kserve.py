@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scorer.grpc import open_inference_pb2 as pb
-from scorer.ranking import item_keys
+from scorer.ids import item_keys
 from tests.scorer.conftest import NOW_MS, World, client_of
 from tests.scorer.grpc.conftest import CANDIDATES, Client, add_strings, typed
 

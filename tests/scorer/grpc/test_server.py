@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -42,7 +43,7 @@ def _reflected(port: int) -> tuple[set[str], list[str]]:
         infer = channel.unary_unary(
             f"/{SERVICE.full_name}/ModelInfer", asked.SerializeToString, answered.FromString
         )
-        answer = infer(asked.FromString(typed().SerializeToString()), timeout=10)
+        answer: Any = infer(asked.FromString(typed().SerializeToString()), timeout=10)
         return set(told.get_services()), [output.name for output in answer.outputs]
 
 
