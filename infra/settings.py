@@ -262,7 +262,7 @@ def enough_body_bytes(scorer: Mapping[str, Any]) -> int:
     >>> enough_body_bytes({"max_candidates": 10_000})
     2604096
     """
-    return BODY_BYTES + scorer["max_candidates"] * (MAX_ITEM_BYTES + 4)
+    return BODY_BYTES + int(scorer["max_candidates"]) * (MAX_ITEM_BYTES + 4)
 
 
 class ScorerSettings(Section):

@@ -202,7 +202,7 @@ class SDIMSystem:
         for place in used.tolist():
             total, size = buckets[place], int(sizes[place])
             length = float(np.linalg.norm(total))
-            divisor = max(length, LEAST_NORM) if offline.normalization == "l2" else max(size, 1)
+            divisor = max(length, LEAST_NORM) if offline.normalization == "l2" else float(max(size, 1))
             members = np.flatnonzero(bucket_of[:, place >> offline.tau] == place)
             shares = embedded[members] @ total / max(length * length, EPSILON)
             parts.append(

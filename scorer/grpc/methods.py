@@ -12,10 +12,11 @@ from scorer.grpc import open_inference_pb2 as pb
 from scorer.grpc.admission import read_head, turn
 from scorer.grpc.calls import Context
 from scorer.grpc.kserve import KServe
-from scorer.http.app import own_version, with_context
+from scorer.http.app import with_context
 from scorer.inference import Inference, check_model, metadata
 from scorer.ranking import Ranker
 from scorer.service import Service
+from scorer.triton import own_version
 from scorer.turns import Turns
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
