@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from extractor.actions import action_rows, action_tensors, recent_actions, user_rate
+from extractor.explanation import Explanation
 from extractor.history import ItemCounts, add_behaviors, count_items
 from extractor.state import InterestState, Layout
 from infra.arrays import F32, I32, U64, Array
@@ -129,6 +130,20 @@ class System(Protocol):
 
         Returns:
             Of `measures` those that these behaviors give; none where there are too few.
+        """
+
+    def explain(
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+    ) -> Explanation:
+        """What the long-term part of a request attended to, for some of its candidates.
+
+        Args:
+            history: what the request was fed of the user.
+            behaviors: as for `measure`; where the older ones are not to be had, the newer alone.
+            candidates: what to explain, at least one.
+
+        Raises:
+            RequestError: the bundle's attention cannot be told apart from its scorer graph.
         """
 
     def describe(

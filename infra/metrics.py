@@ -65,6 +65,7 @@ NATS_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 6
 
 EVENT_OUTCOMES: Final = ("applied", "replayed", "duplicate", "rejected")
 LOST_CAUSES: Final = ("retention", "truncation", "deletion")
+DAMAGE_KINDS: Final = ("head", "segment", "state")
 RECLUSTER_OUTCOMES: Final = ("stored", "stale", "gone", "failed")
 STAGES: Final = ("store", "features", "model")
 HISTORIES: Final = ("interests", "sequence", "none")
@@ -513,8 +514,11 @@ class WorkerMetrics(_BundleInfo):
             unknown.set(math.nan)
         for outcome in EVENT_OUTCOMES:
             self.events.labels(outcome)
+        # Alerts are on each: what is not there before the first one does not rise with it.
         for cause in LOST_CAUSES:
             self.lost_events.labels(cause)
+        for kind in DAMAGE_KINDS:
+            self.store_damage.labels(kind)
         for outcome in RECLUSTER_OUTCOMES:
             self.reclusters.labels(outcome)
 
@@ -692,5 +696,7 @@ class ScorerMetrics(_BundleInfo):
             self.stage_seconds.labels(stage)
         for kind in HISTORIES:
             self.history.labels(kind)
+        for kind in DAMAGE_KINDS:
+            self.store_damage.labels(kind)
         for outcome in SAMPLE_OUTCOMES:
             self.samples.labels(outcome)

@@ -300,8 +300,8 @@ class ScorerSettings(Section):
     max_candidates: Positive = 10_000
     """Most candidates in one request."""
     max_body_bytes: Positive = Field(default_factory=enough_body_bytes)
-    """Largest request body, before and after it is decompressed. Unless set, what max_candidates ids
-    of the greatest length take."""
+    """Largest request body, before and after it is decompressed. Unless set, what max_candidates
+    ids of the greatest length take."""
     compress_bytes: Positive = 16_384
     """Smallest answer that is compressed where the client accepts that. What is saved of less is
     not worth the time."""

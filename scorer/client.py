@@ -114,6 +114,7 @@ class RankClient:
         top_k: int | None = None,
         time_ms: int | None = None,
         unknown_items: UnknownItems | None = None,
+        explain: bool | int = False,
     ) -> RankAnswer:
         """Rank the candidates, by falling CTR.
 
@@ -123,13 +124,16 @@ class RankClient:
             time_ms: the moment for which to score, ms since epoch; None: now.
             unknown_items: what becomes of candidates that the bundle does not know; None: what the
                 scorer's settings say.
+            explain: whether to tell why the highest are the highest, or of how many of them.
 
         Raises:
             RequestError: the scorer refused the request; names the field.
             ScorerUnavailable: it cannot be reached, is overloaded or not ready.
             ScorerError: it failed.
         """
-        body = self._codec.rank_request(user, candidates, top_k, time_ms, unknown_items)
+        body = self._codec.rank_request(
+            RankRequest(user, list(candidates), top_k, time_ms, unknown_items, explain)
+        )
         deadline = time.monotonic() + self._timeout_s
         tried = self._budget.begin()
         while True:
@@ -229,9 +233,12 @@ class AsyncRankClient:
         top_k: int | None = None,
         time_ms: int | None = None,
         unknown_items: UnknownItems | None = None,
+        explain: bool | int = False,
     ) -> RankAnswer:
         """Rank the candidates; arguments, result and errors are those of `RankClient.rank`."""
-        body = self._codec.rank_request(user, candidates, top_k, time_ms, unknown_items)
+        body = self._codec.rank_request(
+            RankRequest(user, list(candidates), top_k, time_ms, unknown_items, explain)
+        )
         deadline = time.monotonic() + self._timeout_s
         tried = self._budget.begin()
         while True:
@@ -362,15 +369,7 @@ class _Codec:
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(RankAnswer)
 
-    def rank_request(
-        self,
-        user: str,
-        candidates: Sequence[str],
-        top_k: int | None,
-        time_ms: int | None,
-        unknown_items: UnknownItems | None,
-    ) -> bytes:
-        request = RankRequest(user, list(candidates), top_k, time_ms, unknown_items)
+    def rank_request(self, request: RankRequest) -> bytes:
         try:
             return self._encoder.encode(request)
         except UnicodeEncodeError:

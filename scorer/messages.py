@@ -4,7 +4,7 @@ them.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -14,6 +14,14 @@ from scorer.limits import Item, Time, User
 HistoryKind = Literal["interests", "sequence", "none"]
 """What a user was scored with: stored interests, interests extracted from the sequence within the
 request, or nothing at all."""
+
+
+EXPLAINED: Final = 10
+"""Items that are explained where a request does not say how many."""
+
+MAX_EXPLAINED: Final = 50
+"""Items that are explained in one request, at most: each takes as long as some hundred candidates
+and has some kilobytes."""
 
 
 class RankRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -29,6 +37,8 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True):
     unknown_items: UnknownItems | None = None
     """What becomes of candidates that the bundle does not know; None: what the setting
     ``scorer.unknown_items`` says."""
+    explain: bool | Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPLAINED)] = False
+    """Whether to tell why the highest items are the highest: true, of ten, or of how many."""
 
 
 class RankedItem(msgspec.Struct, gc=False):
@@ -45,6 +55,61 @@ class AsOf(msgspec.Struct):
     """When the user's record began, ms since epoch."""
     count: int
     """Behaviors ever applied, up to which the sequence was clustered."""
+
+
+class ExplainedBehavior(msgspec.Struct):
+    """A behavior of the user's that weighs in an item's CTR."""
+
+    item: str | None
+    """None: the bundle does not know it."""
+    time: int
+    """When, ms since epoch."""
+    share: float
+    """Of what it is told with: a part, or all that the item attended to."""
+    newer: bool
+    """Whether it is newer than the stored state."""
+
+
+class ExplainedPart(msgspec.Struct):
+    """What an item attended to: an interest (ENCODE), a bucket (SDIM) or a behavior (TWIN)."""
+
+    kind: Literal["interest", "bucket", "behavior"]
+    number: int
+    """Which one of its kind."""
+    size: int
+    """Behaviors in it."""
+    weights: list[float]
+    """How much it counts for the item, one number for each head of the attention."""
+    behaviors: list[ExplainedBehavior]
+    """Those with the largest shares in it, as far as they are still kept."""
+
+
+class ExplainedItem(msgspec.Struct):
+    """Why an item got its CTR."""
+
+    item: str
+    ctr: float
+    ctr_without_long_term: float
+    """What it were if nothing but the recent behaviors were known of the user."""
+    ctr_without_recent: float
+    """What it were without the recent behaviors, the long-term part as it is."""
+    parts: list[ExplainedPart] = []
+    """What weighs most of what it attended to, the first most of all."""
+    other_parts: float = 0.0
+    """What all other parts weigh together."""
+    behaviors: list[ExplainedBehavior] = []
+    """The behaviors that weigh most, over all parts."""
+
+
+class Explained(msgspec.Struct):
+    """Why the highest items of a ranking are the highest."""
+
+    items: list[ExplainedItem]
+    newer: list[ExplainedBehavior] = []
+    """The newest of the behaviors that the stored state does not cover, the last one first."""
+    state_age_s: float | msgspec.UnsetType = msgspec.UNSET
+    """Seconds from the newest behavior that the state covers to the moment for which was scored;
+    left out where there is no state."""
 
 
 class RankAnswer(msgspec.Struct):
@@ -65,6 +130,8 @@ class RankAnswer(msgspec.Struct):
     """Left out where there is no history."""
     degraded: bool = False
     """Whether the store did not answer, so that whatever the user did counted for nothing."""
+    explained: Explained | msgspec.UnsetType = msgspec.UNSET
+    """Left out unless it was asked for."""
 
 
 class Problem(msgspec.Struct):

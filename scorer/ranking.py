@@ -24,11 +24,12 @@ from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall
 from infra.telemetry import get_logger
 from models.bundle import Bundle
 from scorer.breaker import Breaker
+from scorer.explaining import Explainer, Scored
 from scorer.ids import item_keys
 from scorer.ids import warm as warm_ids
 from scorer.jobs import standing_aside
 from scorer.limits import SHOWN_CHARS, Refused
-from scorer.messages import HistoryKind
+from scorer.messages import Explained, HistoryKind
 from scorer.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Ranking:
     """The store did not answer, so that nothing is known of the user."""
     unknown_items: list[str] = field(default_factory=list)
     """The distinct unknown candidates, in the order given. Empty when scored by key."""
+    explained: Explained | None = None
+    """Why the highest are the highest; None: nobody asked."""
 
     @property
     def known_user(self) -> bool:
@@ -79,6 +82,10 @@ class _Asked(NamedTuple):
     """bool[B]: the bundle does not know the candidate."""
     last: bool
     """Whether those are ranked below all others."""
+    names: Sequence[str] = ()
+    """Their ids. Empty when asked by key."""
+    explain: int = 0
+    """How many of the highest to explain."""
 
 
 NAMED: Final = 5
@@ -126,7 +133,8 @@ class Ranker:
         self.bundle = bundle
         self._store = store
         self._system = system
-        self._session = bundle.scorer_session()
+        self._session = session = bundle.scorer_session()
+        self._explainer = Explainer(store, bundle, system, lambda feed: _run_session(session, feed))
         self._clock_ms = clock_ms
         self._degrade = degrade
         self._unknown_items: UnknownItems = unknown_items
@@ -148,6 +156,7 @@ class Ranker:
         candidates: Sequence[str],
         time_ms: int | None = None,
         unknown_items: UnknownItems | None = None,
+        explain: int = 0,
     ) -> Ranking:
         """CTRs of candidates for a user.
 
@@ -157,13 +166,17 @@ class Ranker:
             time_ms: the moment for which to score, ms since epoch; None: now.
             unknown_items: what becomes of candidates that the bundle does not know; None: what
                 becomes of them in all requests.
+            explain: of how many of the highest to tell why.
 
         Raises:
+            RequestError: the bundle's attention cannot be explained.
             Refused: the bundle does not know candidates, and such requests are refused.
             StoreError: the store did not answer, and rankings are not to be degraded.
         """
         started = time.perf_counter()
         asked = self._asked(item_keys(candidates), unknown_items, candidates)
+        if explain:
+            asked = asked._replace(names=candidates, explain=explain)
         ranking = self._rank(user, asked, time_ms, time.perf_counter() - started)
         if not ranking.unknown.any():
             return ranking
@@ -244,6 +257,10 @@ class Ranker:
         if self._sampler is not None and history is not None:
             self._sampler.offer(user, history, asked.candidates)
         state = history.state if history is not None else None
+        explained = None
+        if asked.explain:
+            scored = Scored(user, history, asked.candidates, asked.names, ctrs, now_ms)
+            explained = self._explainer.explain(scored, asked.explain)
         return Ranking(
             ctrs=ctrs,
             history=found.kind,
@@ -251,6 +268,7 @@ class Ranker:
             as_of=state.version if state is not None else None,
             newer=newer,
             degraded=found.degraded,
+            explained=explained,
         )
 
     def _read_if_there(self, user: str) -> _Found:

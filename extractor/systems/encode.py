@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extractor.actions import action_rows, with_actions
+from extractor.explanation import Explanation, Part, ordered
 from extractor.history import ItemCounts, count_items, slices
 from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
@@ -29,7 +30,7 @@ from extractor.system import (
 )
 from infra.arrays import F32, I32, I64, U32, U64, Array
 from infra.behaviors import BEHAVIOR
-from infra.errors import BundleIncompatible
+from infra.errors import BundleIncompatible, RequestError
 from infra.store import Behaviors, StoredSequence, Version
 from models.bundle import (
     MANIFEST,
@@ -191,17 +192,56 @@ class EncodeSystem:
         interests, sizes = self._interests(history)
         if not self.measures or not len(behaviors) or not len(sizes):
             return {}
+        queries, between = self._attended(interests, sizes, candidates)
+        labels, within = self._within(history, behaviors, len(sizes))
+        weights = self._between(history, between)[:, labels] * within
+        truth = softmax(products(queries, unit(self._embedded(behaviors))))
+        lost = relevance_indicator(weights, truth) - relevance_indicator(truth, truth)
+        relevant = relevance(self._bundle, weights, behaviors, candidates)
+        return {"clustering_loss": max(lost, 0.0), **relevant}
+
+    def explain(
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+    ) -> Explanation:
+        """Parts are the interests, and each newer behavior (Eqs. 8 and 10). As in `measure`,
+        behaviors are taken to be in the cluster whose center is nearest.
+        """
+        if not self.measures:
+            raise RequestError(
+                "explain",
+                f"is not possible with {self._bundle.manifest.name}: it attends by dot"
+                " product, whose weights are within its scorer graph alone",
+            )
+        interests, sizes = self._interests(history)
+        _, weights = self._attended(interests, sizes, candidates)
+        newer = len(history.newer)
+        behaviors = behaviors[-self._bundle.manifest.L - newer :]
+        given = len(behaviors)
+        labels, within = self._within(history, behaviors, len(sizes))
+        clusters = len(sizes) - newer
+        parts = []
+        for i, (vector, size) in enumerate(zip(interests, sizes.tolist(), strict=True)):
+            members = np.flatnonzero((labels == i) & (within > 0))
+            alone = i >= clusters
+            parts.append(
+                Part(
+                    "behavior" if alone else "interest",
+                    given - len(sizes) + i if alone else i,
+                    int(size),
+                    vector,
+                    *ordered(members, within[members]),
+                )
+            )
+        return Explanation(parts, weights[..., None], self._bundle.manifest.d)
+
+    def _attended(self, interests: F32, sizes: F32, candidates: Candidates) -> tuple[F32, F32]:
+        """Queries f32[B, d], and the weights of interests f32[B, k'] for them (Eq. 10)."""
         queries = unit(self._bundle.embeddings[candidates.rows])
         queries *= np.float32(self._offline.scale)
         between = products(queries, unit(interests))
         if self._bundle.manifest.long_term.get("sized", True):
             between += np.log(sizes)
-        labels, within = self._within(history, behaviors, len(sizes))
-        weights = self._between(history, softmax(between))[:, labels] * within
-        truth = softmax(products(queries, unit(self._embedded(behaviors))))
-        lost = relevance_indicator(weights, truth) - relevance_indicator(truth, truth)
-        relevant = relevance(self._bundle, weights, behaviors, candidates)
-        return {"clustering_loss": max(lost, 0.0), **relevant}
+        return queries, softmax(between) if len(sizes) else between
 
     def describe(
         self, state: InterestState, sequence: StoredSequence, most: int

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extractor.actions import action_rows
+from extractor.explanation import Explanation, Part, ordered
 from extractor.history import count_items
 from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
@@ -61,6 +62,9 @@ SIGNATURES: Final = "signatures"
 
 TYPICAL: Final = 3
 """Items that name a bucket."""
+
+EPSILON: Final = 1e-12
+"""Least squared length that is divided by; an empty bucket has no shares."""
 
 
 class SDIMTensors(NamedTuple):
@@ -175,6 +179,45 @@ class SDIMSystem:
             divisor = divisors[mine.astype(np.int64) + (group << self._offline.tau)]
             weights += (mine == bucket_of[rows]) / np.maximum(divisor, LEAST_NORM)
         return relevance(self._bundle, weights, behaviors, candidates)
+
+    def explain(
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+    ) -> Explanation:
+        """Parts are the candidates' buckets, all of one weight (Eq. 12) and normalized. A
+        behavior's share is what it has of the bucket's sum, in the sum's direction; it can be below
+        0.
+        """
+        offline = self._offline
+        behaviors = behaviors[-self._bundle.manifest.L - len(history.newer) :]
+        buckets, sizes = self._filled(history)
+        groups = np.arange(offline.groups) << offline.tau
+        places = self._signatures[candidates.rows].astype(np.int64) + groups
+        used = np.unique(places)
+        rows = self._bundle.rows(behaviors["item"])
+        embedded = self._embeddings[rows]
+        if self._bundle.actions is not None:
+            embedded = embedded + self._bundle.actions[action_rows(self._bundle, behaviors)]
+        bucket_of = self._signatures[rows].astype(np.int64) + groups
+        parts = []
+        for place in used.tolist():
+            total, size = buckets[place], int(sizes[place])
+            length = float(np.linalg.norm(total))
+            divisor = max(length, LEAST_NORM) if offline.normalization == "l2" else max(size, 1)
+            members = np.flatnonzero(bucket_of[:, place >> offline.tau] == place)
+            shares = embedded[members] @ total / max(length * length, EPSILON)
+            parts.append(
+                Part(
+                    "bucket",
+                    place,
+                    size,
+                    total / np.float32(divisor),
+                    *ordered(members, shares.astype(np.float32, copy=False)),
+                )
+            )
+        weights = np.zeros((len(places), len(used), 1), np.float32)
+        found = np.searchsorted(used, places)
+        np.put_along_axis(weights[..., 0], found, np.float32(1 / offline.groups), axis=1)
+        return Explanation(parts, weights, self._bundle.manifest.d)
 
     def describe(
         self, state: InterestState, sequence: StoredSequence, most: int

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from extractor.actions import action_rows
+from extractor.explanation import Explanation, Part
 from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
 from extractor.system import (
@@ -156,15 +157,7 @@ class TWINSystem:
         actions = action_rows(self._bundle, last)
         queries = tables["queries"][candidates.rows].astype(np.float32)
         keys = tables["keys"][rows].astype(np.float32)
-        items = items_of(rows, None if cross is None else actions)
-        found = behaviors_found(
-            queries,
-            tables["keys"][items.rows].astype(np.float32),
-            items,
-            offline.k,
-            offline.heads,
-            None if cross is None else cross.biases[items.codes],
-        )
+        found = self._found(queries, rows, actions)
         weights, real = np.empty(found.shape, np.float32), np.ones_like(found)
         found_weight = 0.0
         for begin in range(0, len(queries), TOGETHER):
@@ -181,6 +174,39 @@ class TWINSystem:
             measured["hit_rate"] = hit_rate_of_retrieval(found, real, offline.k)
             measured["found_weight"] = found_weight / len(queries)
         return measured
+
+    def explain(
+        self,
+        history: UserHistory,
+        behaviors: Behaviors,  # noqa: ARG002  # the history is all of them
+        candidates: Candidates,
+    ) -> Explanation:
+        """Parts are the behaviors that the search finds for any of the candidates; their weights
+        are those of the ESU's heads (Eq. 7).
+        """
+        offline, tables, cross = self._offline, self._bundle.tables, self._cross
+        last = history.newer[-self._bundle.manifest.L :]
+        rows = self._bundle.rows(last["item"])
+        actions = action_rows(self._bundle, last)
+        queries = tables["queries"][candidates.rows].astype(np.float32)
+        found = self._found(queries, rows, actions)
+        used = np.flatnonzero(found.any(0))
+        if not len(used):
+            nothing = np.zeros((len(queries), 0, offline.heads), np.float32)
+            return Explanation([], nothing, offline.width)
+        scores = _scores(queries, tables["keys"][rows[used]].astype(np.float32), offline.heads)
+        values = tables[VALUES][rows[used]]
+        if cross is not None:
+            scores += cross.biases[actions[used]].T[:, None]
+            values = values + cross.values[actions[used]]
+        weights = softmax(np.where(found[:, used], scores, -np.inf)).transpose(1, 2, 0)
+        whole = np.ones(1, np.float32)
+        first = len(history.newer) - len(last)
+        parts = [
+            Part("behavior", first + place, 1, value, np.array([first + place]), whole)
+            for place, value in zip(used.tolist(), values, strict=True)
+        ]
+        return Explanation(parts, weights, offline.width)
 
     def describe(
         self,
@@ -201,6 +227,19 @@ class TWINSystem:
 
     def summarize(self, state: InterestState) -> dict[str, Any]:
         return {"items": len(state.history.item_keys)}
+
+    def _found(self, queries: F32, rows: I32, actions: U8) -> Bools:
+        """The behaviors that the search finds for each query, bool[B, L], oldest first."""
+        offline, cross = self._offline, self._cross
+        items = items_of(rows, None if cross is None else actions)
+        return behaviors_found(
+            queries,
+            self._bundle.tables["keys"][items.rows].astype(np.float32),
+            items,
+            offline.k,
+            offline.heads,
+            None if cross is None else cross.biases[items.codes],
+        )
 
     def _find(self, rows: I32, actions: U8, candidates: I32) -> F32:
         """The heads of the attention side by side, f32[B, heads * d_k], zeros without behaviors."""

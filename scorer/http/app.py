@@ -8,6 +8,7 @@ POST /v2/repository/index
 POST   /infer                  scorer.http.kserve
 GET    , /ready, /config, /stats
 GET  /problems/{kind}          scorer.http.problems, as are the answers to what is wrong
+GET  /openapi.json, /docs      scorer.http.openapi, and docs.html, which shows it
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -22,7 +24,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from infra.errors import RequestError
@@ -34,18 +36,32 @@ from scorer.http.compression import Compression
 from scorer.http.identity import RequestIdentity
 from scorer.http.kserve import HEADER_LENGTH, KServe
 from scorer.http.middleware import RequestMetrics
+from scorer.http.openapi import document
 from scorer.http.problems import JSON, KINDS, error_handlers, json_response
 from scorer.http.rank_v1 import RankV1
 from scorer.inference import check_model, metadata
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.ranking import Ranker
 from scorer.service import Service
-from scorer.triton import model_config, repository_index, server_metadata, statistics
+from scorer.triton import (
+    model_config,
+    own_version,
+    repository_index,
+    server_metadata,
+    statistics,
+)
 from scorer.turns import Turns
 
 BINARY: Final = "application/octet-stream"
 DEGRADED: Final = {"lifelong-degraded": "store"}
 """The header of an answer that was made without the store."""
+
+PAGE: Final = Path(__file__).with_name("docs.html")
+PAGE_MAY: Final = (
+    "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline';"
+    " style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""It holds all that it needs, and whatever it shows comes from this scorer, as text."""
 
 T = TypeVar("T")
 
@@ -94,6 +110,8 @@ def create_app(
             *model_routes("/v2/models/{name}/versions/{version}", endpoints, unfolded),
             Route("/metrics", endpoints.metrics, methods=["GET"]),
             Route("/problems/{kind}", endpoints.problem, methods=["GET"]),
+            Route("/openapi.json", endpoints.openapi, methods=["GET"]),
+            Route("/docs", endpoints.docs, methods=["GET"]),
         ],
         middleware=[
             Middleware(RequestIdentity),
@@ -125,6 +143,7 @@ class Endpoints:
         self, service: Service, settings: ScorerSettings, registry: CollectorRegistry
     ) -> None:
         self._service = service
+        self._settings = settings
         self._registry = registry
         self._body = Body(settings.max_body_bytes)
         self._deadline_s = settings.deadline_s
@@ -199,6 +218,12 @@ class Endpoints:
         if told is None or "_" in kind:
             raise HTTPException(404)
         return PlainTextResponse(f"{told.title}.\n\n{told.advice}\n")
+
+    async def openapi(self, request: Request) -> Response:
+        return json_response(200, document(request.app.routes, self._settings, own_version()))
+
+    async def docs(self, _request: Request) -> Response:
+        return HTMLResponse(PAGE.read_bytes(), headers={"content-security-policy": PAGE_MAY})
 
     def _statistics(self, ranker: Ranker) -> dict[str, object]:
         return statistics(ranker.bundle, Figures(self._registry))

@@ -7,7 +7,7 @@ import numpy as np
 
 from infra.errors import RequestError
 from scorer.limits import check_candidate_count, check_items, check_user, decode_json
-from scorer.messages import AsOf, RankAnswer, RankedItem, RankRequest
+from scorer.messages import EXPLAINED, AsOf, RankAnswer, RankedItem, RankRequest
 from scorer.ranking import Ranker, Ranking
 
 
@@ -31,8 +31,14 @@ class RankV1:
             StoreError: the store did not answer, and rankings are not to be degraded.
         """
         request = self.decode(body)
-        ranking = ranker.rank(request.user, request.candidates, request.time, request.unknown_items)
-        as_of = ranking.as_of
+        ranking = ranker.rank(
+            request.user,
+            request.candidates,
+            request.time,
+            request.unknown_items,
+            EXPLAINED if request.explain is True else int(request.explain),
+        )
+        as_of, explained = ranking.as_of, ranking.explained
         answer = self._encoder.encode(
             RankAnswer(
                 user=request.user,
@@ -44,6 +50,7 @@ class RankV1:
                 newer=ranking.newer,
                 as_of=msgspec.UNSET if as_of is None else AsOf(as_of.epoch, as_of.count),
                 degraded=ranking.degraded,
+                explained=msgspec.UNSET if explained is None else explained,
             )
         )
         return answer, ranking.degraded
@@ -51,8 +58,8 @@ class RankV1:
     def decode(self, body: bytes) -> RankRequest:
         """The request held in a body.
 
-        >>> RankV1(max_candidates=10).decode(b'{"user": "u", "candidates": ["a"]}')
-        RankRequest(user='u', candidates=['a'], top_k=None, time=None, unknown_items=None)
+        >>> RankV1(max_candidates=10).decode(b'{"user": "u", "candidates": ["a"]}').candidates
+        ['a']
         """
         request = decode_json(self._decoder, body)
         check_user(request.user)

@@ -42,6 +42,17 @@ def test_known_outcomes_are_there_before_they_happen(registry: CollectorRegistry
         assert registry.get_sample_value("lifelong_worker_events_total", labels) == 0
 
 
+def test_what_an_alert_is_on_is_there_before_it_happens(registry: CollectorRegistry) -> None:
+    WorkerMetrics(registry)
+    ScorerMetrics(registry)
+    for cause in ("retention", "truncation", "deletion"):
+        assert registry.get_sample_value("lifelong_worker_lost_events_total", {"cause": cause}) == 0
+    for kind in ("head", "segment", "state"):
+        for whose in ("worker", "scorer"):
+            name = f"lifelong_{whose}_store_damage_total"
+            assert registry.get_sample_value(name, {"kind": kind}) == 0
+
+
 @pytest.mark.parametrize(
     ("metric", "labels", "objective"),
     [

@@ -99,5 +99,5 @@ def test_what_is_no_certificate_is_one_line(authority: Authority, tmp_path: Path
         ),
     ]:
         with pytest.raises(SettingsError, match=said) as error:
-            tls_context(ScorerSettings(**settings))  # type: ignore[arg-type]
+            tls_context(ScorerSettings(**settings))
         assert "\n" not in str(error.value)

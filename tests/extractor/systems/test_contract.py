@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from extractor.explanation import Explanation
 from extractor.state import InterestState
 from extractor.system import Candidates, System, UserHistory
 from extractor.systems import open_system
@@ -15,7 +16,7 @@ from infra.arrays import F32
 from infra.behaviors import item_key
 from infra.metrics import MEASURES
 from infra.store import Behaviors, Version
-from models.bundle import Bundle
+from models.bundle import LONG_TERM, Bundle
 from tests.bundles import tiny_bundle
 from tests.extractor.items import START_MS, behaviors_on, sequence_of
 from tests.extractor.systems.whole import WholeSystem
@@ -168,3 +169,66 @@ def test_parts_are_described_largest_first(system: System, bundle: Bundle) -> No
     assert [part.share for part in parts] == sorted((part.share for part in parts), reverse=True)
     for part in parts:
         assert all(0 < row <= bundle.manifest.n_items for row in part.rows)
+
+
+@pytest.mark.parametrize(("length", "newer"), [(64, 0), (64, 1), (50, 20), (3, 3), (1, 0), (0, 0)])
+def test_what_explains_a_ctr_gives_it_when_put_together(
+    system: System, bundle: Bundle, length: int, newer: int
+) -> None:
+    behaviors = on_items(np.random.default_rng(length + newer).integers(1, 60, length))
+    keys = on_items(list(range(1, 60)))["item"].copy()
+    candidates = Candidates(keys, bundle.rows(keys))
+    history = split(system, behaviors, length - newer)
+    explanation = system.explain(history, behaviors, candidates)
+    whole = ctrs(system, bundle, history, range(1, 60))
+    np.testing.assert_allclose(
+        ctrs_of(explanation, system, bundle, history, candidates), whole, rtol=0, atol=1e-5
+    )
+
+
+def ctrs_of(
+    explanation: Explanation,
+    system: System,
+    bundle: Bundle,
+    history: UserHistory,
+    candidates: Candidates,
+) -> F32:
+    """The CTRs that the scorer graph gives for long-term vectors put together from parts."""
+    session, found = bundle.scorer_session(), []
+    for i, vector in enumerate(explanation.long_term()):
+        one = Candidates(candidates.keys[i : i + 1], candidates.rows[i : i + 1])
+        feed = system.feed(history, one, NOW_MS)
+        if LONG_TERM in feed:
+            feed[LONG_TERM] = vector[None]
+        else:  # of an interest alone, attention makes the interest
+            feed |= {"interests": vector[None], "sizes": np.ones(1, np.float32)}
+        found.append(session.run(None, feed)[0])
+    return np.concatenate(found)
+
+
+def test_what_explains_names_behaviors_that_are_there(system: System, bundle: Bundle) -> None:
+    behaviors = on_items([1, 2, 3, 1, 2, 1] * 8)
+    keys = on_items([1, 2, 1000])["item"].copy()
+    history = split(system, behaviors, 40)
+    explanation = system.explain(history, behaviors, Candidates(keys, bundle.rows(keys)))
+    assert explanation.weights.shape[:2] == (3, len(explanation.parts))
+    np.testing.assert_allclose(explanation.weights.sum(1), 1, atol=1e-5)
+    members = [part.members for part in explanation.parts]
+    assert set(np.concatenate(members).tolist()) <= set(range(len(behaviors)))
+    for part in explanation.parts:
+        assert len(part.members) == part.size
+        assert (np.diff(part.shares) <= 0).all()
+        if part.size:
+            assert part.shares.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_user_whose_older_behaviors_are_gone_is_explained_by_parts_alone(
+    system: System, bundle: Bundle
+) -> None:
+    behaviors = on_items(np.random.default_rng(1).integers(1, 51, 60))
+    keys = on_items([1, 2])["item"].copy()
+    candidates = Candidates(keys, bundle.rows(keys))
+    history = split(system, behaviors, 40)
+    known = system.explain(history, behaviors, candidates)
+    alone = system.explain(history, history.newer, candidates)
+    np.testing.assert_array_equal(alone.weights, known.weights)

@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from extractor.explanation import Explanation
 from extractor.state import InterestState, Layout
 from extractor.system import Candidates, NamedPart, UserHistory, common_feed, one_by_one
+from extractor.systems.encode import EncodeSystem
 from infra.arrays import Array
 from infra.store import Behaviors, StoredSequence
 from models.bundle import Bundle
@@ -66,6 +68,11 @@ class WholeSystem:
         self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
     ) -> dict[str, float]:
         return {}
+
+    def explain(
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+    ) -> Explanation:
+        return EncodeSystem(self._bundle).explain(history, behaviors, candidates)
 
     def describe(
         self, state: InterestState, sequence: StoredSequence, most: int
