@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from prometheus_client import CollectorRegistry
+
 from extractor.system import System
 from extractor.systems import load_system
 from infra.errors import StoreUnavailable, without_places
@@ -81,7 +83,7 @@ class ScorerProcess:
             on_stop=self._service.readiness.stopping,
             each_second=self._each_second,
             tls=tls_context(settings.scorer),
-            companion=self._grpc_server(turns),
+            companion=self._grpc_server(registry, turns),
         )
 
     def load(self) -> None:
@@ -129,14 +131,14 @@ class ScorerProcess:
         if self._failure is not None:
             raise self._failure
 
-    def _grpc_server(self, turns: Turns) -> GrpcServer | None:
+    def _grpc_server(self, registry: CollectorRegistry, turns: Turns) -> GrpcServer | None:
         settings = self._settings.scorer
         if not settings.grpc_port:
             return None
         # Not at the top: a scorer that speaks HTTP alone does without what this imports, 12 MB.
         from scorer.grpc.server import GrpcServer
 
-        return GrpcServer(self._service, settings, self._metrics, turns)
+        return GrpcServer(self._service, settings, self._metrics, registry, turns)
 
     def _started_sampler(self, store: Store, system: System) -> Sampler | None:
         share = self._settings.scorer.sampled

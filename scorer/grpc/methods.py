@@ -6,8 +6,13 @@ What they raise becomes a status in `scorer.grpc.calls`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from prometheus_client import CollectorRegistry
+
+from infra.metrics import Figures
 from scorer.grpc import open_inference_pb2 as pb
 from scorer.grpc.admission import read_head, turn
 from scorer.grpc.calls import Context
@@ -16,27 +21,27 @@ from scorer.http.app import with_context
 from scorer.inference import Inference, check_model, metadata
 from scorer.ranking import Ranker
 from scorer.service import Service
-from scorer.triton import own_version
+from scorer.triton import model_config, repository_index, server_metadata, statistics
 from scorer.turns import Turns
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 """The protocol's service."""
 
-EXTENSIONS: Final = ["model_configuration", "model_repository", "statistics"]
-"""Triton's names of what is answered beyond the protocol itself."""
-
-DATA_TYPES: Final = {"BYTES": "TYPE_STRING"}
-"""Datatypes that a model's configuration calls by another name than TYPE_ and their own."""
-
 DEGRADED: Final = (("lifelong-degraded", "store"),)
 """The trailer of an answer that was made without the store."""
+
+
+Answer = TypeVar("Answer", bound=Message)
 
 
 class Methods:
     """Answers the methods of `SERVICE`. Used from the event loop of its process."""
 
-    def __init__(self, service: Service, max_candidates: int, turns: Turns) -> None:
+    def __init__(
+        self, service: Service, max_candidates: int, registry: CollectorRegistry, turns: Turns
+    ) -> None:
         self._service = service
+        self._registry = registry
         self._turns = turns
         self._kserve = KServe(Inference(max_candidates))
 
@@ -50,6 +55,7 @@ class Methods:
             "ModelMetadata": self.model_metadata,
             "ModelInfer": self.model_infer,
             "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
         }
 
@@ -72,21 +78,13 @@ class Methods:
     async def server_metadata(
         self, _request: pb.ServerMetadataRequest, _context: Context
     ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(
-            name="lifelong", version=own_version(), extensions=EXTENSIONS
-        )
+        return _message(server_metadata(), pb.ServerMetadataResponse())
 
     async def model_metadata(
         self, request: pb.ModelMetadataRequest, _context: Context
     ) -> pb.ModelMetadataResponse:
-        told = _metadata(self._named(request.name, request.version))
-        return pb.ModelMetadataResponse(
-            name=told["name"],
-            versions=told["versions"],
-            platform=told["platform"],
-            inputs=map(_tensor_metadata, told["inputs"]),
-            outputs=map(_tensor_metadata, told["outputs"]),
-        )
+        bundle = self._named(request.name, request.version).bundle
+        return _message(metadata(bundle.manifest, bundle.version), pb.ModelMetadataResponse())
 
     async def model_infer(
         self, request: pb.ModelInferRequest, context: Context
@@ -104,37 +102,25 @@ class Methods:
     async def model_config(
         self, request: pb.ModelConfigRequest, _context: Context
     ) -> pb.ModelConfigResponse:
-        told = _metadata(self._named(request.name, request.version))
-        config = pb.ModelConfig(name=told["name"], platform=told["platform"], backend="lifelong")
-        for tensor in told["inputs"]:
-            config.input.add(
-                name=tensor["name"],
-                data_type=_data_type(tensor["datatype"]),
-                dims=tensor["shape"],
-                optional=bool(tensor.get("parameters", {}).get("optional")),
-            )
-        for tensor in told["outputs"]:
-            config.output.add(
-                name=tensor["name"],
-                data_type=_data_type(tensor["datatype"]),
-                dims=tensor["shape"],
-            )
-        return pb.ModelConfigResponse(config=config)
+        bundle = self._named(request.name, request.version).bundle
+        return _message({"config": model_config(bundle)}, pb.ModelConfigResponse())
+
+    async def model_statistics(
+        self, request: pb.ModelStatisticsRequest, _context: Context
+    ) -> pb.ModelStatisticsResponse:
+        bundle = self._service.ranker.bundle
+        if request.name:
+            self._named(request.name, request.version)
+        told = statistics(bundle, Figures(self._registry))
+        return _message(told, pb.ModelStatisticsResponse())
 
     async def repository_index(
         self, request: pb.RepositoryIndexRequest, _context: Context
     ) -> pb.RepositoryIndexResponse:
         bundle = self._service.ranker.bundle
         reason = await self._service.readiness.reason()
-        response = pb.RepositoryIndexResponse()
-        if reason is None or not request.ready:
-            response.models.add(
-                name=bundle.manifest.name,
-                version=bundle.version,
-                state="READY" if reason is None else "UNAVAILABLE",
-                reason=reason or "",
-            )
-        return response
+        models = repository_index(bundle, reason, ready=request.ready)
+        return _message({"models": models}, pb.RepositoryIndexResponse())
 
     def _named(self, name: str, version: str) -> Ranker:
         """The ranker, if a request names its model, and its version if any."""
@@ -143,15 +129,6 @@ class Methods:
         return ranker
 
 
-def _metadata(ranker: Ranker) -> Mapping[str, Any]:
-    return metadata(ranker.bundle.manifest, ranker.bundle.version)
-
-
-def _tensor_metadata(told: Mapping[str, Any]) -> pb.ModelMetadataResponse.TensorMetadata:
-    return pb.ModelMetadataResponse.TensorMetadata(
-        name=told["name"], datatype=told["datatype"], shape=told["shape"]
-    )
-
-
-def _data_type(datatype: str) -> pb.DataType:
-    return pb.DataType.Value(DATA_TYPES.get(datatype, f"TYPE_{datatype}"))
+def _message(told: Mapping[str, Any], answer: Answer) -> Answer:
+    """An answer that says what REST says, in so far as its message has fields for it."""
+    return ParseDict(told, answer, ignore_unknown_fields=True)

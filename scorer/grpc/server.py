@@ -14,6 +14,7 @@ import grpc.aio
 from google.protobuf import descriptor, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from infra.errors import SettingsError
 from infra.metrics import ScorerMetrics
@@ -45,9 +46,15 @@ class GrpcServer:
     """The gRPC server of one process, in the event loop that starts it."""
 
     def __init__(
-        self, service: Service, settings: ScorerSettings, metrics: ScorerMetrics, turns: Turns
+        self,
+        service: Service,
+        settings: ScorerSettings,
+        metrics: ScorerMetrics,
+        registry: CollectorRegistry,
+        turns: Turns,
     ) -> None:
         self._service = service
+        self._registry = registry
         self._settings = settings
         self._metrics = metrics
         self._turns = turns
@@ -64,7 +71,8 @@ class GrpcServer:
             SettingsError: it cannot be listened on.
         """
         server = self._server = grpc.aio.server(options=_options(self._settings))
-        methods = Methods(self._service, self._settings.max_candidates, self._turns)
+        most = self._settings.max_candidates
+        methods = Methods(self._service, most, self._registry, self._turns)
         handlers = {
             name: _handler(SERVICE.methods_by_name[name], method, self._metrics)
             for name, method in methods.table().items()

@@ -33,7 +33,7 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     settings = Settings(
         store=StoreSettings(url=f"lmdb://{place / 'store'}"),
         bundle=BundleSettings(path=bundle_directory(place)),
-        scorer=ScorerSettings(port=free_port(), compress_bytes=256),
+        scorer=ScorerSettings(port=free_port(), grpc_port=free_port(), compress_bytes=256),
     )
     add_behavior(settings, "u")
     with running(settings):
@@ -47,7 +47,7 @@ def facts_of(scorer: Settings) -> Callable[[str], Facts]:
 
     def run(script: str) -> Facts:
         done = subprocess.run(
-            [PYTHON, HERE / script, str(scorer.scorer.port)],
+            [PYTHON, HERE / script, str(scorer.scorer.port), str(scorer.scorer.grpc_port)],
             capture_output=True,
             text=True,
             timeout=300,

@@ -54,7 +54,11 @@ async def client(world: World) -> AsyncIterator[Client]:
 @contextlib.asynccontextmanager
 async def client_of(world: World, turns: Turns | None = None) -> AsyncIterator[Client]:
     server = GrpcServer(
-        world.service, world.settings, world.metrics, turns or Turns(max_waiting=4, deadline_s=5)
+        world.service,
+        world.settings,
+        world.metrics,
+        world.registry,
+        turns or Turns(max_waiting=4, deadline_s=5),
     )
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

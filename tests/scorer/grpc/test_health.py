@@ -47,7 +47,11 @@ async def test_whoever_watches_another_service_waits_for_it(client: Client) -> N
 
 async def test_whoever_watches_is_told_of_the_end_and_let_go(world: World) -> None:
     server = GrpcServer(
-        world.service, world.settings, world.metrics, Turns(max_waiting=1, deadline_s=5)
+        world.service,
+        world.settings,
+        world.metrics,
+        world.registry,
+        Turns(max_waiting=1, deadline_s=5),
     )
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

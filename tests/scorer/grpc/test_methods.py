@@ -4,10 +4,13 @@ import grpc
 import pytest
 
 from scorer.grpc import open_inference_pb2 as pb
+from scorer.grpc.methods import SERVICE
+from scorer.triton import EXTENSIONS
 from tests.scorer.conftest import World
 from tests.scorer.grpc.conftest import Client, typed
 
 NAMED = [
+    ("ModelStatistics", pb.ModelStatisticsRequest),
     ("ModelReady", pb.ModelReadyRequest),
     ("ModelMetadata", pb.ModelMetadataRequest),
     ("ModelConfig", pb.ModelConfigRequest),
@@ -31,7 +34,7 @@ async def test_a_server_tells_its_extensions(client: Client) -> None:
     answer = await client.call("ServerMetadata")
     assert answer.name == "lifelong"
     assert answer.version
-    assert "model_configuration" in answer.extensions
+    assert list(answer.extensions) == list(EXTENSIONS)
 
 
 async def test_a_model_tells_its_tensors(client: Client, world: World) -> None:
@@ -45,6 +48,8 @@ async def test_a_configuration_tells_the_same(client: Client) -> None:
     config = (await client.call("ModelConfig", pb.ModelConfigRequest(name="tiny"))).config
     assert config.name == "tiny"
     assert config.max_batch_size == 0
+    assert config.version_policy.latest.num_versions == 1
+    assert config.parameters["system"].string_value == "encode"
     assert [(t.name, t.data_type, t.optional) for t in config.input] == [
         ("user", pb.TYPE_STRING, False),
         ("candidates", pb.TYPE_STRING, False),
@@ -54,6 +59,18 @@ async def test_a_configuration_tells_the_same(client: Client) -> None:
         ("ctr", pb.TYPE_FP32),
         ("unknown", pb.TYPE_BOOL),
     ]
+
+
+@pytest.mark.parametrize("name", ["", "tiny"])
+async def test_statistics_are_of_what_was_ranked(client: Client, name: str) -> None:
+    await client.call("ModelInfer", typed())
+    await client.refusal("ModelInfer", typed(model_name="huge"))
+    request = pb.ModelStatisticsRequest(name=name)
+    (model,) = (await client.call("ModelStatistics", request)).model_stats
+    assert model.name == "tiny"
+    assert model.inference_count == 1
+    assert model.inference_stats.fail.count == 1
+    assert model.inference_stats.success.ns > 0
 
 
 async def test_the_repository_has_one_model(client: Client, world: World) -> None:
@@ -97,3 +114,11 @@ async def test_the_version_that_is_served_is_found(client: Client, world: World)
 async def test_another_model_is_not_asked(client: Client, fields: dict[str, str]) -> None:
     error = await client.refusal("ModelInfer", typed(**fields))
     assert error.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_every_method_of_the_protocol_is_answered(client: Client) -> None:
+    for method in SERVICE.methods:
+        try:
+            await client.call(method.name)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() == grpc.StatusCode.NOT_FOUND, method.name  # noqa: PT017

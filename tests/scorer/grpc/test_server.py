@@ -49,7 +49,11 @@ def _reflected(port: int) -> tuple[set[str], list[str]]:
 
 async def test_a_call_under_way_is_answered_before_the_end(world: World, slow: SlowRanker) -> None:
     server = GrpcServer(
-        world.service, world.settings, world.metrics, Turns(max_waiting=1, deadline_s=5)
+        world.service,
+        world.settings,
+        world.metrics,
+        world.registry,
+        Turns(max_waiting=1, deadline_s=5),
     )
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -70,7 +74,7 @@ async def test_a_port_that_is_taken_is_told_by_its_setting(world: World) -> None
         port = taken.getsockname()[1]
         settings = world.settings.model_copy(update={"grpc_port": port})
         turns = Turns(max_waiting=1, deadline_s=5)
-        server = GrpcServer(world.service, settings, world.metrics, turns)
+        server = GrpcServer(world.service, settings, world.metrics, world.registry, turns)
         with pytest.raises(SettingsError, match=f"scorer.grpc_port = {port}: cannot listen there"):
             await server.start()
 
