@@ -27,7 +27,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 
 # Compiling all of what is installed takes longer than the rest of the installation; Python compiles
 # what is used when it is used.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes
+PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile --require-hashes
+INSTALL := $(BIN)/python -m pip $(PIP_INSTALL)
 STAMPS  := $(VENV)/stamps
 
 .DEFAULT_GOAL := help
@@ -100,11 +101,13 @@ $(STAMPS)/%: requirements/%.txt $(STAMPS)/project
 	$(INSTALL) -r requirements/$*.txt
 	@touch $@
 
-# With uv, since pip takes minutes for these; pip's settings are not its own, so the index is told.
+# With uv, since pip takes minutes for these; pip's settings are not its own, so the index is told, and
+# where uv gets nowhere all the same, pip has its turn.
 $(STAMPS)/clients: requirements/clients.txt $(STAMPS)/dev
 	@echo "Installing requirements/clients.txt"
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/clients
-	$(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --require-hashes --no-deps --python $(VENV)/clients/bin/python -r $<
+	$(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --require-hashes --no-deps --python $(VENV)/clients/bin/python -r $< || \
+		$(BIN)/python -m pip --python $(VENV)/clients/bin/python $(PIP_INSTALL) --no-deps -r $<
 	@touch $@
 
 # dev is resolved first and bounds the rest. The files carry no registry's address, so that they

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from lifelong.bench.arrivals import keep_to
 from lifelong.bench.requests import Request
-from scorer.ranking import item_keys
+from scorer.ids import item_keys
 
 
 class Asked(BaseModel):

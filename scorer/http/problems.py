@@ -162,9 +162,10 @@ def problem(
     path: str = scope["path"]
     if path == "/v2" or path.startswith("/v2/"):
         return json_response(status, {"error": detail}, headers)
+    kind = None if reason is None else KINDS.get(reason)
     told = Problem(
         type=type_of(reason),
-        title=KINDS[reason].title if reason in KINDS else HTTPStatus(status).phrase,
+        title=HTTPStatus(status).phrase if kind is None else kind.title,
         status=status,
         detail=detail,
         instance=_or_unset(request_id(scope)),
@@ -182,7 +183,7 @@ def type_of(reason: str | None) -> str:
     >>> type_of("something else")
     'about:blank'
     """
-    if reason not in KINDS:
+    if reason is None or reason not in KINDS:
         return "about:blank"
     return PROBLEMS + reason.replace("_", "-")
 
