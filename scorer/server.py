@@ -34,6 +34,7 @@ def run_scorer(settings: Settings) -> None:
         log.info(
             "scorer listening",
             url=f"{scheme}://{host}:{port}",
+            grpc_port=settings.scorer.grpc_port or None,
             processes=settings.scorer.processes,
         )
         if settings.scorer.processes == 1:

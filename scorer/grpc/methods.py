@@ -5,7 +5,6 @@ What they raise becomes a status in `scorer.grpc.calls`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from google.protobuf.json_format import ParseDict
@@ -128,6 +127,6 @@ class Methods:
         return ranker
 
 
-def _message(told: Mapping[str, Any], answer: Answer) -> Answer:
+def _message(told: dict[str, Any], answer: Answer) -> Answer:
     """An answer that says what REST says, in so far as its message has fields for it."""
     return ParseDict(told, answer, ignore_unknown_fields=True)
