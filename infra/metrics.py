@@ -11,11 +11,12 @@ import contextlib
 import fcntl
 import itertools
 import math
+import operator
 import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -137,29 +138,38 @@ def _of_all(registry: CollectorRegistry) -> CollectorRegistry:
 
 
 def forget_process(pid: int) -> None:
-    """Drop the gauges of a scorer process that has ended, and keep its counts in the sums.
+    """Drop the gauges of a scorer process that has ended, and keep its counts.
 
-    What it counted is added to one file of all that have ended: a file for each would make every
+    What it counted goes into one file of all that have ended: a file for each would make every
     /metrics slower than the one before. Whoever asks meanwhile waits, since a count that falls or
     is there twice looks like a restart, or like work.
     """
     directory = Path(os.environ[MULTIPROCESS_DIR])
     with _locked(directory, fcntl.LOCK_EX):
         mark_process_dead(pid)  # type: ignore[no-untyped-call]
-        for kind in ("counter", "histogram", "summary"):
+        for kind, join in _JOINED.items():
             ended = directory / f"{kind}_{pid}.db"
             if ended.exists():
-                _add_counts(ended, directory / f"{kind}_ended.db")
+                _join_counts(ended, directory / f"{kind}_ended.db", join)
                 ended.unlink()
 
 
-def _add_counts(source: Path, target: Path) -> None:
+_JOINED: Final[Mapping[str, Callable[[float, float], float]]] = {
+    "counter": operator.add,
+    "histogram": operator.add,
+    "summary": operator.add,
+    "gauge_max": max,
+}
+"""How what two processes counted becomes one, by the kind of metric, as its files are named."""
+
+
+def _join_counts(source: Path, target: Path, join: Callable[[float, float], float]) -> None:
     counts = MmapedDict(str(target))  # type: ignore[no-untyped-call]
     try:
         values = MmapedDict.read_all_values_from_file(str(source))  # type: ignore[no-untyped-call]
         for key, value, _, _ in values:
             before, _ = counts.read_value(key)  # type: ignore[no-untyped-call]
-            counts.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
+            counts.write_value(key, join(before, value), 0.0)  # type: ignore[no-untyped-call]
     except (struct.error, RuntimeError, ValueError):
         pass  # killed while it made the file: what cannot be read of it would fail every /metrics
     finally:

@@ -47,7 +47,7 @@ class InputTensor(msgspec.Struct):
     shape: list[int]
     datatype: str
     parameters: Given | None = None
-    data: msgspec.Raw = NO_DATA
+    data: msgspec.Raw = msgspec.field(default_factory=lambda: NO_DATA)
 
 
 class OutputWish(msgspec.Struct):

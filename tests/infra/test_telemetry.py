@@ -56,7 +56,7 @@ def test_an_event_is_one_json_object_a_line() -> None:
 
 def test_libraries_pass_through_the_same_formatter() -> None:
     stream = logged()
-    logging.getLogger("uvicorn.error").info("listening on %s", 8080)
+    logging.getLogger("some.library").info("listening on %s", 8080)
     assert only(stream)["event"] == "listening on 8080"
 
 
