@@ -15,7 +15,7 @@ from infra.arrays import I64, U8, U64
 from infra.compiling import kernel
 from infra.errors import RequestError
 from infra.hashing import xxh3_64
-from scorer.limits import MAX_ITEM_CHARS
+from infra.settings import MAX_ITEM_BYTES
 
 SOUND, CUT, EMPTY, LONG, NOT_UTF8 = range(5)
 """What becomes of reading ids; all but the first are of one that is no id."""
@@ -23,7 +23,7 @@ SOUND, CUT, EMPTY, LONG, NOT_UTF8 = range(5)
 FAULTS: Final = {
     CUT: "is cut off",
     EMPTY: "is empty, expected an id",
-    LONG: f"is longer than {MAX_ITEM_CHARS} characters",
+    LONG: f"is longer than {MAX_ITEM_BYTES} bytes in UTF-8",
     NOT_UTF8: "is not UTF-8",
 }
 
@@ -182,22 +182,20 @@ def fault_of(text: U8, start: int, size: int) -> int:
     """What is wrong with the id at ``text[start : start + size]``; SOUND: nothing."""
     if size == 0:
         return EMPTY
-    if size > 4 * MAX_ITEM_CHARS:
+    if size > MAX_ITEM_BYTES:
         return LONG
     every = np.uint8(0)
     for at in range(start, start + size):
         every |= text[at]
     if every < 0x80:
-        return LONG if size > MAX_ITEM_CHARS else SOUND
-    chars = 0
+        return SOUND
     at, end = start, start + size
     while at < end:
         length = letter_of(text, at, end)
         if length == 0:
             return NOT_UTF8
         at += length
-        chars += 1
-    return LONG if chars > MAX_ITEM_CHARS else SOUND
+    return SOUND
 
 
 @kernel

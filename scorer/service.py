@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -53,12 +54,13 @@ class Service:
 
     async def run(self, job: Callable[[Ranker], T]) -> T:
         """The result of a job, which runs when its turn comes; cancelled before, it never runs.
+        What it logs names the request as what is logged here does.
 
         Raises:
             Refused: the deadline of `this_turn` passed first.
         """
-        ranker = self.ranker
-        wanted = Job(lambda: job(ranker), this_turn.get(), asyncio.get_running_loop())
+        ranker, context = self.ranker, contextvars.copy_context()
+        wanted = Job(lambda: context.run(job, ranker), this_turn.get(), asyncio.get_running_loop())
         self._jobs.put(wanted)
         try:
             return await wanted.future  # type: ignore[no-any-return]

@@ -112,6 +112,9 @@ ADVICE: Final = {
     "lifelong_scorer_sampled_nats": Advice("what `lifelong evaluate` printed", _QUALITY),
     "lifelong_scorer_inflight": Advice("few a process", _REFUSED),
     "lifelong_scorer_ready": Advice("1", _READY),
+    "lifelong_scorer_last_ranking_timestamp_seconds": Advice(
+        "seconds ago, where there is traffic", _READY
+    ),
     "lifelong_scorer_store_answers": Advice("1", "[degraded](runbooks/degraded.md)"),
     "lifelong_scorer_store_empty": Advice("0", "[no users](runbooks/store-empty.md)"),
     "lifelong_scorer_bundle_info": Advice("one version, that of the workers", _BUNDLES),

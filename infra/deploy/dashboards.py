@@ -472,6 +472,17 @@ SCORER: Final = Dashboard(
             runbook="not-ready",
         ),
         Panel(
+            "Since the last ranking",
+            (
+                (
+                    f"time() - lifelong_scorer_last_ranking_timestamp_seconds{{{CHOSEN}}} < 1e9",
+                    "{{instance}}",
+                ),
+            ),
+            "s",
+            runbook="not-ready",
+        ),
+        Panel(
             "Bundle in service since",
             (
                 (

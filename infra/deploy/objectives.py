@@ -13,8 +13,11 @@ from typing import Final, NamedTuple
 
 from infra.deploy.alerts import RUNBOOKS, Severity
 
-RANKINGS: Final = 'route=~"/v1/rank|/v2/models/.*/infer"'
-"""The routes that rank."""
+RANKINGS: Final = 'route=~"/v1/rank|/v2/models/.*/infer|.*/ModelInfer"'
+"""The routes that rank, of HTTP and of gRPC."""
+
+FAILED: Final = "5..|429"
+"""Statuses of rankings that were owed and not given: refused for too much load, too."""
 
 ERRORS: Final = "lifelong:errors:ratio_rate"
 """Name of the recorded shares of what missed an objective; a window follows."""
@@ -135,7 +138,7 @@ OBJECTIVES: Final = (
         "rankings-fail",
         0.999,
         "99.9 % of rankings are answered without a fault of ours",
-        f'lifelong_scorer_requests_total{{{RANKINGS},status!~"5.."}}',
+        f'lifelong_scorer_requests_total{{{RANKINGS},status!~"{FAILED}"}}',
         f"lifelong_scorer_requests_total{{{RANKINGS}}}",
         "See which status it is, and which reason is given.",
         ("Scorer", "Answers by status"),

@@ -16,7 +16,6 @@ from scorer.grpc import open_inference_pb2 as pb
 from scorer.grpc.admission import read_head, turn
 from scorer.grpc.calls import Context
 from scorer.grpc.kserve import KServe
-from scorer.http.app import with_context
 from scorer.inference import Inference, check_model, metadata
 from scorer.ranking import Ranker
 from scorer.service import Service
@@ -92,7 +91,7 @@ class Methods:
         head = read_head(context, "ModelInfer", request.ByteSize())
         async with turn(self._turns, head):
             answer, degraded = await self._service.run(
-                with_context(lambda ranker: self._kserve.answer(ranker, request))
+                lambda ranker: self._kserve.answer(ranker, request)
             )
         if degraded:
             context.set_trailing_metadata(DEGRADED)

@@ -14,10 +14,8 @@ GET  /openapi.json, /docs      scorer.http.openapi, and docs.html, which shows i
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -62,8 +60,6 @@ PAGE_MAY: Final = (
     " style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """It holds all that it needs, and whatever it shows comes from this scorer, as text."""
-
-T = TypeVar("T")
 
 
 def create_app(
@@ -153,9 +149,7 @@ class Endpoints:
     async def rank(self, request: Request) -> Response:
         check_content_type(request, JSON)
         body = await request.body()
-        answer, degraded = await self._service.run(
-            with_context(lambda ranker: self._v1.answer(ranker, body))
-        )
+        answer, degraded = await self._service.run(lambda ranker: self._v1.answer(ranker, body))
         return Response(answer, media_type=JSON, headers=DEGRADED if degraded else None)
 
     async def infer(self, request: Request) -> Response:
@@ -163,9 +157,7 @@ class Endpoints:
         length = request.headers.get(HEADER_LENGTH)
         check_content_type(request, *(JSON,) if length is None else (BINARY, JSON))
         body = await request.body()
-        answer = await self._service.run(
-            with_context(lambda ranker: self._kserve.answer(ranker, body, length))
-        )
+        answer = await self._service.run(lambda ranker: self._kserve.answer(ranker, body, length))
         headers = dict(DEGRADED) if answer.degraded else {}
         if answer.header_length is None:
             return Response(answer.body, media_type=JSON, headers=headers)
@@ -243,12 +235,6 @@ class Endpoints:
         ranker = self._service.ranker
         check_model(ranker, request.path_params["name"], request.path_params.get("version", ""))
         return ranker
-
-
-def with_context(job: Callable[[Ranker], T]) -> Callable[[Ranker], T]:
-    """A job for another thread, whose log lines there name the request all the same."""
-    context = contextvars.copy_context()
-    return lambda ranker: context.run(job, ranker)
 
 
 def check_content_type(request: Request, *accepted: str) -> None:
