@@ -9,6 +9,7 @@ from typing import Final
 
 from scorer.grpc.calls import Context
 from scorer.http.admission import CLIENT, CLIENT_BYTES, PRIORITY, level_of
+from scorer.limits import Refused
 from scorer.turns import NORMAL, Head, Turns, overdue, this_turn
 
 PRIORITY_KEY: Final = PRIORITY.decode()
@@ -25,6 +26,8 @@ async def turn(turns: Turns, head: Head) -> AsyncIterator[None]:
     Raises:
         Refused: too much waits for it to be answered in time, or it waited too long.
     """
+    if head.timeout_s is not None and head.timeout_s <= 0:
+        raise Refused(503, "deadline", "request", "came after its own deadline")
     taken = turns.admit(head)
     this_turn.set(taken)
     timeout = asyncio.timeout(taken.deadline - turns.now())
