@@ -261,7 +261,8 @@ def enough_body_bytes(scorer: Mapping[str, Any]) -> int:
     >>> enough_body_bytes({"max_candidates": 10_000})
     2604096
     """
-    return BODY_BYTES + scorer["max_candidates"] * (MAX_ITEM_BYTES + 4)
+    candidates: int = scorer["max_candidates"]
+    return BODY_BYTES + candidates * (MAX_ITEM_BYTES + 4)
 
 
 class ScorerSettings(Section):

@@ -202,7 +202,8 @@ class SDIMSystem:
         for place in used.tolist():
             total, size = buckets[place], int(sizes[place])
             length = float(np.linalg.norm(total))
-            divisor = max(length, LEAST_NORM) if offline.normalization == "l2" else max(size, 1)
+            by_length = offline.normalization == "l2"
+            divisor = max(length, float(LEAST_NORM)) if by_length else float(max(size, 1))
             members = np.flatnonzero(bucket_of[:, place >> offline.tau] == place)
             shares = embedded[members] @ total / max(length * length, EPSILON)
             parts.append(

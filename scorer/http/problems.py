@@ -160,7 +160,9 @@ def problem(
         return json_response(status, {"error": detail}, headers)
     told = Problem(
         type=type_of(reason),
-        title=KINDS[reason].title if reason in KINDS else HTTPStatus(status).phrase,
+        title=KINDS[reason].title
+        if reason is not None and reason in KINDS
+        else HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         instance=_or_unset(request_id(scope)),
@@ -178,7 +180,7 @@ def type_of(reason: str | None) -> str:
     >>> type_of("something else")
     'about:blank'
     """
-    if reason not in KINDS:
+    if reason is None or reason not in KINDS:
         return "about:blank"
     return PROBLEMS + reason.replace("_", "-")
 

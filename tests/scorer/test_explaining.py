@@ -99,10 +99,10 @@ class Forgetful(FragileStore):
 
     def __init__(self, profile: Profile | None) -> None:
         super().__init__()
-        self._profile = profile
+        self._kept = profile
 
     def profiles(self, users: Sequence[str], digest: bytes) -> list[Profile | None]:
-        return [self._profile]
+        return [self._kept]
 
     def sequences(self, users: Sequence[str]) -> list[StoredSequence | None]:
         return [None] * len(users)
