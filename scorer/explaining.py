@@ -91,9 +91,9 @@ class Explainer:
             return Explained(items)
         behaviors = self._behaviors(scored.user, history, few)
         explanation = self._system.explain(history, behaviors, few)
-        tell = _Teller(self._bundle, behaviors, len(history.newer))
+        tell = _Teller(self._bundle, behaviors, len(history.newer), explanation)
         for i, item in enumerate(items):
-            tell.parts(item, explanation, i)
+            tell.parts(item, i)
         newer = range(len(behaviors) - len(history.newer), len(behaviors))
         told = Explained(items, newer=[tell.behavior(at, 1.0) for at in newer[::-1][:NEWEST]])
         if history.state is not None:
@@ -122,8 +122,16 @@ class Explainer:
 class _Teller:
     """Puts places of behaviors into words."""
 
-    def __init__(self, bundle: Bundle, behaviors: Behaviors, newer: int) -> None:
+    def __init__(
+        self, bundle: Bundle, behaviors: Behaviors, newer: int, explanation: Explanation
+    ) -> None:
         self._bundle = bundle
+        self._explanation = explanation
+        sizes = [len(part.members) for part in explanation.parts]
+        self._part_of = np.repeat(np.arange(len(sizes)), sizes)
+        nobody, nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        self._members = np.concatenate([nobody, *(one.members for one in explanation.parts)])
+        self._shares = np.concatenate([nothing, *(one.shares for one in explanation.parts)])
         self._behaviors = behaviors
         self._rows = bundle.rows(np.ascontiguousarray(behaviors["item"]))
         self._older = len(behaviors) - newer
@@ -137,17 +145,18 @@ class _Teller:
             newer=at >= self._older,
         )
 
-    def parts(self, item: ExplainedItem, explanation: Explanation, of: int) -> None:
-        """Note on an item what it attended to."""
+    def parts(self, item: ExplainedItem, of: int) -> None:
+        """Note on an item what it attended to, the ``of``-th of those that are explained."""
+        explanation = self._explanation
         heads = explanation.weights[of]
         weights = heads.mean(axis=1)
         order = np.argsort(-weights, kind="stable")[:PARTS]
         order = order[weights[order] > 0]
         item.parts = [self._part(explanation.parts[part], heads[part]) for part in order.tolist()]
         item.other_parts = _rounded(max(0.0, float(weights.sum() - weights[order].sum())))
-        overall = np.zeros(len(self._behaviors), np.float32)
-        for part, weight in zip(explanation.parts, weights, strict=True):
-            overall[part.members] += weight * part.shares
+        overall = np.bincount(
+            self._members, weights[self._part_of] * self._shares, len(self._behaviors)
+        )
         item.behaviors = self._largest(np.arange(len(overall)), overall, OVERALL)
 
     def _part(self, part: Part, weights: F32) -> ExplainedPart:

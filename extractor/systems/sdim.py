@@ -203,7 +203,7 @@ class SDIMSystem:
             total, size = buckets[place], int(sizes[place])
             length = float(np.linalg.norm(total))
             by_length = offline.normalization == "l2"
-            divisor = max(length, LEAST_NORM) if by_length else float(max(size, 1))
+            divisor = max(length, float(LEAST_NORM)) if by_length else float(max(size, 1))
             members = np.flatnonzero(bucket_of[:, place >> offline.tau] == place)
             shares = embedded[members] @ total / max(length * length, EPSILON)
             parts.append(

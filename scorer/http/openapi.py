@@ -137,7 +137,8 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("POST", "/v2/models/{name}/infer"): Operation(
         "Score candidates by Open Inference",
         "The Open Inference Protocol (V2). Inputs: user BYTES [1]; candidates BYTES [B], or UINT64 "
-        "[B]; optionally time INT64 [1]. Outputs: ctr FP32 [B] and unknown BOOL [B]. With the "
+        "[B]; optionally time INT64 [1]. Outputs: ctr FP32 [B] and unknown BOOL [B]. Several users: "
+        "user [N] and candidates [N, B]. With the "
         f"header {HEADER_LENGTH}, tensors may follow the JSON as bytes.",
         takes={JSON: refers("InferRequest"), "application/octet-stream": {}},
         gives={JSON: refers("InferAnswer"), "application/octet-stream": {}},
@@ -162,6 +163,15 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         "Whether rankings are answered",
         gives={JSON: refers("Readiness")},
         not_ready="Readiness",
+    ),
+    ("GET", "/v2/models/stats"): Operation("How often and how long the model inferred"),
+    ("GET", "/v2/models/{name}/stats"): Operation("How often and how long the model inferred"),
+    ("GET", "/v2/models/{name}/config"): Operation(
+        "The model's configuration, as Triton's tools read it"
+    ),
+    ("POST", "/v2/repository/index"): Operation(
+        "The models that are here, and whether they are ready",
+        gives={JSON: {"type": "array", "items": SHAPELESS}},
     ),
     ("GET", "/v2/models/{name}"): Operation("Name, version, inputs and outputs of the model"),
     ("GET", "/v2/models/{name}/ready"): Operation(
