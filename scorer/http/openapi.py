@@ -137,8 +137,8 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("POST", "/v2/models/{name}/infer"): Operation(
         "Score candidates by Open Inference",
         "The Open Inference Protocol (V2). Inputs: user BYTES [1]; candidates BYTES [B], or UINT64 "
-        "[B]; optionally time INT64 [1]. Outputs: ctr FP32 [B] and unknown BOOL [B]. Several users: "
-        "user [N] and candidates [N, B]. With the "
+        "[B]; optionally time INT64 [1]. Outputs: ctr FP32 [B] and unknown BOOL [B]. Several "
+        "users: user [N] and candidates [N, B]. With the "
         f"header {HEADER_LENGTH}, tensors may follow the JSON as bytes.",
         takes={JSON: refers("InferRequest"), "application/octet-stream": {}},
         gives={JSON: refers("InferAnswer"), "application/octet-stream": {}},
