@@ -156,7 +156,7 @@ class _Teller:
         item.other_parts = _rounded(max(0.0, float(weights.sum() - weights[order].sum())))
         overall = np.bincount(
             self._members, weights[self._part_of] * self._shares, len(self._behaviors)
-        )
+        ).astype(np.float32)
         item.behaviors = self._largest(np.arange(len(overall)), overall, OVERALL)
 
     def _part(self, part: Part, weights: F32) -> ExplainedPart:

@@ -158,6 +158,13 @@ def test_unknown_items_are_treated_as_asked(ask: Any, url: str) -> None:
 
 
 @BOTH
+def test_a_ranking_is_explained_as_asked(ask: Any, url: str) -> None:
+    plain, two = ask(url, REQUEST, {"user": "u", "candidates": CANDIDATES, "explain": 2})
+    assert not plain.explained
+    assert [one.item for one in two.explained.items] == [one.item for one in two.items[:2]]
+
+
+@BOTH
 def test_a_refusal_names_the_field(ask: Any, url: str) -> None:
     with pytest.raises(RequestError, match="candidates is empty") as refused:
         ask(url, {"user": "u", "candidates": []})
