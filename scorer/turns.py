@@ -255,11 +255,12 @@ def overdue(turn: Turn) -> Refused:
 class Cost:
     """What requests of a route take, by their size: a line through those before, newest first."""
 
-    __slots__ = ("_cov", "_size", "_var", "mean_s")
+    __slots__ = ("_count", "_cov", "_size", "_var", "mean_s")
 
     def __init__(self) -> None:
         self.mean_s = 0.0
         """Seconds that the usual one takes."""
+        self._count = 0
         self._size = 0.0
         self._var = 0.0
         self._cov = 0.0
@@ -280,16 +281,18 @@ class Cost:
 
     def learn(self, size: int, seconds: float) -> None:
         """Take note of what one of so many bytes took."""
-        if not self.mean_s:
+        self._count += 1
+        if self._count <= 2:  # the first pays for what is made once, so the second counts instead
             self.mean_s, self._size = seconds, float(size)
             return
         seconds = min(seconds, OUTLIER * self.of(size))
         by_size, by_cost = size - self._size, seconds - self.mean_s
-        self._size += SHARE_OF_NEW * by_size
-        self.mean_s += SHARE_OF_NEW * by_cost
-        rest = 1 - SHARE_OF_NEW
-        self._var = rest * (self._var + SHARE_OF_NEW * by_size * by_size)
-        self._cov = rest * (self._cov + SHARE_OF_NEW * by_size * by_cost)
+        share = max(SHARE_OF_NEW, 1 / (self._count - 1))  # few are their mean
+        self._size += share * by_size
+        self.mean_s += share * by_cost
+        rest = 1 - share
+        self._var = rest * (self._var + share * by_size * by_size)
+        self._cov = rest * (self._cov + share * by_size * by_cost)
 
 
 TOLD: Final[dict[Reason, str]] = {

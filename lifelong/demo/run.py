@@ -41,7 +41,7 @@ from lifelong.broker import KINDS
 from lifelong.demo.freshness import FreshnessProbe
 from lifelong.demo.plan import plan_requests
 from lifelong.demo.processes import ServiceProcess, free_port
-from lifelong.demo.stream import LARGE, Client, LiveResult, LiveStream, in_order
+from lifelong.demo.stream import LARGE, PATIENT, Client, LiveResult, LiveStream, in_order
 from lifelong.portrait import Portrait, name_interests
 from lifelong.shipped import BUNDLES, MAPPING, Purchases, rows_by_user, write_purchases
 from models.bundle import Bundle
@@ -357,7 +357,7 @@ class Demo:
         if profile.interests is not None:
             state = self._system.layout.decode(profile.interests, user)
         popular = np.argsort(-np.bincount(purchases.item[: self._last]), kind="stable")[:LARGE]
-        with RankClient(self._scorer_url) as client:
+        with RankClient(self._scorer_url, retries=PATIENT) as client:
             ranking = client.rank(
                 user,
                 [purchases.items[code] for code in popular],
@@ -562,7 +562,7 @@ class Demo:
         purchases = self._purchases
         session = self._bundle.scorer_session()
         worst = 0.0
-        with RankClient(self._scorer_url) as client:
+        with RankClient(self._scorer_url, retries=PATIENT) as client:
             for i, request in enumerate(self._requests[:COMPARED]):
                 user = purchases.users[purchases.user[request.row]]
                 items = [purchases.items[code] for code in request.candidates]
@@ -604,7 +604,7 @@ class Demo:
         items[0] = next(name for name in map(str, count()) if not bundle.rows(item_keys([name]))[0])
         time_ms = int(self._purchases.time_ms[self._last - 1])
         ctrs = []
-        with RankClient(self._scorer_url) as client:
+        with RankClient(self._scorer_url, retries=PATIENT) as client:
             for i, request in enumerate(self._requests[:COMPARED]):
                 user = self._purchases.users[self._purchases.user[request.row]]
                 ctrs.append(in_order(client.rank(user, items, time_ms=time_ms), items))

@@ -23,7 +23,7 @@ from infra.segments import SEGMENT
 from lifelong.demo.freshness import FreshnessProbe
 from lifelong.demo.plan import LiveRequest
 from lifelong.shipped import Purchases
-from scorer.client import RankClient
+from scorer.client import RankClient, Retries
 from scorer.messages import RankAnswer
 
 THINK_S: Final = 1.0
@@ -38,6 +38,9 @@ LARGE_EVERY: Final = 10
 
 FRESHNESS_EVERY: Final = 200
 """One event in so many is followed into rankings, and every one that fills a segment."""
+
+PATIENT: Final = Retries(most=5, share=1.0)
+"""A machine with more to do than the demo may have its scorer ask clients to come again."""
 
 CLIENTS: Final = 2
 """Threads that ask for rankings; enough that no purchase waits long for its turn."""
@@ -109,7 +112,7 @@ class Client:
 
     def _run(self) -> None:
         try:
-            with RankClient(self._url) as client:
+            with RankClient(self._url, retries=PATIENT) as client:
                 while (request := self._tasks.get()) is not None:
                     self._ask(client, request)
         except Exception as error:  # noqa: BLE001  # raised by check() and finish(), in the caller's thread

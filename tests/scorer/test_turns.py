@@ -149,3 +149,17 @@ def test_a_moment_in_which_the_machine_stood_still_is_soon_forgotten() -> None:
         cost.learn(800, COST_S)
     cost.learn(800, 3.0)
     assert cost.of(800) < 1.5 * COST_S
+
+
+def test_what_the_first_request_took_is_not_expected_of_the_next() -> None:
+    cost = Cost()
+    cost.learn(100, 1.0)
+    cost.learn(100, COST_S)
+    assert cost.of(100) == COST_S
+
+
+def test_a_moment_in_which_the_machine_stood_still_is_soon_forgotten_at_the_beginning() -> None:
+    cost = Cost()
+    for seconds in (COST_S, 8 * COST_S, *[COST_S] * 20):
+        cost.learn(100, seconds)
+    assert cost.of(100) < 1.5 * COST_S
