@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
 from infra.behaviors import Source, pack_behavior
 from infra.segments import SEGMENT
 from infra.store import Append, Group
-from tests.streaming.running import until
+from models.bundle import SCORER, look
+from tests.bundles import tiny_bundle
+from tests.scorer.running import free_port
+from tests.streaming.running import WorkerProcess, new_settings, until
 from tests.streaming.test_schedule import START, CountingSystem
 from tests.streaming.test_worker_health import House, ready_house
 
@@ -73,3 +82,36 @@ async def test_a_worker_that_has_ended_is_left_as_it_is() -> None:
     await house.worker.exchange(CountingSystem(NEXT))
 
     assert house.app.due_for == []
+
+
+async def test_a_worker_process_takes_another_bundle_when_it_is_told(
+    warm: ForkServerContext, tmp_path: Path
+) -> None:
+    """Its broker is away, which is no reason not to."""
+    place, coming = tiny_bundle(tmp_path / "bundle"), tiny_bundle(tmp_path / "coming", seed=1)
+    broken = tmp_path / "broken"
+    shutil.copytree(coming, broken)
+    (broken / SCORER).write_bytes(bytes((coming / SCORER).stat().st_size))
+    version = (look(coming).digest or b"").hex()
+    settings = new_settings(
+        f"127.0.0.1:{free_port()}",
+        store={"url": f"lmdb://{tmp_path / 'store'}"},
+        bundle={"path": str(place), "poll_s": 0},
+        log={"format": "json"},
+    )
+
+    def exchange(bundle: Path) -> None:
+        shutil.rmtree(place)
+        bundle.rename(place)
+        os.kill(worker.pid, signal.SIGHUP)
+
+    with WorkerProcess(settings, tmp_path / "log", warm) as worker:
+        await until(lambda: '"broker"' in worker.get("/health/ready")[1], "it looks for its broker")
+        exchange(broken)
+        await until(lambda: "warnings" in worker.get("/health/ready")[1], "it tells of the bundle")
+        exchange(coming)
+        figure = f'lifelong_worker_bundle_info{{version="{version}"}} 1.0'
+        await until(lambda: figure in worker.get("/metrics")[1], "it has the other bundle")
+        assert "warnings" not in worker.get("/health/ready")[1]
+        assert worker.end() == 0
+    assert "scorer.onnx does not match its sha256" in worker.said
