@@ -240,7 +240,9 @@ class Reloader:
         return all(reference() is None for reference in self._before)
 
     def _run(self) -> None:
-        poll_s = self._settings.bundle.poll_s or None
+        poll_s = self._settings.bundle.poll_s or None  # never
+        if poll_s is not None:
+            poll_s = min(max(LOOK_S, poll_s), threading.TIMEOUT_MAX)
         while True:
             try:
                 self._asks.get(timeout=poll_s)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
+import weakref
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+
+import pytest
 
 from infra.behaviors import Source, pack_behavior
 from infra.segments import SEGMENT
@@ -18,7 +22,7 @@ from tests.streaming.running import WorkerProcess, new_settings, until
 from tests.streaming.test_schedule import START, CountingSystem
 from tests.streaming.test_worker_health import House, ready_house
 
-NEXT = b"the bundle after"
+NEXT, LAST = b"n" * 16, b"l" * 16
 
 
 def add(house: House, user: str) -> None:
@@ -64,6 +68,23 @@ async def test_a_system_without_states_leaves_nobody_due() -> None:
 
         assert house.app.due_for == [None]
         assert house.shows("lifelong_worker_renewal_partitions 0.0")
+
+
+@pytest.mark.parametrize("keeps_state", [True, False])
+async def test_the_system_before_is_let_go(keeps_state: bool) -> None:
+    """Without a search for what refers to itself: a worker leaves out what was there early."""
+    system = CountingSystem(NEXT)
+    system.keeps_state = keeps_state
+    held = weakref.ref(system)
+    async with ready_house() as house:
+        gc.disable()
+        try:
+            await house.worker.exchange(system)
+            del system
+            await house.worker.exchange(CountingSystem(LAST))
+            assert held() is None
+        finally:
+            gc.enable()
 
 
 async def test_what_is_odd_about_the_bundle_is_told_by_a_worker_that_is_ready() -> None:
