@@ -71,6 +71,7 @@ RECLUSTER_OUTCOMES: Final = ("stored", "stale", "gone", "failed")
 STAGES: Final = ("store", "features", "model")
 HISTORIES: Final = ("interests", "sequence", "none")
 SAMPLE_OUTCOMES: Final = ("measured", "short", "gone", "dropped", "failed")
+RELOAD_OUTCOMES: Final = ("reloaded", "failed")
 RATIOS: Final = ("hit_rate", "found_weight")
 NATS: Final = (
     "clustering_loss",
@@ -261,15 +262,17 @@ class BulkHistogram(Collector):
         yield HistogramMetricFamily(self._name, self._documentation, buckets, total)
 
 
-class _BundleInfo:
-    """The gauge that tells which bundle is in service: 1 for its version, 0 for earlier ones.
+class BundleMetrics:
+    """What a process tells of its bundle: which one it is, and whether the directory holds another.
 
-    An Info metric would be the usual form, but it does not exist in multi-process mode, and
-    neither does removing a label.
+    Its version is at 1, earlier ones are at 0. An Info metric would be the usual form, but it does
+    not exist in multi-process mode, and neither does removing a label.
     """
 
     bundle_info: Gauge
     bundle_since: Gauge
+    bundle_reloads: Counter
+    bundle_pending: Gauge
 
     def use_bundle(self, version: str) -> None:
         """Report that ``version`` is in service from now on."""
@@ -280,7 +283,7 @@ class _BundleInfo:
         self.bundle_info.labels(version).set(1)
 
 
-class WorkerMetrics(_BundleInfo):
+class WorkerMetrics(BundleMetrics):
     """The metrics of a worker, from fetched events to stored interests; it is one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -520,6 +523,19 @@ class WorkerMetrics(_BundleInfo):
             "Since when the bundle is in service here, as seconds since epoch; 0: none is yet.",
             registry=registry,
         )
+        self.bundle_reloads = Counter(
+            "lifelong_worker_bundle_reloads",
+            "Bundles that were to take the place of the one in service without a restart, by "
+            "outcome: reloaded, or failed (the log says why; the one in service stayed).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.bundle_pending = Gauge(
+            "lifelong_worker_bundle_pending",
+            "1 while bundle.path holds another bundle than the one in service, a part of one, or "
+            "none, as of the last look at it (bundle.poll_s); else 0.",
+            registry=registry,
+        )
         for unknown in (self.store_used_ratio, self.store_reader_ratio):
             unknown.set(math.nan)
         for outcome in EVENT_OUTCOMES:
@@ -531,6 +547,8 @@ class WorkerMetrics(_BundleInfo):
             self.store_damage.labels(kind)
         for outcome in RECLUSTER_OUTCOMES:
             self.reclusters.labels(outcome)
+        for outcome in RELOAD_OUTCOMES:
+            self.bundle_reloads.labels(outcome)
 
     def store_failed(self, error: Exception) -> None:
         """Count a failure of the store."""
@@ -544,7 +562,7 @@ class WorkerMetrics(_BundleInfo):
         self.store_reader_ratio.set(math.nan if readers is None else readers)
 
 
-class ScorerMetrics(_BundleInfo):
+class ScorerMetrics(BundleMetrics):
     """The metrics of a scorer. In multi-process mode each figure covers all its processes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -702,6 +720,20 @@ class ScorerMetrics(_BundleInfo):
             multiprocess_mode="livemin",
             registry=registry,
         )
+        self.bundle_reloads = Counter(
+            "lifelong_scorer_bundle_reloads",
+            "Bundles that were to take the place of the one in service without a restart, by "
+            "outcome, see lifelong_worker_bundle_reloads; each process counts its own.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.bundle_pending = Gauge(
+            "lifelong_scorer_bundle_pending",
+            "1 while bundle.path holds another bundle than a process has in service, see "
+            "lifelong_worker_bundle_pending.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         for stage in STAGES:
             self.stage_seconds.labels(stage)
         for kind in HISTORIES:
@@ -710,3 +742,5 @@ class ScorerMetrics(_BundleInfo):
             self.store_damage.labels(kind)
         for outcome in SAMPLE_OUTCOMES:
             self.samples.labels(outcome)
+        for outcome in RELOAD_OUTCOMES:
+            self.bundle_reloads.labels(outcome)

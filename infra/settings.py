@@ -199,6 +199,9 @@ class BundleSettings(Section):
     version: Annotated[str, Field(pattern=r"^[0-9a-f]{8,32}$")] | None = None
     """Version that the bundle must be, or at least 8 digits from its beginning, as `lifelong check`
     shows it; none: any."""
+    poll_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    """How often a running process looks whether another bundle is at path; once two looks find the
+    same one, all of it, it takes its place. 0: only when asked (SIGHUP)."""
 
 
 class WorkerSettings(Section):

@@ -7,15 +7,18 @@ supervisor of several processes does not (`scorer.supervisor`).
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
 
+from extractor.reloading import Reloader
 from extractor.system import System
 from extractor.systems import load_system
 from infra.errors import StoreUnavailable, without_places
@@ -26,6 +29,7 @@ from infra.store import Store
 from infra.stores import open_store
 from infra.stores.mending import counted
 from infra.telemetry import get_logger
+from models.bundle import Bundle
 from scorer.http.app import create_app
 from scorer.http.serving import HttpServer
 from scorer.ranking import Ranker
@@ -33,6 +37,7 @@ from scorer.readiness import Readiness
 from scorer.sampling import Sampler
 from scorer.service import Service
 from scorer.siblings import Place, Siblings
+from scorer.stopping import handling
 from scorer.tls import tls_context
 from scorer.turns import Turns
 
@@ -74,12 +79,17 @@ class ScorerProcess:
         self._service = Service(Readiness(self._metrics, degrades=self._degrades))
         self._store: Store | None = None
         self._sampler: Sampler | None = None
+        self.reloader: Reloader | None = None
+        """What follows the bundle's directory; None: the first bundle is not loaded yet."""
+        self._place = place or Siblings(1).place(0)
+        self._reloads = self._place.reloads
+        """How often the scorer as a whole was told to look for a new bundle, and this did."""
         self._failure: Exception | None = None
         turns = Turns(settings.scorer.max_waiting, settings.scorer.deadline_s)
         self._server = HttpServer(
             create_app(self._service, settings.scorer, self._metrics, registry, turns),
             settings.scorer,
-            place or Siblings(1).place(0),
+            self._place,
             on_stop=self._service.readiness.stopping,
             each_second=self._each_second,
             tls=tls_context(settings.scorer),
@@ -94,17 +104,13 @@ class ScorerProcess:
         """
         bundle, system = load_system(self._settings)
         store = self._store = self._opened_store()
-        ranker = Ranker(
-            store,
-            bundle,
-            system,
-            self._metrics,
-            degrade=self._degrades,
-            unknown_items=self._settings.scorer.unknown_items,
-            sampler=self._started_sampler(store, system),
-        )
+        ranker, self._sampler = self._made(store, bundle, system)
         self._metrics.use_bundle(bundle.version)
         self._service.serve(ranker, StoreQuestion(store))
+        self.reloader = Reloader(
+            self._settings, bundle, system, self._exchange, self._metrics, self._warn
+        )
+        self.reloader.start()
         log.info(
             "scorer ready", model=bundle.manifest.name, version=bundle.version, pid=os.getpid()
         )
@@ -120,9 +126,12 @@ class ScorerProcess:
         if self._store is None:
             threading.Thread(target=self._load_or_stop, name="loading", daemon=True).start()
         try:
-            self._server.run(sockets=[listener])
+            with handling((signal.SIGHUP,), self._hang_up):
+                self._server.run(sockets=[listener])
         finally:
             sys.setswitchinterval(switch_interval_s)
+            if self.reloader is not None:
+                self.reloader.close()
             self._service.close()
             if self._sampler is not None:
                 self._sampler.close()
@@ -140,12 +149,40 @@ class ScorerProcess:
 
         return GrpcServer(self._service, settings, self._metrics, registry, turns)
 
-    def _started_sampler(self, store: Store, system: System) -> Sampler | None:
-        share = self._settings.scorer.sampled
-        if share and system.measures:
-            self._sampler = Sampler(store, system, self._metrics, share)
-            self._sampler.start()
-        return self._sampler
+    def _made(self, store: Store, bundle: Bundle, system: System) -> tuple[Ranker, Sampler | None]:
+        """A warm ranker, and what samples its requests, if anything does."""
+        settings, sampler = self._settings.scorer, None
+        if settings.sampled and system.measures:
+            sampler = Sampler(store, system, self._metrics, settings.sampled)
+        ranker = Ranker(
+            store,
+            bundle,
+            system,
+            self._metrics,
+            degrade=self._degrades,
+            unknown_items=settings.unknown_items,
+            sampler=sampler,
+        )
+        if sampler is not None:
+            sampler.start()
+        return ranker, sampler
+
+    def _exchange(self, bundle: Bundle, system: System) -> None:
+        """Answer from another bundle from the next request on."""
+        assert self._store is not None
+        ranker, sampler = self._made(self._store, bundle, system)
+        before, self._sampler = self._sampler, sampler
+        self._service.replace(ranker)
+        self._metrics.use_bundle(bundle.version)
+        if before is not None:
+            before.close()
+
+    def _warn(self, what: str | None) -> None:
+        self._service.readiness.bundle_warning = what
+
+    def _hang_up(self, _sig: int, _frame: FrameType | None) -> None:
+        if self.reloader is not None:
+            self.reloader.ask()
 
     def _load_or_stop(self) -> None:
         try:
@@ -176,8 +213,13 @@ class ScorerProcess:
                     raise
 
     async def _each_second(self) -> None:
-        """Keep the readiness gauge true where no probe asks, and end with the supervisor."""
+        """Keep the readiness gauge true where no probe asks, look for a new bundle when the
+        supervisor says so, and end with it.
+        """
         await self._service.readiness.reason()
+        if self.reloader is not None and self._reloads != self._place.reloads:
+            self._reloads = self._place.reloads
+            self.reloader.ask()
         if orphaned():
             self._server.should_exit = True
 

@@ -88,6 +88,10 @@ class _Asked(NamedTuple):
     """How many of the highest to explain."""
 
 
+WARMED: Final = (3, 1000)
+"""Candidates of the requests with which a ranker is warmed: few, and as many as clients send, since
+a session takes memory at the first of a size."""
+
 NAMED: Final = 5
 """Unknown items that a refusal names, at most."""
 
@@ -344,9 +348,10 @@ class Ranker:
         """Have every kernel compiled and every table built before the first request."""
         warm_ids()
         self._system.warm()
-        keys = np.arange(3, dtype=np.uint64)
-        feed = self._system.feed(None, Candidates(keys, self.bundle.rows(keys)), 1)
-        _run_session(self._session, feed)
+        for B in WARMED:
+            keys = np.arange(B, dtype=np.uint64)
+            feed = self._system.feed(None, Candidates(keys, self.bundle.rows(keys)), 1)
+            _run_session(self._session, feed)
 
 
 def _run_session(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> F32:

@@ -53,13 +53,20 @@ class Readiness:
         self._told = ""
         self._found_at = float("-inf")
         self._check: asyncio.Future[_Said] | None = None
-        self.warnings: list[str] = []
-        """What a person should know of a process that is ready all the same, as of the last time
-        it was asked."""
+        self._warning: str | None = None
+        self.bundle_warning: str | None = None
+        """What a person should know of the bundle (`extractor.reloading`); None: nothing."""
         # A thread of its own: the scoring thread may be the one that the store keeps waiting.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="readiness")
         for gauge in (metrics.ready, metrics.store_answers, metrics.store_empty):
             gauge.set(0)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know of a process that is ready all the same, as of the last time
+        it was asked.
+        """
+        return [one for one in (self._warning, self.bundle_warning) if one is not None]
 
     def loaded(self, ask: Callable[[], str | None]) -> None:
         """Note that the bundle is loaded and warm; ``ask`` reads something of the store and raises,
@@ -99,7 +106,7 @@ class Readiness:
             if self._degrades and trouble is not None:
                 trouble, warning = None, f"rankings are degraded: {trouble}"
             self._found = trouble
-            self.warnings = [] if warning is None else [warning]
+            self._warning = warning
             self._found_at = self._clock()
             self._metrics.ready.set(self._found is None)
         return self._found

@@ -41,7 +41,8 @@ class Service:
         return self._ranker
 
     def serve(self, ranker: Ranker, ask_store: Callable[[], str | None]) -> None:
-        """Answer with this ranker from now on, and be ready. Called once, when loading is done.
+        """Answer with this ranker from now on, and be ready. Called once, when loading is done;
+        then `replace`.
 
         Args:
             ranker: warm, so that no request waits for what is made at first use.
@@ -52,14 +53,23 @@ class Service:
         self._jobs.start(1 if ranker.reads_locally else READERS)
         self.readiness.loaded(ask_store)
 
-    async def run(self, job: Callable[[Ranker], T]) -> T:
+    def replace(self, ranker: Ranker) -> None:
+        """Answer the requests from now on with another ranker, a warm one of the same store; those
+        that wait get theirs from the one before. For any thread.
+        """
+        self._ranker = ranker
+
+    async def run(self, job: Callable[[Ranker], T], ranker: Ranker | None = None) -> T:
         """The result of a job, which runs when its turn comes; cancelled before, it never runs.
         What it logs names the request as what is logged here does.
+
+        Args:
+            ranker: what to answer from, if the request has named it; None: what is in service.
 
         Raises:
             Refused: the deadline of `this_turn` passed first.
         """
-        ranker, context = self.ranker, contextvars.copy_context()
+        ranker, context = ranker or self.ranker, contextvars.copy_context()
         wanted = Job(lambda: context.run(job, ranker), this_turn.get(), asyncio.get_running_loop())
         self._jobs.put(wanted)
         try:

@@ -18,6 +18,7 @@ class Siblings:
         self.processes = processes
         self._open = context.RawArray("i", [AWAY] * processes)
         self._signals = context.RawValue("i", 0)
+        self._reloads = context.RawValue("i", 0)
 
     def place(self, number: int) -> Place:
         """Where process ``number`` writes, counted from 0."""
@@ -32,6 +33,16 @@ class Siblings:
     def stop(self) -> None:
         """Note that the scorer as a whole has been told to stop, once more."""
         self._signals.value += 1
+
+    @property
+    def reloads(self) -> int:
+        """How often the scorer as a whole has been told to look for a new bundle."""
+        reloads: int = self._reloads.value
+        return reloads
+
+    def reload(self) -> None:
+        """Note that the scorer as a whole has been told to look for a new bundle, once more."""
+        self._reloads.value += 1
 
     def leave(self, number: int) -> None:
         """Note that process ``number`` accepts no connections, or is no more."""
@@ -63,6 +74,11 @@ class Place:
     def signals(self) -> int:
         """How often the scorer as a whole has been told to stop, as its supervisor says."""
         return self._siblings.signals
+
+    @property
+    def reloads(self) -> int:
+        """How often the scorer as a whole has been told to look for a new bundle."""
+        return self._siblings.reloads
 
     @property
     def fewest(self) -> bool:

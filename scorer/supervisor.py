@@ -75,7 +75,10 @@ class Supervisor:
         Raises:
             LifelongError: no process ever got ready; why the first of them did not.
         """
-        with handling((signal.SIGTERM, signal.SIGINT), self._stop):
+        with (
+            handling((signal.SIGTERM, signal.SIGINT), self._stop),
+            handling((signal.SIGHUP,), self._reload),
+        ):
             try:
                 while not self._siblings.signals:
                     self._start_due()
@@ -86,6 +89,10 @@ class Supervisor:
 
     def _stop(self, _sig: int, _frame: FrameType | None) -> None:
         self._siblings.stop()
+
+    def _reload(self, _sig: int, _frame: FrameType | None) -> None:
+        # By the board: a signal would end a process that does not handle it yet.
+        self._siblings.reload()
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -174,6 +181,7 @@ def _serve(
 ) -> None:
     """The main function of a supervised process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the supervisor decides
+    signal.signal(signal.SIGHUP, lambda *_: None)  # what is loaded first is what is there then
     # Not at the top: this module is the supervisor's too, which does without what this imports.
     from scorer.process import ScorerProcess
 

@@ -32,6 +32,13 @@ class Health:
     """When the worker last moved, or had a good reason not to; monotonic seconds."""
     obstacles: dict[str, str] = field(default_factory=lambda: {"start": "starting"})
     """What keeps it from being ready, by part."""
+    warnings: dict[str, str] = field(default_factory=dict)
+    """What a person should know of a worker that is ready all the same, by part."""
+
+    def warned(self, part: str, what: str | None) -> None:
+        """Note what is odd about a part; None: nothing any more. For any one thread."""
+        others = {name: said for name, said in self.warnings.items() if name != part}
+        self.warnings = others if what is None else others | {part: what}
 
     def blocked(self, part: str, why: str) -> None:
         """Note that a part is away, and why; logged when it was not before."""
@@ -110,17 +117,22 @@ class _Handler(BaseHTTPRequestHandler):
                 body, kind = exposition(self.registry)
                 self._answer(200, body, kind)
             case "/health/live":
-                self._answer_health(self.health.alive(), {"worker": "no progress"})
+                self._answer_health(self.health.alive(), {"worker": "no progress"}, {})
             case "/health/ready":
-                self._answer_health(self.health.ready(), self.health.obstacles)
+                health = self.health
+                self._answer_health(health.ready(), health.obstacles, health.warnings)
             case _:
                 self._answer_json(404, {"error": "there are /metrics, /health/live, /health/ready"})
 
-    def _answer_health(self, good: bool, obstacles: dict[str, str]) -> None:
-        if good:
-            self._answer_json(200, {"status": "ok"})
-        else:
-            self._answer_json(503, {"status": "unavailable", "because": obstacles})
+    def _answer_health(
+        self, good: bool, obstacles: dict[str, str], warnings: dict[str, str]
+    ) -> None:
+        said: dict[str, Any] = {"status": "ok"}
+        if not good:
+            said = {"status": "unavailable", "because": obstacles}
+        if warnings:
+            said["warnings"] = warnings
+        self._answer_json(200 if good else 503, said)
 
     def _answer_json(self, status: int, content: dict[str, Any]) -> None:
         self._answer(status, json.dumps(content).encode() + b"\n", "application/json")

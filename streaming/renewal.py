@@ -95,7 +95,7 @@ class Renewal:
         self._kept_at = clock()
         self._made_due = 0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def set_partitions(self, ours: Iterable[int], total: int) -> None:
         """Look at the users of these of the topic's ``total`` partitions from now on."""
@@ -104,12 +104,13 @@ class Renewal:
     def start(self) -> None:
         """Begin, in a thread of its own; a system without states has nothing to renew."""
         if self._system.keeps_state:
+            self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
         """End after the page in hand."""
         self._stopping.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
     def step(self) -> bool:

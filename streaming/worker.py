@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import mode.loop
@@ -49,7 +50,9 @@ from streaming.schedule import Reclusterer
 from streaming.transport import BatchConsumer
 
 if TYPE_CHECKING:
+    from extractor.reloading import Reloader
     from extractor.system import System
+    from models.bundle import Bundle
 
 log: Final = get_logger(__name__)
 
@@ -150,6 +153,9 @@ class Worker:
         self._settings = settings
         self._store = store
         self._dead_letters = dead_letters
+        self._app: LifelongApp | None = None
+        self._running = False
+        self._ours: set[int] = set()
         self._digest = system.digest if system.keeps_state else None
         self._metrics = metrics
         self._health = health
@@ -163,16 +169,7 @@ class Worker:
         self._create = create
         self._clock = clock
         self._partitions = 0
-        self._reclusterer = Reclusterer(store, system, settings.worker, metrics, clock)
-        self._renewal = Renewal(
-            store,
-            system,
-            settings.broker.topic,
-            metrics,
-            per_second=settings.worker.renew_per_s,
-            again_s=settings.worker.renew_again_s,
-            clock=clock,
-        )
+        self._reclusterer, self._renewal = self._made(system)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, whatever goes away and comes back meanwhile."""
@@ -183,6 +180,7 @@ class Worker:
                 measure_room(self._store, self._metrics),
             )
         ]
+        self._running = True
         self._reclusterer.start()
         self._renewal.start()
         try:
@@ -195,11 +193,48 @@ class Worker:
                 self._partitions = partitions
                 await self._run_app(stop)
         finally:
+            self._running = False
             for check in checks:
                 check.cancel()
             self._health.stopping()
             await asyncio.to_thread(self._renewal.stop)
             await asyncio.to_thread(self._reclusterer.stop)
+
+    async def exchange(self, system: System) -> None:
+        """Make states of another bundle from now on, as after a restart with it: of users who
+        become due, and of all others in the background. Returns when those of the one before are
+        written. Nothing happens where the worker does not run.
+        """
+        if not self._running:
+            return
+        self._digest = system.digest if system.keeps_state else None
+        if self._app is not None:
+            await self._app.writer.make_due_for(self._digest)
+        if not self._running:
+            return
+        before = self._renewal, self._reclusterer
+        self._reclusterer, self._renewal = self._made(system)
+        self._share_out()
+        self._reclusterer.start()
+        self._renewal.start()
+        for part in before:
+            await asyncio.to_thread(part.stop)
+        if not system.keeps_state:
+            self._metrics.renewal_partitions.set(0)
+
+    def _made(self, system: System) -> tuple[Reclusterer, Renewal]:
+        """What makes states of a bundle."""
+        settings = self._settings.worker
+        renewal = Renewal(
+            self._store,
+            system,
+            self._settings.broker.topic,
+            self._metrics,
+            per_second=settings.renew_per_s,
+            again_s=settings.renew_again_s,
+            clock=self._clock,
+        )
+        return Reclusterer(self._store, system, settings, self._metrics, self._clock), renewal
 
     async def _run_app(self, stop: asyncio.Event) -> None:
         """Run the Faust app until ``stop``, or until it crashes: then a new one goes on."""
@@ -217,6 +252,7 @@ class Worker:
             on_assigned=self._take_partitions,
             clock=self._clock,
         )
+        self._app = app
         checks = [
             asyncio.create_task(check)
             for check in (self._check_broker(app), self._check_group(app))
@@ -235,6 +271,7 @@ class Worker:
             for check in checks:
                 check.cancel()
             await _stop_app(app)
+            self._app = None
         if not stop.is_set():
             await _wait_at_most(stop.wait(), AGAIN_S)
 
@@ -318,9 +355,14 @@ class Worker:
                 before = unread
 
     def _take_partitions(self, partitions: set[int]) -> None:
+        self._ours = partitions
+        self._share_out()
+
+    def _share_out(self) -> None:
+        """Tell whose users are ours."""
         topic = self._settings.broker.topic
-        self._reclusterer.set_owners({partition_owner(topic, number) for number in partitions})
-        self._renewal.set_partitions(partitions, self._partitions)
+        self._reclusterer.set_owners({partition_owner(topic, number) for number in self._ours})
+        self._renewal.set_partitions(self._ours, self._partitions)
 
 
 async def check_store(
@@ -379,11 +421,12 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _end, stop)
+    _on_hang_up(loop, lambda: None)  # what is loaded first is what is there then
     registry = new_registry()
     metrics = WorkerMetrics(registry)
     health = Health(settings.worker.stall_s)
     with serve_health(settings, registry, health):
-        system = await asyncio.to_thread(_load_system, settings, metrics)
+        bundle, system = await asyncio.to_thread(_load_system, settings, metrics)
         interruptions = Interruptions()
         store = await _retried(
             lambda: _open_store(settings, metrics, interruptions), "store", health, stop
@@ -392,16 +435,49 @@ async def _serve(settings: Settings) -> None:
             return
         dead_letters = KafkaDeadLetters(settings.broker)
         worker = Worker(settings, store, system, dead_letters, metrics, health, interruptions)
+        reloader = _reloader(worker, settings, bundle, system, metrics, health)
+        del bundle, system  # the worker's now, until it is given others
         _collect_less()
+        reloader.start()
+        _on_hang_up(loop, reloader.ask)
         try:
             await worker.run(stop)
         finally:
+            await asyncio.to_thread(reloader.close)
             dead_letters.close()
             store.close()
     log.info("worker stopped")
     # A thread may wait for ever for a broker that is gone, and the process with it; all that
     # matters is in the store.
     _in(STOP_S, os._exit, 0)
+
+
+def _reloader(
+    worker: Worker,
+    settings: Settings,
+    bundle: Bundle,
+    system: System,
+    metrics: WorkerMetrics,
+    health: Health,
+) -> Reloader:
+    """What has a worker of this loop follow the bundle's directory."""
+    # Not at the top: it imports numerical libraries, which are there by now.
+    from extractor.reloading import Reloader
+
+    loop = asyncio.get_running_loop()
+
+    def adopt(bundle: Bundle, system: System) -> None:
+        system.warm()
+        asyncio.run_coroutine_threadsafe(worker.exchange(system), loop).result()
+        metrics.use_bundle(bundle.version)
+
+    return Reloader(settings, bundle, system, adopt, metrics, partial(health.warned, "bundle"))
+
+
+def _on_hang_up(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    """Call something at SIGHUP, unless whoever started the process has it ignored (nohup)."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, call)
 
 
 def _end(stop: asyncio.Event) -> None:
@@ -430,7 +506,7 @@ def _collect_less() -> None:
     gc.set_threshold(*COLLECT)
 
 
-def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
+def _load_system(settings: Settings, metrics: WorkerMetrics) -> tuple[Bundle, System]:
     # Numerical libraries are slow to import; health answers meanwhile.
     from extractor.systems import load_system
     from infra import record_kernel
@@ -442,7 +518,7 @@ def _load_system(settings: Settings, metrics: WorkerMetrics) -> System:
     EventDecoder(settings.events).warm()
     record_kernel.warm()
     tell_unkept()
-    return system
+    return bundle, system
 
 
 def _open_store(settings: Settings, metrics: WorkerMetrics, interruptions: Interruptions) -> Store:

@@ -8,6 +8,7 @@ is not applied twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,14 @@ class BatchWriter:
         self._sleep = sleep
         self._decoding = ThreadPoolExecutor(1, "decode")
         self._writing = ThreadPoolExecutor(1, "write")
+
+    async def make_due_for(self, digest: bytes | None) -> None:
+        """Have users be due for another bundle; returns when no transaction is under way in which
+        they are for the one before. None: for no other than they were.
+        """
+        self._digest = digest
+        with contextlib.suppress(RuntimeError):  # closed: nothing is under way
+            await asyncio.get_running_loop().run_in_executor(self._writing, lambda: None)
 
     async def decode(self, batch: FetchedBatch) -> Decoded:
         """Decode the batch's records; touches nothing else, so it may run ahead of `write`."""

@@ -13,6 +13,7 @@ class Advice(NamedTuple):
 
 
 _BUNDLES: Final = "[bundles differ](runbooks/bundles-differ.md)"
+_RELOAD: Final = "[not exchanged](runbooks/reload-failed.md)"
 _LAG: Final = "[events wait](runbooks/lag-grows.md)"
 _HELD: Final = "[held](runbooks/partition-held.md)"
 _STORE: Final = "[store errors](runbooks/store-errors.md)"
@@ -88,6 +89,8 @@ ADVICE: Final = {
     "lifelong_worker_last_batch_timestamp_seconds": Advice("a moment ago, while events come", _LAG),
     "lifelong_worker_bundle_info": Advice("one version, that of the scorers", _BUNDLES),
     "lifelong_worker_bundle_since_timestamp_seconds": Advice("of the last rollout", _BUNDLES),
+    "lifelong_worker_bundle_reloads": Advice("reloaded rises by 1 a new bundle", _RELOAD),
+    "lifelong_worker_bundle_pending": Advice("0; 1 for a minute of an exchange", _RELOAD),
     "lifelong_scorer_requests": Advice(
         "99.9 % of the rankings without 5xx", "[failing](runbooks/rankings-fail.md)"
     ),
@@ -119,5 +122,9 @@ ADVICE: Final = {
     "lifelong_scorer_store_empty": Advice("0", "[no users](runbooks/store-empty.md)"),
     "lifelong_scorer_bundle_info": Advice("one version, that of the workers", _BUNDLES),
     "lifelong_scorer_bundle_since_timestamp_seconds": Advice("of the last rollout", _BUNDLES),
+    "lifelong_scorer_bundle_reloads": Advice(
+        "reloaded rises by 1 a new bundle and process", _RELOAD
+    ),
+    "lifelong_scorer_bundle_pending": Advice("0; 1 for a minute of an exchange", _RELOAD),
 }
 """By the metric's name, without the endings of its series."""

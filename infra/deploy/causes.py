@@ -423,6 +423,21 @@ CAUSES: Final = (
         "12h",
     ),
     Alert(
+        "LifelongReloadFailed",
+        "max by (job, instance) (lifelong_scorer_bundle_pending == 1"
+        " or lifelong_worker_bundle_pending == 1)",
+        "reload-failed",
+        "ticket",
+        "Another bundle has been at bundle.path for a while, and the one in service stays.",
+        ("Overview", "Bundles that wait"),
+        "Read why in the log of that instance: bundle not exchanged.",
+        Case(
+            {'lifelong_scorer_bundle_pending{instance="s1"}': "0x3 1x20"}, "20m", {"instance": "s1"}
+        ),
+        Case({'lifelong_scorer_bundle_pending{instance="s1"}': "0x3 1x5 0x20"}, "20m"),
+        "10m",
+    ),
+    Alert(
         "LifelongBundlesDiffer",
         "count(count by (version) (lifelong_worker_bundle_info == 1"
         " or lifelong_scorer_bundle_info == 1)) > 1",

@@ -204,6 +204,29 @@ OVERVIEW: Final = Dashboard(
             runbook="bundles-differ",
         ),
         Panel(
+            "Bundles that wait",
+            (
+                (_by("lifelong_worker_bundle_pending", "instance"), "worker {{instance}}"),
+                (_by("lifelong_scorer_bundle_pending", "instance"), "scorer {{instance}}"),
+            ),
+            bad=1,
+            runbook="reload-failed",
+        ),
+        Panel(
+            "Bundles exchanged",
+            (
+                (
+                    _increase("lifelong_worker_bundle_reloads_total", "outcome"),
+                    "workers {{outcome}}",
+                ),
+                (
+                    _increase("lifelong_scorer_bundle_reloads_total", "outcome"),
+                    "scorers {{outcome}}",
+                ),
+            ),
+            runbook="reload-failed",
+        ),
+        Panel(
             "Events a second", ((_rate("lifelong_worker_events_total", "outcome"), "{{outcome}}"),)
         ),
         Panel(

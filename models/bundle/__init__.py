@@ -85,6 +85,7 @@ from models.bundle.manifest import (
     states_of,
     table_file,
 )
+from models.bundle.watching import Found, look
 
 __all__ = [
     "ATTRIBUTES",
@@ -112,6 +113,7 @@ __all__ = [
     "Catalog",
     "EncodeOffline",
     "FileEntry",
+    "Found",
     "GoldenChecks",
     "GoldenRequest",
     "GoldenSequence",
@@ -130,6 +132,7 @@ __all__ = [
     "check_golden",
     "ctr_difference",
     "golden_differences",
+    "look",
     "make_session",
     "offsets_of",
     "save_bundle",

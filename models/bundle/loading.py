@@ -53,6 +53,7 @@ from models.bundle.manifest import (
     Manifest,
     check_name,
     decode_manifest,
+    digest_of,
     offsets_of,
     read_manifest,
     sealed,
@@ -187,7 +188,7 @@ class Bundle:
         path = Path(path)
         raw = read_manifest(path)
         manifest = decode_manifest(path, raw)
-        digest = hashlib.sha256(raw).digest()[:16]
+        digest = digest_of(raw)
         if pinned is not None and not digest.hex().startswith(pinned):
             raise BundleIncompatible(
                 f"{path} is version {digest.hex()}, bundle.version asks for {pinned}; correct one"

@@ -328,6 +328,11 @@ def read_manifest(path: Path) -> bytes:
     )
 
 
+def digest_of(raw: bytes) -> bytes:
+    """The 16 bytes that name a bundle, of its manifest's."""
+    return hashlib.sha256(raw).digest()[:16]
+
+
 def decode_manifest(path: Path, raw: bytes) -> Manifest:
     """The manifest, its format looked at first: one of another need not look like ours.
 

@@ -87,11 +87,12 @@ class Methods:
     async def model_infer(
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
-        self._named(request.model_name, request.model_version)
+        # A bundle may be exchanged meanwhile: whoever names a version gets its answer.
+        named = self._named(request.model_name, request.model_version)
         head = read_head(context, "ModelInfer", request.ByteSize())
         async with turn(self._turns, head):
             answer, degraded = await self._service.run(
-                lambda ranker: self._kserve.answer(ranker, request)
+                lambda ranker: self._kserve.answer(ranker, request), named
             )
         if degraded:
             context.set_trailing_metadata(DEGRADED)

@@ -153,11 +153,14 @@ class Endpoints:
         return Response(answer, media_type=JSON, headers=DEGRADED if degraded else None)
 
     async def infer(self, request: Request) -> Response:
-        self._named(request)
+        # A bundle may be exchanged while the body comes: whoever names a version gets its answer.
+        named = self._named(request)
         length = request.headers.get(HEADER_LENGTH)
         check_content_type(request, *(JSON,) if length is None else (BINARY, JSON))
         body = await request.body()
-        answer = await self._service.run(lambda ranker: self._kserve.answer(ranker, body, length))
+        answer = await self._service.run(
+            lambda ranker: self._kserve.answer(ranker, body, length), named
+        )
         headers = dict(DEGRADED) if answer.degraded else {}
         if answer.header_length is None:
             return Response(answer.body, media_type=JSON, headers=headers)

@@ -93,8 +93,12 @@ class FakeApp:
         self.should_stop = False
         self.consumer = FakeConsumer()
         self.writer = SimpleNamespace(
-            progress=WriterProgress(), interruptions=Interruptions(), close=lambda: None
+            progress=WriterProgress(),
+            interruptions=Interruptions(),
+            close=lambda: None,
+            make_due_for=self._make_due_for,
         )
+        self.due_for: list[bytes | None] = []
         topic = TopicIdentity(TOPIC, topic_id)
         self.positions = Positions(topic, MemoryStore(), cast("Any", None), metrics, 60.0)
         self.position = _Position(5, 5, Life(), Source(1, 1), 5)
@@ -111,6 +115,9 @@ class FakeApp:
     async def stop(self) -> None:
         self.should_stop = True
 
+    async def _make_due_for(self, digest: bytes | None) -> None:
+        self.due_for.append(digest)
+
 
 class House:
     """A worker with everything around it in reach, and its endpoints."""
@@ -119,6 +126,8 @@ class House:
         self.now = wall_clock_ms()
         self.store = FaultyStore()
         self.apps: list[FakeApp] = []
+        self.digests: list[bytes | None] = []
+        """Of the bundle that users were due for when each of them was made."""
         self.topic_fault: Exception | None = None
         self.topic_id_fault: Exception | None = None
         self.registry = CollectorRegistry()
@@ -148,6 +157,11 @@ class House:
         assert status in (200, 503)
         return cast("dict[str, str]", json.loads(body).get("because", {}))
 
+    def warnings(self) -> dict[str, str]:
+        """What the endpoint says is odd about the worker."""
+        body = answer(self.port, "/health/ready")[2]
+        return cast("dict[str, str]", json.loads(body).get("warnings", {}))
+
     def ready(self) -> bool:
         return answer(self.port, "/health/ready")[0] == 200
 
@@ -168,7 +182,14 @@ class House:
             raise self.topic_id_fault
         return "id"
 
-    def _create(self, *_: object, on_assigned: Callable[[set[int]], None], **_named: object) -> Any:
+    def _create(
+        self,
+        *_: object,
+        on_assigned: Callable[[set[int]], None],
+        digest: bytes | None,
+        **_named: object,
+    ) -> Any:
+        self.digests.append(digest)
         self.apps.append(FakeApp(self.metrics, on_assigned, self._topic_id))
         return self.app
 

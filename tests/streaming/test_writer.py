@@ -20,7 +20,7 @@ from streaming.writer import BatchWriter, GivenUp, Writable
 from tests.streaming.running import NOW, KeptLetters, WatchedStore, event
 
 SOURCE = Source(key=1, owner=2)
-DIGEST = b"b" * 16
+DIGEST, OTHER = b"b" * 16, b"c" * 16
 OUTCOMES = ("applied", "duplicate", "replayed", "deleted", "rejected")
 
 
@@ -364,6 +364,23 @@ async def test_users_are_due_for_the_bundle_of_the_writer() -> None:
     await watched.write(batch_of(*(("a", event("a", n)) for n in range(SEGMENT))))
 
     assert [due.user for due in watched.store.due(SOURCE.owner, DIGEST, 10)] == ["a"]
+
+
+async def test_users_are_due_for_another_bundle_once_it_is_given() -> None:
+    watched = WatchedWriter(digest=DIGEST)
+    await watched.writer.make_due_for(OTHER)
+
+    await watched.write(batch_of(*(("a", event("a", n)) for n in range(SEGMENT))))
+
+    assert watched.store.due(SOURCE.owner, DIGEST, 10) == []
+    assert [due.user for due in watched.store.due(SOURCE.owner, OTHER, 10)] == ["a"]
+
+
+async def test_a_writer_that_is_closed_has_nothing_under_way() -> None:
+    watched = WatchedWriter(digest=DIGEST)
+    watched.writer.close()
+
+    await watched.writer.make_due_for(OTHER)
 
 
 async def test_users_appended_one_by_one_are_due_too() -> None:
