@@ -285,6 +285,13 @@ class ScorerSettings(Section):
     tls_client_ca: Path | None = None
     """PEM file with the authorities of clients: who has no certificate of theirs is not served, no
     probe either (mTLS). None: clients need no certificate."""
+    keys: Path | None = None
+    """TOML file of API keys: names, hashes and what each may ask for. Whoever has none of them is
+    refused with 401, but for probes of health. It is read again when it changes. None: nobody is
+    asked."""
+    open_metrics: bool = True
+    """Whether /metrics answers to anybody where others are asked for their keys; otherwise a key
+    needs the scope admin for it."""
     max_connections: Positive = 4096
     """Most connections open to a process; further ones wait until one closes, or a sibling takes
     them."""
@@ -506,6 +513,7 @@ _EXAMPLES: Final[dict[tuple[str, str], object]] = {
     ("scorer", "tls_cert"): "/etc/ssl/scorer.pem",
     ("scorer", "tls_key"): "/etc/ssl/scorer.key",
     ("scorer", "tls_client_ca"): "/etc/ssl/clients.pem",
+    ("scorer", "keys"): "/etc/lifelong/keys.toml",
     ("store", "id"): "9f0c2ab4de5c43d1b3a8d9e0f1a2b3c4",
     ("bundle", "path"): "/srv/lifelong/bundle",
     ("bundle", "version"): "1f2e3d4c",

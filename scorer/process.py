@@ -26,6 +26,7 @@ from infra.store import Store
 from infra.stores import open_store
 from infra.stores.mending import counted
 from infra.telemetry import get_logger
+from scorer.access import open_access
 from scorer.http.app import create_app
 from scorer.http.serving import HttpServer
 from scorer.ranking import Ranker
@@ -65,7 +66,7 @@ class ScorerProcess:
             place: the process's among its siblings; None: it has none.
 
         Raises:
-            SettingsError: the files for TLS cannot be used.
+            SettingsError: the files for TLS, or of keys, cannot be used.
         """
         registry = new_registry()
         self._settings = settings
@@ -76,8 +77,9 @@ class ScorerProcess:
         self._sampler: Sampler | None = None
         self._failure: Exception | None = None
         turns = Turns(settings.scorer.max_waiting, settings.scorer.deadline_s)
+        access = open_access(settings.scorer, self._model_name)
         self._server = HttpServer(
-            create_app(self._service, settings.scorer, self._metrics, registry, turns),
+            create_app(self._service, settings.scorer, self._metrics, registry, turns, access),
             settings.scorer,
             place or Siblings(1).place(0),
             on_stop=self._service.readiness.stopping,
@@ -130,6 +132,9 @@ class ScorerProcess:
                 self._store.close()
         if self._failure is not None:
             raise self._failure
+
+    def _model_name(self) -> str:
+        return self._service.ranker.bundle.manifest.name
 
     def _grpc_server(self, registry: CollectorRegistry, turns: Turns) -> GrpcServer | None:
         settings = self._settings.scorer
