@@ -26,7 +26,7 @@ from infra.store import Store
 from infra.stores import open_store
 from infra.stores.mending import counted
 from infra.telemetry import get_logger
-from scorer.access import open_access
+from scorer.access import Access, open_access
 from scorer.http.app import create_app
 from scorer.http.serving import HttpServer
 from scorer.ranking import Ranker
@@ -85,7 +85,7 @@ class ScorerProcess:
             on_stop=self._service.readiness.stopping,
             each_second=self._each_second,
             tls=tls_context(settings.scorer),
-            companion=self._grpc_server(registry, turns),
+            companion=self._grpc_server(registry, turns, access),
         )
 
     def load(self) -> None:
@@ -136,14 +136,16 @@ class ScorerProcess:
     def _model_name(self) -> str:
         return self._service.ranker.bundle.manifest.name
 
-    def _grpc_server(self, registry: CollectorRegistry, turns: Turns) -> GrpcServer | None:
+    def _grpc_server(
+        self, registry: CollectorRegistry, turns: Turns, access: Access | None
+    ) -> GrpcServer | None:
         settings = self._settings.scorer
         if not settings.grpc_port:
             return None
         # Not at the top: a scorer that speaks HTTP alone does without what this imports, 12 MB.
         from scorer.grpc.server import GrpcServer
 
-        return GrpcServer(self._service, settings, self._metrics, registry, turns)
+        return GrpcServer(self._service, settings, self._metrics, registry, turns, access)
 
     def _started_sampler(self, store: Store, system: System) -> Sampler | None:
         share = self._settings.scorer.sampled
