@@ -191,6 +191,10 @@ class StoreSettings(Section):
             yield name, mask_url(value) if name == "url" else value
 
 
+MAX_READ_BYTES: Final = 256 << 20
+"""Unless set, the largest file of a bundle that is read into memory."""
+
+
 class BundleSettings(Section):
     """The model bundle in service."""
 
@@ -199,6 +203,9 @@ class BundleSettings(Section):
     version: Annotated[str, Field(pattern=r"^[0-9a-f]{8,32}$")] | None = None
     """Version that the bundle must be, or at least 8 digits from its beginning, as `lifelong check`
     shows it; none: any."""
+    max_read_bytes: Positive = MAX_READ_BYTES
+    """Largest file of a bundle that is read into memory: graphs, golden requests, the manifest. A
+    larger one is refused unread. Tables are mapped, whatever their size."""
 
 
 class WorkerSettings(Section):
