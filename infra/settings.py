@@ -282,6 +282,11 @@ class ScorerSettings(Section):
     grpc_port: Port = 0
     """Port on which to speak the Open Inference Protocol over gRPC, as in 8081; 0: it is not
     spoken."""
+    admin_port: Port = 0
+    """Port for operators, as in 8082: /metrics, which is then there alone, and what else is not for
+    clients. 0: there is none."""
+    admin_host: str = "127.0.0.1"
+    """Address to listen on for operators."""
     processes: Positive = 1
     """Scorer processes; one a core is right, since each request is scored by one thread."""
     tls_cert: Path | None = None

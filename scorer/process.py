@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
@@ -27,8 +27,9 @@ from infra.stores import open_store
 from infra.stores.mending import counted
 from infra.telemetry import get_logger
 from scorer.access import Access, open_access
+from scorer.http.admin import AdminServer, create_admin_app
 from scorer.http.app import create_app
-from scorer.http.serving import HttpServer
+from scorer.http.serving import Companion, HttpServer
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
 from scorer.sampling import Sampler
@@ -36,9 +37,6 @@ from scorer.service import Service
 from scorer.siblings import Place, Siblings
 from scorer.tls import tls_context
 from scorer.turns import Turns
-
-if TYPE_CHECKING:
-    from scorer.grpc.server import GrpcServer
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long the ranking thread may keep the interpreter from the event loop, or the other way
@@ -85,7 +83,7 @@ class ScorerProcess:
             on_stop=self._service.readiness.stopping,
             each_second=self._each_second,
             tls=tls_context(settings.scorer),
-            companion=self._grpc_server(registry, turns, access),
+            companions=self._companions(registry, turns, access),
         )
 
     def load(self) -> None:
@@ -136,16 +134,23 @@ class ScorerProcess:
     def _model_name(self) -> str:
         return self._service.ranker.bundle.manifest.name
 
-    def _grpc_server(
+    def _companions(
         self, registry: CollectorRegistry, turns: Turns, access: Access | None
-    ) -> GrpcServer | None:
+    ) -> list[Companion]:
+        """The servers of the ports beside the first."""
         settings = self._settings.scorer
-        if not settings.grpc_port:
-            return None
-        # Not at the top: a scorer that speaks HTTP alone does without what this imports, 12 MB.
-        from scorer.grpc.server import GrpcServer
+        found: list[Companion] = []
+        if settings.admin_port:
+            admin = create_admin_app(settings, self._metrics, registry, access=access)
+            found.append(AdminServer(admin, settings, tls_context(settings, ("http/1.1",))))
+        if settings.grpc_port:
+            # Not at the top: a scorer that speaks HTTP alone does without what this imports, 12 MB.
+            from scorer.grpc.server import GrpcServer
 
-        return GrpcServer(self._service, settings, self._metrics, registry, turns, access)
+            found.append(
+                GrpcServer(self._service, settings, self._metrics, registry, turns, access)
+            )
+        return found
 
     def _started_sampler(self, store: Store, system: System) -> Sampler | None:
         share = self._settings.scorer.sampled

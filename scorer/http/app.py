@@ -1,7 +1,8 @@
 """The scorer's HTTP interface, composed in one place.
 
 POST /v1/rank                  scorer.http.rank_v1
-GET  /v2, /v2/health/live, /v2/health/ready, /metrics
+GET  /v2, /v2/health/live, /v2/health/ready
+GET  /metrics                  unless it is on the admin port (scorer.http.admin)
 GET  /v2/models/stats
 POST /v2/repository/index
      /v2/models/{name}[/versions/{version}]
@@ -98,6 +99,9 @@ def create_app(
         refuse=handlers[RequestError],
         metrics=metrics,
     )
+    metrics_routes = [Route(METRICS, endpoints.metrics, methods=["GET"])]
+    if settings.admin_port:
+        metrics_routes = []  # they are there (`scorer.http.admin`)
     asked = []
     if access is not None:
         check = Middleware(
@@ -120,7 +124,7 @@ def create_app(
             Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
             *model,
             *model_routes("/v2/models/{name}/versions/{version}", endpoints, unfolded),
-            Route("/metrics", endpoints.metrics, methods=["GET"]),
+            *metrics_routes,
             Route("/problems/{kind}", endpoints.problem, methods=["GET"]),
             Route("/openapi.json", endpoints.openapi, methods=["GET"]),
             Route("/docs", endpoints.docs, methods=["GET"]),
