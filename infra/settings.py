@@ -301,6 +301,13 @@ class ScorerSettings(Section):
     """TOML file of API keys: names, hashes and what each may ask for. Whoever has none of them is
     refused with 401, but for probes of health. It is read again when it changes. None: nobody is
     asked."""
+    jwt_issuer: str | None = None
+    """Issuer whose tokens (JWT) are taken, as they say it in iss: callers with such a token need no
+    key. None: none are; else jwt_audience and jwt_keys are needed, too."""
+    jwt_audience: str | None = None
+    """Audience that tokens must be for, as they say it in aud."""
+    jwt_keys: str | None = None
+    """The issuer's public keys (JWKS): a file, or an https URL."""
     open_metrics: bool = True
     """Whether /metrics answers to anybody where others are asked for their keys; otherwise a key
     needs the scope admin for it."""
@@ -526,6 +533,9 @@ _EXAMPLES: Final[dict[tuple[str, str], object]] = {
     ("scorer", "tls_key"): "/etc/ssl/scorer.key",
     ("scorer", "tls_client_ca"): "/etc/ssl/clients.pem",
     ("scorer", "keys"): "/etc/lifelong/keys.toml",
+    ("scorer", "jwt_issuer"): "https://login.example.com/",
+    ("scorer", "jwt_audience"): "lifelong",
+    ("scorer", "jwt_keys"): "https://login.example.com/.well-known/jwks.json",
     ("store", "id"): "9f0c2ab4de5c43d1b3a8d9e0f1a2b3c4",
     ("bundle", "path"): "/srv/lifelong/bundle",
     ("bundle", "version"): "1f2e3d4c",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
 
+from infra.errors import SettingsError
 from infra.settings import ScorerSettings
 from scorer.callers import Caller
 from scorer.keys import KeyFile
@@ -136,9 +137,18 @@ def open_access(settings: ScorerSettings, model: Callable[[], str]) -> Access | 
     Raises:
         SettingsError: a file cannot be used.
     """
-    if settings.keys is None:
-        return None
-    return Access(KeyFile(settings.keys), None, model)
+    keys = None if settings.keys is None else KeyFile(settings.keys)
+    tokens: Tokens | None = None
+    told = {name: getattr(settings, name) for name in ("jwt_issuer", "jwt_audience", "jwt_keys")}
+    if any(told.values()):
+        missing = [f"scorer.{name}" for name, value in told.items() if not value]
+        if missing:
+            raise SettingsError(f"{' and '.join(missing)} must be set, too, for tokens to be taken")
+        # Not at the top: only those who take tokens need what this imports.
+        from scorer.tokens import issued_tokens
+
+        tokens = issued_tokens(told["jwt_issuer"], told["jwt_audience"], told["jwt_keys"])
+    return None if keys is None and tokens is None else Access(keys, tokens, model)
 
 
 def credential_of(authorization: str, api_key: str) -> str:
