@@ -443,6 +443,9 @@ class LogSettings(Section):
     """Least severity that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL."""
     format: Annotated[Literal["auto", "json", "console"], Lower] = "auto"
     """json: one object a line; console: for people; auto: console on a terminal, else json."""
+    users: bool = False
+    """Whether lines name users by their ids, where something is the matter with one. Otherwise they
+    say the first 8 digits of the id's SHA-256, by which a user can be looked for, not read."""
 
 
 class Settings(Section):
