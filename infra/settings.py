@@ -350,6 +350,13 @@ class ScorerSettings(Section):
     """Share of the rankings of known users whose quality is measured after the answer
     (lifelong_scorer_sampled_*): TWIN's hit rate, ENCODE's relevance indicator. 0: none."""
 
+    @field_validator("jwt_keys")
+    @classmethod
+    def _check_jwt_keys(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and "@" in value.partition("://")[2].split("/")[0]:
+            raise ValueError("must hold no password; public keys need none")
+        return value
+
 
 class EventSettings(Section):
     """How a platform's own JSON events become behaviors, without code."""
@@ -721,6 +728,8 @@ def _show(key: tuple[str, ...], value: object) -> str:
     if key == ("store", "url"):
         return repr(mask_url(str(value)))
     if key == ("broker", "sasl_password"):
+        return MASK
+    if key == ("scorer", "jwt_keys") and "@" in str(value):
         return MASK
     shown = repr(value)
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}..."

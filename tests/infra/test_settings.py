@@ -254,6 +254,8 @@ def test_secrets_are_there_for_those_who_need_them() -> None:
         {"store.url": f"redis://u:{SECRET}@h"},
         {"broker.sasl_password": [SECRET]},
         {"broker.sasl_pasword": SECRET},
+        {"scorer.jwt_keys": f"https://u:{SECRET}@h/jwks"},
+        {"scorer.jwt_keys": f"https://{SECRET}@h/jwks"},
         {"store.url": f"memory://u:{SECRET}@h", "worker.fetch_max": 0},
     ],
 )
