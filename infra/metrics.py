@@ -599,7 +599,8 @@ class ScorerMetrics(BundleMetrics):
             "lifelong_scorer_rejected",
             "Requests turned away before scoring, by reason. overload (more comes than can be "
             "ranked) and deadline (those before it leave no time for it) mean too few scorers; "
-            "client: too many waiting ones are the same client's.",
+            "client: too many waiting ones are the same client's. unauthenticated, forbidden and "
+            "rate: who asked may not, or not so often.",
             ["reason"],
             registry=registry,
         )

@@ -191,6 +191,10 @@ class StoreSettings(Section):
             yield name, mask_url(value) if name == "url" else value
 
 
+MAX_READ_BYTES: Final = 256 << 20
+"""Unless set, the largest file of a bundle that is read into memory."""
+
+
 class BundleSettings(Section):
     """The model bundle in service."""
 
@@ -202,6 +206,9 @@ class BundleSettings(Section):
     poll_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     """How often a running process looks whether another bundle is at path; once two looks find the
     same one, all of it, it takes its place. 0: only when asked (SIGHUP)."""
+    max_read_bytes: Positive = MAX_READ_BYTES
+    """Largest file of a bundle that is read into memory: graphs, golden requests, the manifest. A
+    larger one is refused unread. Tables are mapped, whatever their size."""
 
 
 class WorkerSettings(Section):
@@ -278,6 +285,11 @@ class ScorerSettings(Section):
     grpc_port: Port = 0
     """Port on which to speak the Open Inference Protocol over gRPC, as in 8081; 0: it is not
     spoken."""
+    admin_port: Port = 0
+    """Port for operators, as in 8082: /metrics, which is then there alone, and what else is not for
+    clients. 0: there is none."""
+    admin_host: str = "127.0.0.1"
+    """Address to listen on for operators."""
     processes: Positive = 1
     """Scorer processes; one a core is right, since each request is scored by one thread."""
     tls_cert: Path | None = None
@@ -288,6 +300,20 @@ class ScorerSettings(Section):
     tls_client_ca: Path | None = None
     """PEM file with the authorities of clients: who has no certificate of theirs is not served, no
     probe either (mTLS). None: clients need no certificate."""
+    keys: Path | None = None
+    """TOML file of API keys: names, hashes and what each may ask for. Whoever has none of them is
+    refused with 401, but for probes of health. It is read again when it changes. None: nobody is
+    asked."""
+    jwt_issuer: str | None = None
+    """Issuer whose tokens (JWT) are taken, as they say it in iss: callers with such a token need no
+    key. None: none are; else jwt_audience and jwt_keys are needed, too."""
+    jwt_audience: str | None = None
+    """Audience that tokens must be for, as they say it in aud."""
+    jwt_keys: str | None = None
+    """The issuer's public keys (JWKS): a file, or an https URL."""
+    open_metrics: bool = True
+    """Whether /metrics answers to anybody where others are asked for their keys; otherwise a key
+    needs the scope admin for it."""
     max_connections: Positive = 4096
     """Most connections open to a process; further ones wait until one closes, or a sibling takes
     them."""
@@ -326,6 +352,13 @@ class ScorerSettings(Section):
     sampled: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Share of the rankings of known users whose quality is measured after the answer
     (lifelong_scorer_sampled_*): TWIN's hit rate, ENCODE's relevance indicator. 0: none."""
+
+    @field_validator("jwt_keys")
+    @classmethod
+    def _check_jwt_keys(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and "@" in value.partition("://")[2].split("/")[0]:
+            raise ValueError("must hold no password; public keys need none")
+        return value
 
 
 class EventSettings(Section):
@@ -420,6 +453,9 @@ class LogSettings(Section):
     """Least severity that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL."""
     format: Annotated[Literal["auto", "json", "console"], Lower] = "auto"
     """json: one object a line; console: for people; auto: console on a terminal, else json."""
+    users: bool = False
+    """Whether lines name users by their ids, where something is the matter with one. Otherwise they
+    say the first 8 digits of the id's SHA-256, by which a user can be looked for, not read."""
 
 
 class Settings(Section):
@@ -509,6 +545,10 @@ _EXAMPLES: Final[dict[tuple[str, str], object]] = {
     ("scorer", "tls_cert"): "/etc/ssl/scorer.pem",
     ("scorer", "tls_key"): "/etc/ssl/scorer.key",
     ("scorer", "tls_client_ca"): "/etc/ssl/clients.pem",
+    ("scorer", "keys"): "/etc/lifelong/keys.toml",
+    ("scorer", "jwt_issuer"): "https://login.example.com/",
+    ("scorer", "jwt_audience"): "lifelong",
+    ("scorer", "jwt_keys"): "https://login.example.com/.well-known/jwks.json",
     ("store", "id"): "9f0c2ab4de5c43d1b3a8d9e0f1a2b3c4",
     ("bundle", "path"): "/srv/lifelong/bundle",
     ("bundle", "version"): "1f2e3d4c",
@@ -691,6 +731,8 @@ def _show(key: tuple[str, ...], value: object) -> str:
     if key == ("store", "url"):
         return repr(mask_url(str(value)))
     if key == ("broker", "sasl_password"):
+        return MASK
+    if key == ("scorer", "jwt_keys") and "@" in str(value):
         return MASK
     shown = repr(value)
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}..."

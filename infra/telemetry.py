@@ -6,7 +6,11 @@ standard library (Faust, aiokafka, uvicorn) pass through the same formatter.
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import io
 import logging
+import re
 import sys
 from typing import Any, Final, Protocol, TextIO, cast
 
@@ -18,6 +22,9 @@ from infra.settings import LogSettings
 
 # Libraries that tell at INFO of each poll and heartbeat. Our own events say what came of it.
 _TALKATIVE: Final = ("aiokafka", "faust", "mode", "asyncio", "httpx", "httpcore", "uvicorn.access")
+
+# "user" and an id as errors show it; one that was cut off has no end.
+_USER: Final = re.compile(r"""\b(users?) ('(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$))""")
 
 
 class Log(Protocol):
@@ -55,7 +62,7 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     stream = stream or sys.stderr
     as_json = settings.format == "json" or (settings.format == "auto" and not stream.isatty())
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_formatter(as_json=as_json, colors=stream.isatty()))
+    handler.setFormatter(_formatter(as_json=as_json, colors=stream.isatty(), users=settings.users))
 
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -71,7 +78,30 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     logging.captureWarnings(True)
 
 
-def _formatter(*, as_json: bool, colors: bool) -> ProcessorFormatter:
+def without_users(text: str) -> str:
+    """A text whose users are told by digits of their hash, where it names them as errors do.
+
+    >>> without_users("the record of user 'ann' is truncated; remove it")
+    'the record of user #49915e0d is truncated; remove it'
+    """
+    return _USER.sub(lambda found: f"{found[1]} #{_digits(found[2])}", text)
+
+
+def _digits(shown: str) -> str:
+    """The digits that stand for an id, which is shown as Python writes texts."""
+    try:
+        user = str(ast.literal_eval(shown))
+    except (SyntaxError, ValueError):  # its end was cut off
+        return "?"
+    return hashed(user)
+
+
+def hashed(user: str) -> str:
+    """The digits that stand for a user's id: as many as tell a store's few odd users apart."""
+    return hashlib.sha256(user.encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def _formatter(*, as_json: bool, colors: bool, users: bool) -> ProcessorFormatter:
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -80,15 +110,23 @@ def _formatter(*, as_json: bool, colors: bool) -> ProcessorFormatter:
         structlog.processors.StackInfoRenderer(),
         _tidy,
     ]
+    hiding: list[Processor] = [] if users else [_hide_users]
     rendered: list[Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        [
+            structlog.processors.format_exc_info,
+            *hiding,
+            structlog.processors.JSONRenderer(default=str),
+        ]
         if as_json
         else [
+            *hiding,
             structlog.dev.ConsoleRenderer(
                 colors=colors,
                 timestamp_key="time",
-                exception_formatter=structlog.dev.plain_traceback,
-            )
+                exception_formatter=(
+                    structlog.dev.plain_traceback if users else _traceback_without_users
+                ),
+            ),
         ]
     )
     return ProcessorFormatter(
@@ -103,3 +141,19 @@ def _tidy(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     if "\n" in text:
         text = " | ".join(line.strip() for line in text.splitlines() if line.strip())
     return {"time": event.pop("time"), "level": event.pop("level"), "event": text, **event}
+
+
+def _hide_users(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """No user's id in any text of the event, nor under the name of one."""
+    for name, value in event.items():
+        if name == "user":
+            event[name] = f"#{hashed(str(value))}"
+        elif isinstance(value, str):
+            event[name] = without_users(value)
+    return event
+
+
+def _traceback_without_users(sio: TextIO, exc_info: Any) -> None:
+    written = io.StringIO()
+    structlog.dev.plain_traceback(written, exc_info)
+    sio.write(without_users(written.getvalue()))

@@ -1,4 +1,4 @@
-"""The scorer's addresses: the listening socket that all its processes share, and gRPC's port."""
+"""The scorer's addresses: the listening socket that all its processes share, and other ports."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def listen(settings: ScorerSettings) -> socket.socket:
     """
     try:
         listener = socket.create_server(
-            (settings.host, settings.port), family=_family(settings), backlog=BACKLOG
+            (settings.host, settings.port), family=_family(settings.host), backlog=BACKLOG
         )
     except OSError as error:
-        raise _taken(settings, "port", error) from error
+        raise _taken(settings, "host", "port", error) from error
     for level, option, value in OPTIONS:
         listener.setsockopt(level, option, value)
     return listener
@@ -47,40 +47,48 @@ def listen(settings: ScorerSettings) -> socket.socket:
 
 @contextlib.contextmanager
 def reserved(settings: ScorerSettings) -> Iterator[None]:
-    """Keep ``scorer.grpc_port``, if there is one, for the processes of this scorer.
+    """Keep ``scorer.grpc_port`` and ``admin_port``, where there are such, for the processes of this
+    scorer.
 
-    gRPC takes no socket that is open already: each process binds one of its own (SO_REUSEPORT), and
-    the kernel spreads connections over those that listen. So a stranger on the port would get a
-    share of them, rather than either an error; that is found out here.
+    Each process binds a socket of its own there (SO_REUSEPORT: gRPC takes none that is open
+    already), and the kernel spreads connections over those that listen. So a stranger on the port
+    would get a share of them, rather than either an error; that is found out here.
 
     Raises:
-        SettingsError: it is taken, or no address of this machine.
+        SettingsError: one is taken, or no address of this machine.
     """
-    if not settings.grpc_port:
+    with contextlib.ExitStack() as held:
+        if settings.grpc_port:
+            held.enter_context(_held(settings, "host", "grpc_port"))
+        if settings.admin_port:
+            held.enter_context(_held(settings, "admin_host", "admin_port"))
         yield
-        return
-    address = settings.host, settings.grpc_port
-    with socket.socket(_family(settings)) as holder:
+
+
+@contextlib.contextmanager
+def _held(settings: ScorerSettings, host: str, port: str) -> Iterator[None]:
+    address = getattr(settings, host), getattr(settings, port)
+    with socket.socket(_family(address[0])) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             # Of its own, this fails where anybody is; the holder would share with another scorer.
-            socket.create_server(address, family=_family(settings)).close()
+            socket.create_server(address, family=_family(address[0])).close()
             holder.bind(address)
         except OSError as error:
-            raise _taken(settings, "grpc_port", error) from error
+            raise _taken(settings, host, port, error) from error
         yield
 
 
-def _family(settings: ScorerSettings) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _taken(settings: ScorerSettings, name: str, error: OSError) -> SettingsError:
+def _taken(settings: ScorerSettings, host: str, name: str, error: OSError) -> SettingsError:
     what = error.strerror  # of create_server, with the address once more
     if error.errno is not None and not isinstance(error, socket.gaierror):
         what = os.strerror(error.errno)
     port = getattr(settings, name)
     return SettingsError(
-        f"scorer.host = {settings.host!r}, scorer.{name} = {port}: cannot listen there ({what}); "
-        "choose others, or stop what listens there"
+        f"scorer.{host} = {getattr(settings, host)!r}, scorer.{name} = {port}: cannot listen there "
+        f"({what}); choose others, or stop what listens there"
     )

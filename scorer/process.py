@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from extractor.reloading import Reloader
 from extractor.system import System
 from extractor.systems import load_system
-from infra.errors import StoreUnavailable, without_places
+from infra.errors import LifelongError, StoreUnavailable, without_places
 from infra.metrics import ScorerMetrics, new_registry
 from infra.processes import orphaned
 from infra.settings import Settings
@@ -30,8 +30,10 @@ from infra.stores import open_store
 from infra.stores.mending import counted
 from infra.telemetry import get_logger
 from models.bundle import Bundle
+from scorer.access import Access, open_access
+from scorer.http.admin import AdminServer, create_admin_app
 from scorer.http.app import create_app
-from scorer.http.serving import HttpServer
+from scorer.http.serving import Companion, HttpServer
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
 from scorer.sampling import Sampler
@@ -40,9 +42,6 @@ from scorer.siblings import Place, Siblings
 from scorer.stopping import handling
 from scorer.tls import tls_context
 from scorer.turns import Turns
-
-if TYPE_CHECKING:
-    from scorer.grpc.server import GrpcServer
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long the ranking thread may keep the interpreter from the event loop, or the other way
@@ -70,7 +69,7 @@ class ScorerProcess:
             place: the process's among its siblings; None: it has none.
 
         Raises:
-            SettingsError: the files for TLS cannot be used.
+            SettingsError: the files for TLS, or of keys, cannot be used.
         """
         registry = new_registry()
         self._settings = settings
@@ -86,14 +85,15 @@ class ScorerProcess:
         """How often the scorer as a whole was told to look for a new bundle, and this did."""
         self._failure: Exception | None = None
         turns = Turns(settings.scorer.max_waiting, settings.scorer.deadline_s)
+        access = open_access(settings.scorer, self._model_name)
         self._server = HttpServer(
-            create_app(self._service, settings.scorer, self._metrics, registry, turns),
+            create_app(self._service, settings.scorer, self._metrics, registry, turns, access),
             settings.scorer,
             self._place,
             on_stop=self._service.readiness.stopping,
             each_second=self._each_second,
             tls=tls_context(settings.scorer),
-            companion=self._grpc_server(registry, turns),
+            companions=self._companions(registry, turns, access),
         )
 
     def load(self) -> None:
@@ -140,14 +140,28 @@ class ScorerProcess:
         if self._failure is not None:
             raise self._failure
 
-    def _grpc_server(self, registry: CollectorRegistry, turns: Turns) -> GrpcServer | None:
-        settings = self._settings.scorer
-        if not settings.grpc_port:
-            return None
-        # Not at the top: a scorer that speaks HTTP alone does without what this imports, 12 MB.
-        from scorer.grpc.server import GrpcServer
+    def _model_name(self) -> str:
+        return self._service.ranker.bundle.manifest.name
 
-        return GrpcServer(self._service, settings, self._metrics, registry, turns)
+    def _companions(
+        self, registry: CollectorRegistry, turns: Turns, access: Access | None
+    ) -> list[Companion]:
+        """The servers of the ports beside the first."""
+        settings = self._settings.scorer
+        found: list[Companion] = []
+        if settings.admin_port:
+            admin = create_admin_app(
+                settings, self._metrics, registry, access=access, reload=self._reload
+            )
+            found.append(AdminServer(admin, settings, tls_context(settings, ("http/1.1",))))
+        if settings.grpc_port:
+            # Not at the top: a scorer that speaks HTTP alone does without what this imports, 12 MB.
+            from scorer.grpc.server import GrpcServer
+
+            found.append(
+                GrpcServer(self._service, settings, self._metrics, registry, turns, access)
+            )
+        return found
 
     def _made(self, store: Store, bundle: Bundle, system: System) -> tuple[Ranker, Sampler | None]:
         """A warm ranker, and what samples its requests, if anything does."""
@@ -176,6 +190,17 @@ class ScorerProcess:
         self._metrics.use_bundle(bundle.version)
         if before is not None:
             before.close()
+
+    def _reload(self) -> str:
+        """Take up the bundle that is in the directory, here now and in siblings within a second."""
+        if self.reloader is None:
+            raise LifelongError("the first bundle is being loaded yet; come again")
+        told = self.reloader.now()
+        self._place.reload()
+        self._reloads = self._place.reloads
+        if told.outcome == "failed":
+            raise LifelongError(told.reason or "the bundle cannot be used; the log says why")
+        return told.outcome
 
     def _warn(self, what: str | None) -> None:
         self._service.readiness.bundle_warning = what

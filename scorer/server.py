@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from infra.settings import Settings
 from infra.telemetry import get_logger
+from scorer.access import open_access
 from scorer.limits import too_small_body
 from scorer.listener import listen, reserved
 from scorer.supervisor import Supervisor, shared_metrics
@@ -21,13 +22,15 @@ def run_scorer(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then take leave of clients, finish what is under way, return.
 
     Raises:
-        SettingsError: the address cannot be listened on, or files for TLS cannot be used.
+        SettingsError: the address cannot be listened on, or files for TLS, or of keys,
+            cannot be used.
         BundleError: the bundle cannot be used.
         StoreError: the store cannot be opened for another reason than being away, which is
             waited for.
     """
     if (odd := too_small_body(settings.scorer)) is not None:
         log.warning(odd)
+    open_access(settings.scorer, str)  # what is wrong with its files is told before there is a port
     scheme = "http" if tls_context(settings.scorer) is None else "https"
     with listen(settings.scorer) as listener, reserved(settings.scorer):
         host, port = listener.getsockname()[:2]

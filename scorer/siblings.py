@@ -80,6 +80,10 @@ class Place:
         """How often the scorer as a whole has been told to look for a new bundle."""
         return self._siblings.reloads
 
+    def reload(self) -> None:
+        """Tell the scorer as a whole to look for a new bundle."""
+        self._siblings.reload()
+
     @property
     def fewest(self) -> bool:
         """Whether no sibling that accepts connections has fewer open."""

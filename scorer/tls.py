@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,14 @@ PROTOCOLS: Final = ("h2", "http/1.1")
 """What is offered in the handshake (ALPN), the preferred one first."""
 
 
-def tls_context(settings: ScorerSettings) -> ssl.SSLContext | None:
+def tls_context(
+    settings: ScorerSettings, protocols: Sequence[str] = PROTOCOLS
+) -> ssl.SSLContext | None:
     """The TLS that the settings ask for; None: none.
+
+    Args:
+        settings: of the scorer.
+        protocols: what is offered in the handshake.
 
     Raises:
         SettingsError: a file is missing, or is not what it should be.
@@ -26,7 +33,7 @@ def tls_context(settings: ScorerSettings) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(PROTOCOLS)
+    context.set_alpn_protocols(protocols)
     _read("tls_cert", settings.tls_cert)
     if settings.tls_key is not None:
         _read("tls_key", settings.tls_key)

@@ -176,7 +176,7 @@ def test_a_reader_is_listed_with_its_files_origin_and_licence(name: str) -> None
 
 every_page = pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
+    [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 

@@ -57,7 +57,11 @@ def load_system(settings: Settings, *, serving: bool = True) -> tuple[Bundle, Sy
 
     if settings.bundle.path is None:
         raise BundleMissing("bundle.path is not set; name the directory of a model bundle")
-    bundle = Bundle.load(settings.bundle.path, pinned=settings.bundle.version)
+    bundle = Bundle.load(
+        settings.bundle.path,
+        pinned=settings.bundle.version,
+        max_read_bytes=settings.bundle.max_read_bytes,
+    )
     if settings.store.length < bundle.manifest.L:
         raise SettingsError(
             f"store.length = {settings.store.length} is less than the {bundle.manifest.L} behaviors"

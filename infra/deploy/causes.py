@@ -18,7 +18,10 @@ SCORER_JOB: Final = "lifelong-scorer"
 
 HELD_S: Final = WorkerSettings().held_max_s
 
-CLIENTS: Final = "malformed|unknown_model|content_type|body_too_large|slow_body|unknown_items"
+CLIENTS: Final = (
+    "malformed|unknown_model|content_type|body_too_large|slow_body|unknown_items"
+    "|unauthenticated|forbidden|rate"
+)
 """Reasons for which a request is turned away that are its sender's."""
 
 SHARES: Final = {

@@ -22,6 +22,7 @@ from infra.errors import BundleIncompatible, one_line
 if TYPE_CHECKING:
     import onnxruntime
 
+from models.bundle.graphs import check_graph
 from models.bundle.manifest import GOLDEN
 
 GOLDEN_TOLERANCE: Final = 1e-4
@@ -84,7 +85,12 @@ def make_session(model: bytes) -> onnxruntime.InferenceSession:
     """A session of onnxruntime on one core, which does not spin while it waits.
 
     A service runs a process per core; spinning threads would steal the neighbor's.
+
+    Raises:
+        GraphRefused: the graph is more than data (`check_graph`). onnxruntime raises its own errors
+            of what it cannot run.
     """
+    check_graph(model)
     # Once loaded, onnxruntime tells its maker of each session, and leaves a file in the temporary
     # directory. Its own function to disable that comes too late: the first message is under way
     # by then. So this is the one place that loads it.
@@ -97,6 +103,7 @@ def make_session(model: bytes) -> onnxruntime.InferenceSession:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was looked at
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,7 @@ from infra.arrays import F32, I32, U8, U64, Array
 from infra.behaviors import ActionNames, item_key
 from infra.errors import BundleCorrupt, BundleIncompatible, one_line
 from infra.files import write_directory
+from infra.settings import MAX_READ_BYTES
 from models.bundle.catalog import Catalog, Texts
 from models.features import feature_names
 from models.kernels.lookup import SLOT
@@ -87,6 +90,9 @@ CODES: Final = 256
 HASHED_AT_ONCE: Final = 4
 """Files whose sha256 is taken at once: most bytes are in two or three of them."""
 
+FILE_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+"""Names of a bundle's files: none leads out of its directory."""
+
 SAMPLED: Final = 1024
 """Rows, spread over the catalog, of which lookup and item tables are checked at load."""
 
@@ -104,10 +110,13 @@ class Verified(NamedTuple):
     golden: GoldenChecks
 
 
-def verify(path: Path | str) -> Verified:
+def verify(path: Path | str, max_read_bytes: int = MAX_READ_BYTES) -> Verified:
     """Check a bundle of any method: the sha256 of every file, and its golden requests repeated.
 
     `Bundle.load` does the same, and checks what a service needs besides.
+
+    Args:
+        max_read_bytes: largest file that is read into memory.
 
     Raises:
         BundleMissing: there is no bundle at ``path``.
@@ -116,8 +125,8 @@ def verify(path: Path | str) -> Verified:
             others.
     """
     path = Path(path)
-    manifest = decode_manifest(path, read_manifest(path))
-    _check_files(path, manifest, verify=True)
+    manifest = decode_manifest(path, read_manifest(path, max_read_bytes))
+    _check_files(path, manifest, max_read_bytes, verify=True)
     golden = _decode(path / GOLDEN, list[GoldenRequest])
     try:
         session = make_session((path / SCORER).read_bytes())
@@ -170,7 +179,14 @@ class Bundle:
     """Read-only: the attention that live measures take for the truth; None: the bundle has none."""
 
     @classmethod
-    def load(cls, path: Path | str, verify: bool = True, *, pinned: str | None = None) -> Bundle:
+    def load(
+        cls,
+        path: Path | str,
+        verify: bool = True,
+        *,
+        pinned: str | None = None,
+        max_read_bytes: int = MAX_READ_BYTES,
+    ) -> Bundle:
         """Read a bundle and check it; whether it can be served, `extractor.systems` knows.
 
         Args:
@@ -179,6 +195,7 @@ class Bundle:
                 rows of lookup and item tables against what they are made from. Only to be turned
                 off for a directory that this machine has just verified.
             pinned: the version (`Bundle.version`) that it must be, or the beginning of it.
+            max_read_bytes: largest file that is read into memory; others are mapped.
 
         Raises:
             BundleMissing: there is no bundle at ``path``.
@@ -186,7 +203,7 @@ class Bundle:
             BundleIncompatible: format, features or shapes are not those of this version.
         """
         path = Path(path)
-        raw = read_manifest(path)
+        raw = read_manifest(path, max_read_bytes)
         manifest = decode_manifest(path, raw)
         digest = digest_of(raw)
         if pinned is not None and not digest.hex().startswith(pinned):
@@ -195,7 +212,7 @@ class Bundle:
                 " of the two"
             )
         _check_network(path / MANIFEST, manifest)
-        _check_files(path, manifest, verify=verify)
+        _check_files(path, manifest, max_read_bytes, verify=verify)
         rows = manifest.n_items + 1
         bundle = cls(
             path=path,
@@ -211,7 +228,9 @@ class Bundle:
             golden=_decode(path / GOLDEN, list[GoldenRequest]),
             sequences=_decode(path / SEQUENCES, list[GoldenSequence]) if manifest.offline else [],
             rates=_mapped(path / RATES, np.float32, (rows,)) if manifest.rates else None,
-            actions=_read_actions(path / ATTRIBUTES, manifest) if manifest.sees_actions else None,
+            actions=_read_actions(path / ATTRIBUTES, manifest, max_read_bytes)
+            if manifest.sees_actions
+            else None,
             codes=_codes(manifest, manifest.actions),
             reference=_read_reference(path, manifest),
         )
@@ -395,9 +414,11 @@ def _codes(manifest: Manifest, names: Sequence[str]) -> U8:
     return codes
 
 
-def _read_actions(file: Path, manifest: Manifest) -> F32:
+def _read_actions(file: Path, manifest: Manifest, max_bytes: int) -> F32:
     try:
         with np.load(file, allow_pickle=False) as arrays:
+            if arrays.zip.getinfo(f"{ACTIONS}.npy").file_size > max_bytes:
+                raise BundleCorrupt(f"{file} holds {_larger(max_bytes)}")
             actions: F32 = np.asarray(arrays[ACTIONS], np.float32)
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise BundleCorrupt(f"{file} cannot be decoded: {one_line(error)}") from error
@@ -424,39 +445,70 @@ def _read_reference(path: Path, manifest: Manifest) -> Reference | None:
     )
 
 
-def _check_files(path: Path, manifest: Manifest, *, verify: bool) -> None:
+def _check_files(path: Path, manifest: Manifest, max_read_bytes: int, *, verify: bool) -> None:
     names = dict.fromkeys((*manifest.needed, *sorted(manifest.files)))
+    for name in names:
+        if not FILE_NAME.fullmatch(name):
+            raise BundleCorrupt(
+                f"{path / MANIFEST}: {name[:64]!r} is no name of a file beside it; export again"
+            )
 
     def check(name: str) -> None:
-        _check_file(path / name, manifest.files.get(name), verify=verify)
+        file = path / name
+        _check_size(file, manifest.files.get(name), None if mapped(name) else max_read_bytes)
+        if verify:
+            _check_sum(file, manifest.files[name])
 
     # Hashing releases the interpreter's lock.
     with ThreadPoolExecutor(HASHED_AT_ONCE, "sha256") as pool:
         list(pool.map(check, names))
 
 
-def _check_file(file: Path, entry: FileEntry | None, *, verify: bool) -> None:
+def _check_size(file: Path, entry: FileEntry | None, at_most: int | None) -> None:
+    """Refuse a file that is not as large as it should be, before anything of it is read."""
     if entry is None:
         raise BundleCorrupt(
             f"{file.with_name(MANIFEST)} lists no {file.name}; export the bundle again"
         )
     try:
-        with file.open("rb") as opened:
-            size = opened.seek(0, 2)
-            opened.seek(0)
-            found = hashlib.file_digest(opened, "sha256").hexdigest() if verify else entry.sha256
+        found = file.stat()
     except FileNotFoundError as error:
         raise BundleCorrupt(f"{file} is absent; export or copy the bundle again") from error
     except OSError as error:
         raise BundleCorrupt(f"{file} cannot be read: {one_line(error)}") from error
-    if size != entry.size:
+    if not stat.S_ISREG(found.st_mode):  # a pipe would keep its reader waiting
+        raise BundleCorrupt(f"{file} is no file; export or copy the bundle again")
+    if found.st_size != entry.size:
         raise BundleCorrupt(
-            f"{file} has {size} bytes instead of {entry.size}; export or copy the bundle again"
+            f"{file} has {found.st_size} bytes instead of {entry.size}; export or copy the bundle"
+            " again"
         )
+    if at_most is not None and entry.size > at_most:
+        raise BundleCorrupt(f"{file} has {_larger(at_most)}")
+
+
+def _larger(max_bytes: int) -> str:
+    return (
+        f"more than {max_bytes} bytes, which bundle.max_read_bytes allows; raise it if that is"
+        " right"
+    )
+
+
+def _check_sum(file: Path, entry: FileEntry) -> None:
+    try:
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleCorrupt(f"{file} cannot be read: {one_line(error)}") from error
     if found != entry.sha256:
         raise BundleCorrupt(
             f"{file} does not match its sha256 in {MANIFEST}; export or copy the bundle again"
         )
+
+
+def mapped(name: str) -> bool:
+    """Whether a file of a bundle is mapped, not read: its size costs no memory."""
+    return name.endswith(".npy")
 
 
 def _decode(file: Path, kind: Any) -> Any:

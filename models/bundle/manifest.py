@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
+from infra.settings import MAX_READ_BYTES
 from models.features import CROSS_FEATURES, USER_FEATURES, Rates
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -307,15 +308,21 @@ _DEFAULTS: Final = {
 }
 
 
-def read_manifest(path: Path) -> bytes:
+def read_manifest(path: Path, max_bytes: int = MAX_READ_BYTES) -> bytes:
     """The bytes of a bundle's manifest.
 
     Raises:
         BundleMissing: there is no bundle at ``path``, or it cannot be read.
-        BundleCorrupt: there are other files, but no manifest.
+        BundleCorrupt: there are other files, but no manifest; or it is larger than it may be.
     """
+    file = path / MANIFEST
     try:
-        return (path / MANIFEST).read_bytes()
+        if file.stat().st_size > max_bytes:
+            raise BundleCorrupt(
+                f"{file} has more than {max_bytes} bytes, which bundle.max_read_bytes allows;"
+                " raise it if that is right"
+            )
+        return file.read_bytes()
     except FileNotFoundError:
         pass
     except OSError as error:

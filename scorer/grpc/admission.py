@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
+from scorer.callers import this_caller
 from scorer.grpc.calls import Context
 from scorer.http.admission import CLIENT, CLIENT_BYTES, PRIORITY, level_of
 from scorer.limits import Refused
@@ -50,6 +51,9 @@ def read_head(context: Context, route: str, size: int) -> Head:
             level = level_of(value if isinstance(value, bytes) else value.encode("latin-1"))
         elif name == CLIENT_KEY:
             client = str(value)[:CLIENT_BYTES]
-    if client is None:  # ipv4:127.0.0.1:34567
+    caller = this_caller.get()
+    if caller is not None:
+        client = caller.name
+    elif client is None:  # ipv4:127.0.0.1:34567
         client = context.peer().rpartition(":")[0].partition(":")[2]
     return Head(route, size, context.time_remaining(), level, client)

@@ -20,6 +20,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Asked, Context], Awaitable[Answered]]
 
 CODES: Final = {
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,

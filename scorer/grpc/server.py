@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry
 from infra.errors import SettingsError
 from infra.metrics import ScorerMetrics
 from infra.settings import ScorerSettings
+from scorer.access import Access, Need
+from scorer.grpc.access import OPEN, CallerCheck
 from scorer.grpc.calls import Method, counted
 from scorer.grpc.health import Health
 from scorer.grpc.methods import SERVICE, Methods
@@ -52,8 +54,10 @@ class GrpcServer:
         metrics: ScorerMetrics,
         registry: CollectorRegistry,
         turns: Turns,
+        access: Access | None = None,
     ) -> None:
         self._service = service
+        self._access = access
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
@@ -70,7 +74,10 @@ class GrpcServer:
         Raises:
             SettingsError: it cannot be listened on.
         """
-        server = self._server = grpc.aio.server(options=_options(self._settings))
+        checks = () if self._access is None else (self._check(self._access),)
+        server = self._server = grpc.aio.server(
+            interceptors=checks, options=_options(self._settings)
+        )
         most = self._settings.max_candidates
         methods = Methods(self._service, most, self._registry, self._turns)
         handlers = {
@@ -100,6 +107,14 @@ class GrpcServer:
             ) from error
         await server.start()
         return port
+
+    def _check(self, access: Access) -> CallerCheck:
+        needs = {f"/{SERVICE.full_name}/{name}": Need.NAME for name in SERVICE.methods_by_name}
+        needs |= {f"/{SERVICE.full_name}/{name}": Need.NOTHING for name in OPEN}
+        needs[f"/{SERVICE.full_name}/ModelInfer"] = Need.RANK
+        health = health_pb2.DESCRIPTOR.services_by_name["Health"]
+        needs |= {f"/{health.full_name}/{name}": Need.NOTHING for name in health.methods_by_name}
+        return CallerCheck(access, needs, self._metrics)
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, and wait for those under way, at most so long."""

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.errors import RequestError
 from infra.metrics import ScorerMetrics
+from scorer.callers import this_caller
 from scorer.http.body import Body
 from scorer.limits import Refused
 from scorer.turns import LEVELS, NORMAL, Head, Reason, Turn, Turns, overdue, this_turn
@@ -33,7 +34,8 @@ no Envoy, and gRPC's, whose value ends in its unit."""
 UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 CLIENT: Final = b"x-client-id"
-"""Header that tells who sends a request; without it the peer's address does."""
+"""Header that tells who sends a request; without it the peer's address does. Of a caller whose
+credential is valid, its name does."""
 
 CLIENT_BYTES: Final = 64
 """How much of that counts."""
@@ -175,6 +177,7 @@ def read_head(scope: Scope, route: str) -> tuple[Head, bool]:
     size, timeout_s, level, waits = 0, None, NORMAL, False
     peer = scope.get("client")
     client = peer[0] if peer else ""
+    caller = this_caller.get()
     for name, value in scope["headers"]:
         if name == b"content-length":
             size = int(value) if value.isdigit() else 0
@@ -188,6 +191,8 @@ def read_head(scope: Scope, route: str) -> tuple[Head, bool]:
             client = value[:CLIENT_BYTES].decode("latin-1")
         elif name == b"expect":
             waits = True
+    if caller is not None:
+        client = caller.name
     return Head(route, size, timeout_s, level, client), waits
 
 

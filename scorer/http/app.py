@@ -1,7 +1,8 @@
 """The scorer's HTTP interface, composed in one place.
 
 POST /v1/rank                  scorer.http.rank_v1
-GET  /v2, /v2/health/live, /v2/health/ready, /metrics
+GET  /v2, /v2/health/live, /v2/health/ready
+GET  /metrics                  unless it is on the admin port (scorer.http.admin)
 GET  /v2/models/stats
 POST /v2/repository/index
      /v2/models/{name}[/versions/{version}]
@@ -28,6 +29,8 @@ from starlette.routing import Route
 from infra.errors import RequestError
 from infra.metrics import Figures, ScorerMetrics, exposition
 from infra.settings import ScorerSettings
+from scorer.access import Access
+from scorer.http.access import METRICS, OPEN, CallerCheck
 from scorer.http.admission import Admission
 from scorer.http.body import Body
 from scorer.http.compression import Compression
@@ -68,6 +71,7 @@ def create_app(
     metrics: ScorerMetrics,
     registry: CollectorRegistry,
     turns: Turns | None = None,
+    access: Access | None = None,
 ) -> Starlette:
     """The ASGI application of one process; nothing runs until a request comes.
 
@@ -75,6 +79,7 @@ def create_app(
         service: what answers; it may still be waiting for its bundle.
         registry: where ``metrics`` are registered, shown on /metrics.
         turns: shared with whatever else asks the service; None: nothing does.
+        access: what tells callers; None: nobody is asked who they are.
     """
     endpoints = Endpoints(service, settings, registry)
     handlers = error_handlers(metrics)
@@ -85,14 +90,29 @@ def create_app(
     ]
     rank = Route("/v1/rank", endpoints.rank, methods=["POST"], middleware=unfolded)
     infer, *model = model_routes("/v2/models/{name}", endpoints, unfolded)
+    scored = {"/v1/rank": rank, "/infer": infer}
     admission = Middleware(
         Admission,
         turns=turns or Turns(settings.max_waiting, settings.deadline_s),
-        scored={"/v1/rank": rank, "/infer": infer},
+        scored=scored,
         body=Body(settings.max_body_bytes),
         refuse=handlers[RequestError],
         metrics=metrics,
     )
+    metrics_routes = [Route(METRICS, endpoints.metrics, methods=["GET"])]
+    if settings.admin_port:
+        metrics_routes = []  # they are there (`scorer.http.admin`)
+    asked = []
+    if access is not None:
+        check = Middleware(
+            CallerCheck,
+            access=access,
+            scored=scored,
+            refuse=handlers[RequestError],
+            open_paths={*OPEN, METRICS} if settings.open_metrics else OPEN,
+            admin_paths=() if settings.open_metrics else {METRICS},
+        )
+        asked.append(check)
     app = Starlette(
         routes=[
             rank,  # those that are asked for most are looked at first
@@ -104,7 +124,7 @@ def create_app(
             Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
             *model,
             *model_routes("/v2/models/{name}/versions/{version}", endpoints, unfolded),
-            Route("/metrics", endpoints.metrics, methods=["GET"]),
+            *metrics_routes,
             Route("/problems/{kind}", endpoints.problem, methods=["GET"]),
             Route("/openapi.json", endpoints.openapi, methods=["GET"]),
             Route("/docs", endpoints.docs, methods=["GET"]),
@@ -112,6 +132,7 @@ def create_app(
         middleware=[
             Middleware(RequestIdentity),
             Middleware(RequestMetrics, metrics=metrics),
+            *asked,
             admission,
         ],
         exception_handlers=handlers,

@@ -25,6 +25,8 @@ from scorer.messages import Problem
 
 JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"
+CHALLENGE: Final = "Bearer"
+"""What 401 asks for (RFC 6750)."""
 PROBLEMS: Final = "/problems/"
 """Where the kinds of problems are told about."""
 
@@ -60,6 +62,19 @@ KINDS: Final[Mapping[str, Kind]] = {
     "unknown_model": Kind("Another model is served", "Ask for the model that the answer names."),
     "not_found": Kind("Nothing is there", "See /docs for what is served."),
     "method": Kind("The method is not allowed", "Use one of those in the header Allow."),
+    "unauthenticated": Kind(
+        "Who asks is not known",
+        "Send a key that is in the scorer's file of keys, as Authorization: Bearer KEY or as "
+        "x-api-key.",
+    ),
+    "forbidden": Kind(
+        "The caller may not ask for that",
+        "Ask with a key that has the scope that the answer names.",
+    ),
+    "rate": Kind(
+        "The caller asks too often",
+        "Ask again after Retry-After; the key has a limit of requests a second.",
+    ),
     "loading": Kind(
         "The model is being loaded",
         "Ask again after Retry-After; /v2/health/ready says when it is there.",
@@ -101,7 +116,10 @@ def error_handlers(metrics: ScorerMetrics) -> Mapping[Any, Handler]:
             status, reason, retry_after_s = error.status, error.reason, error.retry_after_s
         metrics.rejected.labels(reason=reason).inc()
         detail = f"{error.field} {error}"
-        return problem(request.scope, status, reason, detail, error.field, retry_after_s)
+        told = problem(request.scope, status, reason, detail, error.field, retry_after_s)
+        if status == 401:
+            told.headers["www-authenticate"] = CHALLENGE
+        return told
 
     async def store_failed(request: Request, error: StoreError) -> Response:
         metrics.rejected.labels(reason="store").inc()  # the ranker has logged it

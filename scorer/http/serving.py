@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import FrameType
 from typing import Final, Protocol
 
@@ -64,7 +64,7 @@ class HttpServer(uvicorn.Server):
         each_second: Callable[[], Awaitable[None]],
         tls: ssl.SSLContext | None = None,
         patience: Patience | None = None,
-        companion: Companion | None = None,
+        companions: Sequence[Companion] = (),
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -89,7 +89,7 @@ class HttpServer(uvicorn.Server):
         self._on_stop = on_stop
         self._tls = tls
         self._state = self.server_state = Connections(self._count, patience or Patience())
-        self._companion = companion
+        self._companions = companions
         self._acceptor: Acceptor | None = None
         self._ready = True
         self._signals = 0
@@ -107,8 +107,8 @@ class HttpServer(uvicorn.Server):
         )
         self.servers = [self._acceptor]  # type: ignore[list-item]
         self._acceptor.start()
-        if self._companion is not None:
-            await self._companion.start()
+        for companion in self._companions:
+            await companion.start()
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -128,10 +128,8 @@ class HttpServer(uvicorn.Server):
         return for_s >= self._settings.lame_duck_s or self._told > 1
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._companion is None:
-            await self._shut_down(sockets)
-        else:
-            await asyncio.gather(self._shut_down(sockets), self._companion.stop(DRAIN_S))
+        stopping = (companion.stop(DRAIN_S) for companion in self._companions)
+        await asyncio.gather(self._shut_down(sockets), *stopping)
 
     async def _shut_down(self, sockets: list[socket.socket] | None) -> None:
         assert self._acceptor is not None

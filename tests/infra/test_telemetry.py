@@ -4,11 +4,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Literal
 
 import pytest
 
 from infra.settings import LogSettings
-from infra.telemetry import configure_logging, get_logger
+from infra.telemetry import configure_logging, get_logger, hashed, without_users
 
 
 class Terminal(io.StringIO):
@@ -140,3 +141,42 @@ def test_bound_values_stay_with_the_logger() -> None:
     stream = logged()
     get_logger("x").bind(partition=3).info("assigned")
     assert only(stream)["partition"] == 3
+
+
+def test_users_are_told_by_digits_alone() -> None:
+    stream = logged()
+    log = get_logger("streaming.schedule")
+    log.warning("user not reclustered", user="ann", error="the record of user 'ann' is truncated")
+    event = only(stream)
+    assert event["user"] == "#49915e0d"
+    assert event["error"] == "the record of user #49915e0d is truncated"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_tracebacks_name_no_users(form: Literal["json", "console"]) -> None:
+    stream = io.StringIO()
+    configure_logging(LogSettings(format=form), stream)
+    try:
+        raise ValueError('user "it\'s me" is gone')
+    except ValueError:
+        get_logger("x").exception("failed", what="user 'it is me'")
+    text = stream.getvalue()
+    assert "ValueError: user #" in text
+    assert "it is me" not in text
+
+
+def test_an_id_that_was_cut_off_is_hidden_too() -> None:
+    assert without_users("the record of user 'a very lo") == "the record of user #?"
+
+
+@pytest.mark.parametrize("user", ["a'b", 'a"b', "a'\"b", "a\\b", "ü", "\n"])
+def test_any_id_is_hidden(user: str) -> None:
+    assert without_users(f"of user {user!r} here") == f"of user #{hashed(user)} here"
+
+
+def test_users_are_named_where_that_is_asked_for() -> None:
+    stream = io.StringIO()
+    configure_logging(LogSettings(format="json", users=True), stream)
+    get_logger("x").warning("odd", user="ann", error="of user 'ann'")
+    event = only(stream)
+    assert (event["user"], event["error"]) == ("ann", "of user 'ann'")

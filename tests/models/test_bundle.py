@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from infra.behaviors import item_key
@@ -23,6 +24,7 @@ from models import bundle as bundles
 from models.bundle import (
     EMBEDDINGS,
     FILES,
+    GOLDEN,
     LOOKUP,
     MANIFEST,
     PROJECTION,
@@ -160,6 +162,51 @@ def test_a_flipped_bit_is_named(path: Path, name: str) -> None:
     data[len(data) // 2] ^= 1
     (path / name).write_bytes(data)
     refused(path, BundleCorrupt, name, "sha256")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", "a/b", "", ".hidden", "a\nb"])
+def test_a_name_that_leads_out_of_the_directory_is_refused(path: Path, name: str) -> None:
+    entry = {"sha256": "0" * 64, "size": 0}
+    edit_manifest(path, lambda manifest: manifest["files"].update({name: entry}))  # type: ignore[attr-defined]
+    refused(path, BundleCorrupt, MANIFEST, "is no name of a file beside it")
+
+
+def test_a_table_whose_name_leads_out_is_refused(path: Path) -> None:
+    def rename(manifest: dict[str, object]) -> None:
+        tables = manifest["tables"]
+        assert isinstance(tables, dict)
+        tables["x/../../outside"] = tables.pop("projected")
+
+    edit_manifest(path, rename)
+    refused(path, BundleCorrupt, MANIFEST, "is no name of a file beside it")
+
+
+@pytest.mark.parametrize("name", [SCORER, GOLDEN])
+def test_a_file_that_is_too_large_to_be_read_is_refused_unread(path: Path, name: str) -> None:
+    size = (path / name).stat().st_size
+    with pytest.raises(BundleCorrupt, match=r"bundle\.max_read_bytes") as caught:
+        Bundle.load(path, max_read_bytes=size - 1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BundleCorrupt, match=r"bundle\.max_read_bytes"):
+        verify(path, max_read_bytes=size - 1)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused(path: Path) -> None:
+    (path / SCORER).unlink()
+    os.mkfifo(path / SCORER)
+    refused(path, BundleCorrupt, SCORER, "is no file")
+
+
+def test_a_graph_with_weights_in_another_file_is_refused(path: Path) -> None:
+    graph = onnx.load(path / SCORER)
+    tensor = graph.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=str(path / EMBEDDINGS))
+    data = graph.SerializeToString()
+    (path / SCORER).write_bytes(data)
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    edit_manifest(path, lambda manifest: manifest["files"].update({SCORER: entry}))  # type: ignore[attr-defined]
+    refused(path, BundleIncompatible, SCORER, "names another file")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}'])

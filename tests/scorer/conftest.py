@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from infra.store import Append, Group, InterestWrite, Profile, StoredSequence
 from infra.stores import open_store
 from infra.stores.memory import MemoryStore
 from models.bundle import Bundle
+from scorer.access import Access
 from scorer.http.app import create_app
+from scorer.keys import KeyFile
 from scorer.process import StoreQuestion
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
@@ -81,6 +84,7 @@ class World:
     registry: CollectorRegistry
     settings: ScorerSettings
     clock: Clock
+    access: Access | None = None
 
     def append(self, user: str, items: list[str], at_ms: int = NOW_MS) -> None:
         """Behaviors of a user, a minute apart."""
@@ -158,7 +162,32 @@ async def http(world: World) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def app_of(world: World) -> Starlette:
-    return create_app(world.service, world.settings, world.metrics, world.registry)
+    return create_app(
+        world.service, world.settings, world.metrics, world.registry, access=world.access
+    )
+
+
+KEYS = {
+    "shop": ["rank"],
+    "tiny-only": ["rank:tiny"],
+    "huge-only": ["rank:huge"],
+    "watcher": [],
+    "chief": ["admin"],
+}
+"""Scopes of callers, each of whom has the key "key of NAME"."""
+
+
+def ask_callers(world: World, directory: Path, **more: float) -> None:
+    """Ask whoever comes for one of `KEYS`; ``more`` is of the table of each."""
+    tables = ""
+    for name, scopes in KEYS.items():
+        digest = hashlib.sha256(f"key of {name}".encode()).hexdigest()
+        lines = [f"[{name}]", f'sha256 = "{digest}"', f"scopes = {scopes}".replace("'", '"')]
+        tables += "\n".join([*lines, *(f"{key} = {value}" for key, value in more.items()), ""])
+    (directory / "keys.toml").write_text(tables)
+    keys = KeyFile(directory / "keys.toml", world.clock)
+    model = world.bundle.manifest.name
+    world.access = Access(keys, None, lambda: model, world.clock)
 
 
 def client_of(world: World) -> httpx.AsyncClient:

@@ -30,13 +30,14 @@ def test_a_host_without_an_address_is_one_line() -> None:
         listen(ScorerSettings(host="no.such.host.invalid", port=0))
 
 
-def test_a_grpc_port_is_kept_for_this_scorer_alone() -> None:
-    settings = ScorerSettings(grpc_port=free_port())
+@pytest.mark.parametrize("name", ["grpc_port", "admin_port"])
+def test_a_port_of_all_processes_is_kept_for_this_scorer_alone(name: str) -> None:
+    settings = ScorerSettings.model_validate({name: free_port()})
     with reserved(settings):
-        with pytest.raises(SettingsError, match=r"scorer\.grpc_port = \d+: cannot listen"):
+        with pytest.raises(SettingsError, match=rf"scorer\.{name} = \d+: cannot listen"):
             reserved(settings).__enter__()
         with socket.socket() as ours:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            ours.bind((settings.host, settings.grpc_port))
+            ours.bind((settings.host, getattr(settings, name)))
     with reserved(settings):
         pass

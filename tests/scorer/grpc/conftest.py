@@ -59,6 +59,7 @@ async def client_of(world: World, turns: Turns | None = None) -> AsyncIterator[C
         world.metrics,
         world.registry,
         turns or Turns(max_waiting=4, deadline_s=5),
+        world.access,
     )
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
