@@ -205,8 +205,6 @@ class Worker:
         become due, and of all others in the background. Returns when those of the one before are
         written. Nothing happens where the worker does not run.
         """
-        if not self._running:
-            return
         self._digest = system.digest if system.keeps_state else None
         if self._app is not None:
             await self._app.writer.make_due_for(self._digest)

@@ -52,14 +52,15 @@ class House:
         self.fault: Exception | None = None
         self.while_loading: Any = lambda: None
         self.slept_s = 0.0
-        self.in_service: Any = (FakeBundle(b"a"), FakeSystem())
+        self.in_service = cast(Any, (FakeBundle(b"a"), FakeSystem()))
         self.in_use: list[Any] = []
         self.reloader = Reloader(
             Settings(bundle=BundleSettings(path=PATH)),
-            *self.in_service,
-            adopt=self.adopt,
-            metrics=ScorerMetrics(self.registry),
-            warn=self.warn,
+            self.in_service[0],
+            self.in_service[1],
+            self.adopt,
+            ScorerMetrics(self.registry),
+            self.warn,
             load=self.load,
             look=lambda _: self.directory.found,
             sleep=self.sleep,

@@ -82,7 +82,8 @@ async def test_the_system_before_is_let_go(keeps_state: bool) -> None:
             await house.worker.exchange(system)
             del system
             await house.worker.exchange(CountingSystem(LAST))
-            assert held() is None
+            # A thread may have what it ran in its hands for a moment still.
+            await until(lambda: held() is None, "nobody holds it")
         finally:
             gc.enable()
 
