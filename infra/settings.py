@@ -353,6 +353,11 @@ class ScorerSettings(Section):
     """Share of the rankings of known users whose quality is measured after the answer
     (lifelong_scorer_sampled_*): TWIN's hit rate, ENCODE's relevance indicator. 0: none."""
 
+    @property
+    def asks_callers(self) -> bool:
+        """Whether whoever asks is asked who they are."""
+        return self.keys is not None or self.jwt_issuer is not None
+
     @field_validator("jwt_keys")
     @classmethod
     def _check_jwt_keys(cls, value: str | None) -> str | None:

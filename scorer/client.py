@@ -94,15 +94,21 @@ class RankClient:
     """
 
     def __init__(
-        self, url: str, timeout_s: float = TIMEOUT_S, retries: Retries = NO_RETRIES
+        self,
+        url: str,
+        timeout_s: float = TIMEOUT_S,
+        retries: Retries = NO_RETRIES,
+        *,
+        key: str | None = None,
     ) -> None:
         """Connect to nothing yet.
 
         Args:
             timeout_s: for a whole request, with all its retries.
             retries: whether and when to ask again.
+            key: the API key, or token, to ask with; None: none.
         """
-        self._codec = _Codec(url)
+        self._codec = _Codec(url, key)
         self._timeout_s = timeout_s
         self._budget = _Budget(retries)
         self._idle: list[socket.socket] = []
@@ -218,10 +224,15 @@ class AsyncRankClient:
     """Asks a scorer for rankings, with asyncio; as `RankClient` otherwise. One event loop's."""
 
     def __init__(
-        self, url: str, timeout_s: float = TIMEOUT_S, retries: Retries = NO_RETRIES
+        self,
+        url: str,
+        timeout_s: float = TIMEOUT_S,
+        retries: Retries = NO_RETRIES,
+        *,
+        key: str | None = None,
     ) -> None:
         """Connect to nothing yet; arguments are those of `RankClient`."""
-        self._codec = _Codec(url)
+        self._codec = _Codec(url, key)
         self._timeout_s = timeout_s
         self._budget = _Budget(retries)
         self._idle: list[_Streams] = []
@@ -351,7 +362,9 @@ class _Budget:
 class _Codec:
     """Turns requests into bytes, and responses into rankings or errors."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None) -> None:
+        if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key):
+            raise ScorerError("the key may have printable ASCII alone, and no space around it")
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ScorerError(f"{url!r} is not the URL of a scorer; use http://HOST:PORT")
@@ -362,9 +375,11 @@ class _Codec:
         except ValueError:
             raise ScorerError(f"{url!r} has no valid port; use http://HOST:PORT") from None
         host = parts.netloc.rpartition("@")[2]
+        shown = "" if key is None else f"Authorization: Bearer {key}\r\n"
         self._head = (
             f"POST {parts.path.rstrip('/')}/v1/rank HTTP/1.1\r\n"
-            f"Host: {host}\r\nContent-Type: application/json\r\n{TIME_LEFT}: "
+            f"Host: {host}\r\nContent-Type: application/json\r\n"
+            f"{shown}{TIME_LEFT}: "
         ).encode()
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(RankAnswer)

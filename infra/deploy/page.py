@@ -17,9 +17,10 @@ HEAD: Final = """\
 <!-- Written by `python -m infra.deploy`: meanings are those of infra/metrics.py, the rest is
 infra/deploy/advice.py. -->
 
-Workers answer `/metrics` on `worker.metrics_port`, scorers on `scorer.port`; of several scorer
-processes any one answers for all. No label is ever a user or an item. Counters end with `_total`,
-histograms have `_bucket`, `_sum` and `_count`; times are in seconds.
+Workers answer `/metrics` on `worker.metrics_port`, scorers on `scorer.port`, or on
+`scorer.admin_port` where that is set; of several scorer processes any one answers for all. No label
+is ever a user or an item. Counters end with `_total`, histograms have `_bucket`, `_sum` and
+`_count`; times are in seconds.
 
 [Alerts and rules](../infra/deploy/prometheus/lifelong-rules.yaml) take the names of two jobs,
 `lifelong-worker` and `lifelong-scorer`; each alert has a [runbook](runbooks/README.md).

@@ -83,6 +83,11 @@ INFER_ANSWER: Final[Schema] = {
     },
 }
 
+SECURITY: Final[Schema] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a token."},
+    "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+
 SHAPELESS: Final[Schema] = {"type": "object"}
 
 
@@ -117,10 +122,13 @@ def refers(name: str) -> Schema:
 
 BUSY: Final[Mapping[int, str]] = {
     400: "The body is malformed or exceeds a limit; the answer names the field.",
+    401: "Who asks is not known, where callers are asked.",
+    403: "The caller may not rank with the model in service.",
     413: "The body is too large.",
     415: "The body is of a type or coding that is not read.",
     422: "Candidates are unknown, and the request is to be refused then.",
-    429: "Too many requests are waiting; come again after Retry-After.",
+    429: "Too many requests are waiting, or the caller's of a second were; come again after "
+    "Retry-After.",
     503: "Not ready, overloaded or without a store; come again after Retry-After.",
 }
 
@@ -225,7 +233,9 @@ def document(routes: Iterable[BaseRoute], settings: ScorerSettings, version: str
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": _components(settings)},
+        "components": {"schemas": _components(settings), "securitySchemes": SECURITY},
+        # Any of them will do; an empty one means that none need be shown.
+        "security": [{"bearer": []}, {"key": []}] if settings.asks_callers else [{}],
     }
 
 

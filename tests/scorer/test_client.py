@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +22,8 @@ from scorer.client import (
     ScorerError,
     ScorerUnavailable,
 )
-from scorer.http.app import create_app
 from scorer.messages import RankAnswer
-from tests.scorer.conftest import World
+from tests.scorer.conftest import World, app_of, ask_callers
 
 CANDIDATES = [f"item-{i}" for i in range(1, 51)]
 
@@ -31,8 +31,9 @@ CANDIDATES = [f"item-{i}" for i in range(1, 51)]
 @contextlib.contextmanager
 def serving(world: World) -> Iterator[str]:
     """The application behind a real socket; its URL."""
-    app = create_app(world.service, world.settings, world.metrics, world.registry)
-    config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(
+        app_of(world), ws="none", lifespan="off", log_config=None, access_log=False
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -358,3 +359,24 @@ async def test_an_asynchronous_client_serves_several_tasks(url: str) -> None:
         users = [f"user-{i}" for i in range(50)]
         rankings = await asyncio.gather(*(client.rank(user, ["item-1"]) for user in users))
     assert [ranking.user for ranking in rankings] == users
+
+
+def test_a_client_shows_its_key(world: World, tmp_path: Path) -> None:
+    ask_callers(world, tmp_path)
+    with serving(world) as url:
+        with RankClient(url, key="key of shop") as client:
+            assert client.rank("u", ["item-1"]).items
+        with RankClient(url) as client, pytest.raises(RequestError, match="is missing"):
+            client.rank("u", ["item-1"])
+
+        async def rank() -> RankAnswer:
+            async with AsyncRankClient(url, key="key of shop") as client:
+                return await client.rank("u", ["item-1"])
+
+        assert asyncio.run(rank()).items
+
+
+@pytest.mark.parametrize("key", ["a\r\nx: y", "ü", " a", "\x00"])
+def test_a_key_that_is_no_header_is_refused(key: str) -> None:
+    with pytest.raises(ScorerError, match="printable ASCII"):
+        RankClient("http://127.0.0.1:1", key=key)

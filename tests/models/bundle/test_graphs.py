@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -43,14 +44,14 @@ def sparse(tensor: TensorProto) -> onnx.SparseTensorProto:
     return onnx.SparseTensorProto(values=tensor, dims=[2])
 
 
-def within(**attribute: object) -> onnx.ModelProto:
+def within(**attribute: Any) -> onnx.ModelProto:
     """A model with a node that has an attribute."""
     node = relu()
     node.attribute.append(onnx.AttributeProto(name="a", **attribute))
     return model(node)
 
 
-def function(**more: object) -> onnx.ModelProto:
+def function(**more: Any) -> onnx.ModelProto:
     made = model()
     made.functions.append(onnx.FunctionProto(name="f", **more))
     return made

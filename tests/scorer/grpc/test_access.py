@@ -39,7 +39,7 @@ async def test_who_may_not_is_refused_by_status(asked: World) -> None:
         unknown = await client.refusal("ModelInfer", typed(), metadata=bearer("nobody"))
         lacking = await client.refusal("ModelInfer", typed(), metadata=bearer("huge-only"))
     assert none.code() == unknown.code() == grpc.StatusCode.UNAUTHENTICATED
-    assert none.details().startswith("credential is missing")
+    assert (none.details() or "").startswith("credential is missing")
     assert lacking.code() == grpc.StatusCode.PERMISSION_DENIED
     labels = {"route": f"/{SERVICE.full_name}/ModelInfer", "status": "401"}
     assert asked.registry.get_sample_value("lifelong_scorer_requests_total", labels) == 2
@@ -77,7 +77,7 @@ async def test_reflection_is_for_callers(asked: World, metadata: Any) -> None:
     method = service.methods_by_name["ServerReflectionInfo"]
     request = GetMessageClass(method.input_type)(list_services="")
     async with client_of(asked) as client:
-        reflect = client.channel.stream_stream(
+        reflect: Any = client.channel.stream_stream(
             f"/{service.full_name}/{method.name}",
             request_serializer=GetMessageClass(method.input_type).SerializeToString,
             response_deserializer=GetMessageClass(method.output_type).FromString,
@@ -91,7 +91,7 @@ async def test_reflection_is_for_callers(asked: World, metadata: Any) -> None:
 
 async def test_an_unknown_method_adds_no_label(asked: World) -> None:
     async with client_of(asked) as client:
-        call = client.channel.unary_unary("/made.Up/Name")
+        call: Any = client.channel.unary_unary("/made.Up/Name")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"")
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -30,6 +31,14 @@ async def about(http: httpx.AsyncClient) -> dict[str, Any]:
 async def test_the_document_is_openapi_3_1(about: dict[str, Any]) -> None:
     assert about["openapi"] == "3.1.0"
     OpenAPIV31SpecValidator(about).validate()
+
+
+def test_the_document_says_what_callers_must_show(world: World, tmp_path: Path) -> None:
+    asked = world.settings.model_copy(update={"keys": tmp_path / "keys.toml"})
+    about = document([], asked, "1")
+    OpenAPIV31SpecValidator(about).validate()
+    assert about["security"] == [{"bearer": []}, {"key": []}]
+    assert document([], world.settings, "1")["security"] == [{}]
 
 
 async def test_every_route_is_in_the_document(world: World, about: dict[str, Any]) -> None:
