@@ -7,7 +7,12 @@ import signal
 
 import pytest
 
-pytest_plugins = ["tests.skips", "tests.kafka_fixture", "tests.warm_processes"]
+pytest_plugins = [
+    "tests.skips",
+    "tests.kafka_fixture",
+    "tests.warm_processes",
+    "tests.quick_exports",
+]
 
 
 def require(condition: object, what: str) -> None:
