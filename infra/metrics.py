@@ -724,7 +724,7 @@ class ScorerMetrics(BundleMetrics):
         self.bundle_reloads = Counter(
             "lifelong_scorer_bundle_reloads",
             "Bundles that were to take the place of the one in service without a restart, by "
-            "outcome, see lifelong_worker_bundle_reloads; each process counts its own.",
+            "outcome, see lifelong_worker_bundle_reloads_total; each process counts its own.",
             ["outcome"],
             registry=registry,
         )
