@@ -613,7 +613,7 @@ class ScorerMetrics(BundleMetrics):
         )
         self.store_damage = Counter(
             "lifelong_scorer_store_damage",
-            "Stored records that were found damaged, by kind, see lifelong_worker_store_damage.",
+            "Stored records that were found damaged, by kind, see lifelong_worker_store_damage_total.",
             ["kind"],
             registry=registry,
         )
@@ -696,7 +696,7 @@ class ScorerMetrics(BundleMetrics):
         self.store_answers = Gauge(
             "lifelong_scorer_store_answers",
             "1 while the store answers every process, asked each second; else 0, and until the "
-            "bundle is loaded. Rankings may go on without it: see lifelong_scorer_degraded.",
+            "bundle is loaded. Rankings may go on without it: see lifelong_scorer_degraded_total.",
             multiprocess_mode="livemin",
             registry=registry,
         )
