@@ -613,7 +613,8 @@ class ScorerMetrics(BundleMetrics):
         )
         self.store_damage = Counter(
             "lifelong_scorer_store_damage",
-            "Stored records that were found damaged, by kind, see lifelong_worker_store_damage_total.",
+            "Stored records that were found damaged, by kind: see "
+            "lifelong_worker_store_damage_total.",
             ["kind"],
             registry=registry,
         )
