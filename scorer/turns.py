@@ -27,6 +27,10 @@ STANDING: Final = (4.0, 2.0, 1.0)
 """How many usual requests may be ahead of one that is taken on while more comes than can be done,
 by level: two keep the ranking thread busy whatever the event loop does meanwhile."""
 
+WORTH_WAITING: Final = 0.02
+"""Share of the time to its deadline that counts as a usual request where it is longer: who has two
+seconds is not refused for some milliseconds, whatever the load is thought to be."""
+
 FULL: Final = 1.2
 """Share of what can be done from which on more comes than that, surely: clients of whom each waits
 for its answer before it asks again keep a scorer at 1 and no more, and are all to be answered."""
@@ -162,7 +166,8 @@ class Turns:
         if ahead_s > left_s:
             return "deadline"
         if self.load > FULL:
-            left_s = min(left_s, STANDING[head.level] * self._usual.mean_s)
+            usual_s = max(self._usual.mean_s, WORTH_WAITING * (deadline - now))
+            left_s = min(left_s, STANDING[head.level] * usual_s)
             if ahead_s > left_s:
                 return "overload"
         own_s = self._of_client.get(head.client, 0.0)

@@ -163,3 +163,9 @@ def test_a_moment_in_which_the_machine_stood_still_is_soon_forgotten_at_the_begi
     for seconds in (COST_S, 8 * COST_S, *[COST_S] * 20):
         cost.learn(100, seconds)
     assert cost.of(100) < 1.5 * COST_S
+
+
+def test_who_has_much_time_is_not_refused_for_a_moment_s_wait() -> None:
+    scene = Scene(deadline_s=2.0)
+    scene.overload()
+    assert scene.taken() >= 40
