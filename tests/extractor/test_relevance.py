@@ -30,7 +30,9 @@ from tests.models.generated import planted_interactions
 L = 24
 
 
-@pytest.fixture(scope="module", params=["items alone", "actions"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("items alone", marks=pytest.mark.long), "actions"]
+)
 def split(request: pytest.FixtureRequest) -> Split:
     interactions = planted_interactions(users=12, items=40, baskets=8)
     if request.param == "actions":

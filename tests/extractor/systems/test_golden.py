@@ -62,6 +62,19 @@ BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Systems and changes of their settings."""
 
+SHORT = {
+    "taught",
+    "untaught",
+    "sdim",
+    "sdim untaught",
+    "sdim mean, half, actions",
+    "actions and rates",
+    "twin",
+    "twin untaught",
+    "twin, actions, other widths",
+}
+"""Those that have between them whatever the others have."""
+
 ACTIONS = ("purchase", "view", "like")
 """Actions in another order than the services declare them."""
 
@@ -73,7 +86,12 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
 """Settings that are not those of the training."""
 
 
-@pytest.fixture(scope="module", params=BUNDLES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=() if name in SHORT else pytest.mark.long) for name in BUNDLES
+    ],
+)
 def contents(request: pytest.FixtureRequest) -> BundleContents:
     """Bundles of a network in which everything matters; what is unknown has a direction of its own
     only where something taught it.

@@ -44,13 +44,13 @@ class Trained(NamedTuple):
 @pytest.fixture(
     scope="module",
     params=[
-        "encode",
+        pytest.param("encode", marks=pytest.mark.long),
         "encode untaught",
         "encode sampled",
-        "sdim",
+        pytest.param("sdim", marks=pytest.mark.long),
         "sdim untaught",
-        "twin",
-        "twin actions",
+        pytest.param("twin", marks=pytest.mark.long),
+        pytest.param("twin actions", marks=pytest.mark.long),
         "twin actions untaught",
     ],
 )
