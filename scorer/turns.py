@@ -31,6 +31,11 @@ WORTH_WAITING: Final = 0.02
 """Share of the time to its deadline that counts as a usual request where it is longer: who has two
 seconds is not refused for some milliseconds, whatever the load is thought to be."""
 
+FEW: Final = 8
+UNHURRIED_S: Final = 1.0
+"""Who has so much time is not refused for the load while fewer are ahead: some clients who each
+wait for their answer are no overload, however slow the machine is at that moment."""
+
 FULL: Final = 1.2
 """Share of what can be done from which on more comes than that, surely: clients of whom each waits
 for its answer before it asks again keep a scorer at 1 and no more, and are all to be answered."""
@@ -165,7 +170,8 @@ class Turns:
         left_s = MARGIN * (deadline - now) - cost_s
         if ahead_s > left_s:
             return "deadline"
-        if self.load > FULL:
+        few = self._taken < FEW and deadline - now > UNHURRIED_S
+        if self.load > FULL and not few:
             usual_s = max(self._usual.mean_s, WORTH_WAITING * (deadline - now))
             left_s = min(left_s, STANDING[head.level] * usual_s)
             if ahead_s > left_s:

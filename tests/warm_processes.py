@@ -9,6 +9,7 @@ are pickled, and they share no memory with the test.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from multiprocessing.context import ForkServerContext
 from typing import Final
 
@@ -24,6 +25,14 @@ IMPORTED: Final = (
     "tests.streaming.running",
     "torch._dynamo",  # imported by the first optimizer of a process
 )
+
+
+def pytest_configure() -> None:
+    """Have all processes of the tests hear SIGHUP: under nohup they would ignore it, as they do
+    what their parents did.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
