@@ -16,6 +16,7 @@ from infra.compiling import kernel
 from infra.errors import RequestError
 from infra.hashing import xxh3_64
 from infra.settings import MAX_ITEM_BYTES
+from infra.utf8 import size_of_character
 
 SOUND, CUT, EMPTY, LONG, NOT_UTF8 = range(5)
 """What becomes of reading ids; all but the first are of one that is no id."""
@@ -97,12 +98,13 @@ def listed_ids(name: str, values: Sequence[str] | Sequence[bytes]) -> Ids:
     Raises:
         RequestError: one is empty, too long or not UTF-8.
     """
-    text, starts, sizes = _joined(values)
-    array = np.frombuffer(text, np.uint8)
-    place, fault = check_kernel(array, starts, sizes)
-    if fault != SOUND:
-        raise RequestError(f"{name}[{place}]", FAULTS[fault])
-    return Ids(text, starts, sizes, key_kernel(array, starts, sizes))
+    text, starts, sizes = _checked(name, values)
+    return Ids(text, starts, sizes, key_kernel(np.frombuffer(text, np.uint8), starts, sizes))
+
+
+def check_ids(name: str, values: Sequence[str]) -> None:
+    """Refuse ids of which one is empty or too long; errors are those of `listed_ids`."""
+    _checked(name, values)
 
 
 def item_keys(items: Sequence[str]) -> U64:
@@ -120,6 +122,15 @@ def warm() -> None:
     """Have the kernels compiled."""
     listed_ids("", ["a"])
     framed_ids("", b"\1\0\0\0a", 1)
+
+
+def _checked(name: str, values: Sequence[str] | Sequence[bytes]) -> tuple[bytes, I64, I64]:
+    """`_joined`, of values that are ids."""
+    text, starts, sizes = _joined(values)
+    place, fault = check_kernel(np.frombuffer(text, np.uint8), starts, sizes)
+    if fault != SOUND:
+        raise RequestError(f"{name}[{place}]", FAULTS[fault])
+    return text, starts, sizes
 
 
 def _joined(values: Sequence[str] | Sequence[bytes]) -> tuple[bytes, I64, I64]:
@@ -191,40 +202,8 @@ def fault_of(text: U8, start: int, size: int) -> int:
         return SOUND
     at, end = start, start + size
     while at < end:
-        length = letter_of(text, at, end)
+        length = 1 if text[at] < 0x80 else size_of_character(text, at, end)
         if length == 0:
             return NOT_UTF8
         at += length
     return SOUND
-
-
-@kernel
-def letter_of(text: U8, at: int, end: int) -> int:
-    """How many bytes the letter of UTF-8 at ``at`` has; 0: it is none (RFC 3629)."""
-    first = text[at]
-    if first < 0x80:
-        return 1
-    # The second byte's range keeps out what has a shorter form, surrogates, and what is too large.
-    low, high = 0x80, 0xBF
-    if 0xC2 <= first <= 0xDF:
-        length = 2
-    elif 0xE0 <= first <= 0xEF:
-        length = 3
-        if first == 0xE0:
-            low = 0xA0
-        elif first == 0xED:
-            high = 0x9F
-    elif 0xF0 <= first <= 0xF4:
-        length = 4
-        if first == 0xF0:
-            low = 0x90
-        elif first == 0xF4:
-            high = 0x8F
-    else:
-        return 0
-    if at + length > end or not low <= text[at + 1] <= high:
-        return 0
-    for i in range(at + 2, at + length):
-        if text[i] & 0xC0 != 0x80:
-            return 0
-    return length

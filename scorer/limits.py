@@ -7,7 +7,6 @@ names the field, as the client wrote it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -55,19 +54,6 @@ def check_user(user: str) -> None:
     # Only an id with non-ASCII letters can pass the limit in characters and exceed it in bytes.
     if not user.isascii() and len(user.encode()) > MAX_USER_BYTES:
         raise RequestError("user", f"is longer than {MAX_USER_BYTES} bytes in UTF-8")
-
-
-def check_items(items: Sequence[str]) -> None:
-    """Refuse ids longer than any that a sequence holds."""
-    # Of those that pass the limit in characters, only one with non-ASCII letters can exceed it in
-    # bytes, and only if it has more than a quarter of them.
-    if max(map(len, items), default=0) <= MAX_ITEM_BYTES // 4:
-        return
-    for i, item in enumerate(items):
-        if not item.isascii() and len(item.encode()) > MAX_ITEM_BYTES:
-            raise RequestError(
-                f"candidates[{i}]", f"is longer than {MAX_ITEM_BYTES} bytes in UTF-8"
-            )
 
 
 def too_small_body(settings: ScorerSettings) -> str | None:

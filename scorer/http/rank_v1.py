@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 
 from infra.errors import RequestError
-from scorer.limits import check_candidate_count, check_items, check_user, decode_json
+from scorer.ids import check_ids
+from scorer.limits import check_candidate_count, check_user, decode_json
 from scorer.messages import EXPLAINED, AsOf, RankAnswer, RankedItem, RankRequest
 from scorer.ranking import Ranker, Ranking
 
@@ -66,7 +67,7 @@ class RankV1:
         check_candidate_count(len(request.candidates), self._max_candidates)
         # Plain ASCII cannot have more bytes than characters, and is known as such at once.
         if not body.isascii() or b"\\u" in body:
-            check_items(request.candidates)
+            check_ids("candidates", request.candidates)
         if request.top_k is not None and request.top_k > self._max_candidates:
             raise RequestError("top_k", f"is {request.top_k}, expected 1 to {self._max_candidates}")
         return request

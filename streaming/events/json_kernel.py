@@ -12,6 +12,7 @@ import numpy as np
 
 from infra.arrays import U8
 from infra.compiling import kernel
+from infra.utf8 import size_of_character
 
 QUOTE: Final = ord('"')
 COMMA: Final = ord(",")
@@ -68,7 +69,7 @@ def _end_of_plain(text: U8, at: int, end: int) -> int:
         byte = text[at]
         if byte < 0x20 or byte in (QUOTE, BACKSLASH):
             break
-        size = 1 if byte < 0x80 else _size_of_character(text, at, end)
+        size = 1 if byte < 0x80 else size_of_character(text, at, end)
         if size == 0:
             break
         at += size
@@ -99,35 +100,6 @@ def _after_skipped_text(text: U8, at: int, end: int) -> int:
             at += 4
         elif escaped not in _ESCAPED:
             return -1
-
-
-@kernel
-def _size_of_character(text: U8, at: int, end: int) -> int:
-    """Bytes of a character beyond ASCII in UTF-8 (RFC 3629); 0: it is none."""
-    first = text[at]
-    low, high = 0x80, 0xBF
-    if 0xC2 <= first <= 0xDF:
-        size = 2
-    elif 0xE0 <= first <= 0xEF:
-        size = 3
-        if first == 0xE0:
-            low = 0xA0
-        elif first == 0xED:
-            high = 0x9F
-    elif 0xF0 <= first <= 0xF4:
-        size = 4
-        if first == 0xF0:
-            low = 0x90
-        elif first == 0xF4:
-            high = 0x8F
-    else:
-        return 0
-    if at + size > end or not low <= text[at + 1] <= high:
-        return 0
-    for place in range(at + 2, at + size):
-        if not 0x80 <= text[place] <= 0xBF:
-            return 0
-    return size
 
 
 @kernel

@@ -5,7 +5,8 @@ import pytest
 
 from infra.settings import MAX_ITEM_BYTES, ScorerSettings, example_toml
 from infra.store import MAX_USER_BYTES
-from scorer.limits import MAX_TIME_MS, check_items, too_small_body
+from scorer.ids import check_ids
+from scorer.limits import MAX_TIME_MS, too_small_body
 from scorer.messages import RankRequest
 
 
@@ -14,7 +15,7 @@ from scorer.messages import RankRequest
 def test_a_body_may_be_as_large_as_all_that_is_allowed_in_it(count: int, letter: str) -> None:
     settings = ScorerSettings(max_candidates=count)
     longest = letter * (MAX_ITEM_BYTES // len(letter.encode()))
-    check_items([longest])
+    check_ids("candidates", [longest])
     request = RankRequest("u" * MAX_USER_BYTES, [longest] * count, count, MAX_TIME_MS, "refuse")
     spaces = count + 20  # some encoders write one after each comma and colon
     assert len(msgspec.json.encode(request)) + spaces <= settings.max_body_bytes
