@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra.errors import RequestError
 from infra.metrics import ScorerMetrics
 from scorer.callers import this_caller
-from scorer.http.body import Body
+from scorer.http.body import Body, beginning_with
 from scorer.limits import Refused
 from scorer.turns import LEVELS, NORMAL, Head, Reason, Turn, Turns, overdue, this_turn
 
@@ -122,7 +122,7 @@ class Admission:
                     return  # the client has gone
                 taken = turns.take(head, deadline)
                 this_turn.set(taken)
-                await self._app(scope, _received(body, receive), send_noting)
+                await self._app(scope, beginning_with(body, receive), send_noting)
         except TimeoutError:
             if not timeout.expired():
                 raise
@@ -219,20 +219,6 @@ def level_of(priority: bytes) -> int:
     if not b"0" <= urgency <= b"7":
         return NORMAL
     return 0 if urgency < b"3" else NORMAL if urgency == b"3" else LEVELS - 1
-
-
-def _received(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that begins with the whole body."""
-    given = False
-
-    async def receive_body() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive_body
 
 
 async def _nothing() -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from scorer.limits import Refused
 
@@ -56,3 +56,17 @@ class Body:
 
     def _too_large(self) -> Refused:
         return Refused(413, "body_too_large", "body", f"is larger than {self._max_bytes} bytes")
+
+
+def beginning_with(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that begins with a whole body."""
+    given = False
+
+    async def receive_body() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_body

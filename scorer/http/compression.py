@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.errors import RequestError
+from scorer.http.body import beginning_with
 from scorer.limits import SHOWN_CHARS, Refused
 
 GZIP: Final = 16 + zlib.MAX_WBITS
@@ -68,17 +69,8 @@ class Compression:
             chunks.append(message.get("body", b""))
             if not message.get("more_body", False):
                 break
-        body: bytes | None = await asyncio.to_thread(unfold, b"".join(chunks), self._max_bytes)
-
-        async def receive_unfolded() -> Message:
-            nonlocal body
-            if body is None:
-                return await receive()
-            message = {"type": "http.request", "body": body, "more_body": False}
-            body = None
-            return message
-
-        return receive_unfolded
+        body = await asyncio.to_thread(unfold, b"".join(chunks), self._max_bytes)
+        return beginning_with(body, receive)
 
     def _folding(self, coding: str, send: Send) -> Send:
         start: Message | None = None
