@@ -9,16 +9,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
-
-from extractor.system import Candidates
 from extractor.systems import load_system
-from infra import record_kernel
 from infra.compiling import UNKEPT
 from infra.errors import LifelongError
+from infra.metrics import ScorerMetrics, new_registry
 from infra.settings import BundleSettings, Settings
+from infra.stores.memory import MemoryStore
 from lifelong.shipped import BUNDLES
-from streaming.events.decoder import EventDecoder
+from scorer.ranking import Ranker
+from streaming.worker import warm
 
 
 def compile_kernels() -> dict[str, Any]:
@@ -32,12 +31,10 @@ def compile_kernels() -> dict[str, Any]:
     """
     began = time.monotonic()
     for path in BUNDLES.values():
-        bundle, system = load_system(Settings(bundle=BundleSettings(path=path)))
-        system.warm()
-        keys = np.arange(3, dtype=np.uint64)
-        system.feed(None, Candidates(keys, bundle.rows(keys)), 1)
-    EventDecoder(Settings().events).warm()
-    record_kernel.warm()
+        settings = Settings(bundle=BundleSettings(path=path))
+        bundle, system = load_system(settings)
+        warm(settings.events, system)
+        Ranker(MemoryStore(), bundle, system, ScorerMetrics(new_registry()))  # which warms itself
     if UNKEPT:
         raise LifelongError(
             f"{len(UNKEPT)} kernels cannot be kept: neither the package's folder nor a cache at"

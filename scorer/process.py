@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from extractor.reloading import Reloader
 from extractor.system import System
 from extractor.systems import load_system
+from infra.compiling import tell_unkept
 from infra.errors import LifelongError, StoreUnavailable, without_places
 from infra.metrics import ScorerMetrics, new_registry
 from infra.processes import orphaned
@@ -111,6 +112,7 @@ class ScorerProcess:
             self._settings, bundle, system, self._exchange, self._metrics, self._warn
         )
         self.reloader.start()
+        tell_unkept()
         log.info(
             "scorer ready", model=bundle.manifest.name, version=bundle.version, pid=os.getpid()
         )

@@ -36,7 +36,7 @@ from infra.kafka.admin import (
     unread_partitions,
 )
 from infra.metrics import WorkerMetrics, new_registry
-from infra.settings import BrokerSettings, Settings
+from infra.settings import BrokerSettings, EventSettings, Settings
 from infra.store import Store, wall_clock_ms
 from infra.stores.mending import counted
 from infra.telemetry import configure_logging, get_logger
@@ -507,16 +507,22 @@ def _collect_less() -> None:
 def _load_system(settings: Settings, metrics: WorkerMetrics) -> tuple[Bundle, System]:
     # Numerical libraries are slow to import; health answers meanwhile.
     from extractor.systems import load_system
-    from infra import record_kernel
     from infra.compiling import tell_unkept
 
     bundle, system = load_system(settings)
     metrics.use_bundle(bundle.version)
-    system.warm()
-    EventDecoder(settings.events).warm()
-    record_kernel.warm()
+    warm(settings.events, system)
     tell_unkept()
     return bundle, system
+
+
+def warm(events: EventSettings, system: System) -> None:
+    """Have all kernels of a worker compiled, so that nothing waits for one later."""
+    from infra import record_kernel
+
+    system.warm()
+    EventDecoder(events).warm()
+    record_kernel.warm()
 
 
 def _open_store(settings: Settings, metrics: WorkerMetrics, interruptions: Interruptions) -> Store:
