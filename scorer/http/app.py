@@ -166,6 +166,8 @@ class Endpoints:
         self._deadline_s = settings.deadline_s
         self._v1 = RankV1(settings.max_candidates)
         self._kserve = KServe(settings.max_candidates)
+        self._document: dict[str, object] | None = None
+        """Of all routes; made once it is asked for, since that takes a tenth of a second."""
 
     async def rank(self, request: Request) -> Response:
         check_content_type(request, JSON)
@@ -236,7 +238,9 @@ class Endpoints:
         return PlainTextResponse(f"{told.title}.\n\n{told.advice}\n")
 
     async def openapi(self, request: Request) -> Response:
-        return json_response(200, document(request.app.routes, self._settings, own_version()))
+        if self._document is None:
+            self._document = document(request.app.routes, self._settings, own_version())
+        return json_response(200, self._document)
 
     async def docs(self, _request: Request) -> Response:
         return HTMLResponse(PAGE.read_bytes(), headers={"content-security-policy": PAGE_MAY})
