@@ -112,7 +112,7 @@ def statistics(bundle: Bundle, figures: Figures) -> dict[str, object]:
     done, failed, seconds = 0.0, 0.0, 0.0
     for labels, value in figures.of("lifelong_scorer_requests_total"):
         if _scores(labels):
-            if labels["status"] in {"200", "OK"}:
+            if labels["status"] == "200":
                 done += value
             else:
                 failed += value
