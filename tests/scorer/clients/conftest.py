@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 def facts_of(scorer: Settings) -> Callable[[str], Facts]:
     """Runs a client's script against the scorer; what it prints is what the client saw."""
 
+    @cache
     def run(script: str) -> Facts:
         done = subprocess.run(
             [PYTHON, HERE / script, str(scorer.scorer.port), str(scorer.scorer.grpc_port)],

@@ -7,7 +7,6 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 
 from scorer.grpc import open_inference_pb2 as pb
-from scorer.triton import EXTENSIONS
 from tests.scorer.clients.conftest import Facts
 
 
@@ -36,32 +35,10 @@ def test_it_finds_server_and_model_ready(facts: Facts) -> None:
     assert facts["version_ready"]
 
 
-def test_it_reads_what_server_and_model_say_of_themselves(facts: Facts) -> None:
-    assert facts["server"]["extensions"] == list(EXTENSIONS)
-    assert facts["metadata"]["versions"] == [facts["version"]]
-    named = [tensor["name"] for tensor in facts["config"]["input"]]
-    assert named == [tensor["name"] for tensor in facts["metadata"]["inputs"]]
-    (entry,) = facts["index"]
-    assert (entry["name"], entry["version"], entry["state"]) == ("tiny", facts["version"], "READY")
-
-
 @pytest.mark.parametrize("form", ["version", "gzip", "deflate", "parameters", "async"])
 def test_every_form_of_a_request_gives_the_same(facts: Facts, form: str) -> None:
     assert len(facts["ctrs"]["plain"]) == 40
     np.testing.assert_allclose(facts["ctrs"][form], facts["ctrs"]["plain"], rtol=0, atol=1e-4)
-
-
-def test_an_answer_names_request_and_model(facts: Facts) -> None:
-    assert facts["answer"]["id"] == "42"
-    assert facts["answer"]["model_name"] == "tiny"
-    assert facts["answer"]["model_version"] == facts["version"]
-    assert [output["name"] for output in facts["answer"]["outputs"]] == ["ctr", "unknown"]
-    assert len(facts["unknown"]) == 40
-
-
-def test_several_users_are_scored_at_once(facts: Facts) -> None:
-    assert np.shape(facts["several"]) == (2, 40)
-    np.testing.assert_allclose(facts["several"][0], facts["ctrs"]["plain"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

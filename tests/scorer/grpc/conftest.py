@@ -53,18 +53,17 @@ async def client(world: World) -> AsyncIterator[Client]:
 
 @contextlib.asynccontextmanager
 async def client_of(world: World, turns: Turns | None = None) -> AsyncIterator[Client]:
-    server = GrpcServer(
-        world.service,
-        world.settings,
-        world.metrics,
-        world.registry,
-        turns or Turns(max_waiting=4, deadline_s=5),
-        world.access,
-    )
+    server = server_of(world, turns or Turns(max_waiting=4, deadline_s=5))
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Client(channel, port)
     await server.stop(grace_s=0)
+
+
+def server_of(world: World, turns: Turns) -> GrpcServer:
+    return GrpcServer(
+        world.service, world.settings, world.metrics, world.registry, turns, world.access
+    )
 
 
 class SlowRanker(Ranker):

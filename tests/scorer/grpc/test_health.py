@@ -8,12 +8,11 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from scorer.grpc.methods import SERVICE
-from scorer.grpc.server import GrpcServer
 from scorer.readiness import Readiness
 from scorer.service import Service
 from scorer.turns import Turns
 from tests.scorer.conftest import World
-from tests.scorer.grpc.conftest import Client, client_of
+from tests.scorer.grpc.conftest import Client, client_of, server_of
 
 
 @pytest.mark.parametrize("name", ["", SERVICE.full_name])
@@ -46,13 +45,7 @@ async def test_whoever_watches_another_service_waits_for_it(client: Client) -> N
 
 
 async def test_whoever_watches_is_told_of_the_end_and_let_go(world: World) -> None:
-    server = GrpcServer(
-        world.service,
-        world.settings,
-        world.metrics,
-        world.registry,
-        Turns(max_waiting=1, deadline_s=5),
-    )
+    server = server_of(world, Turns(max_waiting=1, deadline_s=5))
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         watch = HealthStub(channel).Watch(HealthCheckRequest())

@@ -20,7 +20,7 @@ from scorer.grpc.methods import SERVICE
 from scorer.grpc.server import GrpcServer
 from scorer.turns import Turns
 from tests.scorer.conftest import World
-from tests.scorer.grpc.conftest import Client, SlowRanker, begun, client_of, typed
+from tests.scorer.grpc.conftest import Client, SlowRanker, begun, client_of, server_of, typed
 from tests.scorer.running import ROOT
 
 
@@ -48,13 +48,7 @@ def _reflected(port: int) -> tuple[set[str], list[str]]:
 
 
 async def test_a_call_under_way_is_answered_before_the_end(world: World, slow: SlowRanker) -> None:
-    server = GrpcServer(
-        world.service,
-        world.settings,
-        world.metrics,
-        world.registry,
-        Turns(max_waiting=1, deadline_s=5),
-    )
+    server = server_of(world, Turns(max_waiting=1, deadline_s=5))
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         client = Client(channel, port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import signal
@@ -112,3 +113,19 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.01)
+
+
+class Stuck:
+    """An application that never answers, and notes when it is asked and when it is dropped."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.dropped = threading.Event()
+
+    async def __call__(self, _scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.dropped.set()

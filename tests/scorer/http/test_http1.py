@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from infra.settings import ScorerSettings
 from scorer.http.connections import Patience
-from tests.scorer.http.serving import Served, echo, serving, until
+from tests.scorer.http.serving import Served, Stuck, echo, serving, until
 
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 
@@ -116,22 +114,13 @@ def test_a_head_without_end_is_refused(served: Served) -> None:
 def test_a_client_that_has_gone_costs_no_work_and_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    begun, dropped = threading.Event(), threading.Event()
-
-    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
-        await receive()
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            dropped.set()
-
+    app = Stuck()
     with caplog.at_level(logging.WARNING), serving(app) as served:
         connection = served.connect()
         connection.sendall(post(b"abc"))
-        until(begun.is_set)
+        until(app.begun.is_set)
         connection.close()
-        until(dropped.is_set)
+        until(app.dropped.is_set)
         until(lambda: not served.connections)
     assert not caplog.records
 

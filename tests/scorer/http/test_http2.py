@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from infra.settings import ScorerSettings
 from scorer.http.connections import Connections, Patience
 from scorer.http.http2 import LAST_STREAM, MAX_RESETS, PREFACE, Http2
-from tests.scorer.http.serving import Served, echo, serving, until
+from tests.scorer.http.serving import Served, Stuck, echo, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -177,22 +177,13 @@ def test_a_body_that_nobody_wants_is_not_waited_for() -> None:
 def test_a_request_that_is_taken_back_costs_no_work_and_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    begun, dropped = threading.Event(), threading.Event()
-
-    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
-        await receive()
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            dropped.set()
-
+    app = Stuck()
     with caplog.at_level(logging.WARNING), serving(app) as served, Client(served) as client:
         stream = client.request()
-        until(begun.is_set)
+        until(app.begun.is_set)
         client.h2.reset_stream(stream, ErrorCodes.CANCEL)
         client.flush()
-        until(dropped.is_set)
+        until(app.dropped.is_set)
     assert not caplog.records
 
 
