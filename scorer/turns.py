@@ -27,18 +27,9 @@ STANDING: Final = (4.0, 2.0, 1.0)
 """How many usual requests may be ahead of one that is taken on while more comes than can be done,
 by level: two keep the ranking thread busy whatever the event loop does meanwhile."""
 
-WORTH_WAITING: Final = 0.02
-"""Share of the time to its deadline that counts as a usual request where it is longer: who has two
-seconds is not refused for some milliseconds, whatever the load is thought to be."""
-
-FEW: Final = 8
-UNHURRIED_S: Final = 1.0
-"""Who has so much time is not refused for the load while fewer are ahead: some clients who each
-wait for their answer are no overload, however slow the machine is at that moment."""
-
 FULL: Final = 1.2
-"""Share of what can be done from which on more comes than that, surely: clients of whom each waits
-for its answer before it asks again keep a scorer at 1 and no more, and are all to be answered."""
+"""Load from which on more comes than can be done, surely: clients of whom each waits for its answer
+before it asks again keep a scorer at 1 and no more, and are all to be answered."""
 
 MARGIN: Final = 0.8
 """How much of the time to its deadline a request may be expected to wait: costs are guesses."""
@@ -48,6 +39,10 @@ LOAD_S: Final = 0.25
 
 LOAD_REQUESTS: Final = 32
 """Requests over which it is told, at least: fewer are no measure of it."""
+
+LEARNED: Final = 8
+"""So many requests of a route tell what the next one takes. Until then that is what the quickest of
+them took: whoever knows nothing must not refuse."""
 
 SHARE: Final = 0.5
 """How much of the waiting time one client may take while there are others."""
@@ -123,8 +118,6 @@ class Turns:
         """
         self.max_waiting = max_waiting
         self.deadline_s = deadline_s
-        self.load = 0.0
-        """What lately came, as a share of what can be done."""
         self._clock = clock
         self._costs: dict[str, Cost] = {}
         self._usual = Cost()
@@ -135,9 +128,21 @@ class Turns:
         """The same, by client who has some."""
         self._clients: list[tuple[str, float]] = [("", -math.inf), ("", -math.inf)]
         """The two clients who asked last, and when."""
+        self._offered_s = 0.0
+        """Seconds of work that lately came, as it is guessed; the newest counts most."""
+        self._served_s = 0.0
+        """The same of what was done."""
         self._load_at = clock()
         self._done_at = -math.inf
         self._lag_s = 0.0
+
+    @property
+    def load(self) -> float:
+        """What lately came, as a share of what can be done: of the time that there was, or of what
+        was done in it, whichever is less. The one is wrong on a machine that stands still now and
+        then, where all seems to take long, the other after a burst.
+        """
+        return self._offered_s / max(self._load_over_s(), self._served_s)
 
     @property
     def retry_after_s(self) -> int:
@@ -170,10 +175,8 @@ class Turns:
         left_s = MARGIN * (deadline - now) - cost_s
         if ahead_s > left_s:
             return "deadline"
-        few = self._taken < FEW and deadline - now > UNHURRIED_S
-        if self.load > FULL and not few:
-            usual_s = max(self._usual.mean_s, WORTH_WAITING * (deadline - now))
-            left_s = min(left_s, STANDING[head.level] * usual_s)
+        if self.load > FULL:
+            left_s = min(left_s, STANDING[head.level] * self._usual.mean_s)
             if ahead_s > left_s:
                 return "overload"
         own_s = self._of_client.get(head.client, 0.0)
@@ -226,6 +229,8 @@ class Turns:
         began = max(self._done_at, turn.taken_at + turn.apart_s)
         self._done_at = max(self._done_at, finished_at)
         cost_s = max(0.0, finished_at - began)
+        self._fade(self._clock())
+        self._served_s += turn.cost_s
         self._cost(turn.head.route).learn(turn.head.size, cost_s)
         self._usual.learn(turn.head.size, cost_s)
         self._lag_s += (max(0.0, self._clock() - finished_at) - self._lag_s) / 8
@@ -238,12 +243,22 @@ class Turns:
 
     def _note(self, client: str, cost_s: float, now: float) -> None:
         """Take note of who asked, and for how much."""
-        over_s = max(LOAD_S, LOAD_REQUESTS * self._usual.mean_s)
-        self.load = self.load * math.exp((self._load_at - now) / over_s) + cost_s / over_s
-        self._load_at = now
+        self._fade(now)
+        self._offered_s += cost_s
         if client != self._clients[0][0]:
             self._clients.reverse()
         self._clients[0] = client, now
+
+    def _fade(self, now: float) -> None:
+        """Have what came and what was done count less, by the time since the last time."""
+        left = math.exp((self._load_at - now) / self._load_over_s())
+        self._offered_s *= left
+        self._served_s *= left
+        self._load_at = now
+
+    def _load_over_s(self) -> float:
+        """Seconds over which the load is told."""
+        return max(LOAD_S, LOAD_REQUESTS * self._usual.mean_s)
 
     def _others(self, client: str, now: float) -> bool:
         """Whether somebody else than the client, who has just asked, did so lately."""
@@ -266,12 +281,13 @@ def overdue(turn: Turn) -> Refused:
 class Cost:
     """What requests of a route take, by their size: a line through those before, newest first."""
 
-    __slots__ = ("_count", "_cov", "_size", "_var", "mean_s")
+    __slots__ = ("_count", "_cov", "_least_s", "_size", "_var", "mean_s")
 
     def __init__(self) -> None:
         self.mean_s = 0.0
         """Seconds that the usual one takes."""
         self._count = 0
+        self._least_s = 0.0
         self._size = 0.0
         self._var = 0.0
         self._cov = 0.0
@@ -286,6 +302,11 @@ class Cost:
         >>> round(cost.of(5000), 4)
         0.002
         """
+        if self._count < LEARNED:
+            return self._least_s
+        return self._line(size)
+
+    def _line(self, size: int) -> float:
         slope = max(0.0, self._cov / self._var) if self._var > 1.0 else 0.0
         # Smaller ones than ever seen still cost something.
         return max(self.mean_s / OUTLIER, self.mean_s + slope * (size - self._size))
@@ -294,9 +315,10 @@ class Cost:
         """Take note of what one of so many bytes took."""
         self._count += 1
         if self._count <= 2:  # the first pays for what is made once, so the second counts instead
-            self.mean_s, self._size = seconds, float(size)
+            self.mean_s, self._least_s, self._size = seconds, seconds, float(size)
             return
-        seconds = min(seconds, OUTLIER * self.of(size))
+        self._least_s = min(self._least_s, seconds)
+        seconds = min(seconds, OUTLIER * self._line(size))
         by_size, by_cost = size - self._size, seconds - self.mean_s
         share = max(SHARE_OF_NEW, 1 / (self._count - 1))  # few are their mean
         self._size += share * by_size

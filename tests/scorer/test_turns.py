@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 
 import pytest
 
@@ -165,7 +166,22 @@ def test_a_moment_in_which_the_machine_stood_still_is_soon_forgotten_at_the_begi
     assert cost.of(100) < 1.5 * COST_S
 
 
-def test_who_has_much_time_is_not_refused_for_a_moment_s_wait() -> None:
+def test_of_a_route_that_is_new_the_quickest_request_tells_what_the_next_takes() -> None:
+    cost = Cost()
+    for seconds in (1.0, 0.9, COST_S, 0.5):
+        cost.learn(100, seconds)
+    assert cost.of(100) == COST_S
+
+
+@pytest.mark.parametrize("stalls", ["at first", "now and then", "all the time"])
+def test_a_few_clients_who_wait_are_answered_on_a_machine_that_stands_still(stalls: str) -> None:
     scene = Scene(deadline_s=2.0)
-    scene.overload()
-    assert scene.taken() >= 40
+    draw = random.Random(stalls)
+    likely = {"at first": 1.0, "now and then": 0.02, "all the time": 0.5}[stalls]
+    under_way = [scene.take() for _ in range(4)]
+    for number in range(3000):
+        if stalls == "at first" and number == 8:
+            likely = 0.0
+        still = draw.random() < likely
+        scene.serve(under_way.pop(0), draw.uniform(0.05, 0.3) if still else COST_S)
+        under_way.append(scene.take())
