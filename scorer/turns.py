@@ -60,6 +60,10 @@ OUTLIER: Final = 8.0
 """A request that took so many times what was expected counts as this many: a moment in which the
 machine stood still says nothing of the next request."""
 
+NARROW: Final = 1 / 8
+"""Spread of sizes, as a share of the usual one, from which on it tells more than the guess that
+size does not matter."""
+
 Reason = Literal["overload", "deadline", "client"]
 
 
@@ -307,7 +311,11 @@ class Cost:
         return self._line(size)
 
     def _line(self, size: int) -> float:
-        slope = max(0.0, self._cov / self._var) if self._var > 1.0 else 0.0
+        if self._cov <= 0:
+            return self.mean_s
+        # No steeper than through nothing for no bytes, and flat where all have nearly one size.
+        slope = self._cov / (self._var + (NARROW * self._size) ** 2)
+        slope = min(slope, self.mean_s / self._size)
         # Smaller ones than ever seen still cost something.
         return max(self.mean_s / OUTLIER, self.mean_s + slope * (size - self._size))
 

@@ -166,6 +166,21 @@ def test_a_moment_in_which_the_machine_stood_still_is_soon_forgotten_at_the_begi
     assert cost.of(100) < 1.5 * COST_S
 
 
+def test_small_differences_of_size_tell_nothing_of_large_ones() -> None:
+    cost = Cost()
+    draw = random.Random(1)
+    for _ in range(100):
+        cost.learn(draw.randint(910, 916), draw.uniform(0.01, 0.1))
+    assert cost.of(25_000) < 0.2
+
+
+def test_no_request_is_expected_to_take_more_a_byte_than_smaller_ones_took() -> None:
+    cost = Cost()
+    for number in range(100):
+        cost.learn(1000 + 300 * (number % 2), 0.001 + 0.1 * (number % 2))
+    assert cost.of(11_500) < 11 * 0.06
+
+
 def test_of_a_route_that_is_new_the_quickest_request_tells_what_the_next_takes() -> None:
     cost = Cost()
     for seconds in (1.0, 0.9, COST_S, 0.5):
