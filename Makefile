@@ -28,8 +28,13 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 # Compiling all of what is installed takes longer than the rest of the installation; Python compiles
 # what is used when it is used.
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile --require-hashes
-INSTALL := $(BIN)/python -m pip $(PIP_INSTALL)
 STAMPS  := $(VENV)/stamps
+
+# Installs a file of requirements into an environment: with uv, since pip takes minutes for what uv does in
+# one; pip's settings are not its own, so the index is told, and where uv gets nowhere all the same, pip has
+# its turn.
+install_into = $(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --require-hashes --python $(1)/bin/python $(2) || \
+	$(BIN)/python -m pip --python $(1)/bin/python $(PIP_INSTALL) $(2)
 
 .DEFAULT_GOAL := help
 .PHONY: help install clients demo test lint bundle bench chaos protocol lock clean
@@ -91,23 +96,20 @@ $(VENV)/pyvenv.cfg:
 # The project goes in as links to this checkout, so an edit needs no new install.
 $(STAMPS)/project: pyproject.toml requirements/build.txt $(VENV)/pyvenv.cfg
 	@mkdir -p $(STAMPS)
-	$(INSTALL) -r requirements/build.txt
+	$(BIN)/python -m pip $(PIP_INSTALL) -r requirements/build.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # serve, train, bench or dev: each set of pins agrees with the others, so they can be added up.
 $(STAMPS)/%: requirements/%.txt $(STAMPS)/project
 	@echo "Installing requirements/$*.txt"
-	$(INSTALL) -r requirements/$*.txt
+	$(call install_into,$(VENV),-r requirements/$*.txt)
 	@touch $@
 
-# With uv, since pip takes minutes for these; pip's settings are not its own, so the index is told, and
-# where uv gets nowhere all the same, pip has its turn.
 $(STAMPS)/clients: requirements/clients.txt $(STAMPS)/dev
 	@echo "Installing requirements/clients.txt"
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/clients
-	$(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --require-hashes --no-deps --python $(VENV)/clients/bin/python -r $< || \
-		$(BIN)/python -m pip --python $(VENV)/clients/bin/python $(PIP_INSTALL) --no-deps -r $<
+	$(call install_into,$(VENV)/clients,--no-deps -r requirements/clients.txt)
 	@touch $@
 
 # dev is resolved first and bounds the rest. The files carry no registry's address, so that they
