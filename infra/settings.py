@@ -59,7 +59,7 @@ EVENT_FIELDS: Final = (
 )
 """Our names for the fields of a behavior event."""
 
-STORE_SCHEMES: Final = ("memory", "lmdb", "aerospike")
+STORE_SCHEMES: Final = ("memory", "lmdb", "aerospike", "redis", "rediss")
 
 # A Kubernetes Service or a linked container named lifelong-scorer puts LIFELONG_SCORER_PORT and
 # its like into every pod beside it. Those are nobody's settings and nobody's mistake.
@@ -153,9 +153,10 @@ class StoreSettings(Section):
     """Where sequences and interests live."""
 
     url: str = "lmdb://.lifelong/store"
-    """memory://, lmdb://PATH[?max_size=BYTES&sync=1] or
-    aerospike://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]/NAMESPACE[?set=NAME]. A password is shown
-    masked."""
+    """memory://, lmdb://PATH[?max_size=BYTES&sync=1],
+    aerospike://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]/NAMESPACE[?set=NAME] or
+    redis[s]://[USER:PASSWORD@]HOST[:PORT][/DATABASE][?prefix=NAME&cluster=1&ca=FILE]. A password is
+    shown masked."""
     length: Positive = 1000
     """Behaviors kept per user; older ones go."""
     ttl_s: Annotated[int, Field(ge=0)] = 0

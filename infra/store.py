@@ -405,6 +405,10 @@ class Store(Protocol):
         """How much room there is; None: that cannot be told."""
         ...
 
+    def cautions(self) -> Sequence[str]:
+        """By what of its configuration it may lose what it has acknowledged, one line each."""
+        ...
+
     def close(self) -> None:
         """Release everything; the store is unusable afterwards."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -153,18 +153,20 @@ def _check_store(settings: Settings) -> str:
     said = f"{settings.store.masked_url} answers, {'is empty' if empty else 'has users'}"
     if identity is None:  # opening it for writing would bring it up to date
         return f"{said}; made by an earlier version, a worker will bring it up to date"
-    full = _check_writes(open_as_it_is(settings.store, identity))
-    return (
+    full, cautions = _check_writes(open_as_it_is(settings.store, identity))
+    said = (
         f"{said}; {identity.name}, id {identity.id}, layout {identity.layout}, keeps"
         f" {identity.length} behaviors per user, last opened with ttl_s {identity.ttl_s:g}; {full}"
     )
+    return Warned("; ".join([said, *cautions])) if cautions else said
 
 
-def _check_writes(store: Store) -> str:
+def _check_writes(store: Store) -> tuple[str, Sequence[str]]:
     """Write as much as a user's largest record takes, ask what only workers need, and tell how much
-    room is left.
+    room is left, and what the store may lose.
     """
     try:
+        cautions = store.cautions()
         store.ping()
         store.put_bookmark("check", bytes(WRITTEN))
         store.put_bookmark("check", None)
@@ -172,10 +174,10 @@ def _check_writes(store: Store) -> str:
     finally:
         store.close()
     if room is None:
-        return "how full it is, it does not tell"
+        return "how full it is, it does not tell", cautions
     if room.share >= LOW:
         raise StoreFull(f"the store has used {room.share:.0%} of what it may have, {room.told}")
-    return f"{room.share:.0%} full"
+    return f"{room.share:.0%} full", cautions
 
 
 def _check_progress(settings: Settings) -> str:

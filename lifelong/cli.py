@@ -58,7 +58,11 @@ Bootstrap = Annotated[
 ]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="lmdb://PATH, aerospike://HOST:PORT/NAMESPACE."),
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="lmdb://PATH, aerospike://HOST:PORT/NAMESPACE, redis://HOST:PORT/DATABASE.",
+    ),
 ]
 BundlePath = Annotated[
     Path | None,

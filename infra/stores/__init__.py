@@ -75,9 +75,16 @@ def open_store(
         return AerospikeStore.open(
             url, options, wait_s=wait_s, timeout_s=TIMEOUT_S if timeout_s is None else timeout_s
         )
+    if scheme in {"redis", "rediss"}:
+        from infra.stores.redis.client import TIMEOUT_S
+        from infra.stores.redis.store import RedisStore
+
+        return RedisStore.open(
+            url, options, wait_s=wait_s, timeout_s=TIMEOUT_S if timeout_s is None else timeout_s
+        )
     raise SettingsError(
         f"store.url: {settings.masked_url!r} names no store; use lmdb://PATH,"
-        " aerospike://HOST:PORT/NAMESPACE or memory://"
+        " aerospike://HOST:PORT/NAMESPACE, redis://HOST:PORT/DATABASE or memory://"
     )
 
 

@@ -449,6 +449,12 @@ class LmdbStore:
 
         return self._read(read)
 
+    def cautions(self) -> Sequence[str]:
+        if self._sync:
+            return ()
+        lost = "a crash of the machine loses what the system had not written"
+        return [f"sync=0 in store.url: {lost}, and may leave a file that cannot be read"]
+
     def close(self) -> None:
         """Release everything, at once or when the write that still waits has had its turn."""
         if self._asked is None:

@@ -169,6 +169,9 @@ class MemoryStore:
     def room(self) -> None:
         """It takes what the process may."""
 
+    def cautions(self) -> Sequence[str]:
+        return ["it is in the memory of its process, and ends with it"]
+
     def close(self) -> None:
         """Nothing to release."""
 

@@ -79,9 +79,11 @@ class Taken:
 
 def cells(quick: bool) -> list[Cell]:
     """What is measured: Aerospike where AEROSPIKE_HOST names a server (AEROSPIKE_PORT its port,
-    AEROSPIKE_NAMESPACE the namespace). There each cell has sets of its own, which stay.
+    AEROSPIKE_NAMESPACE the namespace), and Redis where REDIS_HOST does (REDIS_PORT its port). There
+    each cell has sets, or keys, of its own, which stay.
     """
-    stores = ["memory", "lmdb", *(["aerospike"] if os.environ.get("AEROSPIKE_HOST") else [])]
+    stores = ["memory", "lmdb"]
+    stores += [name for name in ("aerospike", "redis") if os.environ.get(f"{name.upper()}_HOST")]
     sizes = (5_878, 100_000) if quick else (5_878, 100_000, 1_000_000)
     loads: tuple[LoadName, ...] = ("uniform", "light")
     return [
@@ -117,6 +119,9 @@ def _url(cell: Cell, path: Path) -> str:
         namespace = os.environ.get("AEROSPIKE_NAMESPACE", "test")
         sets = f"bench{os.getpid()}-{cell.users}-{cell.load}-"
         return f"aerospike://{host}:{port}/{namespace}?set={sets}"
+    if cell.store == "redis":
+        host, port = os.environ["REDIS_HOST"], os.environ.get("REDIS_PORT", "6379")
+        return f"redis://{host}:{port}?prefix=bench{os.getpid()}-{cell.users}-{cell.load}"
     return "memory://" if cell.store == "memory" else f"lmdb://{path}"
 
 

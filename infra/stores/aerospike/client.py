@@ -21,7 +21,7 @@ from infra.errors import (
 )
 from infra.store import AS_IT_COMES, StoreOptions
 from infra.stores.aerospike.address import AerospikeAddress
-from infra.stores.aerospike.outages import Outages
+from infra.stores.outages import Outages
 
 TIMEOUT_S: Final = 5.0
 """How long one call to the servers may take, retries included."""

@@ -34,7 +34,7 @@ import contextlib
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aerospike_helpers.batch.records import BatchRecord, Remove, Write
@@ -128,6 +128,7 @@ from infra.stores.identity import (
     require_any_id,
 )
 from infra.stores.mending import Mending
+from infra.stores.rounds import rounds
 from infra.telemetry import get_logger
 
 FLUSHED_MS: Final = 10_000
@@ -254,7 +255,7 @@ class AerospikeStore:
     ) -> Appended:
         bundle = records.bundle_key(digest) if digest else 0
         done = Appended()
-        for part in _rounds(groups, self._room.slice):
+        for part in rounds(groups, self._room.slice):
             done += self._append(part, now_ms, bundle)
         # Only now, so that a crash in between leaves them behind what was applied, never ahead.
         self._reached.send(
@@ -487,6 +488,10 @@ class AerospikeStore:
         """Of the server that has the least."""
         found = [of for of in map(fullness, self._client.namespace().values()) if of is not None]
         return max(found, default=None)
+
+    def cautions(self) -> Sequence[str]:
+        """None: what a namespace may lose depends on its cluster as well (docs/operations.md)."""
+        return ()
 
     def close(self) -> None:
         with contextlib.suppress(StoreError, SettingsError):  # positions may lag behind
@@ -994,24 +999,3 @@ def _is_later(record: Stored | None, epoch: int, number: int) -> bool:
         return False
     held: tuple[int, int] = (record.bins.get(EPOCH, 0), record.bins.get(COUNT, 0))
     return held > (epoch, number)
-
-
-def _rounds(groups: Sequence[Group], most: int) -> Iterator[list[tuple[Group, Append]]]:
-    """What groups append, in parts that hold no user twice and at most so many behaviors of one;
-    those of a user in their order.
-    """
-    waiting = [(group, new) for group in groups for new in group.appends]
-    while waiting:
-        part: list[tuple[Group, Append]] = []
-        later: list[tuple[Group, Append]] = []
-        users: set[str] = set()
-        for group, new in waiting:
-            if new.user in users:
-                later.append((group, new))
-                continue
-            users.add(new.user)
-            part.append((group, new.part(0, most)))
-            if len(new.offsets) > most:
-                later.append((group, new.part(most, len(new.offsets))))
-        yield part
-        waiting = later

@@ -11,6 +11,9 @@ from infra.stores.aerospike.layout import COUNT, DATA, EPOCH, HEAD, SEQUENCE, US
 from infra.stores.aerospike.store import AerospikeStore
 from infra.stores.lmdb import LmdbStore, _state_key
 from infra.stores.memory import MemoryStore
+from infra.stores.redis.layout import HEAD as HEAD_FIELD
+from infra.stores.redis.layout import Command, segment_field, state_field
+from infra.stores.redis.store import RedisStore
 
 
 def put_head(store: Store, user: str, head: bytes) -> None:
@@ -20,6 +23,8 @@ def put_head(store: Store, user: str, head: bytes) -> None:
     elif isinstance(store, LmdbStore):
         with store._env.begin(write=True) as txn:
             txn.put(user.encode(), head, db=store._dbs.heads)
+    elif isinstance(store, RedisStore):
+        store._client.run([("HSET", store._keys.user(user), HEAD_FIELD, head)], writing=True)
     else:
         assert isinstance(store, AerospikeStore)
         key = store._client.key(SEQUENCE, user)
@@ -35,6 +40,8 @@ def get_head(store: Store, user: str) -> bytes:
         with store._env.begin() as txn:
             found = txn.get(user.encode(), db=store._dbs.heads)
             head = None if found is None else bytes(found)
+    elif isinstance(store, RedisStore):
+        (head,) = store._client.run([("HGET", store._keys.user(user), HEAD_FIELD)])
     else:
         assert isinstance(store, AerospikeStore)
         (record,) = store._client.get([store._client.key(SEQUENCE, user)], [HEAD])
@@ -57,16 +64,20 @@ def put_segment(store: Store, user: str, number: int, segment: bytes | None, epo
                 txn.delete(key, db=store._dbs.segments)
             else:
                 txn.put(key, segment, db=store._dbs.segments)
+    elif isinstance(store, RedisStore):
+        whose, place = store._keys.user(user), segment_field(number % store._ring)
+        gone: Command = ("HDEL", whose, place)
+        store._client.run([gone if segment is None else ("HSET", whose, place, segment)])
     else:
         assert isinstance(store, AerospikeStore)
         # Until a later write trims it, the head holds the segment, too.
         store._rewrite([user], lambda _, head: records.seal(head or b"")[0], now_ms=0)
-        place = store._segment_key(user, number)
+        key_of_it = store._segment_key(user, number)
         if segment is None:
-            store._client.remove(place)
+            store._client.remove(key_of_it)
         else:
             bins = {EPOCH: epoch, COUNT: number, DATA: segment}
-            store._client.put_one(place, bins, ttl_of(0))
+            store._client.put_one(key_of_it, bins, ttl_of(0))
 
 
 def lose_state(store: Store, user: str, digest: bytes) -> None:
@@ -77,6 +88,8 @@ def lose_state(store: Store, user: str, digest: bytes) -> None:
     elif isinstance(store, LmdbStore):
         with store._env.begin(write=True) as txn:
             assert txn.delete(_state_key(user.encode(), bundle), db=store._dbs.states)
+    elif isinstance(store, RedisStore):
+        store._client.run([("HDEL", store._keys.user(user), state_field(bundle))])
     else:
         assert isinstance(store, AerospikeStore)
         store._client.remove(store._state_key(user, bundle))

@@ -38,6 +38,11 @@ from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from tests.aerospike_double import aerospike_server, open_aerospike  # noqa: F401  (a fixture)
 from tests.infra.stores.spoiling import get_head, head_1, lose_state, put_head, put_segment
+from tests.redis_server import (  # noqa: F401  (fixtures)
+    open_redis,
+    redis_server,
+    shared_redis,
+)
 
 LENGTH = 200
 SOURCE = partition_source("behaviors", "topic-1", 0)
@@ -49,7 +54,7 @@ OTHER_BUNDLE = bytes(range(100, 116))
 OpenStore = Callable[..., Store]
 
 
-@pytest.fixture(params=["memory", "lmdb", "aerospike"])
+@pytest.fixture(params=["memory", "lmdb", "aerospike", "redis"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenStore]:
     """Opens stores that see the same data; closed afterwards."""
     opened: list[Store] = []
@@ -60,6 +65,8 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenS
             store: Store = MemoryStore(chosen)
         elif request.param == "lmdb":
             store = LmdbStore(tmp_path, chosen)
+        elif request.param == "redis":
+            store = open_redis(request.getfixturevalue("redis_server"), chosen)
         else:
             server = request.getfixturevalue("aerospike_server")
             store = open_aerospike(server, chosen)

@@ -27,8 +27,9 @@ from tests.infra.histories import (
     histories,
 )
 from tests.infra.stores.test_contract import OpenStore, open_store
+from tests.redis_server import redis_server, shared_redis
 
-__all__ = ["aerospike_server", "open_store"]
+__all__ = ["aerospike_server", "open_store", "redis_server", "shared_redis"]
 
 LENGTH = 130
 DIGESTS = [bytes([7 + i]) * 16 for i in range(BUNDLES)]

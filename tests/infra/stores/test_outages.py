@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.stores.aerospike.outages import FRESH_S, Outages
+from infra.stores.outages import FRESH_S, Outages
 
 NOW_MS = 1_700_000_000_000
 
