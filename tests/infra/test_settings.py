@@ -131,8 +131,8 @@ def test_a_bad_variable_is_named_with_its_value() -> None:
 
 
 def test_a_bad_flag_is_named_as_it_was_typed() -> None:
-    message = error({"store.url": "redis://h"}, flags={"store.url": "--store"})
-    assert message.startswith("--store = 'redis://h': must begin with memory://")
+    message = error({"store.url": "mongodb://h"}, flags={"store.url": "--store"})
+    assert message.startswith("--store = 'mongodb://h': must begin with memory://")
 
 
 def test_a_bad_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_secrets_are_there_for_those_who_need_them() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"store.url": f"redis://u:{SECRET}@h"},
+        {"store.url": f"mongodb://u:{SECRET}@h"},
         {"broker.sasl_password": [SECRET]},
         {"broker.sasl_pasword": SECRET},
         {"scorer.jwt_keys": f"https://u:{SECRET}@h/jwks"},

@@ -132,11 +132,11 @@ BAD_SETTINGS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "a bad value": (["--set", "store.length=many"], ["store.length", "many"]),
     "a misspelt key": (["--set", "store.lenght=5"], ["store.lenght", "store.length"]),
     "a misspelt section": (["--set", "stoer.length=5"], ["stoer"]),
-    "a bad value of a flag": (["--store", "redis://here"], ["--store = 'redis://here'"]),
+    "a bad value of a flag": (["--store", "mongodb://here"], ["--store = 'mongodb://here'"]),
     "a bad value of --set": (["--set", "log.level=loud"], ["--set log.level = 'loud'"]),
     "--set after the flag": (
-        ["--store", "memory://", "--set", "store.url=redis://here"],
-        ["--set store.url = 'redis://here'"],
+        ["--store", "memory://", "--set", "store.url=mongodb://here"],
+        ["--set store.url = 'mongodb://here'"],
     ),
     "a section as a value": (["--set", "store=5"], ["store"]),
     "both a section and a key": (["--set", "store=5", "--set", "store.length=5"], ["store"]),
@@ -167,10 +167,10 @@ def test_replay_tells_a_choice_that_it_does_not_have(tmp_path: Path, events: Pat
 
 def test_backfill_tells_a_store_url_that_it_cannot_read(tmp_path: Path, events: Path) -> None:
     done = lifelong(
-        "backfill", events, "--partitions", "8", "--store", "redis://here", cwd=tmp_path
+        "backfill", events, "--partitions", "8", "--store", "mongodb://here", cwd=tmp_path
     )
 
-    assert_one_line(done, "redis://here", "lmdb://")
+    assert_one_line(done, "mongodb://here", "lmdb://")
 
 
 def test_backfill_fills_the_store_that_inspect_reads(tmp_path: Path, events: Path) -> None:
