@@ -106,6 +106,9 @@ class BrokerSettings(Section):
     """Topic of behavior events, keyed by user id."""
     dead_letter_topic: TopicName = "behaviors.dead"
     """Topic that takes the events that could not be read, each with its reason."""
+    dead_letter_retention_s: Annotated[int, Field(ge=0)] = 30 * 86_400
+    """Seconds for which events that could not be read are kept, in a topic that is created by us;
+    0: for ever. Users who are to be forgotten are in these events, too."""
     group: Annotated[str, Field(min_length=1, max_length=255)] = "lifelong"
     """Consumer group of the workers."""
     create_topics: bool = False

@@ -45,6 +45,10 @@ store_app: Final = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(store_app, name="store")
+letters_app: Final = typer.Typer(
+    help="Tells what was refused and why, and sends it again.", no_args_is_help=True
+)
+app.add_typer(letters_app, name="deadletters")
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML); default: lifelong.toml.")
@@ -67,6 +71,10 @@ StoreUrl = Annotated[
 BundlePath = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="DIR", help="Model bundle; default: the shipped one."),
+]
+Reasons = Annotated[
+    list[str] | None,
+    typer.Option("--reason", metavar="REASON", help="Of this reason; may be given several times."),
 ]
 Chart = Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")]
 JsonOut = Annotated[
@@ -300,6 +308,60 @@ def forget(
     if not names:
         raise SettingsError("name the users to delete, or a --file that lists them")
     _write_json(run_forget(settings, names), json_out)
+
+
+@letters_app.command("list")
+def letters_list(
+    *,
+    bootstrap: Bootstrap = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Count the letters by reason and topic."""
+    from lifelong.letters import run_list
+
+    settings = _settings(config, assignments, {"broker.bootstrap": bootstrap})
+    _write_json(run_list(settings, quiet=json_out == "-"), json_out)
+
+
+@letters_app.command("show")
+def letters_show(
+    *,
+    reasons: Reasons = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20,
+    bootstrap: Bootstrap = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Show the newest letters: where from, why, and what came."""
+    from lifelong.letters import run_show
+
+    settings = _settings(config, assignments, {"broker.bootstrap": bootstrap})
+    shown = run_show(settings, reasons=reasons or [], limit=limit, quiet=json_out == "-")
+    _write_json(shown, json_out)
+
+
+@letters_app.command("replay")
+def letters_replay(
+    *,
+    reasons: Reasons = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many, at most.")] = None,
+    bootstrap: Bootstrap = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Send the events of a reason again to where they came from; each goes once."""
+    from lifelong.letters import run_replay as send
+
+    settings = _settings(config, assignments, {"broker.bootstrap": bootstrap})
+    if not reasons:
+        raise SettingsError(
+            "name what was put right: --reason, as `lifelong deadletters list` has it"
+        )
+    _write_json(send(settings, reasons=reasons, limit=limit), json_out)
 
 
 @store_app.command("backup")

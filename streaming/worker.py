@@ -539,8 +539,11 @@ def _open_store(settings: Settings, metrics: WorkerMetrics, interruptions: Inter
 
 def _ensure_topic(broker: BrokerSettings, topic: str) -> None:
     """Create the topic unless it is there; existing ones are left as they are."""
+    kept = {}
+    if topic == broker.dead_letter_topic:
+        kept = {"retention_ms": round(1000 * broker.dead_letter_retention_s) or -1}
     if topic_partitions(broker, topic) == 0 and create_topic(
-        broker, topic, broker.partitions, replication=broker.replication
+        broker, topic, broker.partitions, replication=broker.replication, **kept
     ):
         log.info("topic created", topic=topic, partitions=broker.partitions)
 

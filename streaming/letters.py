@@ -1,0 +1,240 @@
+"""Letters of the dead-letter topic (`streaming.dead_letters`): read, counted, and sent again once
+what was wrong is put right.
+
+How far letters of a reason were sent again is what a consumer group of that reason has committed,
+in the transaction that sends them: so each goes once, however often it is asked for and wherever it
+is interrupted. What is refused again comes back as another letter, and is sent again the next time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Final, NamedTuple
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+
+from infra.errors import BrokerError, one_line
+from infra.kafka.admin import require_topic, topic_partitions
+from infra.kafka.clients import bootstrap_of, client_config, producer_config
+from infra.settings import BrokerSettings
+
+ANSWER_S: Final = 20.0
+"""Time in which Kafka must answer, or have a transaction."""
+
+AT_ONCE: Final = 1000
+"""Letters sent again in one transaction."""
+
+log: Final = logging.getLogger(f"{__name__}.client")
+
+
+class Place(NamedTuple):
+    """Where a record lies."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Letter(NamedTuple):
+    """An event that was refused."""
+
+    at: Place
+    """In the dead-letter topic."""
+    source: Place
+    """Where it came from."""
+    reason: str
+    detail: str
+    """One line for people."""
+    timestamp: int
+    """When it was sent at first, ms since epoch."""
+    key: bytes | None
+    value: bytes | None
+    cut: bool
+    """Whether key or value are not whole, since the topic did not take them."""
+
+
+class Replayed(NamedTuple):
+    """What became of letters that were to be sent again."""
+
+    sent: int
+    cut: int
+    """Not whole, so that there was nothing to send."""
+    repeated: int
+    """Letters of an event that another one was of, as comes of a worker that is killed."""
+
+
+def letters(broker: BrokerSettings) -> Iterator[Letter]:
+    """All letters that are there, of each partition in their order.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or the topic is not there.
+    """
+    with _reading(broker, f"{broker.group}-deadletters") as reading:
+        for partition in reading.partitions:
+            for some in reading.of(partition, OFFSET_BEGINNING):
+                yield from some
+
+
+def sent_again(broker: BrokerSettings, reason: str) -> dict[int, int]:
+    """The offset, by partition, up to which letters of a reason were sent again."""
+    with _reading(broker, _group(broker, reason)) as reading:
+        return reading.committed()
+
+
+def send_again(broker: BrokerSettings, reason: str, *, most: int | None = None) -> Replayed:
+    """Send the events of a reason again to where they came from, each once.
+
+    Args:
+        most: how many, at most; None: all that are there now.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or refuses. What was sent is not sent again.
+    """
+    done = Replayed(0, 0, 0)
+    seen: set[Place] = set()
+    group = _group(broker, reason)
+    with _reading(broker, group) as reading:
+        producer = Producer(producer_config(broker) | {"transactional.id": group}, logger=log)
+        # Before it is asked how far another one came, which is ended by this.
+        producer.init_transactions(ANSWER_S)
+        begin = reading.committed()
+        for partition in reading.partitions:
+            for some in reading.of(partition, begin.get(partition, OFFSET_BEGINNING)):
+                sent: list[Letter] = []
+                cut = repeated = 0
+                offset = some[0].at.offset
+                for letter in some:
+                    if most is not None and done.sent + len(sent) >= most:
+                        break
+                    offset = letter.at.offset + 1
+                    if letter.reason != reason:
+                        continue
+                    repeated += letter.source in seen
+                    cut += letter.cut and letter.source not in seen
+                    if not letter.cut and letter.source not in seen:
+                        sent.append(letter)
+                    seen.add(letter.source)
+                reading.send(producer, sent, partition, offset)
+                done = Replayed(done.sent + len(sent), done.cut + cut, done.repeated + repeated)
+                if most is not None and done.sent >= most:
+                    return done
+    return done
+
+
+class _Reading:
+    """The dead-letter topic, read by one group."""
+
+    def __init__(self, broker: BrokerSettings, consumer: Consumer) -> None:
+        self._topic = broker.dead_letter_topic
+        self._consumer = consumer
+        self.partitions = range(topic_partitions(broker, self._topic))
+
+    def of(self, partition: int, begin: int) -> Iterator[list[Letter]]:
+        """A partition's letters from an offset on, to what is its end now, some at a time."""
+        at = TopicPartition(self._topic, partition, begin)
+        _, end = self._consumer.get_watermark_offsets(at, ANSWER_S)
+        self._consumer.assign([at])
+        silent = 0
+        while self._position(at, begin) < end:
+            found = self._consumer.consume(AT_ONCE, 1.0)
+            silent = 0 if found else silent + 1
+            if silent > ANSWER_S:
+                raise BrokerError(
+                    f"topic {self._topic} is not read on: no answer for {ANSWER_S:g} s"
+                )
+            for message in found:
+                if (error := message.error()) is not None:
+                    raise KafkaException(error)
+            if found:
+                yield [_letter(message) for message in found]
+
+    def committed(self) -> dict[int, int]:
+        """How far the group has come, by partition; without those that it has not begun."""
+        asked = [TopicPartition(self._topic, partition) for partition in self.partitions]
+        return {
+            one.partition: one.offset
+            for one in self._consumer.committed(asked, ANSWER_S)
+            if one.offset >= 0
+        }
+
+    def send(self, producer: Producer, some: list[Letter], partition: int, offset: int) -> None:
+        """Send letters to where they came from and note that the group has come to an offset; both
+        or neither.
+        """
+        producer.begin_transaction()
+        for letter in some:
+            topic, key, value = letter.source.topic, letter.key, letter.value
+            producer.produce(
+                topic, value, key, timestamp=letter.timestamp, headers=_headers(letter)
+            )
+        producer.send_offsets_to_transaction(
+            [TopicPartition(self._topic, partition, offset)],
+            self._consumer.consumer_group_metadata(),
+            ANSWER_S,
+        )
+        producer.commit_transaction(ANSWER_S)
+
+    def _position(self, at: TopicPartition, begin: int) -> int:
+        """The offset that is read next."""
+        (now,) = self._consumer.position([at])
+        return max(int(now.offset), begin)
+
+
+@contextmanager
+def _reading(broker: BrokerSettings, group: str) -> Iterator[_Reading]:
+    require_topic(broker, broker.dead_letter_topic)
+    config = client_config(broker) | {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "auto.offset.reset": "earliest",
+        "isolation.level": "read_committed",
+        "enable.partition.eof": False,
+    }
+    try:
+        with closing(Consumer(config, logger=log)) as consumer:
+            yield _Reading(broker, consumer)
+    except KafkaException as error:
+        raise BrokerError(
+            f"dead letters of {broker.dead_letter_topic} at {bootstrap_of(broker)}:"
+            f" {one_line(error)}; what was sent again is not sent again"
+        ) from error
+
+
+def _group(broker: BrokerSettings, reason: str) -> str:
+    return f"{broker.group}-deadletters-{reason}"
+
+
+def _headers(letter: Letter) -> list[tuple[str, str | bytes | None]]:
+    """Of an event that is sent again: which letter it was."""
+    return [("dead-letter", f"{letter.reason} {letter.at.partition} {letter.at.offset}")]
+
+
+def _letter(message: Message) -> Letter:
+    headers = {name: value or b"" for name, value in message.headers() or []}
+
+    def text(name: str) -> str:
+        value = headers.get(name, b"")
+        return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+    def number(name: str) -> int:
+        return int(text(name)) if text(name).isdigit() else -1
+
+    return Letter(
+        Place(str(message.topic()), message.partition() or 0, message.offset() or 0),
+        Place(text("topic"), number("partition"), number("offset")),
+        text("reason") or "unknown",
+        text("detail"),
+        max(0, number("timestamp")),
+        message.key(),
+        message.value(),
+        "original_size" in headers or "original_key_size" in headers,
+    )
