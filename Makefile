@@ -6,6 +6,7 @@
 #   make bundle    retrain the models that come with the project
 #   make bench     measure it beside its peers
 #   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
+#   make soak      load a scorer under faults, and check each of its answers      SECONDS=1800
 #   make clients   other people's clients, in an environment of their own, for the tests
 #   make protocol  write the Python of the gRPC protocol again, after a change of its .proto
 #   make install   only make .venv; install-train, install-bench: with an extra
@@ -19,6 +20,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 ARGS  ?=
 SEEDS ?= 20
+SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),1800)
 
 # The first Python 3.11 or newer, unless PYTHON names one.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -37,7 +39,7 @@ install_into = $(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --
 	$(BIN)/python -m pip --python $(1)/bin/python $(PIP_INSTALL) $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients demo test lint bundle bench chaos protocol lock clean
+.PHONY: help install clients demo test lint bundle bench chaos soak protocol lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -83,6 +85,9 @@ bench: $(STAMPS)/bench
 
 chaos: $(STAMPS)/serve
 	@$(BIN)/python -m tests.chaos --seeds $(SEEDS) $(ARGS)
+
+soak: $(STAMPS)/dev
+	@$(BIN)/python -m tests.soak --seconds $(SECONDS) $(ARGS)
 
 protocol: $(STAMPS)/dev
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. scorer/grpc/open_inference.proto

@@ -322,8 +322,8 @@ class ScorerSettings(Section):
     """Most connections open to a process; further ones wait until one closes, or a sibling takes
     them."""
     idle_timeout_s: Seconds = 75.0
-    """How long a connection without a request stays open. Make it longer than the balancer in front
-    keeps its own idle ones (mostly 60 s), or requests get lost in the closing."""
+    """How long a connection without a request stays open, gRPC's too. Make it longer than the
+    balancer in front keeps its own idle ones (mostly 60 s), or requests get lost in the closing."""
     lame_duck_s: NotNegative = 5.0
     """Time from SIGTERM on in which requests are still taken, while readiness says no and answers
     ask clients to connect anew. Make it longer than a balancer takes to notice: its interval of

@@ -157,6 +157,9 @@ class ScorerProcess:
             )
             found.append(AdminServer(admin, settings, tls_context(settings, ("http/1.1",))))
         if settings.grpc_port:
+            # Its core logs lines of its own, no JSON, for what any client can send; what matters it
+            # raises.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
             # Not at the top: a scorer that speaks HTTP alone does without what this imports, 12 MB.
             from scorer.grpc.server import GrpcServer
 

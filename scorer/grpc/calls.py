@@ -8,6 +8,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 
 from infra.errors import RequestError, StoreError, without_places
 from infra.metrics import ScorerMetrics
@@ -53,6 +56,23 @@ class _Failure(NamedTuple):
         if self.retry_after_s is None:
             return ()
         return ((PUSHBACK, str(round(1000 * self.retry_after_s))),)
+
+
+def reading(kind: Descriptor, method: Method[Asked, Answered]) -> Method[bytes, Answered]:
+    """A method that reads its message itself. gRPC would answer one that is none with UNKNOWN, and
+    log a traceback for it.
+    """
+    message = GetMessageClass(kind)
+
+    async def read(data: bytes, context: Context) -> Answered:
+        try:
+            request = message.FromString(data)
+        except DecodeError as error:
+            told = str(error).rpartition(": ")[2]
+            raise RequestError("message", f"is no {kind.full_name}: {told}") from None
+        return await method(request, context)  # type: ignore[arg-type]  # of this kind
+
+    return read
 
 
 def counted(route: str, method: Method[Asked, Answered], metrics: ScorerMetrics) -> Any:

@@ -7,6 +7,9 @@ grpc.reflection.v1alpha          of grpcio
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from typing import Any, Final
 
 import grpc
@@ -16,15 +19,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from infra.errors import SettingsError
+from infra.errors import SettingsError, typed_line
 from infra.metrics import ScorerMetrics
 from infra.settings import ScorerSettings
+from infra.telemetry import get_logger
 from scorer.access import Access, Need
 from scorer.grpc.access import OPEN, CallerCheck
-from scorer.grpc.calls import Method, counted
+from scorer.grpc.calls import Method, counted, reading
 from scorer.grpc.health import Health
 from scorer.grpc.methods import SERVICE, Methods
+from scorer.http.connections import HEAD_TIMEOUT_S
 from scorer.service import Service
+from scorer.stopping import DRAIN_S
 from scorer.turns import Turns
 
 MAX_STREAMS: Final = 256
@@ -43,9 +49,24 @@ PING_TIMEOUT_S: Final = 20
 PINGED_EACH_S: Final = 10
 """How often a client may ask the same of us; more often, and its connection is closed."""
 
+LOOK_S: Final = 0.1
+"""How often it is looked whether the server has ended by itself."""
+
+RETRY_S: Final = 1.0
+"""Pause between two tries to listen again."""
+
+LOG_EVERY_S: Final = 60.0
+"""How often that is logged, at most: a client can bring it about."""
+
+log = get_logger(__name__)
+
 
 class GrpcServer:
-    """The gRPC server of one process, in the event loop that starts it."""
+    """The gRPC server of one process, in the event loop that starts it.
+
+    grpcio's own server (1.85) ends at the first call whose path is no UTF-8, whoever sends it. What
+    is under way is finished then, and another one is started in its place.
+    """
 
     def __init__(
         self,
@@ -62,8 +83,13 @@ class GrpcServer:
         self._settings = settings
         self._metrics = metrics
         self._turns = turns
+        self._health = Health(service.readiness, (SERVICE.full_name,))
         self._server: grpc.aio.Server | None = None
-        self._health: Health | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        """Servers that have ended by themselves, while they finish what is under way."""
+        self._times_ended = 0
+        self._log_at = 0.0
 
     async def start(self) -> int:
         """Listen on ``scorer.grpc_port`` and answer from now on.
@@ -74,10 +100,15 @@ class GrpcServer:
         Raises:
             SettingsError: it cannot be listened on.
         """
+        for name in ("grpc._cython.cygrpc", "asyncio"):
+            logging.getLogger(name).addFilter(_said_otherwise)
+        self._server, port = await self._started(self._settings.grpc_port)
+        self._keeping = asyncio.create_task(self._keep(self._server, port))
+        return port
+
+    async def _started(self, port: int) -> tuple[grpc.aio.Server, int]:
         checks = () if self._access is None else (self._check(self._access),)
-        server = self._server = grpc.aio.server(
-            interceptors=checks, options=_options(self._settings)
-        )
+        server = grpc.aio.server(interceptors=checks, options=_options(self._settings))
         most = self._settings.max_candidates
         methods = Methods(self._service, most, self._registry, self._turns)
         handlers = {
@@ -87,13 +118,12 @@ class GrpcServer:
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),)
         )
-        self._health = Health(self._service.readiness, (SERVICE.full_name,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"])
         reflection.enable_server_reflection(
             (*(service.full_name for service in names), reflection.SERVICE_NAME), server
         )
-        host, port = self._settings.host, self._settings.grpc_port
+        host = self._settings.host
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if self._settings.tls_cert is None:
@@ -106,7 +136,37 @@ class GrpcServer:
                 "others, or stop what listens there"
             ) from error
         await server.start()
-        return port
+        return server, port
+
+    async def _keep(self, server: grpc.aio.Server, port: int) -> None:
+        """Start another server whenever one has ended by itself."""
+        while True:
+            try:
+                await server.wait_for_termination(LOOK_S)
+            except Exception as error:  # noqa: BLE001  # whatever has ended it
+                self._tell_ended(error)
+                ending = asyncio.create_task(server.stop(DRAIN_S))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+                try:
+                    server, _ = await self._started(port)
+                except SettingsError as trouble:
+                    self._tell_ended(trouble)
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    self._server = server
+
+    def _tell_ended(self, error: Exception) -> None:
+        self._times_ended += 1
+        now = time.monotonic()
+        if now >= self._log_at:
+            self._log_at = now + LOG_EVERY_S
+            log.warning(
+                "grpc server has ended, another takes its place",
+                error=typed_line(error),
+                times=self._times_ended,
+            )
+            self._times_ended = 0
 
     def _check(self, access: Access) -> CallerCheck:
         needs = {f"/{SERVICE.full_name}/{name}": Need.NAME for name in SERVICE.methods_by_name}
@@ -118,9 +178,17 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, and wait for those under way, at most so long."""
-        if self._server is not None and self._health is not None:
-            self._health.stop()
-            await self._server.stop(grace_s)
+        if self._server is None or self._keeping is None:
+            return
+        self._keeping.cancel()
+        self._health.stop()
+        await asyncio.gather(self._server.stop(grace_s), *self._ending)
+
+
+def _said_otherwise(record: logging.LogRecord) -> bool:
+    """Whether a line is to be logged; not what `GrpcServer` says in a line of its own."""
+    raised = record.exc_info[1] if record.exc_info else None
+    return not isinstance(raised or record.msg, UnicodeDecodeError)
 
 
 def _handler(
@@ -128,8 +196,7 @@ def _handler(
 ) -> grpc.RpcMethodHandler[Any, Any]:
     route = f"/{method.containing_service.full_name}/{method.name}"
     return grpc.unary_unary_rpc_method_handler(
-        counted(route, answer, metrics),
-        request_deserializer=message_factory.GetMessageClass(method.input_type).FromString,
+        counted(route, reading(method.input_type, answer), metrics),
         response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
     )
 
@@ -157,6 +224,8 @@ def _options(settings: ScorerSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", 1000 * PING_TIMEOUT_S),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 1000 * PINGED_EACH_S),
+        ("grpc.server_handshake_timeout_ms", round(1000 * HEAD_TIMEOUT_S)),
+        ("grpc.max_connection_idle_ms", round(1000 * settings.idle_timeout_s)),
     ]
     if settings.processes > 1:
         options.append(("grpc.max_connection_age_ms", 1000 * CONNECTION_AGE_S))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from uvicorn.server import ServerState
+
+from infra.telemetry import get_logger
 
 HEAD_TIMEOUT_S: Final = 10.0
 """Time for a handshake of TLS, and again for the head of a request; a body has its own
@@ -25,6 +28,11 @@ request, or its next one, may be on the way."""
 LINGER_S: Final = 1.0
 """How long cancelled tasks have to end, and a client of HTTP/2 to close what is closed on our side:
 if what it still says were answered by a reset, it might lose the last answer."""
+
+LOG_EVERY_S: Final = 60.0
+"""How often it is logged, at most, that clients break rules: any client can."""
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,21 @@ class Connections(ServerState):
         self.patience = patience
         self.draining = False
         self.connections: Any = _Counted(on_change)
+        self._times_broken = 0
+        self._log_at = 0.0
+
+    def tell_broken(self, how: str) -> None:
+        """Have the log know, now and then, that clients do not keep to their protocol."""
+        self._times_broken += 1
+        now = time.monotonic()
+        if now >= self._log_at:
+            self._log_at = now + LOG_EVERY_S
+            log.warning(
+                "a client broke the rules of HTTP/2, its connection is closed",
+                error=how,
+                times=self._times_broken,
+            )
+            self._times_broken = 0
 
     async def abort(self) -> None:
         """Cut what is still open, and let its tasks end."""

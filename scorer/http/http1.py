@@ -42,6 +42,9 @@ class Http1(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._answering: tuple[RequestResponseCycle, asyncio.Task[None]] | None = None
+        self._rest_of: RequestResponseCycle | None = None
+        """The request that was answered before its body was whole."""
+        self._rest_until = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -67,8 +70,12 @@ class Http1(HttpToolsProtocol):
             and self.cycle.response_complete
             and self.timeout_keep_alive_task is None
         ):  # the rest of a body that nobody waited for has unset the timer
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            if self._rest_of is not self.cycle:
+                self._rest_of = self.cycle
+                self._rest_until = self.loop.time() + self.timeout_keep_alive
+            # Drop by drop it would be as good as no timer.
+            self.timeout_keep_alive_task = self.loop.call_at(
+                self._rest_until, self.timeout_keep_alive_handler
             )
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -128,12 +128,14 @@ class Http2(asyncio.Protocol):
         try:
             events = self.h2.receive_data(data)
         except ProtocolError as error:
-            log.warning("a connection of HTTP/2 broke its rules", error=str(error))
+            self.state.tell_broken(str(error))
             self.flush()
             self._close()
             return
         for event in events:
             self._handle(event)
+            if self._over:
+                return
         self.flush()
         if events and not self._streams:
             self._await_request()
@@ -161,6 +163,11 @@ class Http2(asyncio.Protocol):
             self._unread_timer = None
         self.flow.resume_writing()
         self.flow.resume_reading()
+
+    @property
+    def _over(self) -> bool:
+        """Whether it is closed, which an event may bring about."""
+        return self._closed
 
     # What a server that stops asks.
 
@@ -288,7 +295,7 @@ class Http2(asyncio.Protocol):
     def _count_reset(self) -> None:
         self._resets += 1
         if self._resets > MAX_RESETS + self._answered:
-            log.warning("a client took back too many requests", resets=self._resets)
+            self.state.tell_broken(f"took back {self._resets} requests")
             self._say_goaway(self.h2.highest_inbound_stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
             self._close()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from streaming.worker import GROUP_S
 from tests.chaos.crew import Crew
 from tests.chaos.ledger import EPOCH_MS, Ledger, Numbers
 from tests.chaos.producing import NumberedProducer, name_of
+from tests.configuration import toml
 
 SESSION_S: Final = 4.0
 """Silence after which a worker's partitions are given to others."""
@@ -142,7 +143,7 @@ class Scene:
         create_topic(broker, broker.topic, PARTITIONS)
         create_topic(broker, broker.dead_letter_topic, 1)
         self.producer = NumberedProducer(broker, self.ledger)
-        self._config.write_text(_toml(self.settings))
+        self._config.write_text(toml(self.settings))
         self.crew = self._stack.enter_context(Crew(self.directory, self._config, WORKERS))
         self.crew.start()
         self.crew.wait_ready()
@@ -251,16 +252,3 @@ def _draw_users(size: Size, chance: np.random.Generator) -> npt.NDArray[np.int32
     weights = np.minimum(chance.lognormal(0, 0.8, size.users), 5)
     drawn = chance.choice(size.users, int(size.events * SPARE), p=weights / weights.sum())
     return drawn.astype(np.int32)
-
-
-def _toml(settings: Settings) -> str:
-    """The settings as a file, as far as they were chosen."""
-    lines: list[str] = []
-    for section, values in settings.model_dump(mode="json", exclude_unset=True).items():
-        lines.append(f"[{section}]")
-        lines += [f"{name} = {_toml_value(value)}" for name, value in values.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -14,7 +13,15 @@ from typing import Self
 
 from infra.settings import BundleSettings, Settings
 from scorer.client import RankClient
-from tests.scorer.running import WAIT_S, get, running, until, until_ready, with_processes
+from tests.scorer.running import (
+    WAIT_S,
+    children,
+    get,
+    running,
+    until,
+    until_ready,
+    with_processes,
+)
 
 
 def test_processes_share_a_port_and_the_dead_are_replaced(settings: Settings) -> None:
@@ -155,17 +162,6 @@ def rankings_counted(settings: Settings) -> int:
         if line.startswith("lifelong_scorer_requests_total") and "/v1/rank" in line
     ]
     return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines)
-
-
-def children(pid: int) -> list[int]:
-    """The scorer processes of a supervisor (its other child is Python's resource tracker)."""
-    found = []
-    for task in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = int((task / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"spawn_main" in (task / "cmdline").read_bytes():
-                found.append(int(task.name))
-    return sorted(found)
 
 
 def test_processes_end_with_a_supervisor_that_is_killed(settings: Settings) -> None:

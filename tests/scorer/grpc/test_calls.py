@@ -183,3 +183,15 @@ async def test_an_error_of_our_own_is_told_without_its_text(world: World) -> Non
     assert error.code() == grpc.StatusCode.INTERNAL
     assert error.details() == "the request failed inside the scorer; its log says why"
     assert count(world, 500) == 1
+
+
+async def test_bytes_that_are_no_message_are_the_caller_s_fault(
+    client: Client, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    infer: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(ROUTE)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await infer(b"\x0a\xff")
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert str(caught.value.details()).startswith("message is no inference.ModelInferRequest: ")
+    await until(lambda: count(world, 400))
+    assert caplog.records == []

@@ -19,6 +19,9 @@ from infra.errors import SettingsError
 from scorer.grpc.methods import SERVICE
 from scorer.grpc.server import GrpcServer
 from scorer.turns import Turns
+from tests.fuzz.grpc import SERVICE as PATH
+from tests.fuzz.grpc import call, message
+from tests.fuzz.http2 import START, asked
 from tests.scorer.conftest import World
 from tests.scorer.grpc.conftest import Client, SlowRanker, begun, client_of, server_of, typed
 from tests.scorer.running import ROOT
@@ -122,3 +125,34 @@ def test_what_protoc_wrote_is_of_the_protocol_as_it_is(tmp_path: Path) -> None:
     for name in ("open_inference_pb2.py", "open_inference_pb2.pyi"):
         written = (tmp_path / "scorer/grpc" / name).read_text()
         assert written == (ROOT / "scorer/grpc" / name).read_text(), "run make protocol"
+
+
+async def test_a_call_whose_path_is_no_text_costs_nobody_else_an_answer(
+    world: World, slow: SlowRanker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends grpcio's own server."""
+    async with client_of(world) as client:
+        under_way = client.call("ModelInfer", typed())
+        await begun(slow)
+        _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        writer.write(START + asked(1, call(PATH + b"Model\xacInfer"), message(b"")))
+        async with asyncio.timeout(30):
+            while not caplog.records:  # noqa: ASYNC110  # the server's log is what tells
+                await asyncio.sleep(0.01)
+        slow.go_on.set()
+        assert (await under_way).outputs
+        assert (await client.call("ModelInfer", typed(), wait_for_ready=True, timeout=30)).outputs
+        writer.close()
+    (told,) = (line for line in caplog.records if line.levelname in {"WARNING", "ERROR"})
+    assert "another takes its place" in told.getMessage()
+
+
+async def test_a_connection_without_a_call_is_closed_as_those_of_http_are(world: World) -> None:
+    world.settings = world.settings.model_copy(update={"idle_timeout_s": 0.5})
+    async with client_of(world) as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        writer.write(START)
+        async with asyncio.timeout(30):
+            while await reader.read(65_536):
+                pass
+        writer.close()

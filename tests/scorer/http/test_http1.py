@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -152,3 +153,24 @@ def test_an_idle_connection_is_closed() -> None:
         connection.sendall(post(b""))
         assert body_of(connection, bytearray()) == b"1.1 POST /x 0"
         assert connection.recv(65_536) == b""
+
+
+def test_a_body_that_comes_drop_by_drop_behind_its_answer_is_not_taken_for_ever() -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 429, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    settings = ScorerSettings(lame_duck_s=0, idle_timeout_s=0.5)
+    with serving(app, settings) as served, served.connect() as connection:
+        connection.sendall(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert connection.recv(65_536)
+
+        def cut() -> bool:
+            try:
+                connection.sendall(b"x")
+            except OSError:
+                return True
+            time.sleep(0.05)
+            return False
+
+        until(cut)

@@ -23,12 +23,13 @@ from h2.events import (
     StreamEnded,
     StreamReset,
 )
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import GoAwayFrame, RstStreamFrame
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.settings import ScorerSettings
 from scorer.http.connections import Connections, Patience
 from scorer.http.http2 import LAST_STREAM, MAX_RESETS, PREFACE, Http2
+from tests.fuzz.http2 import POST, START, head, packed
 from tests.scorer.http.serving import Served, Stuck, echo, serving, until
 
 
@@ -210,6 +211,24 @@ def test_a_client_that_takes_back_all_it_asks_is_told_to_calm_down() -> None:
         farewell = client.until(ConnectionTerminated)
         assert isinstance(farewell, ConnectionTerminated)
         assert farewell.error_code == ErrorCodes.ENHANCE_YOUR_CALM
+
+
+def test_the_log_has_one_line_of_clients_that_break_rules_however_many_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    resets = [
+        frame
+        for stream in range(1, 4 * MAX_RESETS, 2)
+        for frame in (head(stream, POST), RstStreamFrame(stream, 8))
+    ]
+    with serving(echo) as served:
+        for _ in range(3):
+            with served.connect() as client:
+                client.sendall(START + packed(*resets))
+                while client.recv(65_536):
+                    pass
+    (told,) = caplog.records
+    assert "broke the rules" in told.getMessage()
 
 
 def test_a_body_of_another_length_than_announced_ends_the_connection(served: Served) -> None:
