@@ -721,6 +721,19 @@ def bench_load(
     _report_bench(lambda: load.run(quick=quick), "load", chart, json_out)
 
 
+@bench.command("client")
+def bench_client(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Processor time and latency of our clients, beside the same on httpx."""
+    with _extra("bench"):
+        from lifelong.bench import client
+    _report_bench(lambda: client.run(quick=quick), "client", chart, json_out)
+
+
 @bench.command("train")
 def bench_train(
     *,
