@@ -297,7 +297,8 @@ class ScorerSettings(Section):
     """Scorer processes; one a core is right, since each request is scored by one thread."""
     tls_cert: Path | None = None
     """PEM file with the certificate to show, and those between it and its authority: the port then
-    speaks TLS alone. None: no TLS."""
+    speaks TLS alone. It is followed, as the two below are: new connections get what it holds now.
+    None: no TLS."""
     tls_key: Path | None = None
     """PEM file with the key of tls_cert, not encrypted; None: it is in the same file."""
     tls_client_ca: Path | None = None

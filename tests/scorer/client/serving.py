@@ -13,6 +13,7 @@ import grpc.aio
 
 from scorer.client import AsyncRankClient, RankClient
 from scorer.grpc.server import GrpcServer
+from scorer.tls import TlsFiles
 from scorer.turns import Turns
 from tests.scorer.conftest import World, app_of
 from tests.scorer.http.serving import serving as serving_http
@@ -33,12 +34,12 @@ def serving(world: World, protocol: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def serving_grpc(world: World, port: int = 0) -> Iterator[int]:
+def serving_grpc(world: World, port: int = 0, tls: TlsFiles | None = None) -> Iterator[int]:
     settings = world.settings.model_copy(update={"grpc_port": port})
     turns = Turns(max_waiting=64, deadline_s=5)
     parts = world.service, settings, world.metrics, world.registry, turns, world.access
     with in_loop() as run:
-        server = GrpcServer(*parts)
+        server = GrpcServer(*parts, tls)
         yield run(server.start())
         run(server.stop(grace_s=0))
 
