@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import shutil
 import socket
 import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from infra.errors import SettingsError
 from infra.metrics import ScorerMetrics
-from infra.settings import ScorerSettings
+from infra.settings import ScorerSettings, Settings
 from scorer.client import RankClient, Tls
 from scorer.http.admin import AdminServer, create_admin_app
 from scorer.tls import UNUSABLE, TlsFiles, tls_context
@@ -23,6 +26,7 @@ from tests.scorer.certificates import Authority, Pair
 from tests.scorer.client.serving import in_loop, serving_grpc
 from tests.scorer.conftest import World
 from tests.scorer.http.serving import Served, echo, serving
+from tests.scorer.running import running, until
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +274,28 @@ def test_the_admin_port_shows_the_new_certificate_too(exchange: Exchange) -> Non
         exchange.look_twice()
         assert exchange.shown(port) == "second"
         run(server.stop(1))
+
+
+def test_a_running_scorer_follows_its_files(exchange: Exchange, settings: Settings) -> None:
+    port = settings.scorer.port
+    scorer = settings.scorer.model_copy(
+        update={"tls_cert": exchange.files.cert, "tls_key": exchange.files.key}
+    )
+    with running(settings.model_copy(update={"scorer": scorer})):
+        until(lambda: answers(exchange, port, "/v2/health/ready")["ready"])
+        assert exchange.shown(port) == "first"
+        shutil.copy(exchange.authority.pair("second").key, exchange.files.key)
+        until(lambda: UNUSABLE in answers(exchange, port, "/v2/health/ready").get("warnings", []))
+        exchange.put(exchange.authority.pair("second"))
+        until(lambda: exchange.shown(port) == "second")
+        until(lambda: not answers(exchange, port, "/v2/health/ready").get("warnings"))
+
+
+def answers(exchange: Exchange, port: int, path: str) -> dict[str, Any]:
+    client = http.client.HTTPSConnection(
+        "127.0.0.1", port, timeout=10, context=trusting(exchange.authority)
+    )
+    with contextlib.closing(client):
+        client.request("GET", path)
+        answer: dict[str, Any] = json.loads(client.getresponse().read())
+        return answer
