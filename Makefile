@@ -81,6 +81,7 @@ bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench score $(ARGS)
 	$(BIN)/lifelong bench sampling $(ARGS)
 	$(BIN)/lifelong bench load $(ARGS)
+	$(BIN)/lifelong bench client $(ARGS)
 	$(BIN)/lifelong bench train $(ARGS)
 
 chaos: $(STAMPS)/serve

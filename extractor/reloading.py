@@ -21,6 +21,7 @@ from infra.errors import (
     BundleCorrupt,
     BundleIncompatible,
     BundleMissing,
+    BundleUntrusted,
     SettingsError,
     typed_line,
 )
@@ -46,6 +47,7 @@ CLOSING_S: Final = 5.0
 WHY: Final[tuple[tuple[type[Exception], str], ...]] = (
     (BundleMissing, "there is none"),
     (BundleCorrupt, "a file of it is damaged"),
+    (BundleUntrusted, "it is not signed by those who are to sign it"),
     (BundleIncompatible, "it is not of this version, or does not compute what it should"),
     (SettingsError, "the settings do not go with it"),
 )

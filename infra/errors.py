@@ -9,7 +9,8 @@ Each message is one line: what was wrong, where, and what to do about it.
     ├── BundleError              a model bundle cannot be used
     │   ├── BundleMissing        there is no bundle at that place
     │   ├── BundleCorrupt        a file of it is absent, truncated or fails its checksum
-    │   └── BundleIncompatible   it was written in a format or shape that this version does not read
+    │   ├── BundleIncompatible   it was written in a format or shape that this version does not read
+    │   └── BundleUntrusted      it is not signed by those who are to sign it
     ├── StoreError               a store operation did not happen
     │   ├── StoreUnavailable     the store cannot be reached now; retry
     │   ├── StoreFull            the store has no room; retry once there is some
@@ -99,6 +100,10 @@ class BundleCorrupt(BundleError):
 
 class BundleIncompatible(BundleError):
     """The bundle was written in a format or shape that this version does not read."""
+
+
+class BundleUntrusted(BundleError):
+    """The bundle is not signed by those whom the settings trust."""
 
 
 class StoreError(LifelongError):

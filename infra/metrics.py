@@ -708,6 +708,14 @@ class ScorerMetrics(BundleMetrics):
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self.certificate_expiry = Gauge(
+            "lifelong_scorer_certificate_expiry_timestamp_seconds",
+            "When the first of the certificates in service (scorer.tls_cert, with those between it "
+            "and its authority) expires, as seconds since epoch, in the process in which it is "
+            "the soonest; 0: no TLS.",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
         self.bundle_info = Gauge(
             "lifelong_scorer_bundle_info",
             "1 for the version of the bundle in service; several while processes differ.",

@@ -207,6 +207,9 @@ class BundleSettings(Section):
     version: Annotated[str, Field(pattern=r"^[0-9a-f]{8,32}$")] | None = None
     """Version that the bundle must be, or at least 8 digits from its beginning, as `lifelong check`
     shows it; none: any."""
+    public_key: Path | None = None
+    """PEM file of ed25519 public keys: a bundle that none of them has signed (`lifelong sign`) is
+    refused, at the start and when it is exchanged. None: bundles need no signature."""
     poll_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     """How often a running process looks whether another bundle is at path; once two looks find the
     same one, all of it, it takes its place. 0: only when asked (SIGHUP)."""
@@ -298,7 +301,8 @@ class ScorerSettings(Section):
     """Scorer processes; one a core is right, since each request is scored by one thread."""
     tls_cert: Path | None = None
     """PEM file with the certificate to show, and those between it and its authority: the port then
-    speaks TLS alone. None: no TLS."""
+    speaks TLS alone. It is followed, as the two below are: new connections get what it holds now.
+    None: no TLS."""
     tls_key: Path | None = None
     """PEM file with the key of tls_cert, not encrypted; None: it is in the same file."""
     tls_client_ca: Path | None = None
@@ -561,6 +565,7 @@ _EXAMPLES: Final[dict[tuple[str, str], object]] = {
     ("store", "id"): "9f0c2ab4de5c43d1b3a8d9e0f1a2b3c4",
     ("bundle", "path"): "/srv/lifelong/bundle",
     ("bundle", "version"): "1f2e3d4c",
+    ("bundle", "public_key"): "/etc/lifelong/signing.pub.pem",
     ("events", "fields"): {"user_id": "payload.user.id", "item_id": "payload.sku"},
     ("events", "constants"): {"action": "click"},
     ("events", "actions"): {"buy": "purchase"},

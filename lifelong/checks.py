@@ -224,8 +224,9 @@ def _check_progress(settings: Settings) -> str:
 
 def _check_bundle(settings: Settings) -> str:
     bundle, _ = load_system(settings)
+    signed = "" if settings.bundle.public_key is None else " signed,"
     return (
         f"{bundle.manifest.name} {bundle.version[:8]}: {bundle.manifest.n_items} items,"
-        f" checksums, {len(bundle.golden)} golden requests and {len(bundle.sequences)} golden"
-        " sequences agree"
+        f"{signed} checksums, {len(bundle.golden)} golden requests and {len(bundle.sequences)}"
+        " golden sequences agree"
     )

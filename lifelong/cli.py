@@ -556,12 +556,30 @@ def export(
         Path | None,
         typer.Option(help="A run of DIN-L, by whose attention the scorer measures RI live."),
     ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Sign the bundle with this ed25519 key.")
+    ] = None,
     json_out: JsonOut = None,
 ) -> None:
     """Export a trained model to a bundle, and check that both give the same CTRs."""
     with _extra("train"):
         from lifelong.learning import run_export
-    _write_json(run_export(run, bundle, half=half, reference=reference), json_out)
+    _write_json(run_export(run, bundle, half=half, reference=reference, key=key), json_out)
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="Directory of a bundle.")],
+    *,
+    key: Annotated[
+        Path, typer.Option(metavar="PEM", help="The ed25519 key; services have its public one.")
+    ],
+    json_out: JsonOut = None,
+) -> None:
+    """Verify a bundle and sign it, for services with the setting bundle.public_key."""
+    from lifelong.signing import run_sign
+
+    _write_json(run_sign(bundle, key, quiet=json_out == "-"), json_out)
 
 
 @app.command()
@@ -785,6 +803,19 @@ def bench_load(
     with _extra("bench"):
         from lifelong.bench import load
     _report_bench(lambda: load.run(quick=quick), "load", chart, json_out)
+
+
+@bench.command("client")
+def bench_client(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Processor time and latency of our clients, beside the same on httpx."""
+    with _extra("bench"):
+        from lifelong.bench import client
+    _report_bench(lambda: client.run(quick=quick), "client", chart, json_out)
 
 
 @bench.command("train")

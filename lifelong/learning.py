@@ -19,7 +19,7 @@ from infra.errors import DataError
 from infra.settings import EventSettings
 from lifelong.shipped import ITEMS, PURCHASES
 from models.allocator import keep_freed_memory
-from models.bundle import Bundle
+from models.bundle import Bundle, private_key, sign
 from models.config import DataConfig, RunConfig, load_config
 from models.data.interactions import Interactions
 from models.data.live import Live, LiveSplit, split_live
@@ -214,14 +214,22 @@ def _trackers(config: RunConfig, out: Path) -> tuple[Tracker, ...]:
 
 
 def run_export(
-    run: Path, bundle: Path, *, half: bool = False, reference: Path | None = None
+    run: Path,
+    bundle: Path,
+    *,
+    half: bool = False,
+    reference: Path | None = None,
+    key: Path | None = None,
 ) -> dict[str, Any]:
-    """Export a run's network to a bundle; prints what was checked.
+    """Export a run's network to a bundle, signed with ``key`` if any; prints what was checked.
 
     Raises:
+        SettingsError: the key cannot be used.
         TrainingError, BundleError: it cannot be exported, or what the services make of it differs
             from the network.
     """
+    if key is not None:
+        private_key(key)  # who cannot sign with it need not wait for the rest to be told
     checks = export(run, bundle, half=half, reference=reference)
     told = (
         f"{bundle}: {checks.requests} requests agree with the torch network to"
@@ -233,5 +241,8 @@ def run_export(
         served = check_sequences(loaded, open_system(loaded))
         report["max_sequence_difference"] = served.max_difference
         told += f", {served.requests} sequences to {served.max_difference:.1e}"
+    if key is not None:
+        sign(bundle, key)
+        told += "; signed"
     Console(stderr=True).print(told, highlight=False, soft_wrap=True)
     return report

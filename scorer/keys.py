@@ -24,6 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from infra.errors import SettingsError, one_line
+from infra.files import mark
 from infra.telemetry import get_logger
 from scorer.callers import Caller
 from scorer.rates import Rate
@@ -72,7 +73,7 @@ class KeyFile:
         self._clock = clock
         self._looked_at = clock()
         # Before the file is read: what changes meanwhile is seen at the next look.
-        self._mark = self._look()
+        self._mark = mark(path)
         self._digests: list[tuple[bytes, Caller]] = []
         self._remembered: dict[str, Caller] = {}
         self._read()
@@ -102,24 +103,16 @@ class KeyFile:
         if now - self._looked_at < POLL_S:
             return
         self._looked_at = now
-        mark = self._look()
-        if mark == self._mark:
+        found = mark(self._path)
+        if found == self._mark:
             return
-        self._mark = mark
+        self._mark = found
         try:
             self._read()
         except SettingsError as error:
             log.warning("keys not read again, those before stay", error=str(error))
         else:
             log.info("keys read again", keys=len(self._digests))
-
-    def _look(self) -> tuple[int, int, int] | None:
-        """What tells one content of the file from another; None: it is not there."""
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read(self) -> None:
         before = {caller.name: caller.rate for _, caller in self._digests}

@@ -7,7 +7,9 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal
 
 import msgspec
+import numpy as np
 
+from infra.arrays import F32
 from infra.settings import UnknownItems
 from scorer.limits import Item, Time, User
 
@@ -152,3 +154,11 @@ class Problem(msgspec.Struct):
     """What of the request is wrong, as its sender wrote it; left out where that is nothing."""
     retry_after_s: int | msgspec.UnsetType = msgspec.UNSET
     """When to come again, as in the header Retry-After; left out where only a change helps."""
+
+
+def ranked_items(candidates: list[str], ctrs: F32, top_k: int | None) -> list[RankedItem]:
+    """The candidates by falling CTR, ties in their given order, at most ``top_k`` of them."""
+    order = np.argsort(-ctrs, kind="stable")[:top_k]
+    # A float32 holds no more than these digits of a rate, and each one costs time and bytes.
+    rounded = np.round(ctrs[order].astype(np.float64), 9)
+    return list(map(RankedItem, map(candidates.__getitem__, order.tolist()), rounded.tolist()))

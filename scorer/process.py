@@ -41,7 +41,7 @@ from scorer.sampling import Sampler
 from scorer.service import Service
 from scorer.siblings import Place, Siblings
 from scorer.stopping import handling
-from scorer.tls import tls_context
+from scorer.tls import TlsFiles
 from scorer.turns import Turns
 
 SWITCH_INTERVAL_S: Final = 0.0005
@@ -87,13 +87,14 @@ class ScorerProcess:
         self._failure: Exception | None = None
         turns = Turns(settings.scorer.max_waiting, settings.scorer.deadline_s)
         access = open_access(settings.scorer, self._model_name)
+        self._tls = TlsFiles(settings.scorer, self._metrics, self._warn_of_certificate)
         self._server = HttpServer(
             create_app(self._service, settings.scorer, self._metrics, registry, turns, access),
             settings.scorer,
             self._place,
             on_stop=self._service.readiness.stopping,
             each_second=self._each_second,
-            tls=tls_context(settings.scorer),
+            tls=self._tls.context(),
             companions=self._companions(registry, turns, access),
         )
 
@@ -155,7 +156,7 @@ class ScorerProcess:
             admin = create_admin_app(
                 settings, self._metrics, registry, access=access, reload=self._reload
             )
-            found.append(AdminServer(admin, settings, tls_context(settings, ("http/1.1",))))
+            found.append(AdminServer(admin, settings, self._tls.context(("http/1.1",))))
         if settings.grpc_port:
             # Its core logs lines of its own, no JSON, for what any client can send; what matters it
             # raises.
@@ -164,7 +165,9 @@ class ScorerProcess:
             from scorer.grpc.server import GrpcServer
 
             found.append(
-                GrpcServer(self._service, settings, self._metrics, registry, turns, access)
+                GrpcServer(
+                    self._service, settings, self._metrics, registry, turns, access, self._tls
+                )
             )
         return found
 
@@ -210,6 +213,9 @@ class ScorerProcess:
     def _warn(self, what: str | None) -> None:
         self._service.readiness.bundle_warning = what
 
+    def _warn_of_certificate(self, what: str | None) -> None:
+        self._service.readiness.certificate_warning = what
+
     def _hang_up(self, _sig: int, _frame: FrameType | None) -> None:
         if self.reloader is not None:
             self.reloader.ask()
@@ -243,10 +249,11 @@ class ScorerProcess:
                     raise
 
     async def _each_second(self) -> None:
-        """Keep the readiness gauge true where no probe asks, look for a new bundle when the
-        supervisor says so, and end with it.
+        """Keep the readiness gauge true where no probe asks, look for another certificate, and for
+        a new bundle when the supervisor says so, and end with it.
         """
         await self._service.readiness.reason()
+        self._tls.look()
         if self.reloader is not None and self._reloads != self._place.reloads:
             self._reloads = self._place.reloads
             self.reloader.ask()

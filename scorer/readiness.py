@@ -56,6 +56,8 @@ class Readiness:
         self._warning: str | None = None
         self.bundle_warning: str | None = None
         """What a person should know of the bundle (`extractor.reloading`); None: nothing."""
+        self.certificate_warning: str | None = None
+        """What a person should know of the files for TLS (`scorer.tls`); None: nothing."""
         # A thread of its own: the scoring thread may be the one that the store keeps waiting.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="readiness")
         for gauge in (metrics.ready, metrics.store_answers, metrics.store_empty):
@@ -66,7 +68,8 @@ class Readiness:
         """What a person should know of a process that is ready all the same, as of the last time
         it was asked.
         """
-        return [one for one in (self._warning, self.bundle_warning) if one is not None]
+        warnings = (self._warning, self.bundle_warning, self.certificate_warning)
+        return [one for one in warnings if one is not None]
 
     def loaded(self, ask: Callable[[], str | None]) -> None:
         """Note that the bundle is loaded and warm; ``ask`` reads something of the store and raises,

@@ -61,6 +61,7 @@ def load_system(settings: Settings, *, serving: bool = True) -> tuple[Bundle, Sy
         settings.bundle.path,
         pinned=settings.bundle.version,
         max_read_bytes=settings.bundle.max_read_bytes,
+        public_key=settings.bundle.public_key,
     )
     if settings.store.length < bundle.manifest.L:
         raise SettingsError(

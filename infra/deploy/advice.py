@@ -120,6 +120,9 @@ ADVICE: Final = {
     ),
     "lifelong_scorer_store_answers": Advice("1", "[degraded](runbooks/degraded.md)"),
     "lifelong_scorer_store_empty": Advice("0", "[no users](runbooks/store-empty.md)"),
+    "lifelong_scorer_certificate_expiry_timestamp_seconds": Advice(
+        "weeks ahead; 0 without TLS", "[certificate expires](runbooks/certificate-expires.md)"
+    ),
     "lifelong_scorer_bundle_info": Advice("one version, that of the workers", _BUNDLES),
     "lifelong_scorer_bundle_since_timestamp_seconds": Advice("of the last rollout", _BUNDLES),
     "lifelong_scorer_bundle_reloads": Advice(

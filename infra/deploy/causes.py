@@ -18,6 +18,10 @@ SCORER_JOB: Final = "lifelong-scorer"
 
 HELD_S: Final = WorkerSettings().held_max_s
 
+CERTIFICATE_S: Final = 7 * 86_400
+"""Time before the end of a certificate at which it should have been renewed: what renews by itself
+does so at two thirds of its life."""
+
 CLIENTS: Final = (
     "malformed|unknown_model|content_type|body_too_large|slow_body|unknown_items"
     "|unauthenticated|forbidden|rate"
@@ -439,6 +443,30 @@ CAUSES: Final = (
         ),
         Case({'lifelong_scorer_bundle_pending{instance="s1"}': "0x3 1x5 0x20"}, "20m"),
         "10m",
+    ),
+    Alert(
+        "LifelongCertificateExpires",
+        "min by (instance) (lifelong_scorer_certificate_expiry_timestamp_seconds) - time()"
+        f" < {CERTIFICATE_S} and min by (instance)"
+        " (lifelong_scorer_certificate_expiry_timestamp_seconds) > 0",
+        "certificate-expires",
+        "ticket",
+        "A scorer's certificate expires within a week; then clients do not talk to it any more.",
+        ("Scorer", "Days until the certificate expires"),
+        "Renew it, or see why what was renewed is not in service.",
+        Case(
+            {'lifelong_scorer_certificate_expiry_timestamp_seconds{instance="s1"}': "500000x90"},
+            "80m",
+            {"instance": "s1"},
+        ),
+        Case(
+            {
+                'lifelong_scorer_certificate_expiry_timestamp_seconds{instance="s1"}': "9000000x90",
+                'lifelong_scorer_certificate_expiry_timestamp_seconds{instance="s2"}': "0x90",
+            },
+            "80m",
+        ),
+        "1h",
     ),
     Alert(
         "LifelongBundlesDiffer",

@@ -432,6 +432,8 @@ EXTRACTION: Final = Dashboard(
     ),
 )
 
+_EXPIRY: Final = f"lifelong_scorer_certificate_expiry_timestamp_seconds{{{CHOSEN}}}"
+
 SCORER: Final = Dashboard(
     "Scorer",
     (
@@ -493,6 +495,13 @@ SCORER: Final = Dashboard(
             bad=1,
             below=True,
             runbook="not-ready",
+        ),
+        Panel(
+            "Days until the certificate expires",
+            ((f"(min by (instance) ({_EXPIRY} > 0) - time()) / 86400", "{{instance}}"),),
+            bad=7,
+            below=True,
+            runbook="certificate-expires",
         ),
         Panel(
             "Since the last ranking",

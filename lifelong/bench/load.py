@@ -88,10 +88,16 @@ class Cores(NamedTuple):
     scorer: int | None
     generator: int | None
 
+    @classmethod
+    def here(cls) -> Cores:
+        """The last core for whoever asks, the one before for whoever answers."""
+        cores = sorted(os.sched_getaffinity(0))
+        return cls(cores[-2], cores[-1]) if len(cores) > 1 else cls(None, None)
+
 
 def run(quick: bool) -> dict[str, Any]:
     """Measure; the bench's JSON object."""
-    load, cores = QUICK if quick else FULL, _cores()
+    load, cores = QUICK if quick else FULL, Cores.here()
     with tempfile.TemporaryDirectory(prefix="lifelong-bench-") as directory:
         place = Path(directory)
         with one_thread():
@@ -124,21 +130,26 @@ class Scene:
         path = {"v2": f"/v2/models/{self._model}/infer", "v1": "/v1/rank", "fastapi": "/rank"}[kind]
         timeout_ms = round(1000 * size.deadline_s) if deadline else None
         requests = []
-        for user in self._users:
-            keys = self._shop.candidates(size.B)
-            body, headers = make(user, keys, self._shop.ids(keys))
+        for user, keys, ids in self.questions(size.B):
+            body, headers = make(user, keys, ids)
             if timeout_ms is not None:
                 headers["x-request-timeout-ms"] = str(timeout_ms)
             requests.append(http_request(path, port, body, headers))
         return requests
 
+    def questions(self, B: int) -> list[tuple[str, U64, list[str]]]:
+        """One a user: whom to rank, and the candidates by keys u64[B] and by ids."""
+        drawn = ((user, self._shop.candidates(B)) for user in self._users)
+        return [(user, keys, self._shop.ids(keys)) for user, keys in drawn]
+
     @contextmanager
-    def scorer(self, core: int | None) -> Iterator[int]:
+    def scorer(self, core: int | None, grpc_port: int = 0) -> Iterator[int]:
         """``lifelong scorer``; its port."""
         port = free_port()
         arguments = [
             *("scorer", "--port", str(port), "--store", f"lmdb://{self.store}"),
             *("--bundle", str(self.bundle), "--set", "scorer.sampled=0"),
+            *("--set", f"scorer.grpc_port={grpc_port}"),
         ]
         url = f"http://127.0.0.1:{port}/v2/health/ready"
         with ServiceProcess("scorer", arguments, self._place / "scorer.log", url) as process:
@@ -438,9 +449,3 @@ def keep_all_to(pid: int, core: int | None) -> None:
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):
             os.sched_setaffinity(int(task.name), {core})
-
-
-def _cores() -> Cores:
-    """The last core for whoever asks, the one before for whoever answers."""
-    cores = sorted(os.sched_getaffinity(0))
-    return Cores(cores[-2], cores[-1]) if len(cores) > 1 else Cores(None, None)

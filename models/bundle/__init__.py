@@ -1,6 +1,7 @@
 """The model bundle: one directory that holds all that serving needs of a trained model.
 
     manifest.json        what it is: system, dimensions, training, metrics, sha256 of every file
+    manifest.json.sig    a signature of that, if somebody has signed it (`models.bundle.signing`)
     item_ids.npy         item ids, UTF-8 end to end, in the order of the embeddings' rows;
                          item_ids-offsets.npy i64[n + 2]: where each begins, and where the last ends
     titles.npy           their titles, likewise
@@ -85,6 +86,7 @@ from models.bundle.manifest import (
     states_of,
     table_file,
 )
+from models.bundle.signing import SIGNATURE, private_key, sign
 from models.bundle.watching import Found, look
 
 __all__ = [
@@ -107,6 +109,7 @@ __all__ = [
     "SCORER",
     "SCORER_INPUTS",
     "SEQUENCES",
+    "SIGNATURE",
     "TITLES",
     "Bundle",
     "BundleContents",
@@ -135,7 +138,9 @@ __all__ = [
     "look",
     "make_session",
     "offsets_of",
+    "private_key",
     "save_bundle",
+    "sign",
     "states_of",
     "table_file",
     "verify",

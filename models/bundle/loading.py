@@ -22,6 +22,7 @@ from infra.errors import BundleCorrupt, BundleIncompatible, one_line
 from infra.files import write_directory
 from infra.settings import MAX_READ_BYTES
 from models.bundle.catalog import Catalog, Texts
+from models.bundle.signing import check_signature
 from models.features import feature_names
 from models.kernels.lookup import SLOT
 
@@ -186,6 +187,7 @@ class Bundle:
         *,
         pinned: str | None = None,
         max_read_bytes: int = MAX_READ_BYTES,
+        public_key: Path | None = None,
     ) -> Bundle:
         """Read a bundle and check it; whether it can be served, `extractor.systems` knows.
 
@@ -196,14 +198,18 @@ class Bundle:
                 off for a directory that this machine has just verified.
             pinned: the version (`Bundle.version`) that it must be, or the beginning of it.
             max_read_bytes: largest file that is read into memory; others are mapped.
+            public_key: file of keys of which one must have signed it; None: none need have.
 
         Raises:
             BundleMissing: there is no bundle at ``path``.
+            BundleUntrusted: none of the keys has signed it.
             BundleCorrupt: a file is absent, truncated, altered or unreadable.
             BundleIncompatible: format, features or shapes are not those of this version.
         """
         path = Path(path)
         raw = read_manifest(path, max_read_bytes)
+        if public_key is not None:
+            check_signature(path, raw, public_key)
         manifest = decode_manifest(path, raw)
         digest = digest_of(raw)
         if pinned is not None and not digest.hex().startswith(pinned):

@@ -15,6 +15,7 @@ import msgspec
 
 from infra.errors import BundleError, one_line
 from models.bundle.manifest import MANIFEST, Manifest, decode_manifest, digest_of, read_manifest
+from models.bundle.signing import SIGNATURE
 
 
 class Found(NamedTuple):
@@ -50,16 +51,18 @@ def look(path: Path) -> Found:
 def _look_at_files(place: Path, digest: bytes, manifest: Manifest) -> Found:
     lacking = None
     stamps: list[object] = []
-    for name, entry in sorted(manifest.files.items()):
+    sizes = {name: entry.size for name, entry in sorted(manifest.files.items())}
+    for name, size in {**sizes, SIGNATURE: 0}.items():
         try:
             found = (place / name).stat()
         except OSError:
             stamps.append(name)
-            lacking = lacking or f"{place / name} is absent"
+            if name in sizes:
+                lacking = lacking or f"{place / name} is absent"
             continue
         stamps.append((name, found.st_ino, found.st_size, found.st_mtime_ns))
-        if found.st_size < entry.size:
-            lacking = lacking or f"{place / name} has {found.st_size} of {entry.size} bytes"
+        if found.st_size < size:
+            lacking = lacking or f"{place / name} has {found.st_size} of {size} bytes"
     return Found(place, digest, lacking, tuple(stamps))
 
 

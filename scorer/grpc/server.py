@@ -31,6 +31,7 @@ from scorer.grpc.methods import SERVICE, Methods
 from scorer.http.connections import HEAD_TIMEOUT_S
 from scorer.service import Service
 from scorer.stopping import DRAIN_S
+from scorer.tls import Pems, TlsFiles
 from scorer.turns import Turns
 
 MAX_STREAMS: Final = 256
@@ -76,8 +77,10 @@ class GrpcServer:
         registry: CollectorRegistry,
         turns: Turns,
         access: Access | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._service = service
+        self._tls = tls or TlsFiles(settings)
         self._access = access
         self._registry = registry
         self._settings = settings
@@ -126,10 +129,10 @@ class GrpcServer:
         host = self._settings.host
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            if self._settings.tls_cert is None:
+            if self._tls.pems is None:
                 port = server.add_insecure_port(address)
             else:
-                port = server.add_secure_port(address, _credentials(self._settings))
+                port = server.add_secure_port(address, _credentials(self._tls, self._tls.pems))
         except RuntimeError as error:
             raise SettingsError(
                 f"scorer.host = {host!r}, scorer.grpc_port = {port}: cannot listen there; choose "
@@ -201,16 +204,25 @@ def _handler(
     )
 
 
-def _credentials(settings: ScorerSettings) -> grpc.ServerCredentials:
-    """The TLS of the HTTP port (`scorer.tls`, which has looked at the files), as gRPC has it."""
-    assert settings.tls_cert is not None
-    key, certificate = settings.tls_key or settings.tls_cert, settings.tls_cert
-    authorities = settings.tls_client_ca
-    return grpc.ssl_server_credentials(
-        [(key.read_bytes(), certificate.read_bytes())],
-        root_certificates=None if authorities is None else authorities.read_bytes(),
-        require_client_auth=authorities is not None,
+def _credentials(tls: TlsFiles, shown: Pems) -> grpc.ServerCredentials:
+    """The TLS of the HTTP port as gRPC has it, which asks for it at each handshake."""
+
+    def configuration() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal shown
+        if tls.pems is None or tls.pems is shown:
+            return None  # as before
+        shown = tls.pems
+        return _configuration(shown)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(shown),
+        configuration,  # type: ignore[arg-type]  # None is "as before", which its types leave out
+        shown.client_ca is not None,
     )
+
+
+def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], pems.client_ca)
 
 
 def _options(settings: ScorerSettings) -> list[tuple[str, int]]:

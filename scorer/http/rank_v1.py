@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import msgspec
-import numpy as np
 
 from infra.errors import RequestError
 from scorer.ids import check_ids
 from scorer.limits import check_candidate_count, check_user, decode_json
-from scorer.messages import EXPLAINED, AsOf, RankAnswer, RankedItem, RankRequest
-from scorer.ranking import Ranker, Ranking
+from scorer.messages import EXPLAINED, AsOf, RankAnswer, RankRequest, ranked_items
+from scorer.ranking import Ranker
 
 
 class RankV1:
@@ -46,7 +45,7 @@ class RankV1:
                 model=ranker.bundle.manifest.name,
                 version=ranker.bundle.version,
                 history=ranking.history,
-                items=ranked(request.candidates, ranking, request.top_k),
+                items=ranked_items(request.candidates, ranking.ctrs, request.top_k),
                 unknown_items=ranking.unknown_items,
                 newer=ranking.newer,
                 as_of=msgspec.UNSET if as_of is None else AsOf(as_of.epoch, as_of.count),
@@ -71,11 +70,3 @@ class RankV1:
         if request.top_k is not None and request.top_k > self._max_candidates:
             raise RequestError("top_k", f"is {request.top_k}, expected 1 to {self._max_candidates}")
         return request
-
-
-def ranked(candidates: list[str], ranking: Ranking, top_k: int | None) -> list[RankedItem]:
-    """The candidates by falling CTR, ties in their given order, at most ``top_k`` of them."""
-    order = np.argsort(-ranking.ctrs, kind="stable")[:top_k]
-    # A float32 holds no more than these digits of a rate, and each one costs time and bytes.
-    ctrs = np.round(ranking.ctrs[order].astype(np.float64), 9)
-    return list(map(RankedItem, map(candidates.__getitem__, order.tolist()), ctrs.tolist()))

@@ -42,6 +42,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "export",
+    "sign",
     "inspect",
     "check",
     "bench stream",

@@ -13,7 +13,7 @@ import pytest
 
 from infra.errors import LifelongError, TrainingError
 from lifelong.learning import read_interactions, read_samples, run_export, run_train
-from models.bundle import Bundle
+from models.bundle import SIGNATURE, Bundle
 from models.config import DataConfig, load_config, read_config
 from models.data.live import LiveSplit
 from models.data.splits import Split
@@ -106,11 +106,15 @@ def test_a_file_of_ones_own_becomes_a_bundle(
     assert bundle.manifest.data["reader"] == "columns"
     assert bundle.manifest.metrics == pytest.approx(told["metrics"])
 
-    halved = run_export(out, config.parent / "bundle", half=True)
+    key = config.parent / "key.pem"
+    command = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    halved = run_export(out, config.parent / "bundle", half=True, key=key)
     assert halved["sequences"] == checks["sequences"] > 5
     assert halved["max_sequence_difference"] <= 1e-4
     stored = Bundle.load(config.parent / "bundle").manifest.stored
     assert stored["interests"].dtype == "float16"
+    assert (config.parent / "bundle" / SIGNATURE).stat().st_size == 64
 
 
 def test_what_is_not_stored_cannot_be_half(config: Path) -> None:

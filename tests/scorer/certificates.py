@@ -49,18 +49,23 @@ class Authority:
         file.write_bytes(pkcs12.serialize_java_truststore(trusted, encryption))
         return file
 
-    def pair(self, name: str, password: bytes | None = None) -> Pair:
+    def pair(self, name: str, password: bytes | None = None, days: float = 1) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         pair = Pair(self._directory / f"{name}.pem", self._directory / f"{name}.key")
-        certificate = self._signed(subject, key.public_key(), authority=False)
+        certificate = self._signed(subject, key.public_key(), authority=False, days=days)
         pair.cert.write_bytes(certificate.public_bytes(Encoding.PEM))
         encryption = NoEncryption() if password is None else BestAvailableEncryption(password)
         pair.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
         return pair
 
     def _signed(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, authority: bool
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        *,
+        authority: bool,
+        days: float = 1,
     ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)
         return (
@@ -70,7 +75,7 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - DAY)
-            .not_valid_after(now + DAY)
+            .not_valid_after(now + days * DAY)
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
             .add_extension(
                 x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]),

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import shutil
 import signal
+import subprocess
 import threading
 import weakref
 from pathlib import Path
@@ -16,7 +17,7 @@ from extractor.reloading import Reloader
 from extractor.system import System
 from extractor.systems import load_system, open_system
 from infra.settings import BundleSettings, Settings, StoreSettings
-from models.bundle import SCORER, Bundle, look
+from models.bundle import SCORER, Bundle, look, sign
 from scorer.client import RankClient
 from scorer.ranking import Ranker
 from tests.bundles import tiny_bundle
@@ -41,10 +42,11 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Following:
     """The world's application over a directory that it follows."""
 
-    def __init__(self, world: World, place: Path) -> None:
+    def __init__(self, world: World, place: Path, public_key: Path | None = None) -> None:
         self.world, self.place = world, place
         self.settings = Settings(
-            bundle=BundleSettings(path=place), store=StoreSettings(length=10_000)
+            bundle=BundleSettings(path=place, public_key=public_key),
+            store=StoreSettings(length=10_000),
         )
         self.reloader = Reloader(
             self.settings,
@@ -95,6 +97,28 @@ async def test_requests_are_answered_by_the_new_bundle_after_the_exchange(
     assert before["items"] != after["items"]
     assert after["version"] == inferred["model_version"] == version
     assert model["versions"] == [version]
+
+
+def test_a_bundle_that_is_not_signed_leaves_the_one_in_service(
+    world: World, other: Path, tmp_path: Path
+) -> None:
+    key, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    for command in (
+        ("genpkey", "-algorithm", "ed25519", "-out", str(key)),
+        ("pkey", "-in", str(key), "-pubout", "-out", str(public)),
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    following = Following(world, tmp_path / "bundle", public)
+    shutil.copytree(other, following.place)
+
+    refused = following.reloader.now()
+
+    assert (refused.outcome, refused.version) == ("failed", following.world.bundle.version)
+    assert "is not signed" in str(refused.reason)
+    assert "not signed by those" in str(following.world.service.readiness.bundle_warning)
+    sign(following.place, key)
+    assert following.reloader.poll().outcome == "waiting"
+    assert following.reloader.poll().outcome == "reloaded"
 
 
 async def test_states_of_the_new_bundle_are_used_once_there_are_some(

@@ -20,7 +20,7 @@ from scorer.http.connections import Patience
 from scorer.http.serving import HttpServer
 from scorer.listener import listen
 from scorer.siblings import Place, Siblings
-from scorer.tls import tls_context
+from scorer.tls import TlsFiles
 
 WAIT_S = 30.0
 
@@ -68,6 +68,7 @@ def serving(
     settings: ScorerSettings | None = None,
     place: Place | None = None,
     patience: Patience | None = None,
+    tls: TlsFiles | None = None,
 ) -> Iterator[Served]:
     given = settings or ScorerSettings(lame_duck_s=0)
     settings = given.model_copy(update={"port": 0})
@@ -79,7 +80,7 @@ def serving(
             place or Siblings(1).place(0),
             on_stop=lambda: stops.append(time.monotonic()),
             each_second=each_second,
-            tls=tls_context(settings),
+            tls=(tls or TlsFiles(settings)).context(),
             patience=patience,
         )
         port = listener.getsockname()[1]
