@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 
 import grpc
@@ -183,3 +184,18 @@ async def test_an_error_of_our_own_is_told_without_its_text(world: World) -> Non
     assert error.code() == grpc.StatusCode.INTERNAL
     assert error.details() == "the request failed inside the scorer; its log says why"
     assert count(world, 500) == 1
+
+
+async def test_a_call_s_id_comes_back(client: Client) -> None:
+    given = (("x-request-id", "seven"),)
+    call = client.call("ModelInfer", typed(), metadata=given)
+    await call
+    assert dict(await call.trailing_metadata())["x-request-id"] == "seven"
+    refused = await client.refusal("ModelInfer", typed(model_name="other"), metadata=given)
+    assert dict(refused.trailing_metadata())["x-request-id"] == "seven"
+
+
+async def test_a_call_without_an_id_is_given_one(client: Client) -> None:
+    call = client.call("ServerLive")
+    await call
+    uuid.UUID(dict(await call.trailing_metadata())["x-request-id"])
