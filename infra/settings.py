@@ -352,7 +352,8 @@ class ScorerSettings(Section):
     request with 422."""
     sampled: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Share of the rankings of known users whose quality is measured after the answer
-    (lifelong_scorer_sampled_*): TWIN's hit rate, ENCODE's relevance indicator. 0: none."""
+    (lifelong_scorer_sampled_ratio, lifelong_scorer_sampled_nats): TWIN's hit rate, ENCODE's
+    relevance indicator. 0: none."""
 
     @property
     def asks_callers(self) -> bool:

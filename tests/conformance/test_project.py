@@ -113,9 +113,9 @@ def test_the_wheel_has_the_packages_the_data_and_nothing_else(built: Path) -> No
 
 
 def test_the_source_distribution_is_small(built: Path) -> None:
-    """5.5 MB, of which the bundled purchases and bundles are 4.2 MB."""
+    """8 MB, half of which are the bundled purchases and bundles."""
     (archive,) = built.glob("*.tar.gz")
-    assert archive.stat().st_size < 8_000_000
+    assert archive.stat().st_size < 8_500_000
 
 
 def test_the_source_distribution_has_the_experiments_pages_and_not_their_runs(
@@ -129,8 +129,8 @@ def test_the_source_distribution_has_the_experiments_pages_and_not_their_runs(
 
 
 def test_the_source_distribution_builds_and_tests_itself(sources: set[str]) -> None:
-    """All that its build, its `make` targets and its tests read; see pyproject.toml for the test
-    that reads what only the repository has.
+    """All that its build, its `make` targets and its tests read; see pyproject.toml for those
+    that read what only the repository has.
     """
     read = {
         path.relative_to(ROOT).as_posix()
@@ -140,4 +140,4 @@ def test_the_source_distribution_builds_and_tests_itself(sources: set[str]) -> N
     }
     read |= {"pyproject.toml", "Makefile", ".ci/run", "lifelong.example.toml", "docs/training.md"}
     read |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "NOTICE"}
-    assert read - sources <= {"tests/lifelong/experiments/test_committed.py"}
+    assert read - sources <= {"tests/lifelong/experiments/test_committed.py", "tests/test_site.py"}
