@@ -5,6 +5,7 @@
 #   make lint      formatting, lint rules, types, and who imports whom
 #   make bundle    retrain the models that come with the project
 #   make bench     measure it beside its peers
+#   make site      the documentation as one site in site/, which needs no network
 #   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
 #   make soak      load a scorer under faults, and check each of its answers      SECONDS=1800
 #   make clients   other people's clients, in an environment of their own, for the tests
@@ -39,7 +40,7 @@ install_into = $(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --
 	$(BIN)/python -m pip --python $(1)/bin/python $(PIP_INSTALL) $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients demo test lint bundle bench chaos soak protocol lock clean
+.PHONY: help install clients demo test lint bundle bench site chaos soak protocol lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -83,6 +84,10 @@ bench: $(STAMPS)/bench
 	$(BIN)/lifelong bench load $(ARGS)
 	$(BIN)/lifelong bench client $(ARGS)
 	$(BIN)/lifelong bench train $(ARGS)
+
+site: $(STAMPS)/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "built: site/index.html; with search, by $(BIN)/python -m http.server -d site"
 
 chaos: $(STAMPS)/serve
 	@$(BIN)/python -m tests.chaos --seeds $(SEEDS) $(ARGS)
@@ -136,5 +141,5 @@ lock: $(STAMPS)/dev
 	$(COMPILE) requirements/build.in --constraint requirements/dev.txt --output-file requirements/build.txt
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -72,6 +72,7 @@ STAGES: Final = ("store", "features", "model")
 HISTORIES: Final = ("interests", "sequence", "none")
 SAMPLE_OUTCOMES: Final = ("measured", "short", "gone", "dropped", "failed")
 RELOAD_OUTCOMES: Final = ("reloaded", "failed")
+SPAN_OUTCOMES: Final = ("sent", "dropped")
 RATIOS: Final = ("hit_rate", "found_weight")
 NATS: Final = (
     "clustering_loss",
@@ -536,6 +537,13 @@ class WorkerMetrics(BundleMetrics):
             "none, as of the last look at it (bundle.poll_s); else 0.",
             registry=registry,
         )
+        self.spans = Counter(
+            "lifelong_worker_spans",
+            "Spans of traces (tracing.endpoint), by outcome: sent, or dropped, since the receiver "
+            "did not take them or was too slow. Events do not wait for it.",
+            ["outcome"],
+            registry=registry,
+        )
         for unknown in (self.store_used_ratio, self.store_reader_ratio):
             unknown.set(math.nan)
         for outcome in EVENT_OUTCOMES:
@@ -549,6 +557,8 @@ class WorkerMetrics(BundleMetrics):
             self.reclusters.labels(outcome)
         for outcome in RELOAD_OUTCOMES:
             self.bundle_reloads.labels(outcome)
+        for outcome in SPAN_OUTCOMES:
+            self.spans.labels(outcome)
 
     def store_failed(self, error: Exception) -> None:
         """Count a failure of the store."""
@@ -744,6 +754,13 @@ class ScorerMetrics(BundleMetrics):
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self.spans = Counter(
+            "lifelong_scorer_spans",
+            "Spans of traces, by outcome, see lifelong_worker_spans_total. Rankings do not wait "
+            "for the receiver.",
+            ["outcome"],
+            registry=registry,
+        )
         for stage in STAGES:
             self.stage_seconds.labels(stage)
         for kind in HISTORIES:
@@ -754,3 +771,5 @@ class ScorerMetrics(BundleMetrics):
             self.samples.labels(outcome)
         for outcome in RELOAD_OUTCOMES:
             self.bundle_reloads.labels(outcome)
+        for outcome in SPAN_OUTCOMES:
+            self.spans.labels(outcome)

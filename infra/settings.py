@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -359,7 +360,8 @@ class ScorerSettings(Section):
     request with 422."""
     sampled: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Share of the rankings of known users whose quality is measured after the answer
-    (lifelong_scorer_sampled_*): TWIN's hit rate, ENCODE's relevance indicator. 0: none."""
+    (lifelong_scorer_sampled_ratio, lifelong_scorer_sampled_nats): TWIN's hit rate, ENCODE's
+    relevance indicator. 0: none."""
 
     @property
     def asks_callers(self) -> bool:
@@ -471,6 +473,29 @@ class LogSettings(Section):
     say the first 8 digits of the id's SHA-256, by which a user can be looked for, not read."""
 
 
+class TracingSettings(Section):
+    """Where traces go, and of how much there are any."""
+
+    endpoint: str | None = None
+    """URL of a receiver of traces (OTLP over HTTP), to which /v1/traces is added where it has no
+    path. It takes the packages of the extra "tracing". None: nothing is traced."""
+    sample: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of the rankings, and of the transactions of events, that are traced where their senders
+    say nothing; whoever sends a traceparent decides for its own."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        address = urlsplit(value)
+        if address.scheme not in {"http", "https"} or not address.hostname:
+            raise ValueError("must be a URL as in http://127.0.0.1:4318")
+        if "@" in address.netloc:
+            raise ValueError("must hold no password; OTEL_EXPORTER_OTLP_HEADERS can hold one")
+        return value
+
+
 class Settings(Section):
     """All settings of a Lifelong process. Constructing it reads nothing; see `load_settings`."""
 
@@ -488,6 +513,8 @@ class Settings(Section):
     """The shape of events."""
     log: LogSettings = Field(default_factory=LogSettings)
     """Logging."""
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
+    """Traces."""
 
 
 def load_settings(
@@ -566,6 +593,7 @@ _EXAMPLES: Final[dict[tuple[str, str], object]] = {
     ("bundle", "path"): "/srv/lifelong/bundle",
     ("bundle", "version"): "1f2e3d4c",
     ("bundle", "public_key"): "/etc/lifelong/signing.pub.pem",
+    ("tracing", "endpoint"): "http://127.0.0.1:4318",
     ("events", "fields"): {"user_id": "payload.user.id", "item_id": "payload.sku"},
     ("events", "constants"): {"action": "click"},
     ("events", "actions"): {"buy": "purchase"},
@@ -746,7 +774,7 @@ def _show(key: tuple[str, ...], value: object) -> str:
         return repr(mask_url(str(value)))
     if key == ("broker", "sasl_password"):
         return MASK
-    if key == ("scorer", "jwt_keys") and "@" in str(value):
+    if key in {("scorer", "jwt_keys"), ("tracing", "endpoint")} and "@" in str(value):
         return MASK
     shown = repr(value)
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}..."

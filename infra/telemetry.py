@@ -21,7 +21,16 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from infra.settings import LogSettings
 
 # Libraries that tell at INFO of each poll and heartbeat. Our own events say what came of it.
-_TALKATIVE: Final = ("aiokafka", "faust", "mode", "asyncio", "httpx", "httpcore", "uvicorn.access")
+_TALKATIVE: Final = (
+    "aiokafka",
+    "faust",
+    "mode",
+    "asyncio",
+    "httpx",
+    "httpcore",
+    "uvicorn.access",
+    "urllib3",
+)
 
 # "user" and an id as errors show it; one that was cut off has no end.
 _USER: Final = re.compile(r"""\b(users?) ('(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$))""")

@@ -30,6 +30,7 @@ from infra.store import Store
 from infra.stores import open_store
 from infra.stores.mending import counted
 from infra.telemetry import get_logger
+from infra.tracing import open_tracing
 from models.bundle import Bundle
 from scorer.access import Access, open_access
 from scorer.http.admin import AdminServer, create_admin_app
@@ -70,7 +71,8 @@ class ScorerProcess:
             place: the process's among its siblings; None: it has none.
 
         Raises:
-            SettingsError: the files for TLS, or of keys, cannot be used.
+            SettingsError: the files for TLS, or of keys, cannot be used; or what makes traces is
+                not installed.
         """
         registry = new_registry()
         self._settings = settings
@@ -88,8 +90,17 @@ class ScorerProcess:
         turns = Turns(settings.scorer.max_waiting, settings.scorer.deadline_s)
         access = open_access(settings.scorer, self._model_name)
         self._tls = TlsFiles(settings.scorer, self._metrics, self._warn_of_certificate)
+        self._tracing = open_tracing(settings.tracing, "scorer", self._metrics.spans)
         self._server = HttpServer(
-            create_app(self._service, settings.scorer, self._metrics, registry, turns, access),
+            create_app(
+                self._service,
+                settings.scorer,
+                self._metrics,
+                registry,
+                turns,
+                access,
+                self._tracing,
+            ),
             settings.scorer,
             self._place,
             on_stop=self._service.readiness.stopping,
@@ -140,6 +151,8 @@ class ScorerProcess:
                 self._sampler.close()
             if self._store is not None:
                 self._store.close()
+            if self._tracing is not None:
+                self._tracing.close()
         if self._failure is not None:
             raise self._failure
 
@@ -166,7 +179,14 @@ class ScorerProcess:
 
             found.append(
                 GrpcServer(
-                    self._service, settings, self._metrics, registry, turns, access, self._tls
+                    self._service,
+                    settings,
+                    self._metrics,
+                    registry,
+                    turns,
+                    access,
+                    self._tls,
+                    self._tracing,
                 )
             )
         return found

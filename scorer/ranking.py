@@ -31,6 +31,7 @@ from scorer.jobs import standing_aside
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.messages import Explained, HistoryKind
 from scorer.sampling import Sampler
+from scorer.traces import this_trace
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -232,12 +233,17 @@ class Ranker:
 
     def _rank(self, user: str, asked: _Asked, time_ms: int | None, lookup_s: float) -> Ranking:
         started = time.perf_counter()
+        trace = this_trace.get()
+        if trace is not None:
+            trace.passed("decode")
         if self._store.local:
             found = self._read_if_there(user)
         else:
             with standing_aside():
                 found = self._read_if_there(user)
         self._stage["store"].observe(time.perf_counter() - started)
+        if trace is not None:
+            trace.passed("store")
         return self._score(user, found, asked, time_ms, lookup_s)
 
     def _score(
@@ -251,12 +257,18 @@ class Ranker:
         now_ms = self._clock_ms() if time_ms is None else time_ms
         feed = self._system.feed(history, asked.candidates, now_ms)
         gathered = time.perf_counter()
+        trace = this_trace.get()
+        if trace is not None:
+            trace.passed("features")
         ctrs = _run_session(self._session, feed)
         if asked.last:
             ctrs = np.where(asked.unknown, np.float32(0), ctrs)
         self._stage["features"].observe(lookup_s + gathered - started)
         self._stage["model"].observe(time.perf_counter() - gathered)
         newer = 0 if history is None else len(history.newer)
+        if trace is not None:
+            trace.passed("model")
+            trace.ranked(self.bundle, found.kind, newer, len(ctrs), degraded=found.degraded)
         self._count(found.kind, newer, len(ctrs))
         if self._sampler is not None and history is not None:
             self._sampler.offer(user, history, asked.candidates)
@@ -265,6 +277,8 @@ class Ranker:
         if asked.explain:
             scored = Scored(user, history, asked.candidates, asked.names, ctrs, now_ms)
             explained = self._explainer.explain(scored, asked.explain)
+            if trace is not None:
+                trace.passed("explain")
         return Ranking(
             ctrs=ctrs,
             history=found.kind,

@@ -11,6 +11,7 @@ from scorer.jobs import Job, Jobs
 from scorer.limits import RETRY_AFTER_S, Refused
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
+from scorer.traces import this_trace
 from scorer.turns import this_turn
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ class Service:
             Refused: the deadline of `this_turn` passed first.
         """
         ranker, context = ranker or self.ranker, contextvars.copy_context()
+        if (trace := this_trace.get()) is not None:
+            job = trace.computing(job)
         wanted = Job(lambda: context.run(job, ranker), this_turn.get(), asyncio.get_running_loop())
         self._jobs.put(wanted)
         try:

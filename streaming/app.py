@@ -24,6 +24,7 @@ from streaming.dead_letters import DeadLetters
 from streaming.interruptions import Interruptions
 from streaming.positions import Positions
 from streaming.topic import TopicIdentity
+from streaming.traces import WorkerTraces
 from streaming.transport import BatchTransport, faust_log
 from streaming.writer import BatchWriter
 
@@ -76,6 +77,7 @@ def create_app(
     topic_id: Callable[[], str],
     digest: bytes | None = None,
     interruptions: Interruptions | None = None,
+    traces: WorkerTraces | None = None,
     on_assigned: Callable[[set[int]], None] = lambda _: None,
     clock: Callable[[], int] = wall_clock_ms,
 ) -> LifelongApp:
@@ -89,6 +91,7 @@ def create_app(
         topic_id: asks the broker for the topic's id, see `TopicIdentity`.
         digest: of the bundle that users are due for; None: for no other than they were.
         interruptions: outages of the store, after which events are fed again.
+        traces: what makes spans of transactions; None: nothing does.
         on_assigned: told the partitions that are ours, after each rebalance.
         clock: ms since epoch.
     """
@@ -103,6 +106,7 @@ def create_app(
         metrics,
         digest=digest,
         interruptions=interruptions,
+        traces=traces,
         clock=clock,
     )
     identity = TopicIdentity(settings.broker.topic, topic_id)

@@ -43,6 +43,8 @@ from infra.telemetry import get_logger
 
 if TYPE_CHECKING:  # numba is slow to import; health answers meanwhile
     from extractor.system import System
+    from infra.tracing import Stages
+    from streaming.traces import WorkerTraces
 
 PAGE_BATCHES: Final = 2
 """Batches taken from one owner in a pass. More would let an owner with a backlog delay the others;
@@ -144,8 +146,10 @@ class Reclusterer:
         settings: WorkerSettings,
         metrics: WorkerMetrics,
         clock: Callable[[], int] = wall_clock_ms,
+        traces: WorkerTraces | None = None,
     ) -> None:
         self._store = store
+        self._traces = traces
         self._system = system
         self._metrics = metrics
         self._clock = clock
@@ -383,12 +387,23 @@ class Reclusterer:
         if not batch or self._stopping.is_set():
             return 0
         try:
-            writes = list(self._extracted(batch))
-            writes = [(due, write) for due, write in writes if due.owner in self._owners]
-            return self._write(writes)
+            if self._traces is None:
+                return self._renew(batch, None)
+            with self._traces.reclustering([due.since for due in batch]) as trace:
+                return self._renew(batch, trace)
         except (StoreUnavailable, StoreFull) as error:
             self._count_store_error(error)
             raise
+
+    def _renew(self, batch: Sequence[_Due], trace: Stages | None) -> int:
+        writes = list(self._extracted(batch))
+        if trace is not None:
+            trace.passed("extract")
+        writes = [(due, write) for due, write in writes if due.owner in self._owners]
+        stored = self._write(writes)
+        if trace is not None:
+            trace.passed("write", stored=stored)
+        return stored
 
     def _extracted(self, batch: Sequence[_Due]) -> Iterator[tuple[_Due, InterestWrite]]:
         for start in range(0, len(batch), TOGETHER):

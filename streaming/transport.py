@@ -18,7 +18,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, KafkaConnectionError, KafkaError
@@ -33,6 +33,9 @@ from infra.kafka.fetching_by_id import uuid_of
 from infra.kafka.logs import LogBounds, epoch_ends, log_bounds
 from infra.telemetry import get_logger
 from streaming.fetching import Failure, Reader, Records
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
 
 log: Final = get_logger(__name__)
 
@@ -56,6 +59,22 @@ QUEUED_S: Final = 10.0
 T = TypeVar("T")
 
 
+class TracedEvent(NamedTuple):
+    """An event whose sender's span is sampled."""
+
+    offset: int
+    parent: SpanContext
+
+
+class Decoding(NamedTuple):
+    """What the traces of a batch need to know of its decoding."""
+
+    began_ns: int
+    """ns since epoch."""
+    ended_ns: int
+    events: list[TracedEvent]
+
+
 @dataclass(slots=True)
 class FetchedBatch:
     """The records of one partition from one fetch, in the order of their offsets."""
@@ -73,6 +92,8 @@ class FetchedBatch:
     that is no event (the end of a transaction, what a transaction took back)."""
     epoch: int = -1
     """Epoch of the leader that took what lies before it; -1: not known."""
+    decoding: Decoding | None = None
+    """None: it is not decoded yet, or nothing is traced."""
 
     @property
     def first(self) -> int:

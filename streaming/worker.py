@@ -47,6 +47,7 @@ from streaming.health import Health, serve_health
 from streaming.interruptions import Interruptions
 from streaming.renewal import Renewal
 from streaming.schedule import Reclusterer
+from streaming.traces import WorkerTraces, open_traces
 from streaming.transport import BatchConsumer
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class Worker:
         metrics: where all of it is counted.
         health: kept true, for the endpoints to tell.
         interruptions: told of the store's outages by whoever opened it.
+        traces: what makes spans; None: nothing does.
         prepare: sees to it that the topics are there, and tells how many partitions the behaviors'
             has; `BrokerError` where it cannot.
         create: makes a consumer, as `create_app` does.
@@ -146,6 +148,7 @@ class Worker:
         health: Health,
         interruptions: Interruptions | None = None,
         *,
+        traces: WorkerTraces | None = None,
         prepare: Callable[[BrokerSettings], int] = prepare_topics,
         create: Callable[..., LifelongApp] = create_app,
         clock: Callable[[], int] = wall_clock_ms,
@@ -160,6 +163,7 @@ class Worker:
         self._metrics = metrics
         self._health = health
         self._interruptions = interruptions or Interruptions()
+        self._traces = traces
         # By the clock of whoever asks, as the endpoint tells it: the loop may be stuck.
         metrics.live.set_function(health.alive)
         metrics.ready.set_function(health.ready)
@@ -232,7 +236,10 @@ class Worker:
             again_s=settings.renew_again_s,
             clock=self._clock,
         )
-        return Reclusterer(self._store, system, settings, self._metrics, self._clock), renewal
+        reclusterer = Reclusterer(
+            self._store, system, settings, self._metrics, self._clock, self._traces
+        )
+        return reclusterer, renewal
 
     async def _run_app(self, stop: asyncio.Event) -> None:
         """Run the Faust app until ``stop``, or until it crashes: then a new one goes on."""
@@ -247,6 +254,7 @@ class Worker:
             ),
             digest=self._digest,
             interruptions=self._interruptions,
+            traces=self._traces,
             on_assigned=self._take_partitions,
             clock=self._clock,
         )
@@ -402,7 +410,8 @@ def run_worker(settings: Settings) -> None:
     back.
 
     Raises:
-        SettingsError: an address cannot be listened on, or the store's URL is wrong.
+        SettingsError: an address cannot be listened on, the store's URL is wrong, or what makes
+            traces is not installed.
         BundleError: the bundle cannot be used.
     """
     configure_logging(settings.log)
@@ -423,6 +432,7 @@ async def _serve(settings: Settings) -> None:
     registry = new_registry()
     metrics = WorkerMetrics(registry)
     health = Health(settings.worker.stall_s)
+    traces = open_traces(settings, metrics)
     with serve_health(settings, registry, health):
         bundle, system = await asyncio.to_thread(_load_system, settings, metrics)
         interruptions = Interruptions()
@@ -432,7 +442,9 @@ async def _serve(settings: Settings) -> None:
         if store is None:
             return
         dead_letters = KafkaDeadLetters(settings.broker)
-        worker = Worker(settings, store, system, dead_letters, metrics, health, interruptions)
+        worker = Worker(
+            settings, store, system, dead_letters, metrics, health, interruptions, traces=traces
+        )
         reloader = _reloader(worker, settings, bundle, system, metrics, health)
         del bundle, system  # the worker's now, until it is given others
         _collect_less()
@@ -444,6 +456,8 @@ async def _serve(settings: Settings) -> None:
             await asyncio.to_thread(reloader.close)
             dead_letters.close()
             store.close()
+            if traces is not None:
+                await asyncio.to_thread(traces.close)
     log.info("worker stopped")
     # A thread may wait for ever for a broker that is gone, and the process with it; all that
     # matters is in the store.

@@ -27,6 +27,7 @@ from streaming.dead_letters import DeadLetter, DeadLetters
 from streaming.events.decoder import Decoded, EventDecoder, appends_of
 from streaming.events.rejects import Reason, Reject
 from streaming.interruptions import Interruptions
+from streaming.traces import TransactionTrace, WorkerTraces
 from streaming.transport import FetchedBatch
 
 log: Final = get_logger(__name__)
@@ -90,6 +91,7 @@ class BatchWriter:
         *,
         digest: bytes | None = None,
         interruptions: Interruptions | None = None,
+        traces: WorkerTraces | None = None,
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -100,6 +102,9 @@ class BatchWriter:
         self._digest = digest
         self.interruptions = interruptions or Interruptions()
         self._dead_letters = dead_letters
+        self._traces = traces
+        self._trace: TransactionTrace | None = None
+        """Of the transaction that is being written; None: it has none, or none is."""
         self._metrics = metrics
         self._clock = clock
         self._sleep = sleep
@@ -130,18 +135,37 @@ class BatchWriter:
         Raises:
             GivenUp: they are not ours any more.
         """
-        started = time.monotonic()
+        if self._traces is None:
+            await self._write(group, wanted)
+            return
+        with self._traces.transaction([one.batch for one in group]) as trace:
+            self._trace = trace
+            try:
+                await self._write(group, wanted)
+            finally:
+                self._trace = None
+
+    async def _write(self, group: Sequence[Writable], wanted: Callable[[], bool]) -> None:
+        started, trace = time.monotonic(), self._trace
         self.progress.moved()
+        if trace is not None:
+            trace.passed("waiting")
         # Joined in the thread, and freed there: the loop has the next batches to fetch meanwhile.
         appended, refused = await self.until_done(lambda: self._append_group(group), wanted)
+        if trace is not None:
+            trace.passed("append")
         rejects = [(one, one.decoded.rejects + _refusals(one, refused)) for one in group]
         letters = [letter for one, of in rejects for letter in _letters(one.batch, of)]
         if letters:
             await self.until_done(lambda: self._dead_letters.send(letters), wanted)
+            if trace is not None:
+                trace.passed("dead letters", letters=len(letters))
         self._measure(appended, time.monotonic() - started)
         self._metrics.group_events.observe(sum(len(one.batch.records) for one in group))
         for one, of in rejects:
             self._measure_rejects(one.batch, of)
+        if trace is not None:
+            trace.stored(appended.applied, [(one.batch, of) for one, of in rejects])
         self.progress.moved()
 
     async def reach(self, source: Source, last: int, wanted: Callable[[], bool]) -> None:
@@ -194,13 +218,16 @@ class BatchWriter:
         self.progress.failure = text
 
     def _decode(self, batch: FetchedBatch) -> Decoded:
-        records = batch.records
-        return self._decoder.decode(
+        records, began_ns = batch.records, time.time_ns()
+        decoded = self._decoder.decode(
             [record.offset for record in records],
             [record.key for record in records],
             [record.value for record in records],
             self._clock(),
         )
+        if self._traces is not None:
+            batch.decoding = self._traces.decoded(records, began_ns, time.time_ns())
+        return decoded
 
     def _append_group(self, group: Sequence[Writable]) -> tuple[Appended, list[_Refused]]:
         """Append what is joined of batches, and tell how long their events took until here."""
@@ -245,7 +272,10 @@ class BatchWriter:
         # Looked at before each append, retries included: the store may have lost what came before.
         if self.interruptions.pending:
             raise GivenUp
-        return self._store.append(groups, self._clock(), digest=self._digest)
+        now_ms = self._clock()
+        if self._trace is not None:
+            self._trace.seals_at(now_ms)
+        return self._store.append(groups, now_ms, digest=self._digest)
 
     def _measure(self, appended: Appended, seconds: float) -> None:
         metrics = self._metrics

@@ -25,6 +25,7 @@ _READY: Final = "[not ready](runbooks/not-ready.md)"
 _LOST: Final = "[events lost](runbooks/events-lost.md)"
 _SLOW: Final = "[slow rankings](runbooks/rankings-slow.md)"
 _REFUSED: Final = "[refusals](runbooks/refusals.md)"
+_TRACES: Final = "[traces](operations.md#traces)"
 _QUALITY: Final = "[quality](operations.md#how-well-requests-see-their-users)"
 
 ADVICE: Final = {
@@ -91,6 +92,7 @@ ADVICE: Final = {
     "lifelong_worker_bundle_since_timestamp_seconds": Advice("of the last rollout", _BUNDLES),
     "lifelong_worker_bundle_reloads": Advice("reloaded rises by 1 a new bundle", _RELOAD),
     "lifelong_worker_bundle_pending": Advice("0; 1 for a minute of an exchange", _RELOAD),
+    "lifelong_worker_spans": Advice("none dropped", _TRACES),
     "lifelong_scorer_requests": Advice(
         "99.9 % of the rankings without 5xx", "[failing](runbooks/rankings-fail.md)"
     ),
@@ -123,6 +125,7 @@ ADVICE: Final = {
     "lifelong_scorer_certificate_expiry_timestamp_seconds": Advice(
         "weeks ahead; 0 without TLS", "[certificate expires](runbooks/certificate-expires.md)"
     ),
+    "lifelong_scorer_spans": Advice("none dropped", _TRACES),
     "lifelong_scorer_bundle_info": Advice("one version, that of the workers", _BUNDLES),
     "lifelong_scorer_bundle_since_timestamp_seconds": Advice("of the last rollout", _BUNDLES),
     "lifelong_scorer_bundle_reloads": Advice(

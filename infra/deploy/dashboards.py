@@ -234,6 +234,13 @@ OVERVIEW: Final = Dashboard(
             ((_rate("lifelong_scorer_requests_total", "status", RANKINGS), "{{status}}"),),
         ),
         Panel(
+            "Spans of traces",
+            (
+                (_rate("lifelong_worker_spans_total", "outcome"), "workers {{outcome}}"),
+                (_rate("lifelong_scorer_spans_total", "outcome"), "scorers {{outcome}}"),
+            ),
+        ),
+        Panel(
             "Memory",
             (
                 (

@@ -11,6 +11,7 @@ from scorer.callers import this_caller
 from scorer.grpc.calls import Context
 from scorer.http.admission import CLIENT, CLIENT_BYTES, PRIORITY, level_of
 from scorer.limits import Refused
+from scorer.traces import this_trace
 from scorer.turns import NORMAL, Head, Turns, overdue, this_turn
 
 PRIORITY_KEY: Final = PRIORITY.decode()
@@ -31,6 +32,8 @@ async def turn(turns: Turns, head: Head) -> AsyncIterator[None]:
         raise Refused(503, "deadline", "request", "came after its own deadline")
     taken = turns.admit(head)
     this_turn.set(taken)
+    if (trace := this_trace.get()) is not None:
+        trace.passed("admission")
     timeout = asyncio.timeout(taken.deadline - turns.now())
     try:
         async with timeout:

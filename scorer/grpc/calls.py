@@ -1,4 +1,6 @@
-"""What every call over gRPC goes through: it is counted and timed, and its errors get a status."""
+"""What every call over gRPC goes through: it is named, counted, timed and traced, and its errors
+get a status.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from google.protobuf.message_factory import GetMessageClass
 from infra.errors import RequestError, StoreError, without_places
 from infra.metrics import ScorerMetrics
 from infra.telemetry import get_logger
+from infra.tracing import TRACEPARENT, Attributes, Tracing
+from scorer.grpc.identity import identify
+from scorer.http.identity import REQUEST_ID
 from scorer.limits import RETRY_AFTER_S, Refused
+from scorer.traces import begin_trace
 
 Asked = TypeVar("Asked")
 Answered = TypeVar("Answered")
@@ -75,13 +81,19 @@ def reading(kind: Descriptor, method: Method[Asked, Answered]) -> Method[bytes, 
     return read
 
 
-def counted(route: str, method: Method[Asked, Answered], metrics: ScorerMetrics) -> Any:
+def counted(
+    route: str,
+    method: Method[Asked, Answered],
+    metrics: ScorerMetrics,
+    tracing: Tracing | None = None,
+) -> Any:
     """A method as gRPC calls it: counted, timed, and with a status for whatever it raises.
 
     Args:
         route: the method's full name, the metrics' label.
         method: raises `RequestError`, `StoreError` or, by mistake, anything else.
         metrics: where it is counted.
+        tracing: what makes a span of each call; None: nothing does.
     """
     seconds = metrics.request_seconds.labels(route=route)
 
@@ -89,6 +101,12 @@ def counted(route: str, method: Method[Asked, Answered], metrics: ScorerMetrics)
         started = time.perf_counter()
         status = CANCELLED
         metrics.inflight.inc()
+        identity = identify(context.invocation_metadata() or ())
+        own = [(REQUEST_ID, identity.request_id)]
+        trace = None if tracing is None else begin_trace(tracing, identity.headers)
+        if trace is not None:
+            own.append((TRACEPARENT, trace.header))
+        context.set_trailing_metadata(own)
         try:
             answer = await method(request, context)
             status = 200
@@ -99,11 +117,20 @@ def counted(route: str, method: Method[Asked, Answered], metrics: ScorerMetrics)
                 metrics.rejected.labels(reason=failure.reason).inc()
             else:
                 log.exception("grpc call failed", method=route)
-            await context.abort(failure.code, failure.detail, failure.trailers)
+            await context.abort(failure.code, failure.detail, (*own, *failure.trailers))
         finally:
             metrics.inflight.dec()
             metrics.requests.labels(route=route, status=str(status)).inc()
             seconds.observe(time.perf_counter() - started)
+            if trace is not None:
+                about: Attributes = {
+                    "rpc.system": "grpc",
+                    "rpc.method": route.removeprefix("/"),
+                    # As HTTP has it, like the metrics.
+                    "http.response.status_code": status,
+                    "lifelong.request_id": identity.request_id,
+                }
+                trace.answered(route.removeprefix("/"), about, failed=status >= 500)
         return answer
 
     return call

@@ -95,7 +95,7 @@ class Methods:
                 lambda ranker: self._kserve.answer(ranker, request), named
             )
         if degraded:
-            context.set_trailing_metadata(DEGRADED)
+            context.set_trailing_metadata((*context.trailing_metadata(), *DEGRADED))
         return answer
 
     async def model_config(

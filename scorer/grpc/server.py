@@ -23,6 +23,7 @@ from infra.errors import SettingsError, typed_line
 from infra.metrics import ScorerMetrics
 from infra.settings import ScorerSettings
 from infra.telemetry import get_logger
+from infra.tracing import Tracing
 from scorer.access import Access, Need
 from scorer.grpc.access import OPEN, CallerCheck
 from scorer.grpc.calls import Method, counted, reading
@@ -33,6 +34,9 @@ from scorer.service import Service
 from scorer.stopping import DRAIN_S
 from scorer.tls import Pems, TlsFiles
 from scorer.turns import Turns
+
+RANKS: Final = "ModelInfer"
+"""The method that ranks."""
 
 MAX_STREAMS: Final = 256
 """Calls that one connection may have under way; a client keeps more of them back itself."""
@@ -78,10 +82,12 @@ class GrpcServer:
         turns: Turns,
         access: Access | None = None,
         tls: TlsFiles | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._service = service
         self._tls = tls or TlsFiles(settings)
         self._access = access
+        self._tracing = tracing
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
@@ -115,7 +121,12 @@ class GrpcServer:
         most = self._settings.max_candidates
         methods = Methods(self._service, most, self._registry, self._turns)
         handlers = {
-            name: _handler(SERVICE.methods_by_name[name], method, self._metrics)
+            name: _handler(
+                SERVICE.methods_by_name[name],
+                method,
+                self._metrics,
+                self._tracing if name == RANKS else None,
+            )
             for name, method in methods.table().items()
         }
         server.add_generic_rpc_handlers(
@@ -174,7 +185,7 @@ class GrpcServer:
     def _check(self, access: Access) -> CallerCheck:
         needs = {f"/{SERVICE.full_name}/{name}": Need.NAME for name in SERVICE.methods_by_name}
         needs |= {f"/{SERVICE.full_name}/{name}": Need.NOTHING for name in OPEN}
-        needs[f"/{SERVICE.full_name}/ModelInfer"] = Need.RANK
+        needs[f"/{SERVICE.full_name}/{RANKS}"] = Need.RANK
         health = health_pb2.DESCRIPTOR.services_by_name["Health"]
         needs |= {f"/{health.full_name}/{name}": Need.NOTHING for name in health.methods_by_name}
         return CallerCheck(access, needs, self._metrics)
@@ -195,11 +206,14 @@ def _said_otherwise(record: logging.LogRecord) -> bool:
 
 
 def _handler(
-    method: descriptor.MethodDescriptor, answer: Method[Any, Any], metrics: ScorerMetrics
+    method: descriptor.MethodDescriptor,
+    answer: Method[Any, Any],
+    metrics: ScorerMetrics,
+    tracing: Tracing | None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     route = f"/{method.containing_service.full_name}/{method.name}"
     return grpc.unary_unary_rpc_method_handler(
-        counted(route, reading(method.input_type, answer), metrics),
+        counted(route, reading(method.input_type, answer), metrics, tracing),
         response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
     )
 

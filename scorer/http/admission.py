@@ -20,6 +20,7 @@ from infra.metrics import ScorerMetrics
 from scorer.callers import this_caller
 from scorer.http.body import Body, beginning_with
 from scorer.limits import Refused
+from scorer.traces import this_trace
 from scorer.turns import LEVELS, NORMAL, Head, Reason, Turn, Turns, overdue, this_turn
 
 TIMEOUTS: Final = {
@@ -122,6 +123,8 @@ class Admission:
                     return  # the client has gone
                 taken = turns.take(head, deadline)
                 this_turn.set(taken)
+                if (trace := this_trace.get()) is not None:
+                    trace.passed("admission")
                 await self._app(scope, beginning_with(body, receive), send_noting)
         except TimeoutError:
             if not timeout.expired():

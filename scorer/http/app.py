@@ -29,6 +29,7 @@ from starlette.routing import Route
 from infra.errors import RequestError
 from infra.metrics import Figures, ScorerMetrics, exposition
 from infra.settings import ScorerSettings
+from infra.tracing import Tracing
 from scorer.access import Access
 from scorer.http.access import METRICS, OPEN, CallerCheck
 from scorer.http.admission import Admission
@@ -40,6 +41,7 @@ from scorer.http.middleware import RequestMetrics
 from scorer.http.openapi import document
 from scorer.http.problems import JSON, KINDS, error_handlers, json_response
 from scorer.http.rank_v1 import RankV1
+from scorer.http.tracing import RequestTracing
 from scorer.inference import check_model, metadata
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.ranking import Ranker
@@ -72,6 +74,7 @@ def create_app(
     registry: CollectorRegistry,
     turns: Turns | None = None,
     access: Access | None = None,
+    tracing: Tracing | None = None,
 ) -> Starlette:
     """The ASGI application of one process; nothing runs until a request comes.
 
@@ -80,6 +83,7 @@ def create_app(
         registry: where ``metrics`` are registered, shown on /metrics.
         turns: shared with whatever else asks the service; None: nothing does.
         access: what tells callers; None: nobody is asked who they are.
+        tracing: what makes spans of rankings; None: nothing does.
     """
     endpoints = Endpoints(service, settings, registry)
     handlers = error_handlers(metrics)
@@ -113,6 +117,8 @@ def create_app(
             admin_paths=() if settings.open_metrics else {METRICS},
         )
         asked.append(check)
+    if tracing is not None:  # behind the check: it is no business of strangers
+        asked.append(Middleware(RequestTracing, tracing=tracing, scored=scored))
     app = Starlette(
         routes=[
             rank,  # those that are asked for most are looked at first

@@ -1,7 +1,8 @@
 """Which request is this: its id and its place in a trace, in the answer and on every log line.
 
 ``x-request-id`` is taken from whoever asks, or made, and answered. Of ``traceparent`` (W3C Trace
-Context) the trace's id goes to the log; the scorer adds no span of its own, so it answers none.
+Context) the trace's id goes to the log; one is answered where the request has a span of its own
+(`scorer.http.tracing`).
 """
 
 from __future__ import annotations
@@ -46,10 +47,7 @@ class RequestIdentity:
                 given = value
             elif name == b"traceparent":
                 traces.append(value)
-        if given is not None and _ID.fullmatch(given):
-            own = given.decode("ascii")
-        else:
-            own = str(uuid.uuid4())
+        own = own_id(given)
         scope[_KEY] = own
         # A connection's next request may run in the context of the one before.
         clear_contextvars()
@@ -71,6 +69,13 @@ class RequestIdentity:
 def request_id(scope: Scope) -> str | None:
     """The id of a request; None: it has none yet."""
     return scope.get(_KEY)
+
+
+def own_id(given: bytes | None) -> str:
+    """The id of a request: the one that it came with, if it is one, or another."""
+    if given is not None and _ID.fullmatch(given):
+        return given.decode("ascii")
+    return str(uuid.uuid4())
 
 
 def trace_id(traceparents: list[bytes]) -> str | None:

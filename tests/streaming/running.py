@@ -42,6 +42,7 @@ from infra.stores.memory import MemoryStore
 from streaming.app import LifelongApp, create_app
 from streaming.dead_letters import DeadLetter, DeadLetters, KafkaDeadLetters
 from streaming.interruptions import Interruptions
+from streaming.traces import open_traces
 from streaming.worker import run_worker
 
 PATIENCE_S = 40.0
@@ -266,6 +267,7 @@ async def running(
     """An app that consumes, until the block ends."""
     metrics = WorkerMetrics(CollectorRegistry())
     letters = dead_letters or KafkaDeadLetters(settings.broker)
+    traces = open_traces(settings, metrics)
     app = create_app(
         settings,
         store,
@@ -274,6 +276,7 @@ async def running(
         topic_id=lambda: topic_id(settings.broker, settings.broker.topic),
         digest=digest,
         interruptions=interruptions,
+        traces=traces,
         on_assigned=lambda partitions: worker.assigned(partitions),  # noqa: PLW0108 - made below
     )
     worker = Running(app, metrics)
@@ -285,6 +288,8 @@ async def running(
         app.batch_agent.close()
         await asyncio.to_thread(app.writer.close)
         await asyncio.to_thread(letters.close)
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
 
 def run_and_log(settings: Settings, log: Path) -> None:

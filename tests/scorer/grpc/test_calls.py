@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 
 import grpc
@@ -195,3 +196,18 @@ async def test_bytes_that_are_no_message_are_the_caller_s_fault(
     assert str(caught.value.details()).startswith("message is no inference.ModelInferRequest: ")
     await until(lambda: count(world, 400))
     assert caplog.records == []
+
+
+async def test_a_call_s_id_comes_back(client: Client) -> None:
+    given = (("x-request-id", "seven"),)
+    call = client.call("ModelInfer", typed(), metadata=given)
+    await call
+    assert dict(await call.trailing_metadata())["x-request-id"] == "seven"
+    refused = await client.refusal("ModelInfer", typed(model_name="other"), metadata=given)
+    assert dict(refused.trailing_metadata())["x-request-id"] == "seven"
+
+
+async def test_a_call_without_an_id_is_given_one(client: Client) -> None:
+    call = client.call("ServerLive")
+    await call
+    uuid.UUID(dict(await call.trailing_metadata())["x-request-id"])
