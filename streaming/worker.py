@@ -423,6 +423,8 @@ async def _serve(settings: Settings) -> None:
     registry = new_registry()
     metrics = WorkerMetrics(registry)
     health = Health(settings.worker.stall_s)
+    # From the start, as the endpoint: who loads a bundle lives.
+    metrics.live.set_function(health.alive)
     with serve_health(settings, registry, health):
         bundle, system = await asyncio.to_thread(_load_system, settings, metrics)
         interruptions = Interruptions()
