@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
@@ -76,7 +76,13 @@ def head(figure: Figure, title: str, below: str) -> None:
     ).set_in_layout(False)
 
 
-def save(figures: Mapping[str, Figure], directory: Path, option: str) -> list[str]:
+def save(
+    figures: Mapping[str, Figure],
+    directory: Path,
+    option: str,
+    endings: Sequence[str] = ("png", "svg"),
+    colors: int = COLORS,
+) -> list[str]:
     """Write figures by their names, as PNG to look at and SVG to print; the files that were made.
 
     Raises:
@@ -85,9 +91,9 @@ def save(figures: Mapping[str, Figure], directory: Path, option: str) -> list[st
     written = []
     try:
         for name, figure in figures.items():
-            for ending in ("png", "svg"):
+            for ending in endings:
                 path = directory / f"{name}.{ending}"
-                encoded = _encoded(figure, ending)
+                encoded = _encoded(figure, ending, colors)
                 with replacing(path) as file:
                     file.write(encoded)
                 written.append(str(path))
@@ -99,7 +105,7 @@ def save(figures: Mapping[str, Figure], directory: Path, option: str) -> list[st
     return written
 
 
-def _encoded(figure: Figure, ending: str) -> bytes:
+def _encoded(figure: Figure, ending: str, colors: int) -> bytes:
     """The file's bytes; the same for the same figure."""
     drawn, file = BytesIO(), BytesIO()
     with styled():
@@ -108,5 +114,5 @@ def _encoded(figure: Figure, ending: str) -> bytes:
             return file.getvalue()
         figure.savefig(drawn, format="png", dpi=120)
     picture = Image.open(drawn).convert("RGB")
-    picture.quantize(COLORS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    picture.quantize(colors, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()
