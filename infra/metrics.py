@@ -632,8 +632,7 @@ class ScorerMetrics(BundleMetrics):
         self.newer_behaviors = Histogram(
             "lifelong_scorer_newer_behaviors",
             "Behaviors newer than the interests that a ranking used; they were attended to one by "
-            "one. Growth means that the workers lag. Where a bundle has none stored (TWIN) it is not "
-            "told.",
+            "one. Growth means that the workers lag. Not told of a system that stores none (TWIN).",
             buckets=NEWER_BUCKETS,
             registry=registry,
         )
