@@ -33,6 +33,9 @@ would be a line at the bottom."""
 
 SMALL: Final = 7.5
 
+ROW: Final = 0.08
+"""Share of a plot's height that a row of its legend takes."""
+
 
 class Line(NamedTuple):
     """A series of a panel."""
@@ -98,11 +101,10 @@ def _plot(axes: Axes, drawn: Drawn, span: Span) -> None:
         )
     most = max((_largest(line.series) for line in lines), default=math.nan)
     _limit(axes, drawn.panel, most)
-    _scale(axes, drawn.panel.unit, span)
+    rows = 0 if drawn.empty else _legend(axes, len(lines) - NAMED)
+    _scale(axes, drawn.panel.unit, span, rows)
     if drawn.empty:
         axes.text(0.5, 0.5, "nothing told", transform=axes.transAxes, ha="center", color=GRAY)
-        return
-    _legend(axes, len(lines) - NAMED)
 
 
 def _largest(series: Series) -> float:
@@ -110,28 +112,29 @@ def _largest(series: Series) -> float:
     return max(finite, default=-math.inf)
 
 
-def _legend(axes: Axes, more: int) -> None:
-    """Between title and plot, in as many columns as names are short."""
+def _legend(axes: Axes, more: int) -> int:
+    """In the upper left of a plot, in as many columns as names are short; how many rows it has."""
     handles, names = axes.get_legend_handles_labels()
     names = [_short(name) for name in names]
     if more > 0:
         handles.append(axes.plot([], [], linewidth=0)[0])
         names.append(f"and {more} more")
+    longest = max(map(len, names))
+    columns = 1 if longest > 20 or len(names) < 3 else 2 if longest > 3 else 4
     axes.legend(
         handles,
         names,
         loc="upper left",
         fontsize=SMALL - 0.5,
-        frameon=True,
-        framealpha=0.75,
-        edgecolor="none",
+        frameon=False,
         borderpad=0.2,
         handlelength=1.2,
         labelspacing=0.25,
         labelcolor=INK,
-        ncols=2 if max(map(len, names)) < 18 and len(names) > 3 else 1,
+        ncols=columns,
         columnspacing=1.0,
     )
+    return math.ceil(len(names) / columns)
 
 
 def _short(name: str, most: int = 44) -> str:
@@ -156,10 +159,10 @@ def _limit(axes: Axes, panel: Panel, most: float) -> None:
         axes.axhline(panel.bad, color=RED, linewidth=1, linestyle=DASHED, zorder=2)
 
 
-def _scale(axes: Axes, unit: str, span: Span) -> None:
+def _scale(axes: Axes, unit: str, span: Span, rows: int) -> None:
+    """Both axes, with room above the lines for the rows of a legend."""
     most = axes.dataLim.ymax
-    # Above the lines is the legend's place.
-    top = 1.4 * most if 0 < most < math.inf else 1.0
+    top = most / (0.92 - rows * ROW) if 0 < most < math.inf else 1.0
     axes.set_ylim(-0.02 * top, top)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _format(unit)(value)))

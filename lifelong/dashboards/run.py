@@ -120,7 +120,7 @@ def render(
     shown = {board: [_told(panel, read) for panel in board.panels] for board in boards}
     with styled():
         figures = {board.uid: draw(board, panels, span, said) for board, panels in shown.items()}
-    files = save(figures, directory, "--render", ("png",), colors=256)
+    files = save(figures, directory, "--render", ("png",), thin=True)
     return {
         "dashboards": [
             _row(board, panels, file)
@@ -194,7 +194,7 @@ def _demonstrated(console: Console) -> Iterator[tuple[str, float]]:
                 port=free_port(9090),
             )
         )
-        while not ask(prometheus.url, "up == 1", Span(now := time.time(), now, 1)):
+        while not ask(prometheus.url, "sum(up) == 3", Span(now := time.time(), now, 1)):
             time.sleep(0.1)
         began = time.time()
         with _asking(twin):

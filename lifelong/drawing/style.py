@@ -81,9 +81,16 @@ def save(
     directory: Path,
     option: str,
     endings: Sequence[str] = ("png", "svg"),
-    colors: int = COLORS,
+    thin: bool = False,
 ) -> list[str]:
     """Write figures by their names, as PNG to look at and SVG to print; the files that were made.
+
+    Args:
+        figures: by their names.
+        directory: where.
+        option: of a command that names it.
+        endings: what is wanted of both.
+        thin: whether thin lines are told apart by color, which a PNG is then to keep.
 
     Raises:
         SettingsError: they cannot be written where ``option`` of a command says.
@@ -93,7 +100,7 @@ def save(
         for name, figure in figures.items():
             for ending in endings:
                 path = directory / f"{name}.{ending}"
-                encoded = _encoded(figure, ending, colors)
+                encoded = _encoded(figure, ending, thin)
                 with replacing(path) as file:
                     file.write(encoded)
                 written.append(str(path))
@@ -105,7 +112,7 @@ def save(
     return written
 
 
-def _encoded(figure: Figure, ending: str, colors: int) -> bytes:
+def _encoded(figure: Figure, ending: str, thin: bool) -> bytes:
     """The file's bytes; the same for the same figure."""
     drawn, file = BytesIO(), BytesIO()
     with styled():
@@ -114,5 +121,9 @@ def _encoded(figure: Figure, ending: str, colors: int) -> bytes:
             return file.getvalue()
         figure.savefig(drawn, format="png", dpi=120)
     picture = Image.open(drawn).convert("RGB")
-    picture.quantize(colors, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    if thin:
+        reduced = picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    else:
+        reduced = picture.quantize(COLORS, dither=Image.Dither.NONE)
+    reduced.save(file, "PNG", optimize=True)
     return file.getvalue()
