@@ -5,6 +5,7 @@ Each message is one line: what was wrong, where, and what to do about it.
     LifelongError
     ├── SettingsError            a setting is missing, unknown or has a bad value
     ├── BrokerError              Kafka cannot be started, reached or asked
+    ├── PrometheusError          Prometheus cannot be started, reached or asked
     ├── SourceError              a file to replay or backfill cannot be read as events
     ├── BundleError              a model bundle cannot be used
     │   ├── BundleMissing        there is no bundle at that place
@@ -76,6 +77,10 @@ class LifelongError(Exception):
 
 class SettingsError(LifelongError):
     """A setting is missing, unknown or has a bad value; the message names the key."""
+
+
+class PrometheusError(LifelongError):
+    """Prometheus cannot be started, reached or asked."""
 
 
 class BrokerError(LifelongError):

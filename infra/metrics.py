@@ -37,7 +37,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from infra.errors import StoreError
+from infra.errors import StoreError, StoreFull, StoreUnavailable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +68,7 @@ EVENT_OUTCOMES: Final = ("applied", "replayed", "duplicate", "rejected")
 LOST_CAUSES: Final = ("retention", "truncation", "deletion")
 DAMAGE_KINDS: Final = ("head", "segment", "state")
 RECLUSTER_OUTCOMES: Final = ("stored", "stale", "gone", "failed")
+RENEWAL_OUTCOMES: Final = ("seen", "due")
 STAGES: Final = ("store", "features", "model")
 HISTORIES: Final = ("interests", "sequence", "none")
 SAMPLE_OUTCOMES: Final = ("measured", "short", "gone", "dropped", "failed")
@@ -549,12 +550,16 @@ class WorkerMetrics(BundleMetrics):
         for outcome in EVENT_OUTCOMES:
             self.events.labels(outcome)
         # Alerts are on each: what is not there before the first one does not rise with it.
+        for error in (StoreUnavailable, StoreFull):
+            self.store_errors.labels(error.__name__, "")
         for cause in LOST_CAUSES:
             self.lost_events.labels(cause)
         for kind in DAMAGE_KINDS:
             self.store_damage.labels(kind)
         for outcome in RECLUSTER_OUTCOMES:
             self.reclusters.labels(outcome)
+        for outcome in RENEWAL_OUTCOMES:
+            self.renewal_users.labels(outcome)
         for outcome in RELOAD_OUTCOMES:
             self.bundle_reloads.labels(outcome)
         for outcome in SPAN_OUTCOMES:
@@ -637,7 +642,7 @@ class ScorerMetrics(BundleMetrics):
         self.newer_behaviors = Histogram(
             "lifelong_scorer_newer_behaviors",
             "Behaviors newer than the interests that a ranking used; they were attended to one by "
-            "one. Growth means that the workers lag.",
+            "one. Growth means that the workers lag. Not told of a system that stores none (TWIN).",
             buckets=NEWER_BUCKETS,
             registry=registry,
         )

@@ -165,6 +165,32 @@ def demo(
 
 
 @app.command()
+def dashboards(
+    *,
+    render: Annotated[
+        Path, typer.Option(metavar="DIR", help="Draw each dashboard there, as a PNG.")
+    ],
+    prometheus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Whose data is drawn; default: one of its own, beside a demo."
+        ),
+    ] = None,
+    hours: Annotated[
+        float, typer.Option(min=0.01, help="Time shown of --prometheus, until now.")
+    ] = 6.0,
+    json_out: JsonOut = None,
+) -> None:
+    """Draw the dashboards from a Prometheus (needs the extra `bench`)."""
+    _log()
+    with _terminable(), _extra("bench"):
+        from lifelong.dashboards.run import DashboardOptions, run_dashboards
+
+        report = run_dashboards(DashboardOptions(render, prometheus, hours), quiet=json_out == "-")
+    _write_json(report, json_out)
+
+
+@app.command()
 def broker(
     *,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 9092,

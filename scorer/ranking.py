@@ -355,7 +355,8 @@ class Ranker:
     def _count(self, kind: HistoryKind, newer: int, candidates: int) -> None:
         self._metrics.candidates.observe(candidates)
         self._kind[kind].inc()
-        self._metrics.newer_behaviors.observe(newer)
+        if self._system.keeps_state:  # else there are no interests that they could be newer than
+            self._metrics.newer_behaviors.observe(newer)
         self._metrics.last_ranking_timestamp_seconds.set_to_current_time()
 
     def _warm(self) -> None:

@@ -433,6 +433,8 @@ async def _serve(settings: Settings) -> None:
     metrics = WorkerMetrics(registry)
     health = Health(settings.worker.stall_s)
     traces = open_traces(settings, metrics)
+    # From the start, as the endpoint: who loads a bundle lives.
+    metrics.live.set_function(health.alive)
     with serve_health(settings, registry, health):
         bundle, system = await asyncio.to_thread(_load_system, settings, metrics)
         interruptions = Interruptions()

@@ -110,6 +110,8 @@ class BatchWriter:
         self._sleep = sleep
         self._decoding = ThreadPoolExecutor(1, "decode")
         self._writing = ThreadPoolExecutor(1, "write")
+        for reason in Reason:  # what is not there before the first one does not rise with it
+            metrics.rejects.labels(reason.value)
 
     async def make_due_for(self, digest: bytes | None) -> None:
         """Have users be due for another bundle; returns when no transaction is under way in which

@@ -360,7 +360,7 @@ STREAM: Final = Dashboard(
             "Last transaction",
             (
                 (
-                    f"time() - lifelong_worker_last_batch_timestamp_seconds{{{CHOSEN}}}",
+                    f"time() - lifelong_worker_last_batch_timestamp_seconds{{{CHOSEN}}} < 1e9",
                     "{{instance}}",
                 ),
             ),

@@ -14,8 +14,8 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self
@@ -99,6 +99,8 @@ class DemoOptions:
     """System of the shipped bundle to take; `ALL`: each, one after another."""
     bundle: Path | None = None
     """Bundle; None: the shipped one of the system."""
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Further settings of the services, by their keys."""
 
 
 class Steps:
@@ -237,7 +239,8 @@ class Demo:
                 at(i + 1)
         self._store = open_store(self.settings.store)
         self._stack.callback(self._store.close)
-        self._scorer = self._start_scorer()  # it gets ready while the others are at work
+        # It gets ready while the others are at work.
+        self._scorer, self.scorer_url = self._start_scorer(self._bundle.path)
         with self._steps.step("backfill the history", self._first) as at:
             self._backfill(at)
         with self._steps.step("start the worker"):
@@ -265,7 +268,7 @@ class Demo:
                 self._requests,
                 send=lambda row: producer.send(self._event(row)),
                 client_of=lambda answered: Client(
-                    self._scorer_url, purchases, answered, large_items
+                    self.scorer_url, purchases, answered, large_items
                 ),
                 probe=probe,
                 rate=self._options.rate,
@@ -357,7 +360,7 @@ class Demo:
         if profile.interests is not None:
             state = self._system.layout.decode(profile.interests, user)
         popular = np.argsort(-np.bincount(purchases.item[: self._last]), kind="stable")[:LARGE]
-        with RankClient(self._scorer_url, retries=PATIENT) as client:
+        with RankClient(self.scorer_url, retries=PATIENT) as client:
             ranking = client.rank(
                 user,
                 [purchases.items[code] for code in popular],
@@ -377,8 +380,8 @@ class Demo:
             "kafka": self.settings.broker.bootstrap,
             "topic": self.settings.broker.topic,
             "store": self.settings.store.masked_url,
-            "scorer": self._scorer_url,
-            "worker": self._worker_url,
+            "scorer": self.scorer_url,
+            "worker": self.worker_url,
             "user": self._portrait_user(),
             "item": self._purchases.items[0],
         }
@@ -434,17 +437,25 @@ class Demo:
 
     def _start_worker(self) -> ServiceProcess:
         port = free_port(self.settings.worker.metrics_port)
-        self._worker_url = f"http://127.0.0.1:{port}"
+        self.worker_url = f"http://127.0.0.1:{port}"
         arguments = ["worker", "--metrics-port", str(port), *self._common_arguments()]
-        return self._start_service("worker", arguments, f"{self._worker_url}/health/ready")
+        return self._start_service("worker", arguments, f"{self.worker_url}/health/ready")
 
-    def _start_scorer(self) -> ServiceProcess:
+    def scorer_beside(self, bundle: Path) -> str:
+        """Start another scorer over the same store, with another bundle; its URL."""
+        scorer, url = self._start_scorer(bundle)
+        scorer.wait_ready(READY_S)
+        return url
+
+    def _start_scorer(self, bundle: Path) -> tuple[ServiceProcess, str]:
         port = free_port(self.settings.scorer.port)
-        self._scorer_url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}"
+        arguments = ["scorer", "--port", str(port), *self._common_arguments()]
         # Nobody balances here, so nobody has to notice that it stops.
-        duck = ["--set", "scorer.lame_duck_s=0"]
-        arguments = ["scorer", "--port", str(port), *duck, *self._common_arguments()]
-        return self._start_service("scorer", arguments, f"{self._scorer_url}/v2/health/ready")
+        for assignment in ("scorer.lame_duck_s=0", f"bundle.path={bundle}"):
+            arguments += ["--set", assignment]
+        name = f"scorer-{port}"
+        return self._start_service(name, arguments, f"{url}/v2/health/ready"), url
 
     def _start_service(self, name: str, arguments: Sequence[str], ready_url: str) -> ServiceProcess:
         service = ServiceProcess(name, arguments, self._directory / f"{name}.log", ready_url)
@@ -461,6 +472,7 @@ class Demo:
             "broker.group": broker.group,
             "store.url": self.settings.store.url,
             "bundle.path": str(self.settings.bundle.path),
+            **self._options.more,
         }
         return [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
 
@@ -562,7 +574,7 @@ class Demo:
         purchases = self._purchases
         session = self._bundle.scorer_session()
         worst = 0.0
-        with RankClient(self._scorer_url, retries=PATIENT) as client:
+        with RankClient(self.scorer_url, retries=PATIENT) as client:
             for i, request in enumerate(self._requests[:COMPARED]):
                 user = purchases.users[purchases.user[request.row]]
                 items = [purchases.items[code] for code in request.candidates]
@@ -604,7 +616,7 @@ class Demo:
         items[0] = next(name for name in map(str, count()) if not bundle.rows(item_keys([name]))[0])
         time_ms = int(self._purchases.time_ms[self._last - 1])
         ctrs = []
-        with RankClient(self._scorer_url, retries=PATIENT) as client:
+        with RankClient(self.scorer_url, retries=PATIENT) as client:
             for i, request in enumerate(self._requests[:COMPARED]):
                 user = self._purchases.users[self._purchases.user[request.row]]
                 ctrs.append(in_order(client.rank(user, items, time_ms=time_ms), items))

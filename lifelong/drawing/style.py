@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
@@ -76,8 +76,21 @@ def head(figure: Figure, title: str, below: str) -> None:
     ).set_in_layout(False)
 
 
-def save(figures: Mapping[str, Figure], directory: Path, option: str) -> list[str]:
+def save(
+    figures: Mapping[str, Figure],
+    directory: Path,
+    option: str,
+    endings: Sequence[str] = ("png", "svg"),
+    thin: bool = False,
+) -> list[str]:
     """Write figures by their names, as PNG to look at and SVG to print; the files that were made.
+
+    Args:
+        figures: by their names.
+        directory: where.
+        option: of a command that names it.
+        endings: what is wanted of both.
+        thin: whether thin lines are told apart by color, which a PNG is then to keep.
 
     Raises:
         SettingsError: they cannot be written where ``option`` of a command says.
@@ -85,9 +98,9 @@ def save(figures: Mapping[str, Figure], directory: Path, option: str) -> list[st
     written = []
     try:
         for name, figure in figures.items():
-            for ending in ("png", "svg"):
+            for ending in endings:
                 path = directory / f"{name}.{ending}"
-                encoded = _encoded(figure, ending)
+                encoded = _encoded(figure, ending, thin)
                 with replacing(path) as file:
                     file.write(encoded)
                 written.append(str(path))
@@ -99,7 +112,7 @@ def save(figures: Mapping[str, Figure], directory: Path, option: str) -> list[st
     return written
 
 
-def _encoded(figure: Figure, ending: str) -> bytes:
+def _encoded(figure: Figure, ending: str, thin: bool) -> bytes:
     """The file's bytes; the same for the same figure."""
     drawn, file = BytesIO(), BytesIO()
     with styled():
@@ -108,5 +121,9 @@ def _encoded(figure: Figure, ending: str) -> bytes:
             return file.getvalue()
         figure.savefig(drawn, format="png", dpi=120)
     picture = Image.open(drawn).convert("RGB")
-    picture.quantize(COLORS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    if thin:
+        reduced = picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    else:
+        reduced = picture.quantize(COLORS, dither=Image.Dither.NONE)
+    reduced.save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -1,0 +1,1 @@
+"""``lifelong dashboards``: what Grafana's dashboards show, drawn from a Prometheus."""
