@@ -52,7 +52,13 @@ RECEIVE_BYTES: Final = 262_144
 
 
 class ScorerError(LifelongError):
-    """The scorer failed, or what answered is not a scorer."""
+    """The scorer failed, or what answered is not a scorer.
+
+    Attributes:
+        status: HTTP status of its answer; 0: there was none, or it was no ranking.
+    """
+
+    status: int = 0
 
 
 class ScorerUnavailable(ScorerError):
@@ -412,11 +418,15 @@ class _Codec:
 
     def _refusal(self, response: _Response) -> LifelongError:
         field, detail = told(response.status, response.body)
+        error: RequestError | ScorerError
         if response.status in TRY_LATER:
-            return ScorerUnavailable(f"{self.url}: {detail}", response.retry_after_s)
-        if 400 <= response.status < 500:
-            return RequestError(field, detail)
-        return ScorerError(f"{self.url} failed ({response.status}): {detail}")
+            error = ScorerUnavailable(f"{self.url}: {detail}", response.retry_after_s)
+        elif 400 <= response.status < 500:
+            error = RequestError(field, detail)
+        else:
+            error = ScorerError(f"{self.url} failed ({response.status}): {detail}")
+        error.status = response.status
+        return error
 
 
 def told(status: int, body: bytes) -> tuple[str, str]:
