@@ -499,6 +499,24 @@ def export(
 
 
 @app.command()
+def fetch(
+    url: Annotated[str, typer.Argument(help="Of a bundle's archive: .tar or .tar.gz.")],
+    bundle: Annotated[Path, typer.Argument(help="Directory where the bundle is put.")],
+    *,
+    sha256: Annotated[str, typer.Option(metavar="HEX", help="Of the archive.")],
+    json_out: JsonOut = None,
+) -> None:
+    """Fetch a bundle from a URL, and check it: for pods that have no volume with bundles."""
+    from lifelong.fetching import run_fetch
+
+    with _terminable():
+        result = run_fetch(url, bundle, sha256)
+    if json_out != "-":
+        print(f"bundle {result['name']}, {result['bytes']:,} bytes, in {bundle}")
+    _write_json(result, json_out)
+
+
+@app.command()
 def inspect(
     user: Annotated[str | None, typer.Argument(help="A user id; none: bundle and store.")] = None,
     *,
