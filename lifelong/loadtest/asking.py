@@ -18,6 +18,10 @@ from scorer.client import AsyncRankClient, ScorerError
 UNDER_WAY: Final = 400
 """Requests under way at once, at most; a further one waits, and that counts."""
 
+OUTRUN: Final = (
+    "not sent in time, with as many under way as may be: ask for less, or from several machines"
+)
+
 
 @dataclass
 class Asked:
@@ -67,8 +71,12 @@ async def ask_all(
     users: Sequence[str],
     candidates: Sequence[Sequence[str]],
     rng: np.random.Generator,
+    timeout_s: float,
 ) -> Asked:
-    """Ask for a ranking at each of the times in ``due``, s from now, for users drawn at random."""
+    """Ask for a ranking at each of the times in ``due``, s from now, for users drawn at random.
+
+    One that could not be sent for ``timeout_s`` is not sent any more, so that all ends in time.
+    """
     n = len(due)
     of = rng.integers(len(users), size=n).tolist()
     asked = Asked(Answers(seconds, due, np.full(n, np.inf), np.zeros(n, np.int64)), np.zeros(n))
@@ -78,7 +86,10 @@ async def ask_all(
 
     async def ask(number: int, at: float) -> None:
         async with turns:
-            asked.sent[number] = loop.time() - began - at
+            late = asked.sent[number] = loop.time() - began - at
+            if late > timeout_s:
+                asked.said.setdefault(0, OUTRUN)
+                return
             client = clients[number % len(clients)]
             try:
                 answer = await client.rank(users[of[number]], candidates[number % len(candidates)])

@@ -139,7 +139,9 @@ def _ask(options: Options, traffic: Traffic, candidates: list[list[str]]) -> Ask
         ]
         try:
             rng = np.random.default_rng(SEED + 1)
-            return await ask_all(clients, due, options.seconds, traffic.ranked, candidates, rng)
+            return await ask_all(
+                clients, due, options.seconds, traffic.ranked, candidates, rng, options.timeout_s
+            )
         finally:
             for client in clients:
                 await client.close()
@@ -164,7 +166,7 @@ def _limits(options: Options, asked: Asked | None, sent: Sent | None) -> dict[st
 
 def show(console: Console, report: dict[str, Any]) -> None:
     """Print the figures."""
-    table = Table(title=f"{report['seconds']:g} s", title_justify="left", show_header=False)
+    table = Table(title=f"Load of {report['seconds']:g} s", title_justify="left", show_header=False)
     for name, text in _rows(report):
         table.add_row(name, text)
     console.print(table)
@@ -187,7 +189,7 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
             quantiles = f"p50 {rankings['p50_ms']:.1f} ms, p99 {rankings['p99_ms']:.1f} ms"
             yield f"latency, {report['candidates']:,} candidates", quantiles
         if rankings["sent_late_p99_ms"] is not None:
-            yield "of that, this side", f"p99 {rankings['sent_late_p99_ms']:.1f} ms"
+            yield "of that, on this side", f"p99 {rankings['sent_late_p99_ms']:.1f} ms"
         yield "answers", _shares(rankings["statuses"])
         yield "users known by", _shares(rankings["histories"])
         yield "degraded", f"{rankings['degraded']:.2%}"
@@ -204,4 +206,4 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _shares(of: dict[str, float]) -> str:
-    return ", ".join(f"{name} {share:.2%}" for name, share in of.items()) or "-"
+    return ", ".join(f"{name}: {share:.2%}" for name, share in of.items()) or "-"
