@@ -20,7 +20,7 @@ from infra.errors import SettingsError
 from infra.settings import Settings
 from lifelong.arrivals import drawn
 from lifelong.loadtest.asking import Asked, ask_all
-from lifelong.loadtest.sending import Fresh, Sent, follow, send_all
+from lifelong.loadtest.sending import Fresh, Sent, follow, producer_of, send_all
 from lifelong.loadtest.traffic import PREFIX, Traffic, made_up
 from models.bundle import Bundle
 from scorer.client import AsyncRankClient, RankClient
@@ -113,13 +113,14 @@ def _load(
         sending = following = None
         stack.callback(stop.set)
         if options.events:
-            rate, seconds = options.events, options.seconds
-            sending = threads.submit(send_all, settings, traffic, rate, seconds, run)
-        if options.events and options.rankings:
-            client = RankClient(options.scorers[0], options.timeout_s, key=options.key)
-            stack.enter_context(client)
-            item = traffic.items[0]
-            following = threads.submit(follow, settings, client, item, run, stop)
+            producers = [producer_of(settings) for _ in range(2)]
+            load = traffic, options.events, options.seconds, run
+            sending = threads.submit(send_all, producers[0], settings.events, *load)
+            if options.rankings:
+                client = RankClient(options.scorers[0], options.timeout_s, key=options.key)
+                stack.enter_context(client)
+                single = client, traffic.items[0], run, stop
+                following = threads.submit(follow, producers[1], settings.events, *single)
         if options.rankings:
             asked = _ask(options, traffic, candidates)
         if sending is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from infra.errors import RequestError
 from infra.kafka.clients import producer_config
-from infra.settings import Settings
+from infra.settings import EventSettings, Settings
 from lifelong.loadtest.traffic import PREFIX, Traffic, message
 from scorer.client import RankClient, ScorerError
 from streaming.files.replay import FLUSH_S, SLICE, TICK_S, EventProducer, RatePacer
@@ -66,16 +66,27 @@ class Fresh:
         }
 
 
-def send_all(settings: Settings, traffic: Traffic, rate: float, seconds: float, run: str) -> Sent:
-    """Send events for so long, evenly.
+def producer_of(settings: Settings) -> EventProducer:
+    """A producer for the topic of behaviors.
 
     Raises:
         BrokerError: Kafka does not answer, or has no such topic.
     """
-    events = settings.events
-    action = events.action_names[0]
     producer = EventProducer(producer_config(settings.broker), settings.broker.topic)
     producer.check()
+    return producer
+
+
+def send_all(
+    producer: EventProducer,
+    events: EventSettings,
+    traffic: Traffic,
+    rate: float,
+    seconds: float,
+    run: str,
+) -> Sent:
+    """Send events for so long, evenly."""
+    action = events.action_names[0]
     pacer = RatePacer(rate)
     most = np.zeros(SLICE, np.int64)
     sent = Sent(seconds)
@@ -109,11 +120,15 @@ def send_all(settings: Settings, traffic: Traffic, rate: float, seconds: float, 
 
 
 def follow(
-    settings: Settings, client: RankClient, item: str, run: str, stop: threading.Event
+    producer: EventProducer,
+    events: EventSettings,
+    client: RankClient,
+    item: str,
+    run: str,
+    stop: threading.Event,
 ) -> Fresh:
     """Send single events of users whom nobody knows, and ask for rankings until they are known."""
     fresh = Fresh()
-    producer = EventProducer(producer_config(settings.broker), settings.broker.topic)
     while not stop.is_set():
         user = f"{PREFIX}{run}-{len(fresh.seconds) + fresh.unseen}"
         began = time.monotonic()
@@ -121,10 +136,10 @@ def follow(
             "event_id": user,
             "user_id": user,
             "item_id": item,
-            "action": settings.events.action_names[0],
+            "action": events.action_names[0],
             "event_time": time.time_ns() // 1_000_000,
         }
-        producer.send_messages([message(event, settings.events)])
+        producer.send_messages([message(event, events)])
         while not _known(client, user, item):
             producer.poll(0)
             if stop.wait(LOOK_S) or time.monotonic() > began + UNSEEN_S:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from infra.errors import SettingsError
+from infra.errors import BrokerError, SettingsError
 from infra.kafka.admin import create_topic
 from infra.kafka.local import LocalKafka
 from infra.settings import Settings, load_settings
@@ -112,6 +112,13 @@ def test_a_scorer_that_is_not_there_breaks_any_limit_of_time() -> None:
     assert set(report["rankings"]["statuses"]) == {"0"}
     assert "cannot be reached" in report["rankings"]["said"]["0"]
     assert not report["ok"]
+
+
+def test_a_kafka_that_is_not_there_is_told_before_anything_is_asked() -> None:
+    settings = load_settings({"broker.bootstrap": "127.0.0.1:9", "bundle.path": BUNDLE}, environ={})
+
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:9 does not answer"):
+        run_loadtest(settings, replace(LOAD, seconds=3600), quiet=True)
 
 
 @pytest.mark.parametrize(
