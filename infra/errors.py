@@ -166,7 +166,10 @@ class RequestError(LifelongError):
 
     Attributes:
         field: name of the offending field, as the client wrote it.
+        status: HTTP status of the scorer that said so to a client; 0: none did.
     """
+
+    status: int = 0
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)

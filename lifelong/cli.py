@@ -609,6 +609,24 @@ def sign(
 
 
 @app.command()
+def fetch(
+    url: Annotated[str, typer.Argument(help="Of a bundle's archive: .tar or .tar.gz.")],
+    bundle: Annotated[Path, typer.Argument(help="Directory where the bundle is put.")],
+    *,
+    sha256: Annotated[str, typer.Option(metavar="HEX", help="Of the archive.")],
+    json_out: JsonOut = None,
+) -> None:
+    """Fetch a bundle from a URL, and check it: for pods that have no volume with bundles."""
+    from lifelong.fetching import run_fetch
+
+    with _terminable():
+        result = run_fetch(url, bundle, sha256)
+    if json_out != "-":
+        print(f"bundle {result['name']}, {result['bytes']:,} bytes, in {bundle}")
+    _write_json(result, json_out)
+
+
+@app.command()
 def inspect(
     user: Annotated[str | None, typer.Argument(help="A user id; none: bundle and store.")] = None,
     *,
@@ -656,6 +674,81 @@ def check(
         {"broker.bootstrap": bootstrap, "store.url": store, "bundle.path": bundle},
     )
     report = run_checks(_with_bundle(settings), quiet=json_out == "-")
+    _write_json(report, json_out)
+    if not report["ok"]:
+        raise typer.Exit(3)
+
+
+@app.command()
+def loadtest(
+    *,
+    scorer_url: Annotated[
+        list[str] | None,
+        typer.Option("--scorer", metavar="URL", help="A scorer to ask; may be repeated."),
+    ] = None,
+    rankings: Annotated[
+        float, typer.Option(min=0, max=10_000, help="Rankings a second; 0: none.")
+    ] = 50,
+    events: Annotated[
+        float, typer.Option(min=0, max=1_000_000, help="Events a second; 0: none.")
+    ] = 0,
+    seconds: Annotated[float, typer.Option(min=1, max=86_400, help="For how long.")] = 60,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates of a ranking.")] = 1000,
+    users: Annotated[
+        int, typer.Option(min=1, help="Made-up users, of whom events are sent.")
+    ] = 10_000,
+    users_file: Annotated[
+        Path | None,
+        typer.Option(help="Ids, one a line, of users to rank for; default: the made-up ones."),
+    ] = None,
+    items_file: Annotated[
+        Path | None, typer.Option(help="Ids, one a line; default: the bundle's, by popularity.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="A file that holds the API key, or token, to ask with.")
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.01, help="Time within which an answer is of use.")
+    ] = 2.0,
+    max_p99_ms: Annotated[
+        float | None, typer.Option(min=0, help="Fail (exit code 3) if rankings took longer.")
+    ] = None,
+    max_errors: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Fail if a larger share of rankings was not answered, or of events not taken.",
+        ),
+    ] = None,
+    bootstrap: Bootstrap = None,
+    bundle: BundlePath = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Send events and ask for rankings at given rates, against a system that is deployed."""
+    from lifelong.loadtest.run import Options, run_loadtest
+
+    settings = _settings(
+        config, assignments, {"broker.bootstrap": bootstrap, "bundle.path": bundle}
+    )
+    options = Options(
+        scorers=tuple(scorer_url or ()),
+        rankings=rankings,
+        events=events,
+        seconds=seconds,
+        candidates=candidates,
+        users=users,
+        ranked=_ids(users_file, "--users-file"),
+        items=_ids(items_file, "--items-file"),
+        key=next(iter(_ids(key_file, "--key-file")), None),
+        timeout_s=timeout_s,
+        max_p99_ms=max_p99_ms,
+        max_errors=max_errors,
+    )
+    with _terminable():
+        report = run_loadtest(_with_bundle(settings), options, quiet=json_out == "-")
     _write_json(report, json_out)
     if not report["ok"]:
         raise typer.Exit(3)
@@ -897,12 +990,22 @@ def _settings(
     return settings
 
 
-def _lines(file: Path) -> list[str]:
+def _lines(file: Path, flag: str = "--file") -> list[str]:
     """The lines of a text file that hold something."""
     try:
         return [line for line in file.read_text().splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--file {file}: cannot be read: {one_line(error)}") from error
+        raise SettingsError(f"{flag} {file}: cannot be read: {one_line(error)}") from error
+
+
+def _ids(file: Path | None, flag: str) -> tuple[str, ...]:
+    """What a file lists; nothing where none is named."""
+    if file is None:
+        return ()
+    ids = tuple(_lines(file, flag))
+    if not ids:
+        raise SettingsError(f"{flag} {file}: holds nothing; write one a line")
+    return ids
 
 
 def _toml_values(assignments: list[str] | None) -> dict[str, object]:

@@ -3,7 +3,7 @@
 One serving process on a core of its own, and on another one that asks it, for users of 1,000
 behaviors whose interests are stored in LMDB, by keys over the Open Inference Protocol. First what
 it can do (a few clients, each asking again once answered), then shares of that, offered at random
-times drawn beforehand whether answers come or not (`lifelong.bench.arrivals`): how many rankings a
+times drawn beforehand whether answers come or not (`lifelong.arrivals`): how many rankings a
 second come within a deadline that the requests name, and how long those take that are not refused.
 
 At a quiet server, beside it: DIN-L in torch behind FastAPI, on one thread (`fastapi_peer`).
@@ -33,7 +33,8 @@ from infra.arrays import U64
 from infra.behaviors import BEHAVIOR, Source
 from infra.store import Append, Group, InterestWrite, StoreOptions
 from infra.stores.lmdb import LmdbStore
-from lifelong.bench.arrivals import Answers, Generator, drawn
+from lifelong.arrivals import Answers, drawn
+from lifelong.bench.arrivals import Generator
 from lifelong.bench.requests import SERVED, START_MS, Shop, User
 from lifelong.bench.score import ITEMS, NETWORK
 from lifelong.demo.processes import ServiceProcess, answers, free_port

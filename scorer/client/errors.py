@@ -26,7 +26,13 @@ FIELD: Final = re.compile(
 
 
 class ScorerError(LifelongError):
-    """The scorer failed, or what answered is not a scorer."""
+    """The scorer failed, or what answered is not a scorer.
+
+    Attributes:
+        status: of its answer, as HTTP has it; 0: there was none, or it was no ranking.
+    """
+
+    status: int = 0
 
 
 class ScorerUnavailable(ScorerError):
@@ -44,11 +50,15 @@ class ScorerUnavailable(ScorerError):
 def refusal(url: str, reply: Reply) -> LifelongError:
     """What a reply that is no answer becomes."""
     field, detail = told(reply.status, reply.body)
+    error: RequestError | ScorerError
     if reply.status in TRY_LATER:
-        return ScorerUnavailable(f"{url}: {detail}", reply.retry_after_s)
-    if 400 <= reply.status < 500:
-        return RequestError(field, detail)
-    return ScorerError(f"{url} failed ({reply.status}): {detail}")
+        error = ScorerUnavailable(f"{url}: {detail}", reply.retry_after_s)
+    elif 400 <= reply.status < 500:
+        error = RequestError(field, detail)
+    else:
+        error = ScorerError(f"{url} failed ({reply.status}): {detail}")
+    error.status = reply.status
+    return error
 
 
 def unreachable(url: str, error: OSError, timeout_s: float) -> ScorerError:

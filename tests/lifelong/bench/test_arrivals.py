@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from lifelong.bench.arrivals import Answers, ask, drawn, offer
+from lifelong.arrivals import Answers, drawn
+from lifelong.bench.arrivals import ask, offer
 
 REQUEST = b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
