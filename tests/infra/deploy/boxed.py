@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ USER = "10001"
 
 # A second user namespace, in which whoever is root here is the image's user.
 BOX = """
-mount --make-rprivate /
 mount --bind {data} {at}
 mount -t tmpfs tmpfs /tmp
 mount -o remount,bind,ro /
@@ -34,7 +34,8 @@ def boxed(
     shown: Mapping[Path, str] | None = None,
 ) -> list[str]:
     """The command, in such a box; ``shown`` are folders of /tmp, and where they are seen."""
-    possible = subprocess.run(["unshare", "-Urm", "true"], check=False).returncode == 0
+    found = shutil.which("unshare") is not None
+    possible = found and subprocess.run(["unshare", "-Urm", "true"], check=False).returncode == 0
     require(possible, "namespaces (unshare -Urm)")
     script = BOX.format(
         data=shlex.quote(str(data)),
@@ -44,7 +45,8 @@ def boxed(
         command=shlex.join(command),
     )
     binds = "".join(
-        f"mount --bind {shlex.quote(str(folder))} {at}\n" for folder, at in (shown or {}).items()
+        f"mount --bind {shlex.quote(str(folder))} {at}\nmount -o remount,bind,ro {at}\n"
+        for folder, at in (shown or {}).items()
     )
     return ["unshare", "-Urm", "sh", "-euc", binds + script]
 

@@ -79,6 +79,20 @@ def test_what_is_copied_is_there() -> None:
     assert [source for source in copied if not (ROOT / source).exists()] == []
 
 
+def test_a_box_is_what_a_container_is(tmp_path: Path) -> None:
+    data, image = tmp_path / "data", tmp_path / "image"
+    data.mkdir()
+    image.mkdir()
+    script = f"""
+        for place in /here {SEEN}/here {ROOT}/here; do touch $place 2>/dev/null && exit 1; done
+        touch /tmp/here {DATA}/here && test $(id -u) = 10001 && test -z "$HOME"
+    """
+
+    subprocess.run(boxed(["sh", "-c", script], data, {}, {image: SEEN}), check=True)
+
+    assert [one.name for one in data.iterdir()] == ["here"]
+
+
 @pytest.fixture(scope="module")
 def light(tmp_path_factory: pytest.TempPathFactory) -> Image:
     """The wheel as the image has it, on the packages that the tests run with, kernels included."""

@@ -13,7 +13,9 @@ from lifelong.cli import app
 RUNBOOKS = Path(__file__).parents[3] / "docs" / "runbooks"
 
 pages = pytest.mark.parametrize(
-    "page", sorted(RUNBOOKS.glob("*.md")), ids=lambda page: str(page.stem)
+    "page",
+    [*sorted(RUNBOOKS.glob("*.md")), RUNBOOKS.parent / "production.md"],
+    ids=lambda page: str(page.stem),
 )
 
 
