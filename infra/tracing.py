@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
@@ -41,6 +42,9 @@ MOST_WAITING: Final = 4096
 
 END_S: Final = 2.0
 """Time for what waits to be sent when a process ends."""
+
+SLOW_SAID_S: Final = 3600.0
+"""How often it is said that a receiver takes spans, and not all of them."""
 
 MOST_STAGES: Final = 64
 """Stages of one whole that are told of, at most: a request may rank for thousands of users."""
@@ -265,14 +269,16 @@ def traces_url(endpoint: str) -> str:
 
 
 class _Outage:
-    """How many spans wait and were dropped, and that the receiver is away, which is said once."""
+    """How many spans wait, and were dropped; that the receiver is away, or slow, is said once."""
 
     def __init__(self, endpoint: str, spans: Counter) -> None:
         self._endpoint = endpoint
         self._sent, self._dropped = spans.labels("sent"), spans.labels("dropped")
         self._lock = threading.Lock()
         self._lost = 0
-        """Spans dropped since all was well."""
+        """Spans dropped since it was last told how many."""
+        self._quiet_until = -math.inf
+        self._away = False
         self.waiting = 0
 
     def admit(self) -> bool:
@@ -288,27 +294,35 @@ class _Outage:
         """Note that the receiver took some."""
         with self._lock:
             self.waiting -= spans
-            lost, self._lost = self._lost, 0
+            back, self._away = self._away, False
+            lost = self._lost
+            if back:
+                self._lost, self._quiet_until = 0, -math.inf
         self._sent.inc(spans)
-        if lost:
+        if back:
             log.info("traces are taken again", endpoint=self._endpoint, dropped=lost)
 
     def failed(self, spans: int) -> None:
         """Note that it did not take some, which are dropped."""
         with self._lock:
             self.waiting -= spans
+            self._away = True
         self._drop(spans)
 
     def _drop(self, spans: int) -> None:
         self._dropped.inc(spans)
         with self._lock:
-            first, self._lost = not self._lost, self._lost + spans
-        if first:
-            log.warning(
-                "traces are not taken, spans are dropped until they are; is there a receiver of"
-                " OTLP over HTTP?",
-                endpoint=self._endpoint,
-            )
+            self._lost += spans
+            now = time.monotonic()
+            if now < self._quiet_until:
+                return
+            # Until it is back; where it is there and slow, once an hour.
+            self._quiet_until = math.inf if self._away else now + SLOW_SAID_S
+        log.warning(
+            "traces are not taken, spans are dropped until they are; is there a receiver of OTLP"
+            " over HTTP, and is it fast enough?",
+            endpoint=self._endpoint,
+        )
 
 
 def _sampler(share: float) -> Sampler:

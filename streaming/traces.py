@@ -49,7 +49,7 @@ class TransactionTrace(Stages):
         self, traces: WorkerTraces, tracing: Tracing, span: Span, batches: Sequence[FetchedBatch]
     ) -> None:
         decodings = [(one, one.decoding) for one in batches if one.decoding is not None]
-        super().__init__(tracing, span)
+        super().__init__(tracing, span, max((of.ended_ns for _, of in decodings), default=None))
         for batch, decoding in decodings[:MOST_DECODED]:
             tracing.within(
                 span, "decode", decoding.began_ns, decoding.ended_ns, {"events": len(batch.records)}

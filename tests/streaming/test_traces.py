@@ -130,6 +130,8 @@ async def test_an_event_s_store_is_a_span_of_its_sender_s_trace(
     assert links(transaction) == [(TRACE, 7)]
     assert links(stored) == [(transaction.trace_id.hex(), int(transaction.span_id.hex(), 16))]
     assert receiver.below(transaction) == ["decode", "waiting", "append"]
+    (decode,), (waiting,) = receiver.named("decode"), receiver.named("waiting")
+    assert waiting.start_time_unix_nano == decode.end_time_unix_nano
     assert attributes(stored)["messaging.destination.partition.id"] == "3"
     assert attributes(stored)["messaging.kafka.offset"] == 11
     assert attributes(transaction)["messaging.batch.message_count"] == 3
