@@ -12,6 +12,7 @@ import grpc.aio
 import msgspec
 from google.protobuf.message import DecodeError
 
+from infra.errors import one_line
 from scorer.client.address import Address, Tls
 from scorer.client.errors import ScorerError, ScorerUnavailable, too_late, untrusted
 from scorer.client.exchange import Call, Reply, left
@@ -154,7 +155,7 @@ class _Ending:
 
     def reply(self, error: Any, deadline: float) -> Reply:
         """The scorer's refusal; raises where it was not the scorer that ended the call."""
-        code, detail = error.code(), error.details() or ""
+        code, detail = error.code(), one_line(error.details() or "")
         pushback = dict(error.trailing_metadata() or ()).get(PUSHBACK)
         if pushback is None:
             if code is grpc.StatusCode.DEADLINE_EXCEEDED or time.monotonic() >= deadline:
