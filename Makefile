@@ -8,6 +8,7 @@
 #   make site      the documentation as one site in site/, which needs no network
 #   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
 #   make soak      load a scorer under faults, and check each of its answers      SECONDS=1800
+#   make fuzz      send a scorer what no client should, and look how it is      REQUESTS=100000
 #   make clients   other people's clients, in an environment of their own, for the tests
 #   make helm      Helm, for the tests of the chart, where it is not on the PATH
 #   make protocol  write the Python of the gRPC protocol again, after a change of its .proto
@@ -22,6 +23,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 ARGS  ?=
 SEEDS ?= 20
+REQUESTS ?= 100000
 SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),1800)
 
 # The first Python 3.11 or newer, unless PYTHON names one.
@@ -44,7 +46,7 @@ install_into = $(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --
 HELM := $(if $(shell command -v helm),,$(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(STAMPS)/helm))
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients demo test lint bundle bench site chaos soak helm protocol lock clean
+.PHONY: help install clients demo test lint bundle bench site chaos soak fuzz helm protocol lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -98,6 +100,9 @@ chaos: $(STAMPS)/serve
 
 soak: $(STAMPS)/dev
 	@$(BIN)/python -m tests.soak --seconds $(SECONDS) $(ARGS)
+
+fuzz: $(STAMPS)/dev
+	@$(BIN)/python -m tests.fuzz --requests $(REQUESTS) $(ARGS)
 
 protocol: $(STAMPS)/dev
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. scorer/grpc/open_inference.proto
