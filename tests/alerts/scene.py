@@ -77,7 +77,7 @@ class NotTold(LifelongError):
 
 
 class Scene:
-    """All parts, ended when it is left. The services are started by `start_services`.
+    """All parts, ended when it is left. Services are started one by one, or by `run`.
 
     Args:
         directory: takes broker, store, Prometheus and logs.
