@@ -66,7 +66,8 @@ def run_loadtest(settings: Settings, options: Options, *, quiet: bool) -> dict[s
     if not options.rankings and not options.events:
         raise SettingsError("--rankings and --events are 0: give one of them a rate")
     traffic = _traffic(settings, options)
-    asked, sent, fresh = _load(settings, options, traffic)
+    run = uuid.uuid4().hex[:8]
+    asked, sent, fresh = _load(settings, options, traffic, run)
     report: dict[str, Any] = {
         "seconds": options.seconds,
         "candidates": options.candidates,
@@ -74,8 +75,11 @@ def run_loadtest(settings: Settings, options: Options, *, quiet: bool) -> dict[s
         "rankings": None if asked is None else asked.report(),
         "events": None if sent is None else sent.report(),
         "freshness": None if fresh is None else fresh.report(),
+        "users": {} if sent is None else {PREFIX: options.users},
         "limits": _limits(options, asked, sent),
     }
+    if fresh is not None:
+        report["users"][f"{PREFIX}{run}-"] = fresh.users
     report["ok"] = all(limit["kept"] for limit in report["limits"].values())
     if not quiet:
         show(Console(), report)
@@ -102,10 +106,9 @@ def _traffic(settings: Settings, options: Options) -> Traffic:
 
 
 def _load(
-    settings: Settings, options: Options, traffic: Traffic
+    settings: Settings, options: Options, traffic: Traffic, run: str
 ) -> tuple[Asked | None, Sent | None, Fresh | None]:
     """Events in one thread, those that are followed in another, rankings in this one."""
-    run = uuid.uuid4().hex[:8]
     asked = sent = fresh = None
     candidates = traffic.candidates(options.candidates) if options.rankings else []
     with ThreadPoolExecutor(2, "loadtest") as threads, ExitStack() as stack:
@@ -114,7 +117,7 @@ def _load(
         stack.callback(stop.set)
         if options.events:
             producers = [producer_of(settings) for _ in range(2)]
-            load = traffic, options.events, options.seconds, run
+            load = traffic, options.events, options.seconds, run, stop
             sending = threads.submit(send_all, producers[0], settings.events, *load)
             if options.rankings:
                 client = RankClient(options.scorers[0], options.timeout_s, key=options.key)
@@ -179,8 +182,13 @@ def show(console: Console, report: dict[str, Any]) -> None:
             option = f"--{name.replace('_', '-')}"
             found = "nothing" if limit["found"] is None else f"{limit['found']:g}"
             console.print(f"[red]FAIL[/] {option} {limit['limit']:g}: found {found}")
-    if report["events"]:
-        console.print(f"The events are of users {PREFIX}...; `lifelong forget` takes them away.")
+    if report["users"]:
+        spans = [f"{of}0 to {count - 1}" for of, count in report["users"].items() if count]
+        console.print(
+            f"Events are of users {' and '.join(spans)}; `lifelong forget` takes them away.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -54,6 +54,8 @@ class Fresh:
 
     seconds: list[float] = field(default_factory=list)
     unseen: int = 0
+    users: int = 0
+    """Made up for it, one an event."""
 
     def report(self) -> dict[str, Any]:
         """Its figures."""
@@ -84,18 +86,19 @@ def send_all(
     rate: float,
     seconds: float,
     run: str,
+    stop: threading.Event,
 ) -> Sent:
-    """Send events for so long, evenly."""
+    """Send events for so long, evenly, or until told to stop."""
     action = events.action_names[0]
     pacer = RatePacer(rate)
     most = np.zeros(SLICE, np.int64)
     sent = Sent(seconds)
     end = time.monotonic() + seconds
-    while (now := time.monotonic()) < end:
+    while (now := time.monotonic()) < end and not stop.is_set():
         ready = 0 if producer.full else pacer.ready(now, most)
         if not ready:
             producer.poll(0)
-            time.sleep(max(TICK_S, min(pacer.pause(now), end - now)))
+            stop.wait(max(TICK_S, min(pacer.pause(now), end - now)))
             continue
         time_ms = time.time_ns() // 1_000_000
         producer.send_messages(
@@ -130,7 +133,8 @@ def follow(
     """Send single events of users whom nobody knows, and ask for rankings until they are known."""
     fresh = Fresh()
     while not stop.is_set():
-        user = f"{PREFIX}{run}-{len(fresh.seconds) + fresh.unseen}"
+        user = f"{PREFIX}{run}-{fresh.users}"
+        fresh.users += 1
         began = time.monotonic()
         event = {
             "event_id": user,

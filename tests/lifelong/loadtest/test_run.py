@@ -79,6 +79,7 @@ def test_a_system_that_is_well_answers_takes_events_and_knows_their_users(
     assert sum(report["rankings"]["histories"].values()) == pytest.approx(1)
     assert report["events"]["acknowledged"] == report["events"]["sent"] > 200
     assert report["freshness"]["unseen"] == 0
+    assert list(report["users"].values()) == [50, pytest.approx(1, abs=5)]
     json.dumps(report, allow_nan=False)
 
 
