@@ -7,6 +7,7 @@
 #   make bench     measure it beside its peers
 #   make chaos     inject faults at seeded moments and prove that nothing is lost      SEEDS=20
 #   make soak      load a scorer under faults, and check each of its answers      SECONDS=1800
+#   make fuzz      send a scorer what no client should, and look how it is      REQUESTS=100000
 #   make clients   other people's clients, in an environment of their own, for the tests
 #   make protocol  write the Python of the gRPC protocol again, after a change of its .proto
 #   make install   only make .venv; install-train, install-bench: with an extra
@@ -20,6 +21,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 ARGS  ?=
 SEEDS ?= 20
+REQUESTS ?= 100000
 SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),1800)
 
 # The first Python 3.11 or newer, unless PYTHON names one.
@@ -34,7 +36,7 @@ INSTALL := $(BIN)/python -m pip $(PIP_INSTALL)
 STAMPS  := $(VENV)/stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients demo test lint bundle bench chaos soak protocol lock clean
+.PHONY: help install clients demo test lint bundle bench chaos soak fuzz protocol lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -83,6 +85,9 @@ chaos: $(STAMPS)/serve
 
 soak: $(STAMPS)/dev
 	@$(BIN)/python -m tests.soak --seconds $(SECONDS) $(ARGS)
+
+fuzz: $(STAMPS)/dev
+	@$(BIN)/python -m tests.fuzz --requests $(REQUESTS) $(ARGS)
 
 protocol: $(STAMPS)/dev
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. scorer/grpc/open_inference.proto

@@ -34,10 +34,15 @@ def main(
     """Send a scorer what no client should, and look how it is."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
+    told: list[str] = []
+
     def tell(run: Run) -> None:
         if run.requests % 10_000 == 0:
             memory = f"{run.memory_now >> 20} MiB"
             console.print(f"{run.requests:,} of {requests:,}, {memory}, {len(run.wrong)} wrong")
+        while len(told) < len(run.wrong):
+            told.append(run.wrong[len(told)])
+            console.print(f"  {told[-1]}", markup=False)
 
     with tempfile.TemporaryDirectory(prefix="lifelong-fuzz-") as name:
         directory = keep or Path(name)
@@ -48,6 +53,8 @@ def main(
     if json_out is not None and str(json_out) != "-":
         json_out.write_text(json.dumps(report, indent=1) + "\n")
     _show(console, run)
+    for one in run.wrong[len(told) :]:
+        console.print(f"  {one}", markup=False)
     if str(json_out) == "-":
         print(json.dumps(report, indent=1))  # noqa: T201 - the result
     sys.exit(WRONG if run.wrong else 0)
@@ -71,8 +78,6 @@ def _show(console: Console, run: Run) -> None:
     for name, value in figures.items():
         table.add_row(name, value)
     console.print(table)
-    for one in run.wrong:
-        console.print(f"  {one}", markup=False)
 
 
 if __name__ == "__main__":

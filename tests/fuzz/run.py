@@ -149,7 +149,8 @@ class Target:
         add_behavior(self.settings, "u")
         config = self._directory / "lifelong.toml"
         config.write_text(toml(self.settings))
-        command = [sys.executable, "-m", "lifelong", "scorer", f"--config={config}"]
+        arguments = ["-m", "lifelong", "scorer", f"--config={config}"]
+        command = [sys.executable, "-X", "faulthandler", *arguments]
         with self._log.open("wb") as log:
             self._guard = start_guard(ROOT, command, log.fileno())
         try:
@@ -236,6 +237,9 @@ class _Attack:
         run.memory.append(resident(pid))
         run.descriptors.append(descriptors(pid))
         held: list[asyncio.Task[None]] = []
+        ended = asyncio.Event()
+        # Ctrl-C ends it early, with all that is checked at the end.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, ended.set)
         for start in range(run.first, run.first + requests, BATCH):
             numbers = range(start, min(start + BATCH, run.first + requests))
             await asyncio.gather(*(self._attack(number) for number in numbers))
@@ -249,9 +253,11 @@ class _Attack:
                 run.memory.append(resident(pid))
             run.memory_now = resident(pid)
             self._told(run)
+            if ended.is_set():
+                break
         await asyncio.gather(*held)
         await self._settle()
-        run.memory.append(resident(pid))
+        run.memory += [resident(pid)] * (3 - len(run.memory))
         if run.memory[-1] - run.memory[1] > GROWTH:
             run.note(f"memory grew from {run.memory[1]:,} to {run.memory[-1]:,} bytes")
 
