@@ -21,7 +21,7 @@ from infra.settings import Section, Settings
 from lifelong.cli import app
 
 FROM: Final = """A setting comes from the first of: a flag, the environment
-(`LIFELONG_BROKER__BOOTSTRAP` is `broker.bootstrap`), the file (`lifelong.toml` in the working
+(`LIFELONG_BROKER__BOOTSTRAP` is `broker.bootstrap`), the file (lifelong.toml in the working
 directory, or the one that `--config` or `LIFELONG_CONFIG` names), its default. A name that is none
 is an error. Any setting can be a flag: `--set store.length=2000`. [The same as a file to
 edit](../lifelong.example.toml)."""

@@ -5,7 +5,7 @@ program's name; one that is fenced as something else is something else. Each com
 
 - `lifelong`: its arguments are taken by the command line's own parser, as they stand;
 - `make`: the target is in the Makefile;
-- `python -m`, `torchrun`: the module is there;
+- `python -m`, and torchrun: the module is there;
 - `pip install`: the extra is in pyproject.toml;
 - a setting (`export LIFELONG_...=`): it takes that value;
 - a script of the repository;
