@@ -36,11 +36,7 @@ POINTS: Final = 300
 SCRAPE_S: Final = 15.0
 """What a Prometheus of somebody's scrapes at, mostly: rates need four of those."""
 
-DEMO: Final = DemoOptions(
-    events=90_000,
-    rate=1_000,
-    more={"scorer.sampled": "0.2", "scorer.deadline_s": "10"},
-)
+DEMO: Final = DemoOptions(events=90_000, rate=1_000, more={"scorer.sampled": "0.05"})
 """A demo that lasts long enough to be looked at."""
 
 ASK_EVERY_S: Final = 0.1

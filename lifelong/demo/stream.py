@@ -42,6 +42,9 @@ FRESHNESS_EVERY: Final = 200
 PATIENT: Final = Retries(most=5, share=1.0)
 """A machine with more to do than the demo may have its scorer ask clients to come again."""
 
+PATIENT_S: Final = 30.0
+"""Time for a request with its retries: each may take as long as the scorer lets one wait."""
+
 CLIENTS: Final = 2
 """Threads that ask for rankings; enough that no purchase waits long for its turn."""
 
@@ -112,7 +115,7 @@ class Client:
 
     def _run(self) -> None:
         try:
-            with RankClient(self._url, retries=PATIENT) as client:
+            with RankClient(self._url, PATIENT_S, PATIENT) as client:
                 while (request := self._tasks.get()) is not None:
                     self._ask(client, request)
         except Exception as error:  # noqa: BLE001  # raised by check() and finish(), in the caller's thread

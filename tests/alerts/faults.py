@@ -146,6 +146,8 @@ def strangers(scene: Scene) -> Iterator[None]:
     scene.strangers = 0.13
     yield
     scene.strangers, scene.haste = 0.0, 5
+    scene.wait_quiet(*STRANGERS.alerts)
+    scene.haste = 1
 
 
 @contextmanager
