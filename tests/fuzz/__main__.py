@@ -7,13 +7,14 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from lifelong.machine import machine
+from tests.fuzz.cases import Port
 from tests.fuzz.run import Run, run_seed
 
 WRONG = 3
@@ -26,18 +27,22 @@ def main(
     seed: Annotated[int, typer.Option()] = 1,
     first: Annotated[int, typer.Option(help="Number of the first case, to repeat one.")] = 0,
     warm: Annotated[int, typer.Option(help="Cases before memory is measured.")] = 10_000,
+    port: Annotated[str | None, typer.Option(help="http or grpc; both unless told.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep log, bundle and store here.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="- for standard output.")
     ] = None,
 ) -> None:
     """Send a scorer what no client should, and look how it is."""
+    if port not in {None, "http", "grpc"}:
+        raise typer.BadParameter(f"no port {port!r}; there are http and grpc")
+    only = cast(Port | None, port)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     told: list[str] = []
 
     def tell(run: Run) -> None:
-        if run.requests % 10_000 == 0:
+        if run.requests % 5_000 < 200:
             memory = f"{run.memory_now >> 20} MiB"
             console.print(f"{run.requests:,} of {requests:,}, {memory}, {len(run.wrong)} wrong")
         while len(told) < len(run.wrong):
@@ -47,7 +52,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="lifelong-fuzz-") as name:
         directory = keep or Path(name)
         directory.mkdir(parents=True, exist_ok=True)
-        run = run_seed(seed, requests, directory, first=first, warm=warm, told=tell)
+        run = run_seed(seed, requests, directory, first=first, warm=warm, port=only, told=tell)
     command = "python -m tests.fuzz " + shlex.join(sys.argv[1:])
     report = {"machine": machine(), "command": command, **run.row()}
     if json_out is not None and str(json_out) != "-":

@@ -21,14 +21,8 @@ FOR_LOAD: Final = (b"was not scored within", b"by its deadline", b"its own deadl
 FAILED: Final = frozenset({"2", "13", "15"})
 """Codes of gRPC with which a server says that it has failed: UNKNOWN, INTERNAL, DATA_LOSS."""
 
-OF_PROTOCOL: Final = (
-    "Failed parsing HTTP/2",
-    "Error parsing '",
-    "Metadata keys",
-    "Compression bit set",
-    "Decompression failed",
-)
-"""What gRPC's own library says with INTERNAL, as its protocol has it, of what a client sends."""
+OWN: Final = "inside the scorer"
+"""What the scorer says with INTERNAL; gRPC's own library says that of what breaks its protocol."""
 
 
 @dataclass
@@ -60,7 +54,9 @@ def _read1(data: bytes) -> Answers:
     for found in _STATUS.finditer(data):
         status, rest = int(found[1]), found[2]
         answers.statuses.append(status)
-        if status >= 500 and not (status == 503 and any(words in rest for words in FOR_LOAD)):
+        # Of one that breaks off behind its head there is no telling.
+        told = rest.partition(b"\r\n\r\n")[2] or FOR_LOAD[0]
+        if status >= 500 and not (status == 503 and any(words in told for words in FOR_LOAD)):
             answers.faults.append(f"{status} {rest[-300:]!r}")
     return answers
 
@@ -99,5 +95,5 @@ def _note(answers: Answers, fields: dict[str, str]) -> None:
     if (code := fields.get("grpc-status")) is not None:
         answers.codes.append(code)
         told = fields.get("grpc-message", "")
-        if code in FAILED and not (code == "13" and told.startswith(OF_PROTOCOL)):
+        if code in FAILED and (code != "13" or OWN in told):
             answers.faults.append(f"grpc-status {code}: {told}")

@@ -28,7 +28,7 @@ from tests.bundles import tiny_bundle
 from tests.configuration import toml
 from tests.fuzz import answers, bodies, http1, http2
 from tests.fuzz import grpc as of_grpc
-from tests.fuzz.cases import Case
+from tests.fuzz.cases import Case, Port
 from tests.scorer.conftest import add_behavior
 from tests.scorer.running import ROOT, get, until
 from tests.soak.watching import descriptors, resident
@@ -195,6 +195,7 @@ def run_seed(
     first: int = 0,
     warm: int = 10_000,
     holds: bool = True,
+    port: Port | None = None,
     told: Callable[[Run], None] = lambda _: None,
 ) -> Run:
     """Attack a scorer with so many connections, and look how it is.
@@ -203,13 +204,16 @@ def run_seed(
         first: number of the first case.
         warm: cases after which the scorer is to need no more memory.
         holds: whether some connections are held until the scorer closes them, which takes a while.
+        port: whether one is attacked alone; None: both are.
         told: called now and then.
     """
     run = Run(seed, first)
     target = Target(directory)
     began = time.monotonic()
     with target.running():
-        asyncio.run(_Attack(target, run, told).go_on(requests, min(warm, requests), holds=holds))
+        asyncio.run(
+            _Attack(target, run, told, port).go_on(requests, min(warm, requests), holds=holds)
+        )
         if not target.alive:
             run.note("the scorer has ended")
         elif (code := target.stop()) != 0:
@@ -221,7 +225,10 @@ def run_seed(
 
 
 class _Attack:
-    def __init__(self, target: Target, run: Run, told: Callable[[Run], None]) -> None:
+    def __init__(
+        self, target: Target, run: Run, told: Callable[[Run], None], port: Port | None
+    ) -> None:
+        self._only = port
         self._target = target
         self._run = run
         self._told = told
@@ -274,6 +281,8 @@ class _Attack:
 
     async def _attack(self, number: int) -> None:
         case = made(self._run.seed, number)
+        if self._only not in {None, case.port}:
+            return
         self._run.requests += 1
         self._run.kinds[case.kind] += 1
         async with self._free:
@@ -335,6 +344,8 @@ class _Attack:
     async def _hold(self, number: int) -> None:
         """Begin what a case begins, go no further or very slowly, and wait until it is closed."""
         case = made(self._run.seed, number)
+        if self._only not in {None, case.port}:
+            return
         chance = random.Random(number)
         self._run.held += 1
         sizes = (0, 1, 20, len(case.data) // 2, len(case.data))
