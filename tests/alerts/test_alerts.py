@@ -44,8 +44,9 @@ NEVER = {
     "LifelongNewerBehaviors",
     "LifelongSearchMisses",
     "LifelongStoreDamage",
+    "LifelongWorkerNotLive",
 }
-"""Nothing is lost or damaged by the faults of the short form."""
+"""Nothing is lost, damaged or stuck by the faults of the short form."""
 
 EMPTY = {
     "Relevance indicator": "the bundles that come with Lifelong take no DIN-L along to measure by"
