@@ -112,9 +112,9 @@ def test_the_wheel_has_the_packages_the_data_and_nothing_else(built: Path) -> No
 
 
 def test_the_source_distribution_is_small(built: Path) -> None:
-    """5.5 MB, of which the bundled purchases and bundles are 4.2 MB."""
+    """8 MB, of which the bundled purchases and bundles are most."""
     (archive,) = built.glob("*.tar.gz")
-    assert archive.stat().st_size < 8_000_000
+    assert archive.stat().st_size < 9_000_000
 
 
 def test_the_source_distribution_has_the_experiments_pages_and_not_their_runs(
