@@ -1,7 +1,6 @@
 """The project's own files: pins, the example settings, and what goes into its two distributions."""
 
 import importlib.util
-import itertools
 import re
 import subprocess
 import sys
@@ -61,7 +60,7 @@ def test_every_dependency_is_pinned() -> None:
         "serve": project["dependencies"],
         "train": project["dependencies"] + extras["train"],
         "bench": project["dependencies"] + extras["bench"],
-        "dev": [*project["dependencies"], *itertools.chain.from_iterable(extras.values())],
+        "dev": project["dependencies"] + extras["train"] + extras["bench"] + extras["dev"],
     }.items():
         names = {normal(re.split(r"[<>=~!\[ ]", one)[0]) for one in wanted}
         assert names <= pins(ROOT / f"requirements/{lock}.txt").keys()
@@ -113,9 +112,9 @@ def test_the_wheel_has_the_packages_the_data_and_nothing_else(built: Path) -> No
 
 
 def test_the_source_distribution_is_small(built: Path) -> None:
-    """8 MB, half of which are the bundled purchases and bundles."""
+    """8 MB, of which the bundled purchases and bundles are most."""
     (archive,) = built.glob("*.tar.gz")
-    assert archive.stat().st_size < 8_500_000
+    assert archive.stat().st_size < 9_000_000
 
 
 def test_the_source_distribution_has_the_experiments_pages_and_not_their_runs(
@@ -129,8 +128,8 @@ def test_the_source_distribution_has_the_experiments_pages_and_not_their_runs(
 
 
 def test_the_source_distribution_builds_and_tests_itself(sources: set[str]) -> None:
-    """All that its build, its `make` targets and its tests read; see pyproject.toml for those
-    that read what only the repository has.
+    """All that its build, its `make` targets and its tests read; see pyproject.toml for the test
+    that reads what only the repository has.
     """
     read = {
         path.relative_to(ROOT).as_posix()
@@ -140,4 +139,4 @@ def test_the_source_distribution_builds_and_tests_itself(sources: set[str]) -> N
     }
     read |= {"pyproject.toml", "Makefile", ".ci/run", "lifelong.example.toml", "docs/training.md"}
     read |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "NOTICE"}
-    assert read - sources <= {"tests/lifelong/experiments/test_committed.py", "tests/test_site.py"}
+    assert read - sources <= {"tests/lifelong/experiments/test_committed.py"}
