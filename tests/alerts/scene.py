@@ -43,7 +43,7 @@ FASTER: Final = 60
 DAY_S: Final = 86_400 // FASTER
 
 READY_S: Final = 90.0
-FIRING_S: Final = 60.0
+FIRING_S: Final = 120.0
 """Longest wait for an alert, of which the slowest in question takes half of that."""
 
 QUIET_S: Final = 90.0
