@@ -1,6 +1,6 @@
 """Clients of the scorer, blocking and asyncio, over HTTP and gRPC.
 
-    RankClient, AsyncRankClient  ask for rankings (`rank`), or CTRs in arrays (`score`)
+    RankClient, AsyncRankClient  ask for rankings, or for CTRs in arrays
     ScorerError                  what the scorer or the way to it did wrong
     └── ScorerUnavailable        not reachable, overloaded or not ready: try again later
     infra.errors.RequestError    what the request did wrong; names the field

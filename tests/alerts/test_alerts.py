@@ -49,7 +49,8 @@ NEVER = {
 """Nothing is lost, damaged or stuck by the faults of the short form."""
 
 EMPTY = {
-    "Relevance indicator": "the bundles that come with Lifelong take no DIN-L along to measure by"
+    "Relevance indicator": "the bundles that come with Lifelong take no DIN-L along to measure by",
+    "Days until the certificate expires": "nothing here speaks TLS",
 }
 """Panels that show nothing here, and why."""
 

@@ -181,7 +181,7 @@ def test_tensorboard_gets_what_the_console_does(config: Path) -> None:
     assert loss == pytest.approx(told["curve"][0]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("package", ["tensorboard", "mlflow"])
+@pytest.mark.parametrize("package", ["tensorboard", pytest.param("mlflow", marks=pytest.mark.long)])
 def test_a_tracker_that_is_not_installed_is_named(config: Path, package: str) -> None:
     log = config.parent / f"{package}.toml"
     log.write_text(config.read_text() + f'log = ["{package}"]\n')

@@ -38,6 +38,8 @@ TARGETS = ("worker", "scorer", "training")
 PATIENCE_S = 120.0
 SEEN = "/opt"
 """Where a box sees the image's folder."""
+PACKAGES_SEEN = "/srv"
+"""Where it sees the packages that the tests run with, which may lie in /tmp."""
 
 
 class Image(NamedTuple):
@@ -47,6 +49,8 @@ class Image(NamedTuple):
     python: list[str]
     """How it runs Python, seen from the box."""
     environment: dict[str, str]
+    shown: dict[Path, str]
+    """Folders, and where a box sees them."""
 
 
 def test_the_linter_of_dockerfiles_finds_nothing() -> None:
@@ -112,8 +116,8 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Image:
     # Not the environment's Python, which would find the checkout first.
     interpreter = str(Path(os.path.realpath(sys.executable)))
     # The kernels are this processor's.
-    own = {"PYTHONPATH": f"{SEEN}:{requirements}", "NUMBA_CPU_NAME": ""}
-    return Image(folder, [interpreter], own)
+    own = {"PYTHONPATH": f"{SEEN}:{PACKAGES_SEEN}", "NUMBA_CPU_NAME": ""}
+    return Image(folder, [interpreter], own, {folder: SEEN, requirements: PACKAGES_SEEN})
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Image:
     steps |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     script = "\n".join([f"mount --bind {folder} {SEEN}", *runs("serving")])
     subprocess.run(["unshare", "-Urm", "sh", "-euc", script], cwd=source, env=steps, check=True)
-    return Image(folder, [f"{SEEN}/bin/python"], {})
+    return Image(folder, [f"{SEEN}/bin/python"], {}, {folder: SEEN})
 
 
 def start_both(image: Image, tmp_path: Path) -> dict[str, float]:
@@ -163,7 +167,7 @@ def start_both(image: Image, tmp_path: Path) -> dict[str, float]:
                 [*image.python, *arguments],
                 data,
                 {**environment(target), **image.environment, **own},
-                {image.folder: SEEN},
+                image.shown,
             )
             log = tmp_path / f"{target}.log"
             began = time.monotonic()

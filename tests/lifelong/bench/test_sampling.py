@@ -15,6 +15,8 @@ from lifelong.bench.sampling import (
 )
 from models.network import NetworkConfig
 
+pytestmark = pytest.mark.long  # test_score.py has the same shop
+
 
 @pytest.fixture(scope="module")
 def shop() -> Shop:

@@ -101,7 +101,8 @@ def test_what_is_served_is_what_the_bundle_gives(report: dict[str, Any]) -> None
     assert report["max_ctr_difference"] <= 1e-5
 
 
-@pytest.mark.parametrize("system", [pytest.param("encode", marks=pytest.mark.long), "twin"])
+@pytest.mark.long
+@pytest.mark.parametrize("system", ["encode", "twin"])
 def test_what_is_served_of_actions_is_what_the_bundle_gives(
     kafka: LocalKafka, tmp_path: Path, system: str
 ) -> None:

@@ -196,7 +196,9 @@ def test_a_bundle_of_an_earlier_version_says_that_it_corrects_nothing(
     assert (loaded.manifest.corrected_for, rate < 1) == (1, True)
 
 
-@pytest.mark.parametrize("method", ["encode", pytest.param("sdim", marks=pytest.mark.long), "twin"])
+@pytest.mark.parametrize(
+    "method", ["encode", *(pytest.param(name, marks=pytest.mark.long) for name in ("sdim", "twin"))]
+)
 def test_a_bundle_that_sees_actions_and_rates_scores_like_its_run(
     behaviors: Path, tmp_path: Path, method: str
 ) -> None:

@@ -32,6 +32,9 @@ MEASURED = {
 }
 
 
+pytestmark = pytest.mark.long  # all methods are exported
+
+
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """Slow: the exporter is."""
