@@ -20,8 +20,10 @@ FORGET_BATCH: Final = 1000
 
 _OTHERS: Final = {
     "aerospike": "back it up and restore it with asbackup and asrestore, which know its cluster",
-    "redis": "back up and restore its RDB or AOF files, as its own documentation says",
-    "rediss": "back up and restore its RDB or AOF files, as its own documentation says",
+    **dict.fromkeys(
+        ("redis", "rediss"),
+        "back up and restore its RDB or AOF files, as its own documentation says",
+    ),
     "memory": "it ends with its process",
 }
 

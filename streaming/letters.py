@@ -118,9 +118,11 @@ def send_again(broker: BrokerSettings, reason: str, *, most: int | None = None) 
                     offset = letter.at.offset + 1
                     if letter.reason != reason:
                         continue
-                    repeated += letter.source in seen
-                    cut += letter.cut and letter.source not in seen
-                    if not letter.cut and letter.source not in seen:
+                    if letter.source in seen:
+                        repeated += 1
+                    elif letter.cut:
+                        cut += 1
+                    else:
                         sent.append(letter)
                     seen.add(letter.source)
                 reading.send(producer, sent, partition, offset)

@@ -73,7 +73,7 @@ class Change:
     """What becomes of a user whose head is still as it was read."""
 
     set: dict[bytes, bytes] = field(default_factory=dict)
-    """Fields, the head among them; without one, nothing is left of the user."""
+    """Fields that are written."""
     remove: Sequence[bytes] = ()
     """Fields that go."""
     clear: bool = False

@@ -77,6 +77,10 @@ CONFLICTS: Final = 30
 READ_ATTEMPTS: Final = 5
 """Times a user is read again because their segments moved on while they were read."""
 
+LISTED_TOGETHER: Final = 16
+"""Buckets whose users are asked for in one round trip: those of a small store lie in all of them,
+and of a large one a page is full after the first."""
+
 IDENTITY: Final = "identity"
 """The bookmark that has the store's identity."""
 
@@ -139,19 +143,14 @@ class RedisStore:
                 client = RedisClient(address, options, timeout_s)
                 store = cls(client, options)
                 store._prepare(options)
-            except StoreUnavailable as error:
-                if client is not None:
-                    client.close()
-                if time.monotonic() >= deadline:
-                    raise
+            except (StoreError, SettingsError) as error:
                 failure = error
-            except (StoreError, SettingsError):
-                if client is not None:
-                    client.close()
-                raise
             else:
                 return store
-            log.info("waiting for the store", error=str(failure))
+            if client is not None:
+                client.close()
+            if not isinstance(failure, StoreUnavailable) or time.monotonic() >= deadline:
+                raise failure
             time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
 
     def append(
@@ -272,12 +271,9 @@ class RedisStore:
             if not stray or self._read_only:
                 return found
             # Of users who expired, or whose head was damaged: nobody else takes them off the list.
-            key = records.DueKey(bundle, owner, 0)
+            off = Change(undue=[records.DueKey(bundle, owner, 0)])
             self._client.run(
-                [
-                    change_command(self._keys, [(user, head, _off(key, head))])
-                    for user, head in stray.items()
-                ],
+                [change_command(self._keys, [(user, head, off)]) for user, head in stray.items()],
                 writing=True,
             )
 
@@ -307,8 +303,7 @@ class RedisStore:
         bucket, last = (after[0], after[1:]) if after else (0, b"")
         found: list[bytes] = []
         while bucket < BUCKETS:
-            # As many as hold what is wanted, if they are all as full as the first.
-            span = range(bucket, min(BUCKETS, bucket + 16))
+            span = range(bucket, min(BUCKETS, bucket + LISTED_TOGETHER))
             pages = self._client.run(
                 [
                     (
@@ -444,7 +439,7 @@ class RedisStore:
 
         def grow(place: int, head: bytes | None) -> Change | None:
             group, new = part[place]
-            source, before = group.source, head
+            before = head
             if before is not None and self._has_expired(new.user, before, now_ms):
                 before = None
             try:
@@ -452,9 +447,7 @@ class RedisStore:
             except RecordDamaged as error:
                 self._mending.head(error)
                 before = None
-                grown = records.grow(
-                    None, source.key, source.owner, new, now_ms, bundle, self._states_kept
-                )
+                grown = self._grown(None, group, new, now_ms, bundle)
             outcomes[place] = grown
             if grown.head is None:
                 return None
@@ -615,8 +608,3 @@ class RedisStore:
         with contextlib.suppress(RecordDamaged):  # whoever decodes it tells
             return records.expired(head, user, self._ttl_ms, now_ms)
         return False
-
-
-def _off(key: records.DueKey, head: bytes | None) -> Change:
-    """What takes a user off a list of due users who is not due there by a head."""
-    return Change(set={} if head is None else {HEAD: head}, undue=[key])
