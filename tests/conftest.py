@@ -9,6 +9,7 @@ import pytest
 
 pytest_plugins = [
     "tests.skips",
+    "tests.logged",
     "tests.kafka_fixture",
     "tests.warm_processes",
     "tests.quick_exports",

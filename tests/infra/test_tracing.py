@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from infra.settings import LogSettings, TracingSettings
-from infra.telemetry import configure_logging
+from infra.settings import TracingSettings
 from infra.tracing import MOST_STAGES, MOST_WAITING, Stages, Tracing, open_tracing
 from tests.scorer.running import free_port
 from tests.trace_receiver import attributes, receiving
@@ -43,18 +40,6 @@ def send(tracing: Tracing, number: int) -> None:
         span = tracing.begin("one", "internal")
         assert span is not None
         span.end()
-
-
-@pytest.fixture
-def logged() -> Iterator[StringIO]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    lines = StringIO()
-    configure_logging(LogSettings(format="json"), lines)
-    yield lines
-    logging.captureWarnings(False)
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def test_nothing_is_traced_unless_asked_for() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import logging
 from collections.abc import Iterator
 from io import StringIO
 from typing import Any
@@ -13,8 +12,7 @@ import grpc
 import httpx
 import pytest
 
-from infra.settings import LogSettings, Settings, TracingSettings
-from infra.telemetry import configure_logging
+from infra.settings import Settings, TracingSettings
 from infra.tracing import Tracing
 from scorer.grpc import open_inference_pb2 as pb
 from scorer.http.app import create_app
@@ -142,21 +140,14 @@ async def test_what_is_no_ranking_is_not_traced(world: World, receiver: Receiver
     assert receiver.spans == []
 
 
-async def test_lines_name_a_trace_that_begins_here(world: World, receiver: Receiver) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    lines = StringIO()
-    configure_logging(LogSettings(format="json"), lines)
+async def test_lines_name_a_trace_that_begins_here(
+    world: World, receiver: Receiver, logged: StringIO
+) -> None:
     world.store.away = True  # of which the breaker says a line
-    try:
-        await Traced(world, receiver, sample=1.0).post(json=REQUEST)
-    finally:
-        logging.captureWarnings(False)
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    await Traced(world, receiver, sample=1.0).post(json=REQUEST)
 
     (span,) = receiver.named("POST /v1/rank")
-    first = json.loads(lines.getvalue().splitlines()[0])
+    first = json.loads(logged.getvalue().splitlines()[0])
     assert first["trace_id"] == span.trace_id.hex()
 
 

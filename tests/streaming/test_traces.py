@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from io import StringIO
 from types import SimpleNamespace
@@ -18,8 +17,7 @@ from infra.errors import StoreFull
 from infra.kafka.local import LocalKafka
 from infra.metrics import WorkerMetrics
 from infra.segments import SEGMENT
-from infra.settings import LogSettings, Settings, TracingSettings, WorkerSettings
-from infra.telemetry import configure_logging
+from infra.settings import Settings, TracingSettings, WorkerSettings
 from infra.tracing import Tracing
 from streaming.schedule import Reclusterer
 from streaming.traces import MOST_LINKS, WorkerTraces
@@ -202,23 +200,16 @@ async def test_an_extraction_of_what_nobody_traced_is_not_traced(
     assert receiver.spans == []
 
 
-async def test_lines_of_a_transaction_name_its_trace(house: House, receiver: Receiver) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    lines = StringIO()
-    configure_logging(LogSettings(format="json"), lines)
+async def test_lines_of_a_transaction_name_its_trace(
+    house: House, receiver: Receiver, logged: StringIO
+) -> None:
     house.store.failure = lambda _s, _a: StoreFull("no room for 'u1'")
-    try:
-        with pytest.raises(GivenUp):
-            await house.write(batch_of({"headers": headers(7)}), wanted=False)
-    finally:
-        logging.captureWarnings(False)
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    with pytest.raises(GivenUp):
+        await house.write(batch_of({"headers": headers(7)}), wanted=False)
     house.close()
 
     (transaction,) = receiver.named(TRANSACTION)
-    (line,) = [json.loads(line) for line in lines.getvalue().splitlines()]
+    (line,) = [json.loads(line) for line in logged.getvalue().splitlines()]
     assert (line["event"], line["trace_id"]) == (
         "cannot write, will retry",
         transaction.trace_id.hex(),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import uuid
 from io import StringIO
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.settings import LogSettings
-from infra.telemetry import configure_logging, get_logger
+from infra.telemetry import get_logger
 from scorer.http.identity import MAX_ID_CHARS, trace_id
 from scorer.ranking import Ranker, Ranking
 from tests.scorer.conftest import World, client_of
@@ -73,19 +71,6 @@ class Telling(Ranker):
         if self.breaks:
             raise ZeroDivisionError
         return super().rank(*args, **more)
-
-
-@pytest.fixture
-def logged() -> Any:
-    """The process's log lines, as JSON."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    lines = StringIO()
-    configure_logging(LogSettings(format="json"), lines)
-    yield lines
-    logging.captureWarnings(False)
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.mark.parametrize(
