@@ -103,6 +103,20 @@ class Access:
                 )
         return caller
 
+    def known(self, credential: str) -> Caller | None:
+        """Whose key a credential is, if they may rank, as often as they like; None: `check` is to
+        be asked.
+        """
+        if self._keys is None or not 0 < len(credential) <= MAX_CREDENTIAL_CHARS:
+            return None
+        caller = self._keys.caller(credential)
+        if caller is None or caller.rate is not None:
+            return None
+        try:
+            return caller if self._may(caller, Need.RANK) else None
+        except Refused:  # there is no model yet
+            return None
+
     async def _caller(self, credential: str) -> Caller:
         if not credential:
             raise Refused(

@@ -35,6 +35,7 @@ from models.bundle import Bundle
 from scorer.access import Access, open_access
 from scorer.http.admin import AdminServer, create_admin_app
 from scorer.http.app import create_app
+from scorer.http.gate import Gate
 from scorer.http.serving import Companion, HttpServer
 from scorer.ranking import Ranker
 from scorer.readiness import Readiness
@@ -91,13 +92,14 @@ class ScorerProcess:
         access = open_access(settings.scorer, self._model_name)
         self._tls = TlsFiles(settings.scorer, self._metrics, self._warn_of_certificate)
         self._tracing = open_tracing(settings.tracing, "scorer", self._metrics.spans)
+        gate = Gate(turns, self._metrics, access, traced=self._tracing is not None)
         self._server = HttpServer(
             create_app(
                 self._service,
                 settings.scorer,
                 self._metrics,
                 registry,
-                turns,
+                gate,
                 access,
                 self._tracing,
             ),
@@ -106,6 +108,7 @@ class ScorerProcess:
             on_stop=self._service.readiness.stopping,
             each_second=self._each_second,
             tls=self._tls.context(),
+            gate=gate,
             companions=self._companions(registry, turns, access),
         )
 

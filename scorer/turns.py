@@ -188,13 +188,19 @@ class Turns:
             return "client"
         return None
 
+    def expect(self, head: Head) -> Callable[[], None]:
+        """Count a request that is not refused as one that waits until the returned function is
+        called: heads come many at once, and none of theirs is taken while the others are judged.
+        """
+        cost_s = self._cost(head.route).of(head.size)
+        self._enter(head, cost_s)
+        return lambda: self._leave(head, cost_s)
+
     def take(self, head: Head, deadline: float) -> Turn:
         """Take a request on that is not refused; it is to be given back, whatever becomes of it."""
         cost_s = self._cost(head.route).of(head.size)
         turn = Turn(head, self._clock(), self._timeout_s(head), deadline, cost_s)
-        self._taken += 1
-        self._ahead[turn.head.level] += turn.cost_s
-        self._of_client[turn.head.client] = self._of_client.get(turn.head.client, 0.0) + turn.cost_s
+        self._enter(head, cost_s)
         return turn
 
     def admit(self, head: Head) -> Turn:
@@ -207,21 +213,29 @@ class Turns:
 
     def give_back(self, turn: Turn) -> None:
         """Note that a request has its answer, or never will, and learn from it what such cost."""
-        self._taken -= 1
-        if self._taken:
-            self._ahead[turn.head.level] = max(0.0, self._ahead[turn.head.level] - turn.cost_s)
-            left_s = self._of_client.pop(turn.head.client, 0.0) - turn.cost_s
-            if left_s > 1e-9:
-                self._of_client[turn.head.client] = left_s
-        else:  # sums of many small numbers end at 0 here
-            self._ahead = [0.0] * LEVELS
-            self._of_client.clear()
+        self._leave(turn.head, turn.cost_s)
         if turn.finished_at is not None:
             self._learn(turn, turn.finished_at)
 
     def refusal(self, reason: Reason) -> Refused:
         """What is said to a request that is not taken on."""
         return Refused(429, reason, "request", TOLD[reason], self.retry_after_s)
+
+    def _enter(self, head: Head, cost_s: float) -> None:
+        self._taken += 1
+        self._ahead[head.level] += cost_s
+        self._of_client[head.client] = self._of_client.get(head.client, 0.0) + cost_s
+
+    def _leave(self, head: Head, cost_s: float) -> None:
+        self._taken -= 1
+        if self._taken:
+            self._ahead[head.level] = max(0.0, self._ahead[head.level] - cost_s)
+            left_s = self._of_client.pop(head.client, 0.0) - cost_s
+            if left_s > 1e-9:
+                self._of_client[head.client] = left_s
+        else:  # sums of many small numbers end at 0 here
+            self._ahead = [0.0] * LEVELS
+            self._of_client.clear()
 
     def _timeout_s(self, head: Head) -> float:
         """Time in which the request is to be answered."""

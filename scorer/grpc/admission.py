@@ -9,7 +9,7 @@ from typing import Final
 
 from scorer.callers import this_caller
 from scorer.grpc.calls import Context
-from scorer.http.admission import CLIENT, CLIENT_BYTES, PRIORITY, level_of
+from scorer.http.gate import CLIENT, CLIENT_BYTES, PRIORITY, level_of
 from scorer.limits import Refused
 from scorer.traces import this_trace
 from scorer.turns import NORMAL, Head, Turns, overdue, this_turn

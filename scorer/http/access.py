@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from starlette.requests import Request
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from scorer.access import API_KEY, AUTHORIZATION, Access, Need, credential_of
 from scorer.callers import this_caller
-from scorer.http.admission import Refuse
+from scorer.http.problems import Refuse
 from scorer.limits import Refused
 
 OPEN: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"})
@@ -62,7 +62,7 @@ class CallerCheck:
         # A connection's next request may run in the context of the one before.
         this_caller.set(None)
         if need is not Need.NOTHING:
-            credential, waits = read_credential(scope)
+            credential, waits = read_credential(scope["headers"])
             try:
                 this_caller.set(await self._access.check(credential, need))
             except Refused as error:
@@ -86,14 +86,14 @@ class CallerCheck:
         return Need.NAME
 
 
-def read_credential(scope: Scope) -> tuple[str, bool]:
+def read_credential(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bool]:
     """The credential in a request's head, and whether its sender waits for a word before the body.
 
-    >>> read_credential({"headers": [(b"authorization", b"Bearer k")]})
+    >>> read_credential([(b"authorization", b"Bearer k")])
     ('k', False)
     """
     found, waits = {API_KEY: "", AUTHORIZATION: ""}, False
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"authorization":
             found[AUTHORIZATION] = value.decode("latin-1")
         elif name == b"x-api-key":

@@ -35,6 +35,7 @@ from scorer.http.access import METRICS, OPEN, CallerCheck
 from scorer.http.admission import Admission
 from scorer.http.body import Body
 from scorer.http.compression import Compression
+from scorer.http.gate import SCORED, Gate
 from scorer.http.identity import RequestIdentity
 from scorer.http.kserve import HEADER_LENGTH, KServe
 from scorer.http.middleware import RequestMetrics
@@ -72,7 +73,7 @@ def create_app(
     settings: ScorerSettings,
     metrics: ScorerMetrics,
     registry: CollectorRegistry,
-    turns: Turns | None = None,
+    gate: Gate | None = None,
     access: Access | None = None,
     tracing: Tracing | None = None,
 ) -> Starlette:
@@ -81,7 +82,7 @@ def create_app(
     Args:
         service: what answers; it may still be waiting for its bundle.
         registry: where ``metrics`` are registered, shown on /metrics.
-        turns: shared with whatever else asks the service; None: nothing does.
+        gate: of the process's connections, which ask it first; None: nothing else does.
         access: what tells callers; None: nobody is asked who they are.
         tracing: what makes spans of rankings; None: nothing does.
     """
@@ -94,14 +95,14 @@ def create_app(
     ]
     rank = Route("/v1/rank", endpoints.rank, methods=["POST"], middleware=unfolded)
     infer, *model = model_routes("/v2/models/{name}", endpoints, unfolded)
-    scored = {"/v1/rank": rank, "/infer": infer}
+    routes = {route.path: route for route in (rank, infer)}
+    scored = {end: routes[path] for end, path in SCORED.items()}
     admission = Middleware(
         Admission,
-        turns=turns or Turns(settings.max_waiting, settings.deadline_s),
+        gate=gate or Gate(Turns(settings.max_waiting, settings.deadline_s), metrics),
         scored=scored,
         body=Body(settings.max_body_bytes),
         refuse=handlers[RequestError],
-        metrics=metrics,
     )
     metrics_routes = [Route(METRICS, endpoints.metrics, methods=["GET"])]
     if settings.admin_port:

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from uvicorn.server import ServerState
 
 from infra.telemetry import get_logger
+from scorer.http.gate import Gate
 
 HEAD_TIMEOUT_S: Final = 10.0
 """Time for a handshake of TLS, and again for the head of a request; a body has its own
@@ -60,9 +61,13 @@ class Connection(Protocol):
 class Connections(ServerState):
     """All connections of a process, for uvicorn's protocols as their server's state."""
 
-    def __init__(self, on_change: Callable[[int], None], patience: Patience) -> None:
+    def __init__(
+        self, on_change: Callable[[int], None], patience: Patience, gate: Gate | None = None
+    ) -> None:
         super().__init__()
         self.patience = patience
+        self.gate = gate
+        """What refuses rankings at their heads; None: the application has to."""
         self.draining = False
         self.connections: Any = _Counted(on_change)
         self._times_broken = 0

@@ -1,8 +1,8 @@
 """HTTP/1.1 over one connection: uvicorn's protocol on httptools, and what it leaves to its users.
 
 That is an offer to upgrade, which is ignored as RFC 9110, section 7.8, has it; a bound on the time
-and the size of a request's head and on the time of an answer that nobody reads; and a request whose
-client has gone, whose work is dropped.
+and the size of a request's head and on the time of an answer that nobody reads; a request whose
+client has gone, whose work is dropped; and rankings that the gate refuses, which come to no task.
 """
 
 from __future__ import annotations
@@ -19,12 +19,22 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from scorer.http.connections import Connections
+from scorer.http.gate import Judged, Refusal, mark
 
 MAX_HEAD_BYTES: Final = 65_536
 """Largest head of a request; of one that arrives at once, the size of a read is the bound."""
 
 _HOP_BY_HOP: Final = frozenset({b"upgrade", b"http2-settings"})
 """Names that an offer to upgrade adds, as headers and in the list of Connection."""
+
+
+class TurnedAway:
+    """What stands for a request, as uvicorn knows it, that was answered at its head."""
+
+    response_started = response_complete = True
+    more_body = keep_alive = disconnected = False
+    message_event = asyncio.Event()
+    """Nobody waits for it."""
 
 
 class Http1(HttpToolsProtocol):
@@ -34,7 +44,7 @@ class Http1(HttpToolsProtocol):
     parser: httptools.HttpRequestParser
     # None before the first request.
     scope: Scope | None  # type: ignore[assignment]
-    cycle: RequestResponseCycle | None  # type: ignore[assignment]
+    cycle: RequestResponseCycle | TurnedAway | None  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,7 +52,7 @@ class Http1(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._answering: tuple[RequestResponseCycle, asyncio.Task[None]] | None = None
-        self._rest_of: RequestResponseCycle | None = None
+        self._rest_of: RequestResponseCycle | TurnedAway | None = None
         """The request that was answered before its body was whole."""
         self._rest_until = 0.0
 
@@ -116,6 +126,13 @@ class Http1(HttpToolsProtocol):
         if self._head_timer is not None:
             self._unset_head_timer()
         self._head_bytes = 0
+        judged = self._judged()
+        if isinstance(judged, Refusal):
+            self._turn_away(judged)
+            return
+        if judged is not None:
+            assert self.scope is not None
+            mark(self.scope, judged)
         super().on_headers_complete()
         if self.server_state.draining:
             assert self.cycle is not None
@@ -157,6 +174,37 @@ class Http1(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     # How a request is answered.
+
+    def _judged(self) -> Judged | Refusal | None:
+        """What the gate says of the request whose head has come; None: nothing, here."""
+        gate = self.server_state.gate
+        if gate is None or self.flow.write_paused:
+            return None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return None  # it waits for its turn behind that one
+        method = self.parser.get_method().decode("ascii")
+        return gate.at_head(method, self.url, self.headers, self.client)
+
+    def _turn_away(self, refusal: Refusal) -> None:
+        """Answer a request at its head; a body that comes all the same is dropped."""
+        assert self.scope is not None
+        self.scope["method"] = "POST"  # of a head that is whole
+        self.cycle = TurnedAway()
+        stays = (
+            not refusal.closes
+            and not self.server_state.draining
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+        )
+        lines = [STATUS_LINE[refusal.status]]
+        for name, value in (*self.server_state.default_headers, *refusal.headers):
+            lines += name, b": ", value, b"\r\n"
+        if not stays:
+            lines.append(b"connection: close\r\n")
+        self.transport.write(b"".join((*lines, b"\r\n", refusal.body)))
+        if not stays:
+            self.transport.close()
+        self.on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
         task = self.loop.create_task(cycle.run_asgi(app))  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from infra.telemetry import get_logger
 from scorer.http.connections import LINGER_S, Connections
+from scorer.http.gate import Headers, Refusal, mark
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes of every connection of HTTP/2 (RFC 9113, section 3.4)."""
@@ -253,11 +254,40 @@ class Http2(asyncio.Protocol):
             self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
             return
         scope = self._scope(event.headers)
+        if self.state.gate is not None and not self.flow.write_paused:
+            judged = self.state.gate.at_head(
+                scope["method"], scope["raw_path"], scope["headers"], self._client
+            )
+            if isinstance(judged, Refusal):
+                self._turn_away(number, judged, whole=event.stream_ended is not None)
+                return
+            if judged is not None:
+                mark(scope, judged)
         stream = self._streams[number] = _Stream(self, number, scope)
         task = self.loop.create_task(stream.run(self.config.loaded_app))
         stream.task = task
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
+
+    def _turn_away(self, number: int, refusal: Refusal, *, whole: bool) -> None:
+        """Answer a request at its head; what comes of its body all the same is dropped."""
+        if self.h2.local_flow_control_window(number) < len(refusal.body):
+            self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+            return
+        self._answered += 1
+        self.h2.send_headers(number, self.head(refusal.status, refusal.headers))
+        self.h2.send_data(number, refusal.body, end_stream=True)
+        if not whole:  # nobody waits for the rest
+            self.h2.reset_stream(number, ErrorCodes.NO_ERROR)
+
+    def head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+        """The head of an answer."""
+        given = ((bytes(name).lower(), bytes(value)) for name, value in headers)
+        return [
+            (b":status", b"%d" % status),
+            *self.state.default_headers,
+            *(field for field in given if field[0] not in _OF_HTTP1),
+        ]
 
     def _scope(self, fields: Iterable[Any]) -> Scope:
         pseudo: dict[bytes, bytes] = {}
@@ -423,13 +453,8 @@ class _Stream:
             self._started = True
             status: int = message["status"]
             self._bodyless = self._bodyless or status in (204, 304)
-            headers = [(b":status", b"%d" % status), *self._connection.state.default_headers]
-            headers += [
-                (bytes(name).lower(), bytes(value))
-                for name, value in message.get("headers", ())
-                if bytes(name).lower() not in _OF_HTTP1
-            ]
-            self._h2.send_headers(self.number, headers)  # goes out with the body
+            head = self._connection.head(status, message.get("headers", ()))
+            self._h2.send_headers(self.number, head)  # goes out with the body
             return
         body = b"" if self._bodyless else bytes(message.get("body", b""))
         await self._write(body, last=not message.get("more_body", False))

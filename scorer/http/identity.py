@@ -8,7 +8,8 @@ Context) the trace's id goes to the log; one is answered where the request has a
 from __future__ import annotations
 
 import re
-import uuid
+from collections.abc import Iterable
+from random import getrandbits
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,11 +72,20 @@ def request_id(scope: Scope) -> str | None:
     return scope.get(_KEY)
 
 
+def identity_of(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+    """The header that names a request with these, in its answer."""
+    given = None
+    for name, value in headers:
+        if name == _HEADER:
+            given = value
+    return _HEADER, own_id(given).encode("ascii")
+
+
 def own_id(given: bytes | None) -> str:
     """The id of a request: the one that it came with, if it is one, or another."""
     if given is not None and _ID.fullmatch(given):
         return given.decode("ascii")
-    return str(uuid.uuid4())
+    return f"{getrandbits(128):032x}"  # the system's own random numbers take ten times as long
 
 
 def trace_id(traceparents: list[bytes]) -> str | None:

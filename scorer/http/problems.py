@@ -106,6 +106,9 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
 
+Refuse = Callable[[Request, RequestError], Awaitable[Response]]
+"""Makes the answer to a request that is refused."""
+
 
 def error_handlers(metrics: ScorerMetrics) -> Mapping[Any, Handler]:
     """Handlers by kind of error. Each answers with one JSON object, never with a traceback."""

@@ -19,6 +19,7 @@ from infra.settings import ScorerSettings
 from infra.telemetry import get_logger
 from scorer.http.acceptor import Acceptor
 from scorer.http.connections import IDLE_GRACE_S, Connections, Patience
+from scorer.http.gate import Gate
 from scorer.http.negotiation import Negotiation
 from scorer.siblings import Place
 from scorer.stopping import DRAIN_S, handling
@@ -64,6 +65,7 @@ class HttpServer(uvicorn.Server):
         each_second: Callable[[], Awaitable[None]],
         tls: ssl.SSLContext | None = None,
         patience: Patience | None = None,
+        gate: Gate | None = None,
         companions: Sequence[Companion] = (),
     ) -> None:
         super().__init__(
@@ -88,7 +90,7 @@ class HttpServer(uvicorn.Server):
         self._place = place
         self._on_stop = on_stop
         self._tls = tls
-        self._state = self.server_state = Connections(self._count, patience or Patience())
+        self._state = self.server_state = Connections(self._count, patience or Patience(), gate)
         self._companions = companions
         self._acceptor: Acceptor | None = None
         self._ready = True

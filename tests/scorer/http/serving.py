@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.settings import ScorerSettings
 from scorer.http.connections import Patience
+from scorer.http.gate import Gate
 from scorer.http.serving import HttpServer
 from scorer.listener import listen
 from scorer.siblings import Place, Siblings
@@ -69,6 +70,7 @@ def serving(
     place: Place | None = None,
     patience: Patience | None = None,
     tls: TlsFiles | None = None,
+    gate: Gate | None = None,
 ) -> Iterator[Served]:
     given = settings or ScorerSettings(lame_duck_s=0)
     settings = given.model_copy(update={"port": 0})
@@ -82,6 +84,7 @@ def serving(
             each_second=each_second,
             tls=(tls or TlsFiles(settings)).context(),
             patience=patience,
+            gate=gate,
         )
         port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],))

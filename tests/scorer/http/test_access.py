@@ -9,6 +9,7 @@ import pytest
 from starlette.routing import Route
 
 from infra.settings import ScorerSettings
+from scorer.http.gate import Gate
 from scorer.limits import Refused
 from scorer.turns import Head, Turns
 from tests.scorer.conftest import KEYS, World, app_of, ask_callers, client_of
@@ -190,7 +191,7 @@ async def test_turns_are_counted_by_the_callers_name(asked: World) -> None:
         asked.settings,
         asked.metrics,
         asked.registry,
-        Noting(8, 5),
+        Gate(Noting(8, 5), asked.metrics, asked.access),
         asked.access,
     )
     async with httpx.AsyncClient(
