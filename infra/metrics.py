@@ -619,6 +619,19 @@ class ScorerMetrics(BundleMetrics):
             ["reason"],
             registry=registry,
         )
+        self.queue_seconds = Histogram(
+            "lifelong_scorer_queue_seconds",
+            "Time that a ranking waited for its turn to compute, from when it was taken on. It "
+            "grows before request_seconds does.",
+            buckets=RANK_BUCKETS,
+            registry=registry,
+        )
+        self.deadline_misses = Counter(
+            "lifelong_scorer_deadline_misses",
+            "Rankings that were taken on and not answered by their deadlines. What is refused at "
+            "once, since there was no time for it, is in lifelong_scorer_rejected_total.",
+            registry=registry,
+        )
         self.history = Counter(
             "lifelong_scorer_history",
             "Rankings by what was known of the user: interests (stored), sequence (clustered on "

@@ -42,7 +42,10 @@ class Job:
         """Compute it, in the thread that calls, and tell whoever waits; not past its deadline."""
         turn, value = self.turn, None
         error: BaseException | None = None
-        if turn is not None and time.monotonic() > turn.deadline:
+        began_at = time.monotonic()
+        if turn is not None:
+            turn.began_at = began_at
+        if turn is not None and began_at > turn.deadline:
             error = overdue(turn)
         else:
             try:

@@ -88,7 +88,9 @@ class ScorerProcess:
         self._reloads = self._place.reloads
         """How often the scorer as a whole was told to look for a new bundle, and this did."""
         self._failure: Exception | None = None
-        turns = Turns(settings.scorer.max_waiting, settings.scorer.deadline_s)
+        turns = Turns(
+            settings.scorer.max_waiting, settings.scorer.deadline_s, metrics=self._metrics
+        )
         access = open_access(settings.scorer, self._model_name)
         self._tls = TlsFiles(settings.scorer, self._metrics, self._warn_of_certificate)
         self._tracing = open_tracing(settings.tracing, "scorer", self._metrics.spans)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final, Literal, NamedTuple
 
+from infra.metrics import ScorerMetrics
 from scorer.limits import RETRY_AFTER_S, Refused
 
 LEVELS: Final = 3
@@ -83,7 +84,16 @@ class Head(NamedTuple):
 class Turn:
     """A request that was taken on."""
 
-    __slots__ = ("apart_s", "cost_s", "deadline", "finished_at", "head", "taken_at", "timeout_s")
+    __slots__ = (
+        "apart_s",
+        "began_at",
+        "cost_s",
+        "deadline",
+        "finished_at",
+        "head",
+        "taken_at",
+        "timeout_s",
+    )
 
     def __init__(
         self, head: Head, taken_at: float, timeout_s: float, deadline: float, cost_s: float
@@ -97,6 +107,8 @@ class Turn:
         """What it is expected to take of the ranking thread."""
         self.apart_s = 0.0
         """Time in which it waited for the store while others could be ranked."""
+        self.began_at: float | None = None
+        """When the ranking thread began with it; None: it has not."""
         self.finished_at: float | None = None
         """When the ranking thread was done with it; None: it never came to it."""
 
@@ -111,7 +123,11 @@ class Turns:
     """
 
     def __init__(
-        self, max_waiting: int, deadline_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        max_waiting: int,
+        deadline_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        metrics: ScorerMetrics | None = None,
     ) -> None:
         """Begin without an idea of what requests cost.
 
@@ -119,7 +135,9 @@ class Turns:
             max_waiting: requests that may wait, whatever they are expected to cost.
             deadline_s: time in which a request is answered that names none, and at most.
             clock: seconds.
+            metrics: where it is told how long turns are waited for; None: nowhere.
         """
+        self._metrics = metrics
         self.max_waiting = max_waiting
         self.deadline_s = deadline_s
         self._clock = clock
@@ -214,6 +232,11 @@ class Turns:
     def give_back(self, turn: Turn) -> None:
         """Note that a request has its answer, or never will, and learn from it what such cost."""
         self._leave(turn.head, turn.cost_s)
+        if self._metrics is not None:
+            if turn.began_at is not None:
+                self._metrics.queue_seconds.observe(turn.began_at - turn.taken_at)
+            if self._clock() > turn.deadline:
+                self._metrics.deadline_misses.inc()
         if turn.finished_at is not None:
             self._learn(turn, turn.finished_at)
 

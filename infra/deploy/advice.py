@@ -99,6 +99,8 @@ ADVICE: Final = {
     "lifelong_scorer_request_seconds": Advice("half within 10 ms, 99 % within 50 ms", _SLOW),
     "lifelong_scorer_candidates": Advice("what clients are known to send", _SLOW),
     "lifelong_scorer_stage_seconds": Advice("as `lifelong bench score` measures", _SLOW),
+    "lifelong_scorer_queue_seconds": Advice("half within the time of a ranking", _REFUSED),
+    "lifelong_scorer_deadline_misses": Advice("0", f"{_REFUSED}, or the store: {_SLOW}"),
     "lifelong_scorer_rejected": Advice("0 of the reasons that are ours", _REFUSED),
     "lifelong_scorer_history": Advice(
         "mostly interests", f"sequence: {_OLD}; none: [strangers](runbooks/strangers-rise.md)"

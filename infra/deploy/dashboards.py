@@ -472,6 +472,18 @@ SCORER: Final = Dashboard(
             "s",
             runbook="rankings-slow",
         ),
+        Panel(
+            "Wait for a turn",
+            _quantiles("lifelong_scorer_queue_seconds"),
+            "s",
+            0.02,
+            runbook="refusals",
+        ),
+        Panel(
+            "Deadlines missed",
+            ((_rate("lifelong_scorer_deadline_misses_total", "instance"), "{{instance}}"),),
+            runbook="rankings-slow",
+        ),
         Panel("Candidates of a request", _quantiles("lifelong_scorer_candidates")),
         Panel(
             "Requests in flight",

@@ -70,6 +70,12 @@ class Autoscaling(Section):
     target: Annotated[float, Field(gt=0)] = 1
 
 
+class ScorerAutoscaling(Autoscaling):
+    """The same, by two figures."""
+
+    queueSeconds: Annotated[float, Field(gt=0)] = 1
+
+
 class Pods(Section):
     """What worker and scorer have alike."""
 
@@ -99,6 +105,7 @@ class Service(Section):
 class Scorer(Pods):
     """The Deployment."""
 
+    autoscaling: ScorerAutoscaling = ScorerAutoscaling()
     service: Service = Service()
 
 

@@ -99,7 +99,8 @@ def create_app(
     scored = {end: routes[path] for end, path in SCORED.items()}
     admission = Middleware(
         Admission,
-        gate=gate or Gate(Turns(settings.max_waiting, settings.deadline_s), metrics),
+        gate=gate
+        or Gate(Turns(settings.max_waiting, settings.deadline_s, metrics=metrics), metrics),
         scored=scored,
         body=Body(settings.max_body_bytes),
         refuse=handlers[RequestError],

@@ -4,7 +4,9 @@ import contextlib
 import random
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from infra.metrics import Figures, ScorerMetrics
 from scorer.limits import Refused
 from scorer.turns import LEVELS, Cost, Head, Turn, Turns
 from tests.scorer.conftest import Clock
@@ -200,3 +202,42 @@ def test_a_few_clients_who_wait_are_answered_on_a_machine_that_stands_still(stal
         still = draw.random() < likely
         scene.serve(under_way.pop(0), draw.uniform(0.05, 0.3) if still else COST_S)
         under_way.append(scene.take())
+
+
+class Told:
+    """Turns that tell how they are waited for."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.clock = Clock()
+        self.turns = Turns(8, 0.05, self.clock, ScorerMetrics(self.registry))
+
+    def of(self, name: str) -> float:
+        return Figures(self.registry).sum(f"lifelong_scorer_{name}")
+
+
+def test_it_is_told_how_long_a_turn_was_waited_for() -> None:
+    told = Told()
+    turn = told.turns.admit(HEAD)
+    turn.began_at = told.clock.now + 0.03
+    turn.finished_at = told.clock.now = turn.began_at + COST_S
+    told.turns.give_back(turn)
+    assert told.of("queue_seconds_sum") == pytest.approx(0.03)
+    assert told.of("deadline_misses_total") == 0
+
+
+def test_it_is_told_that_a_deadline_was_missed() -> None:
+    told = Told()
+    never_begun, late = told.turns.admit(HEAD), told.turns.admit(HEAD)
+    late.began_at = told.clock.now + 0.01
+    late.finished_at = told.clock.now = told.clock.now + 0.06
+    for turn in (never_begun, late):
+        told.turns.give_back(turn)
+    assert told.of("deadline_misses_total") == 2
+    assert told.of("queue_seconds_count") == 1
+
+
+def test_who_leaves_before_the_deadline_has_missed_none() -> None:
+    told = Told()
+    told.turns.give_back(told.turns.admit(HEAD))
+    assert told.of("deadline_misses_total") == 0

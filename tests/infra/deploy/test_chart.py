@@ -287,7 +287,7 @@ def test_what_scales_is_there_and_asks_for_series_that_there_are(
     asked = [{"record": f"asked:{place}", "expr": expr} for place, expr in enumerate(queries)]
     (tmp_path / "asked.yaml").write_text(dump({"groups": [{"name": "asked", "rules": asked}]}))
     promtool(tmp_path, "check", "rules", "asked.yaml")
-    assert len(queries) == 2
+    assert len(queries) == 3
     assert set().union(*map(named, queries)) <= series()
 
 

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from infra.metrics import Figures, ScorerMetrics
 from scorer.access import Access
+from scorer.http.connections import Connections
 from scorer.http.gate import Gate, Headers, Judged, Refusal
 from scorer.keys import KeyFile
 from scorer.turns import Head, Turns
@@ -64,7 +65,7 @@ class Conversation:
         answer = HTTPResponse(self._connection)
         # Its reader would take in the beginning of the next answer.
         answer.fp.close()
-        answer.fp = self._connection.makefile("rb", buffering=0)
+        answer.fp = self._connection.makefile("rb", buffering=0)  # type: ignore[assignment]
         answer.begin()
         return answer, answer.read()
 
@@ -138,7 +139,9 @@ def test_a_scorer_that_takes_leave_closes_with_a_refusal(
 ) -> None:
     conversation.say(GET)
     conversation.answer()
-    served.server.server_state.drain()
+    connections = served.server.server_state
+    assert isinstance(connections, Connections)
+    connections.drain()
     conversation.say(post())
     assert conversation.answer()[0].headers["connection"] == "close"
 
@@ -174,7 +177,8 @@ def test_a_stream_is_refused_and_the_next_one_answered(served: Served) -> None:
         refused = client.request("POST", "/v1/rank", ("x-request-timeout-ms", "0"), end=False)
         answered = client.request("GET", "/after")
         told = client.until(ResponseReceived, refused)
-        assert (":status", "429") in told.headers
+        assert isinstance(told, ResponseReceived)
+        assert "429" in {str(value) for _, value in told.headers}
         assert client.answer(answered) == b"2 GET /after 0"
         assert json.loads(client.answer(refused))["status"] == 429
 
