@@ -271,14 +271,18 @@ class Http2(asyncio.Protocol):
 
     def _turn_away(self, number: int, refusal: Refusal, *, whole: bool) -> None:
         """Answer a request at its head; what comes of its body all the same is dropped."""
-        if self.h2.local_flow_control_window(number) < len(refusal.body):
-            self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
-            return
-        self._answered += 1
-        self.h2.send_headers(number, self.head(refusal.status, refusal.headers))
-        self.h2.send_data(number, refusal.body, end_stream=True)
-        if not whole:  # nobody waits for the rest
-            self.h2.reset_stream(number, ErrorCodes.NO_ERROR)
+        try:
+            if self.h2.local_flow_control_window(number) < len(refusal.body):
+                self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+                return
+            self.h2.send_headers(number, self.head(refusal.status, refusal.headers))
+            self.h2.send_data(number, refusal.body, end_stream=True)
+            if not whole:  # nobody waits for the rest
+                self.h2.reset_stream(number, ErrorCodes.NO_ERROR)
+        except ProtocolError:  # it has been taken back, in the bytes that brought it
+            self._count_reset()
+        else:
+            self._answered += 1
 
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
         """The head of an answer."""

@@ -147,6 +147,25 @@ async def test_a_call_whose_path_is_no_text_costs_nobody_else_an_answer(
     assert "another takes its place" in told.getMessage()
 
 
+async def test_a_server_that_has_ended_writes_into_no_memory_that_others_have_by_then(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """grpcio frees the calls that it awaits, and its core writes into some of them afterwards."""
+    sizes = range(16, 512, 16)
+    blocks: list[tuple[int, bytes]] = []
+    async with client_of(world) as client:
+        _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        writer.write(START + asked(1, call(PATH + b"Model\xacInfer"), message(b"")))
+        async with asyncio.timeout(30):
+            while not caplog.records:
+                # What has been freed is taken for one of the same size.
+                blocks += [(size, b"\xaa" * size) for size in sizes]
+                await asyncio.sleep(0)
+        await client.call("ServerLive", wait_for_ready=True, timeout=30)
+        writer.close()
+    assert [size for size, block in blocks if block.count(0xAA) != size] == []
+
+
 async def test_a_connection_without_a_call_is_closed_as_those_of_http_are(world: World) -> None:
     world.settings = world.settings.model_copy(update={"idle_timeout_s": 0.5})
     async with client_of(world) as client:

@@ -183,6 +183,17 @@ def test_a_stream_is_refused_and_the_next_one_answered(served: Served) -> None:
         assert json.loads(client.answer(refused))["status"] == 429
 
 
+def test_a_stream_that_is_taken_back_with_its_head_is_not_answered(served: Served) -> None:
+    with Client(served) as client:
+        stream = client.h2.get_next_available_stream_id()
+        fields = [(":method", "POST"), (":path", "/v1/rank"), (":scheme", "http")]
+        fields += [(":authority", "x"), ("x-request-timeout-ms", "0")]
+        client.h2.send_headers(stream, fields)
+        client.h2.reset_stream(stream)
+        client.flush()  # both at once
+        assert client.answer(client.request("GET", "/after")) == b"2 GET /after 0"
+
+
 async def test_heads_that_come_at_once_count_each_other(registry: CollectorRegistry) -> None:
     gate = Gate(Turns(4, 5.0), ScorerMetrics(registry))
 
