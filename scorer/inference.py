@@ -146,13 +146,7 @@ class Inference:
         wanted = _wanted(outputs)
         asked = self._asked(_by_name(inputs))
         policy = _unknown_items(parameters or {})
-        rankings = []
-        each = len(asked.keys) // len(asked.users)
-        for i, user in enumerate(asked.users):
-            row = slice(i * each, (i + 1) * each)
-            names = None if asked.names is None else asked.names[row]
-            keys = asked.keys[row]
-            rankings.append(ranker.rank_keys(user, keys, asked.times_ms[i], policy, names))
+        rankings = ranker.rank_each(asked.users, asked.keys, asked.times_ms, policy, asked.names)
         return _inferred(ranker, rankings, wanted, asked.shape)
 
     def _asked(self, tensors: Mapping[str, Input]) -> _Asked:

@@ -17,7 +17,7 @@ from extractor.state import InterestState
 from extractor.system import Candidates, System, UserHistory
 from infra.arrays import F32, I64, U64, Array, Bools
 from infra.behaviors import BEHAVIOR
-from infra.errors import StoreCorrupt, StoreError
+from infra.errors import StoreCorrupt, StoreError, StoreUnavailable
 from infra.metrics import HISTORIES, STAGES, ScorerMetrics
 from infra.settings import UnknownItems
 from infra.store import Behaviors, Profile, Store, StoredSequence, Version, wall_clock_ms
@@ -205,6 +205,35 @@ class Ranker:
         asked = self._asked(candidate_keys, unknown_items, names)
         return self._rank(user, asked, time_ms, time.perf_counter() - started)
 
+    def rank_each(
+        self,
+        users: Sequence[str],
+        candidate_keys: U64,
+        times_ms: Sequence[int | None],
+        unknown_items: UnknownItems | None = None,
+        names: Sequence[str] | None = None,
+    ) -> list[Ranking]:
+        """`rank_keys` of N users, who are read from the store at once.
+
+        Args:
+            users: of whom each has the same number of candidates.
+            candidate_keys: u64[N * B], user by user.
+            times_ms: of each user.
+            names: the candidates' ids, in the same order.
+        """
+        if len(users) == 1:
+            return [self.rank_keys(users[0], candidate_keys, times_ms[0], unknown_items, names)]
+        each = len(candidate_keys) // len(users)
+        asked, lookups_s = [], []
+        for start in range(0, len(candidate_keys), each):
+            started, row = time.perf_counter(), slice(start, start + each)
+            named = None if names is None else names[row]
+            asked.append(self._asked(candidate_keys[row], unknown_items, named))
+            lookups_s.append(time.perf_counter() - started)
+        found = self._stored(users)
+        given = zip(users, found, asked, times_ms, lookups_s, strict=True)
+        return [self._score(*of_user) for of_user in given]
+
     def _asked(
         self, keys: U64, unknown_items: UnknownItems | None, names: Sequence[str] | None = None
     ) -> _Asked:
@@ -232,18 +261,7 @@ class Ranker:
         )
 
     def _rank(self, user: str, asked: _Asked, time_ms: int | None, lookup_s: float) -> Ranking:
-        started = time.perf_counter()
-        trace = this_trace.get()
-        if trace is not None:
-            trace.passed("decode")
-        if self._store.local:
-            found = self._read_if_there(user)
-        else:
-            with standing_aside():
-                found = self._read_if_there(user)
-        self._stage["store"].observe(time.perf_counter() - started)
-        if trace is not None:
-            trace.passed("store")
+        (found,) = self._stored([user])
         return self._score(user, found, asked, time_ms, lookup_s)
 
     def _score(
@@ -289,36 +307,68 @@ class Ranker:
             explained=explained,
         )
 
-    def _read_if_there(self, user: str) -> _Found:
-        """What the store has of the user; if it does not answer, what there is without it."""
+    def _stored(self, users: Sequence[str]) -> list[_Found]:
+        """What the store has of users, a stage of their request."""
+        started = time.perf_counter()
+        trace = this_trace.get()
+        if trace is not None:
+            trace.passed("decode")
+        if self._store.local:
+            found = self._read_if_there(users)
+        else:
+            with standing_aside():
+                found = self._read_if_there(users)
+        self._stage["store"].observe(time.perf_counter() - started)
+        if trace is not None:
+            trace.passed("store")
+        return found
+
+    def _read_if_there(self, users: Sequence[str]) -> list[_Found]:
+        """What the store has of users; if it does not answer, what there is without it."""
         try:
             self._breaker.check()
-            return self._read_told(user)
-        except StoreError:
+            return self._read_told(users)
+        except StoreError as error:
+            if len(users) > 1 and not isinstance(error, StoreUnavailable):
+                # The record of one cannot be used, which is nothing to the others.
+                return [found for user in users for found in self._read_if_there([user])]
             if not self._degrade:
                 raise
-            self._metrics.degraded.inc()
-            return DEGRADED
+            self._metrics.degraded.inc(len(users))
+            return [DEGRADED] * len(users)
 
-    def _read_told(self, user: str) -> _Found:
+    def _read_told(self, users: Sequence[str]) -> list[_Found]:
         """`_read`, of which the breaker hears."""
         try:
-            found = self._read(user)
+            found = self._read(users)
         except StoreError as error:
             self._breaker.failed(error)
             raise
         self._breaker.answered()
         return found
 
-    def _read(self, user: str) -> _Found:
-        """What the store has of the user, as the system wants it, or nothing."""
+    def _read(self, users: Sequence[str]) -> list[_Found]:
+        """What the store has of users, as the system wants it, or nothing."""
         if self._system.reads == "sequence":
-            (sequence,) = self._store.sequences([user])
-            if sequence is None:
-                return STRANGER
-            history = UserHistory(sequence.version, None, sequence.behaviors)
-            return _Found("sequence", history)
-        (profile,) = self._store.profiles([user], self._system.digest)
+            return [
+                STRANGER
+                if sequence is None
+                else _Found("sequence", UserHistory(sequence.version, None, sequence.behaviors))
+                for sequence in self._store.sequences(users)
+            ]
+        distinct = list(dict.fromkeys(users))
+        profiles = self._store.profiles(distinct, self._system.digest)
+        found = {
+            user: self._of_profile(user, profile)
+            for user, profile in zip(distinct, profiles, strict=True)
+        }
+        if whole := [user for user, has in found.items() if has is None]:
+            for user, sequence in zip(whole, self._store.sequences(whole), strict=True):
+                found[user] = STRANGER if sequence is None else _Found("sequence", None, sequence)
+        return [has for user in users if (has := found[user]) is not None]
+
+    def _of_profile(self, user: str, profile: Profile | None) -> _Found | None:
+        """What a profile tells of a user; None: their whole sequence is needed."""
         if profile is None:
             return STRANGER
         state = self._usable_state(user, profile)
@@ -332,8 +382,7 @@ class Ranker:
         if profile.interests is None or len(profile.recent) + profile.lost >= profile.version.count:
             whole = StoredSequence(profile.version, profile.recent, {}, profile.lost)
             return _Found("sequence", None, whole)
-        (sequence,) = self._store.sequences([user])
-        return STRANGER if sequence is None else _Found("sequence", None, sequence)
+        return None
 
     def _extracted(self, sequence: StoredSequence) -> UserHistory:
         return UserHistory(sequence.version, self._system.extract(sequence), NO_BEHAVIORS)

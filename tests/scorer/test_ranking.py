@@ -484,13 +484,51 @@ def test_a_user_whose_read_fails_takes_no_history_from_the_next(world: World) ->
     assert world.ranker.rank("u", CANDIDATES).history == "interests"
 
 
+def make_later(world: World, user: str) -> None:
+    """Have the user's head be one of a version to come."""
+    body = bytes([9]) + world.store._heads[user][1:-8]
+    world.store._heads[user] = body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+
+
 def test_a_record_of_a_later_version_degrades_its_user_alone(world: World) -> None:
     world.append("new", ["item-1"])
-    head = world.store._heads["new"]
-    body = bytes([9]) + head[1:-8]
-    world.store._heads["new"] = body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+    make_later(world, "new")
     assert world.ranker.rank("new", CANDIDATES).degraded
     assert world.ranker.rank("u", CANDIDATES).history == "interests"
+
+
+def test_several_users_are_read_at_once_and_ranked_as_each_alone(world: World) -> None:
+    world.append("new", ["item-3"], NOW_MS - 1)  # of whom the profile tells all
+    world.append("late", [f"item-{1 + i % 20}" for i in range(200)], NOW_MS - 10_000_000)
+    world.cluster("late")
+    world.append("late", ["item-7"] * (NEWEST + 1), NOW_MS - 1_000_000)
+    users = ["u", "nobody", "late", "new", "u"]
+    keys = item_keys([f"item-{1 + i}" for i in range(20)])
+    alone = [
+        world.ranker.rank_keys(user, keys[4 * i : 4 * i + 4], NOW_MS - i)
+        for i, user in enumerate(users)
+    ]
+    world.store.reads = 0
+    times_ms = [NOW_MS - i for i in range(len(users))]
+    together = world.ranker.rank_each(users, keys, times_ms)
+    assert world.store.reads == 2  # their profiles, and the sequences that are needed whole
+    assert [ranking.history for ranking in together] == [ranking.history for ranking in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.ctrs == pytest.approx(other.ctrs, abs=1e-7)
+
+
+def test_without_their_store_several_users_are_all_degraded(world: World) -> None:
+    world.store.away, world.store.reads = True, 0
+    rankings = world.ranker.rank_each(["u", "v"], item_keys(["item-1", "item-2"]), [None, None])
+    assert [ranking.degraded for ranking in rankings] == [True, True]
+    assert world.store.reads == 1
+
+
+def test_a_record_that_cannot_be_used_degrades_its_user_alone_among_several(world: World) -> None:
+    world.append("later", ["item-1"])
+    make_later(world, "later")
+    rankings = world.ranker.rank_each(["later", "u"], item_keys(["item-1", "item-2"]), [None, None])
+    assert [ranking.degraded for ranking in rankings] == [True, False]
 
 
 def test_a_ranking_leaves_its_figures(world: World) -> None:
