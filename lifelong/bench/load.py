@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -45,8 +45,6 @@ from models.devices import one_thread
 L: Final = 1000
 USERS: Final = 32
 SYSTEM: Final = "ENCODE"
-TIMES: Final = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""What is offered, as shares of what it can do."""
 CLIENTS: Final = 4
 """As many as it takes to keep one process busy."""
 READERS: Final = 24
@@ -77,10 +75,12 @@ class Load:
     """Asking one after another, a way and round."""
     capacity_s: float
     offered_s: float
+    times: tuple[float, ...]
+    """What is offered, as shares of what it can do."""
 
 
-FULL: Final = Load(rounds=7, quiet_s=2.0, capacity_s=4.0, offered_s=8.0)
-QUICK: Final = Load(rounds=2, quiet_s=0.5, capacity_s=1.0, offered_s=1.2)
+FULL: Final = Load(7, 2.0, 4.0, 8.0, (0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0))
+QUICK: Final = Load(2, 0.4, 1.0, 1.5, (0.8, 1.0, 1.5, 4.0))
 
 
 class Cores(NamedTuple):
@@ -103,13 +103,16 @@ def run(quick: bool) -> dict[str, Any]:
         place = Path(directory)
         with one_thread():
             scene = Scene(place)
-        with closing(Generator(cores.generator)) as generator:
-            with scene.scorer(cores.scorer) as port, scene.fastapi(cores.scorer) as peer:
-                quiet = measure_quiet(generator, scene, port, peer, load)
-                offered = {
-                    size: measure_offered(generator, scene, port, size, load) for size in SIZES
-                }
-            away = measure_away(generator, scene, cores.scorer, load)
+        with closing(Generator(cores.generator)) as generator, ExitStack() as servers:
+            slow = {
+                ms: servers.enter_context(scene.slow_scorer(cores.scorer, ms))
+                for ms in (0, AWAY_MS)
+            }
+            port = servers.enter_context(scene.scorer(cores.scorer))
+            peer = servers.enter_context(scene.fastapi(cores.scorer))
+            quiet = measure_quiet(generator, scene, port, peer, load)
+            offered = {size: measure_offered(generator, scene, port, size, load) for size in SIZES}
+            away = measure_away(generator, scene, slow, load)
     return composed(load, quiet, offered, away)
 
 
@@ -159,17 +162,21 @@ class Scene:
             yield port
 
     @contextmanager
-    def slow_scorer(self, core: int | None, away_ms: float) -> Iterator[int]:
-        """A scorer whose store is away for so long; its port."""
+    def slow_scorer(self, core: int | None, away_ms: float) -> Iterator[Callable[[], int]]:
+        """A scorer whose store is away for so long, which starts meanwhile: waits, for its port."""
+
+        def ready() -> int:
+            until_ready(f"http://127.0.0.1:{port}/v2/health/ready")
+            keep_all_to(process.pid, core)
+            return port
+
         port = free_port()
         arguments = [str(self.store), str(self.bundle), str(port), str(away_ms)]
         with subprocess.Popen(
             [sys.executable, "-m", "lifelong.bench.slow_store", *arguments],
         ) as process:
             try:
-                until_ready(f"http://127.0.0.1:{port}/v2/health/ready")
-                keep_all_to(process.pid, core)
-                yield port
+                yield ready
             finally:
                 process.kill()
 
@@ -251,7 +258,7 @@ def measure_offered(
     unloaded = generator.ask(port, patient, 1, load.capacity_s)
     capacity = generator.ask(port, patient, CLIENTS, load.capacity_s).goodput(np.inf)
     loads = {}
-    for number, times in enumerate(TIMES):
+    for number, times in enumerate(load.times):
         seconds = load.offered_s + SETTLED_S
         due = drawn(times * capacity, seconds, seed=number)
         loads[times] = generator.offer(port, requests, due, seconds).after(SETTLED_S)
@@ -260,16 +267,16 @@ def measure_offered(
 
 
 def measure_away(
-    generator: Generator, scene: Scene, core: int | None, load: Load
+    generator: Generator, scene: Scene, scorers: Mapping[int, Callable[[], int]], load: Load
 ) -> dict[str, float]:
     """Rankings a second of B = 100 with a store within the process, and with one that is away."""
     rates = {}
-    for away_ms in (0, AWAY_MS):
-        with scene.slow_scorer(core, away_ms) as port:
-            requests = scene.requests("v2", SIZES[0], port, deadline=False)
-            generator.ask(port, requests, READERS, load.quiet_s)
-            answers = generator.ask(port, requests, READERS, load.capacity_s)
-            rates[f"{away_ms} ms away"] = answers.goodput(np.inf)
+    for away_ms, ready in scorers.items():
+        port = ready()
+        requests = scene.requests("v2", SIZES[0], port, deadline=False)
+        generator.ask(port, requests, READERS, load.quiet_s)
+        answers = generator.ask(port, requests, READERS, load.capacity_s)
+        rates[f"{away_ms} ms away"] = answers.goodput(np.inf)
     return rates
 
 
