@@ -461,6 +461,73 @@ class EventSettings(Section):
         return int(self.earliest.timestamp() * 1000)
 
 
+class RegistrySettings(Section):
+    """The Schema Registry, by whose schemas records in Avro, Protobuf or JSON Schema are read."""
+
+    url: str | None = None
+    """URLs, comma separated: where one does not answer, the next is asked. It takes the packages of
+    the extra "registry". None: there is no registry."""
+    username: str | None = None
+    """User name to log in with (basic); a password is needed with it."""
+    password: SecretStr | None = None
+    """Password to log in with. Shown masked."""
+    password_file: Path | None = None
+    """File with the password, instead."""
+    token: SecretStr | None = None
+    """Token to log in with (bearer). Shown masked."""
+    token_file: Path | None = None
+    """File with the token, instead: it is read for each request, so it may be renewed."""
+    cluster: str = ""
+    """What a registry of Confluent Cloud is told beside a token, its logical cluster (lsrc-...)."""
+    identity_pool: str = ""
+    """The same, the identity pool (pool-...)."""
+    ca_file: Path | None = None
+    """Certificate authorities (PEM) to trust with https; none: those of the package certifi."""
+    cert_file: Path | None = None
+    """Certificate (PEM) to show with https; none: none is shown."""
+    key_file: Path | None = None
+    """Its key (PEM), not encrypted; none: it is in the same file."""
+    timeout_s: Seconds = 5.0
+    """Time within which each URL has to answer."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        for one in (value or "").split(",") if value is not None else ():
+            address = urlsplit(one.strip())
+            if address.scheme not in {"http", "https"} or not address.hostname:
+                raise ValueError("must be URLs as in http://127.0.0.1:8081")
+            if "@" in address.netloc:
+                raise ValueError("must hold no password; username and password_file can")
+        return value
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> RegistrySettings:
+        for name in ("password", "token"):
+            if getattr(self, name) is not None and getattr(self, f"{name}_file") is not None:
+                raise ValueError(f"{name} and {name}_file are both set; one of them is enough")
+        named = self.username is not None
+        if named != (self.password is not None or self.password_file is not None):
+            raise ValueError("username needs password or password_file, and they need it")
+        if named and (self.token is not None or self.token_file is not None):
+            raise ValueError("username and token are both set; a registry takes one of them")
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file needs cert_file")
+        return self
+
+    def secret(self, name: Literal["password", "token"]) -> str:
+        """The password or the token, wherever it is; empty: there is none.
+
+        Raises:
+            OSError: its file cannot be read.
+        """
+        file: Path | None = getattr(self, f"{name}_file")
+        if file is not None:
+            return file.read_text(encoding="utf-8").strip()
+        value: SecretStr | None = getattr(self, name)
+        return "" if value is None else value.get_secret_value()
+
+
 class LogSettings(Section):
     """What is logged and how it looks."""
 
@@ -511,6 +578,8 @@ class Settings(Section):
     """From interests to CTRs."""
     events: EventSettings = Field(default_factory=EventSettings)
     """The shape of events."""
+    registry: RegistrySettings = Field(default_factory=RegistrySettings)
+    """Schemas of records."""
     log: LogSettings = Field(default_factory=LogSettings)
     """Logging."""
     tracing: TracingSettings = Field(default_factory=TracingSettings)
@@ -594,6 +663,15 @@ _EXAMPLES: Final[dict[tuple[str, str], object]] = {
     ("bundle", "version"): "1f2e3d4c",
     ("bundle", "public_key"): "/etc/lifelong/signing.pub.pem",
     ("tracing", "endpoint"): "http://127.0.0.1:4318",
+    ("registry", "url"): "https://registry.example.com",
+    ("registry", "username"): "lifelong",
+    ("registry", "password"): "...",
+    ("registry", "password_file"): "/run/secrets/registry",
+    ("registry", "token"): "...",
+    ("registry", "token_file"): "/run/secrets/registry-token",
+    ("registry", "ca_file"): "/etc/ssl/registry.pem",
+    ("registry", "cert_file"): "/etc/ssl/lifelong.pem",
+    ("registry", "key_file"): "/etc/ssl/lifelong.key",
     ("events", "fields"): {"user_id": "payload.user.id", "item_id": "payload.sku"},
     ("events", "constants"): {"action": "click"},
     ("events", "actions"): {"buy": "purchase"},
@@ -772,9 +850,9 @@ def _explain(error: ValidationError, sources: tuple[_Source, ...]) -> str:
 def _show(key: tuple[str, ...], value: object) -> str:
     if key == ("store", "url"):
         return repr(mask_url(str(value)))
-    if key == ("broker", "sasl_password"):
+    if key in {("broker", "sasl_password"), ("registry", "password"), ("registry", "token")}:
         return MASK
-    if key in {("scorer", "jwt_keys"), ("tracing", "endpoint")} and "@" in str(value):
+    if key in {("scorer", "jwt_keys"), ("tracing", "endpoint"), ("registry", "url")} and "@" in str(value):
         return MASK
     shown = repr(value)
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}..."

@@ -1,0 +1,155 @@
+"""The Schema Registry that records in Avro, Protobuf and JSON Schema name their schemas by.
+
+Asked with confluent-kafka's own client, which goes on to the next URL where one does not answer, and
+asks for each schema once. What is told apart here is what matters to whoever reads records: that
+there is no such schema, and that the registry cannot say.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from infra.errors import RegistryUnavailable, SchemaUnknown, SettingsError, one_line
+from infra.settings import RegistrySettings
+
+if TYPE_CHECKING:
+    from confluent_kafka.schema_registry import Schema
+
+SchemaId = int | uuid.UUID
+"""What a record names its schema by: the id in its frame, or the GUID in a header."""
+
+RETRIES: Final = 2
+"""Of a request that was answered with an error that may pass; whoever needs the answer asks again
+after that, with pauses of its own."""
+RETRY_MS: Final = 100
+
+_NOT_FOUND: Final = {40401, 40402, 40403}
+"""Codes of the registry for no such subject, version, schema. A bare 404 is another server's, or
+another path's."""
+
+_HINTS: Final = {
+    401: "check registry.username and its password, or registry.token_file",
+    403: "whoever registry.username is may not read schemas",
+    404: "is it a Schema Registry? Some answer below a path, as in http://HOST:PORT/apis/ccompat/v7",
+}
+
+T = TypeVar("T")
+
+
+class SchemaRegistry:
+    """Schemas by their ids.
+
+    Args:
+        settings: where it is, and how to enter.
+        serialized: whether schemas are wanted as Protobuf's descriptors, base64, instead of text.
+        count: called with what became of each question that the registry was asked: found, unknown,
+            failed.
+
+    Raises:
+        SettingsError: there is no URL, a file cannot be read, or the client is not installed.
+    """
+
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        *,
+        serialized: bool = False,
+        count: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        if settings.url is None:
+            raise SettingsError(
+                "registry.url is not set; records that name their schemas cannot be read without"
+            )
+        try:
+            from confluent_kafka.schema_registry import SchemaRegistryClient
+        except ImportError as error:
+            raise SettingsError(
+                f"registry.url needs the packages of the extra registry ({one_line(error)});"
+                " pip install 'lifelong[registry]'"
+            ) from None
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # else it tells of each request
+        self._url = settings.url
+        self._format = "serialized" if serialized else None
+        self._count = count
+        try:
+            self._client = SchemaRegistryClient(_configuration(settings))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"registry: {one_line(error)}") from None
+
+    def schema(self, key: SchemaId) -> Schema:
+        """The schema with an id.
+
+        Raises:
+            SchemaUnknown: there is none.
+            RegistryUnavailable: it does not answer, or not as a registry would.
+        """
+        if isinstance(key, int):
+            return self._ask(lambda: self._client.get_schema(key, fmt=self._format))
+        return self._ask(lambda: self._client.get_schema_by_guid(str(key), fmt=self._format))
+
+    def version(self, subject: str, version: int) -> Schema:
+        """The schema that is a version of a subject, deleted or not; raises as `schema` does."""
+        return self._ask(
+            lambda: self._client.get_version(subject, version, deleted=True, fmt=self._format)
+        ).schema
+
+    def subjects(self) -> list[str]:
+        """The subjects that schemas are registered under; raises as `schema` does."""
+        return self._ask(self._client.get_subjects)
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        import httpx
+        from confluent_kafka.schema_registry import SchemaRegistryError
+
+        try:
+            found = call()
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404 and error.error_code in _NOT_FOUND:
+                self._count("unknown")
+                raise SchemaUnknown(one_line(error.error_message)) from None
+            self._count("failed")
+            told = f"answers {error.http_status_code} ({one_line(error.error_message, 120)})"
+            if error.http_status_code in _HINTS:
+                told += f"; {_HINTS[error.http_status_code]}"
+        except (httpx.HTTPError, OSError) as error:
+            self._count("failed")
+            told = f"cannot be reached: {type(error).__name__}: {one_line(error)}"
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # of what is no registry
+            self._count("failed")
+            told = f"does not answer as a registry would: {one_line(error)}"
+        else:
+            self._count("found")
+            return found
+        raise RegistryUnavailable(f"the Schema Registry at {self._url} {told}")
+
+
+def _configuration(settings: RegistrySettings) -> dict[str, object]:
+    """What the client is told."""
+    chosen: dict[str, object] = {
+        "url": settings.url,
+        "timeout": settings.timeout_s,
+        "max.retries": RETRIES,
+        "retries.wait.ms": RETRY_MS,
+    }
+    if settings.username is not None:
+        chosen["basic.auth.user.info"] = f"{settings.username}:{settings.secret('password')}"
+    if settings.token is not None or settings.token_file is not None:
+        # Read anew for each request: tokens are renewed where they lie.
+        chosen |= {
+            "bearer.auth.credentials.source": "CUSTOM",
+            "bearer.auth.custom.provider.function": lambda _: {
+                "bearer.auth.token": settings.secret("token"),
+                "bearer.auth.identity.pool.id": settings.identity_pool,
+                "bearer.auth.logical.cluster": settings.cluster,
+            },
+            "bearer.auth.custom.provider.config": {},
+        }
+    files = {
+        "ssl.ca.location": settings.ca_file,
+        "ssl.certificate.location": settings.cert_file,
+        "ssl.key.location": settings.key_file,
+    }
+    return chosen | {name: str(path) for name, path in files.items() if path is not None}
