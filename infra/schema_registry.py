@@ -1,14 +1,15 @@
 """The Schema Registry that records in Avro, Protobuf and JSON Schema name their schemas by.
 
-Asked with confluent-kafka's own client, which goes on to the next URL where one does not answer, and
-asks for each schema once. What is told apart here is what matters to whoever reads records: that
-there is no such schema, and that the registry cannot say.
+Asked with confluent-kafka's own client, which goes on to the next URL where one does not answer. What
+is told apart here is what matters to whoever reads records: that there is no such schema, and that
+the registry cannot say.
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -16,7 +17,7 @@ from infra.errors import RegistryUnavailable, SchemaUnknown, SettingsError, one_
 from infra.settings import RegistrySettings
 
 if TYPE_CHECKING:
-    from confluent_kafka.schema_registry import Schema
+    from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 SchemaId = int | uuid.UUID
 """What a record names its schema by: the id in its frame, or the GUID in a header."""
@@ -40,7 +41,10 @@ T = TypeVar("T")
 
 
 class SchemaRegistry:
-    """Schemas by their ids.
+    """Schemas by their ids. Whoever needs one again keeps it: each call is a question.
+
+    A question has a client of its own: there are few, nothing is left open between them, and files
+    (passwords, tokens, certificates) are read as they are by then.
 
     Args:
         settings: where it is, and how to enter.
@@ -64,18 +68,20 @@ class SchemaRegistry:
                 "registry.url is not set; records that name their schemas cannot be read without"
             )
         try:
-            from confluent_kafka.schema_registry import SchemaRegistryClient
+            with warnings.catch_warnings(record=True):  # its OAuth library's, of an httpx to come
+                import confluent_kafka.schema_registry  # noqa: F401
         except ImportError as error:
             raise SettingsError(
                 f"registry.url needs the packages of the extra registry ({one_line(error)});"
                 " pip install 'lifelong[registry]'"
             ) from None
         logging.getLogger("httpx").setLevel(logging.WARNING)  # else it tells of each request
-        self._url = settings.url
+        self._settings = settings
         self._format = "serialized" if serialized else None
         self._count = count
         try:
-            self._client = SchemaRegistryClient(_configuration(settings))
+            with self._client():
+                pass
         except (OSError, ValueError) as error:
             raise SettingsError(f"registry: {one_line(error)}") from None
 
@@ -87,25 +93,31 @@ class SchemaRegistry:
             RegistryUnavailable: it does not answer, or not as a registry would.
         """
         if isinstance(key, int):
-            return self._ask(lambda: self._client.get_schema(key, fmt=self._format))
-        return self._ask(lambda: self._client.get_schema_by_guid(str(key), fmt=self._format))
+            return self._ask(lambda client: client.get_schema(key, fmt=self._format))
+        return self._ask(lambda client: client.get_schema_by_guid(str(key), fmt=self._format))
 
     def version(self, subject: str, version: int) -> Schema:
         """The schema that is a version of a subject, deleted or not; raises as `schema` does."""
         return self._ask(
-            lambda: self._client.get_version(subject, version, deleted=True, fmt=self._format)
+            lambda client: client.get_version(subject, version, deleted=True, fmt=self._format)
         ).schema
 
     def subjects(self) -> list[str]:
         """The subjects that schemas are registered under; raises as `schema` does."""
-        return self._ask(self._client.get_subjects)
+        return self._ask(lambda client: client.get_subjects())
 
-    def _ask(self, call: Callable[[], T]) -> T:
+    def _client(self) -> SchemaRegistryClient:
+        from confluent_kafka.schema_registry import SchemaRegistryClient
+
+        return SchemaRegistryClient(_configuration(self._settings))
+
+    def _ask(self, call: Callable[[SchemaRegistryClient], T]) -> T:
         import httpx
         from confluent_kafka.schema_registry import SchemaRegistryError
 
         try:
-            found = call()
+            with self._client() as client:
+                found = call(client)
         except SchemaRegistryError as error:
             if error.http_status_code == 404 and error.error_code in _NOT_FOUND:
                 self._count("unknown")
@@ -123,7 +135,7 @@ class SchemaRegistry:
         else:
             self._count("found")
             return found
-        raise RegistryUnavailable(f"the Schema Registry at {self._url} {told}")
+        raise RegistryUnavailable(f"the Schema Registry at {self._settings.url} {told}")
 
 
 def _configuration(settings: RegistrySettings) -> dict[str, object]:
@@ -137,15 +149,11 @@ def _configuration(settings: RegistrySettings) -> dict[str, object]:
     if settings.username is not None:
         chosen["basic.auth.user.info"] = f"{settings.username}:{settings.secret('password')}"
     if settings.token is not None or settings.token_file is not None:
-        # Read anew for each request: tokens are renewed where they lie.
         chosen |= {
-            "bearer.auth.credentials.source": "CUSTOM",
-            "bearer.auth.custom.provider.function": lambda _: {
-                "bearer.auth.token": settings.secret("token"),
-                "bearer.auth.identity.pool.id": settings.identity_pool,
-                "bearer.auth.logical.cluster": settings.cluster,
-            },
-            "bearer.auth.custom.provider.config": {},
+            "bearer.auth.credentials.source": "STATIC_TOKEN",
+            "bearer.auth.token": settings.secret("token"),
+            "bearer.auth.logical.cluster": settings.cluster,
+            "bearer.auth.identity.pool.id": settings.identity_pool,
         }
     files = {
         "ssl.ca.location": settings.ca_file,

@@ -476,7 +476,8 @@ class RegistrySettings(Section):
     token: SecretStr | None = None
     """Token to log in with (bearer). Shown masked."""
     token_file: Path | None = None
-    """File with the token, instead: it is read for each request, so it may be renewed."""
+    """File with the token, instead. It is read whenever a schema is asked for, as all files here
+    are, so it may be renewed."""
     cluster: str = ""
     """What a registry of Confluent Cloud is told beside a token, its logical cluster (lsrc-...)."""
     identity_pool: str = ""
@@ -852,7 +853,9 @@ def _show(key: tuple[str, ...], value: object) -> str:
         return repr(mask_url(str(value)))
     if key in {("broker", "sasl_password"), ("registry", "password"), ("registry", "token")}:
         return MASK
-    if key in {("scorer", "jwt_keys"), ("tracing", "endpoint"), ("registry", "url")} and "@" in str(value):
+    if key in {("scorer", "jwt_keys"), ("tracing", "endpoint"), ("registry", "url")} and "@" in str(
+        value
+    ):
         return MASK
     shown = repr(value)
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}..."

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,11 +120,9 @@ def _missing(code: int, message: str) -> tuple[int, object]:
 
 
 @contextmanager
-def registry_double(certificate: Path | None = None) -> Iterator[RegistryDouble]:
-    """A registry that listens while this is entered; with a certificate (and its key, in one PEM
-    file) over TLS.
-    """
-    double = RegistryDouble("http" if certificate is None else "https")
+def registry_double(tls: ssl.SSLContext | None = None) -> Iterator[RegistryDouble]:
+    """A registry that listens while this is entered, over TLS where that is given."""
+    double = RegistryDouble("http" if tls is None else "https")
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -154,10 +151,8 @@ def registry_double(certificate: Path | None = None) -> Iterator[RegistryDouble]
             """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         double.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()

@@ -257,6 +257,9 @@ def test_secrets_are_there_for_those_who_need_them() -> None:
         {"scorer.jwt_keys": f"https://u:{SECRET}@h/jwks"},
         {"scorer.jwt_keys": f"https://{SECRET}@h/jwks"},
         {"store.url": f"memory://u:{SECRET}@h", "worker.fetch_max": 0},
+        {"registry.url": f"http://u:{SECRET}@h"},
+        {"registry.password": SECRET},
+        {"registry.token": SECRET, "registry.token_file": "token"},
     ],
 )
 def test_secrets_are_masked_in_errors(overrides: dict[str, object]) -> None:
