@@ -782,6 +782,13 @@ def bench_stream(
             help="With --minutes: share of that rate at which events are followed into rankings.",
         ),
     ] = 0.5,
+    forms: Annotated[
+        bool,
+        typer.Option(
+            "--forms",
+            help="The purchases as JSON, in envelopes of 50, in Avro, and compressed, instead.",
+        ),
+    ] = False,
     quick: Quick = False,
     chart: Chart = None,
     json_out: JsonOut = None,
@@ -789,16 +796,21 @@ def bench_stream(
     """Events a second from Kafka into rolling sequences, beside Faust and Quix Streams."""
     if minutes and (quick or events):
         raise SettingsError("--minutes: leave out --quick and --events, or --minutes")
+    if forms and (minutes or events or load != "purchases" or reclustering == "on"):
+        raise SettingsError("--forms: leave out all else but --quick, --chart and --json")
     with _extra("bench"):
+        from lifelong.bench import forms as bench_forms
         from lifelong.bench import stream, sustained
 
     def measure() -> dict[str, Any]:
         reclusters = reclustering == "on"
+        if forms:
+            return bench_forms.run(quick)
         if minutes:
             return sustained.run(load, minutes, offered, reclustering=reclusters)
         return stream.run(quick, load, reclustering=reclusters, events=events)
 
-    title = f"stream, {load}, reclustering {reclustering}"
+    title = "stream, forms" if forms else f"stream, {load}, reclustering {reclustering}"
     _report_bench(measure, title, chart, json_out)
 
 

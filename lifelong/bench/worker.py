@@ -141,6 +141,7 @@ def started(
     *,
     reclustering: bool,
     store: Path | None = None,
+    chosen: Mapping[str, object] | None = None,
 ) -> Iterator[BenchedWorker]:
     """A worker that is ready; it has ended, and its store is gone, when this is left.
 
@@ -150,12 +151,14 @@ def started(
         topic: of events; the one of dead letters is beside it, ``TOPIC.dead``.
         reclustering: whether it reclusters.
         store: one that is there; None: an empty one.
+        chosen: further settings.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     group = uuid.uuid4().hex
     store = store or directory / group
     chosen = {
+        **(chosen or {}),
         "broker.bootstrap": bootstrap,
         "broker.topic": topic,
         "broker.dead_letter_topic": f"{topic}.dead",
