@@ -72,6 +72,10 @@ BundlePath = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="DIR", help="Model bundle; default: the shipped one."),
 ]
+Source = Annotated[
+    str | None,
+    typer.Option("--source", metavar="NAME", help="Which of [[sources]]; needed if several."),
+]
 Reasons = Annotated[
     list[str] | None,
     typer.Option("--reason", metavar="REASON", help="Of this reason; may be given several times."),
@@ -218,6 +222,7 @@ def worker(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of /metrics and /health.")
     ] = None,
+    source: Source = None,
     config: Config = None,
     assignments: Assignments = None,
 ) -> None:
@@ -234,7 +239,7 @@ def worker(
             "worker.metrics_port": metrics_port,
         },
     )
-    run_worker(_with_bundle(settings))
+    run_worker(_with_bundle(settings.reading(source)))
 
 
 @app.command()

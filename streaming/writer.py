@@ -97,6 +97,7 @@ class BatchWriter:
     ) -> None:
         self.progress = WriterProgress()
         self._decoder = EventDecoder(settings.events)
+        self._source = settings.events.said
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
         self._digest = digest
@@ -106,12 +107,17 @@ class BatchWriter:
         self._trace: TransactionTrace | None = None
         """Of the transaction that is being written; None: it has none, or none is."""
         self._metrics = metrics
+        self._told: set[str] = set()
+        """Why events are ignored, as far as it was logged."""
         self._clock = clock
         self._sleep = sleep
         self._decoding = ThreadPoolExecutor(1, "decode")
         self._writing = ThreadPoolExecutor(1, "write")
-        for reason in Reason:  # what is not there before the first one does not rise with it
+        # What is not there before the first one does not rise with it.
+        for reason in Reason:
             metrics.rejects.labels(reason.value)
+        for path in self._decoder.rules.reasons:
+            metrics.ignored.labels(self._source, path)
 
     async def make_due_for(self, digest: bytes | None) -> None:
         """Have users be due for another bundle; returns when no transaction is under way in which
@@ -122,10 +128,27 @@ class BatchWriter:
             await asyncio.get_running_loop().run_in_executor(self._writing, lambda: None)
 
     async def decode(self, batch: FetchedBatch) -> Decoded:
-        """Decode the batch's records; touches nothing else, so it may run ahead of `write`."""
+        """Decode the batch's records; touches nothing else, so it may run ahead of `write`.
+
+        Tried again, with growing pauses, where the format cannot tell yet what they are.
+        """
         self.progress.moved()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, self._decode, batch)
+        pause, said = RETRY_MIN_S, False
+        while True:
+            try:
+                decoded = await loop.run_in_executor(self._decoding, self._decode, batch)
+            except LifelongError as error:
+                self._report(error)
+                said = True
+                await self._sleep(pause)
+                pause = min(pause * 2, self._retry_max_s)
+                self.progress.moved()
+                continue
+            if said:
+                log.info("decoding again", after=self.progress.failure)
+                self.progress.failure = None
+            return decoded
 
     async def write(self, group: Sequence[Writable], wanted: Callable[[], bool]) -> None:
         """Apply batches at once; return when store and dead-letter topic have what is theirs.
@@ -156,7 +179,9 @@ class BatchWriter:
         appended, refused = await self.until_done(lambda: self._append_group(group), wanted)
         if trace is not None:
             trace.passed("append")
-        rejects = [(one, one.decoded.rejects + _refusals(one, refused)) for one in group]
+        rejects = [
+            (one, one.decoded.rejects + _refusals(one, refused, self._decoder)) for one in group
+        ]
         letters = [letter for one, of in rejects for letter in _letters(one.batch, of)]
         if letters:
             await self.until_done(lambda: self._dead_letters.send(letters), wanted)
@@ -166,6 +191,7 @@ class BatchWriter:
         self._metrics.group_events.observe(sum(len(one.batch.records) for one in group))
         for one, of in rejects:
             self._measure_rejects(one.batch, of)
+            self._measure_ignored(one)
         if trace is not None:
             trace.stored(appended.applied, [(one.batch, of) for one, of in rejects])
         self.progress.moved()
@@ -226,6 +252,7 @@ class BatchWriter:
             [record.key for record in records],
             [record.value for record in records],
             self._clock(),
+            [record.headers for record in records] if self._decoder.reads_headers else None,
         )
         if self._traces is not None:
             batch.decoding = self._traces.decoded(records, began_ns, time.time_ns())
@@ -305,6 +332,21 @@ class BatchWriter:
                 first_detail=first.detail,
             )
 
+    def _measure_ignored(self, one: Writable) -> None:
+        ignored = one.decoded.ignored
+        self._metrics.events.labels("ignored").inc(ignored.total())
+        for reason, count in ignored.items():
+            self._metrics.ignored.labels(self._source, reason).inc(count)
+            if reason not in self._told:
+                self._told.add(reason)
+                log.info(
+                    "events ignored, as from here on without a word",
+                    source=self._source,
+                    reason=reason,
+                    partition=one.batch.tp.partition,
+                    count=count,
+                )
+
 
 _User = tuple[Source, Append]
 """A user's part of what came of a source."""
@@ -336,7 +378,7 @@ def _joined(group: Sequence[Writable]) -> list[Group]:
     ]
 
 
-def _refusals(one: Writable, refused: Sequence[_Refused]) -> list[Reject]:
+def _refusals(one: Writable, refused: Sequence[_Refused], decoder: EventDecoder) -> list[Reject]:
     """The events of a batch that the store can never take, as rejects."""
     if not refused:
         return []
@@ -348,10 +390,11 @@ def _refusals(one: Writable, refused: Sequence[_Refused]) -> list[Reject]:
         too_large = isinstance(error, RecordTooLarge)
         reason = Reason.RECORD_TOO_LARGE if too_large else Reason.RECORD_CORRUPT
         detail = one_line(error)
-        for record in map(by_offset.get, append.offsets):
+        for record in map(by_offset.get, dict.fromkeys(append.offsets)):
             if record is None:  # of another batch of the group
                 continue
-            rejects.append(Reject(record.offset, record.key, record.value, reason, detail))
+            of = decoder.of_user(record.value or b"", record.key, record.headers, append.user)
+            rejects.append(Reject(record.offset, record.key, of, reason, detail))
     return rejects
 
 
@@ -359,7 +402,7 @@ def _letters(batch: FetchedBatch, rejects: Sequence[Reject]) -> list[DeadLetter]
     """The rejects of a batch as dead letters, which also say where each record came from."""
     if not rejects:
         return []
-    timestamps = {record.offset: record.timestamp for record in batch.records}
+    records = {record.offset: record for record in batch.records}
     return [
         DeadLetter(
             key=reject.key,
@@ -369,7 +412,8 @@ def _letters(batch: FetchedBatch, rejects: Sequence[Reject]) -> list[DeadLetter]
             topic=batch.tp.topic,
             partition=batch.tp.partition,
             offset=reject.offset,
-            timestamp=timestamps[reject.offset],
+            timestamp=records[reject.offset].timestamp,
+            headers=records[reject.offset].headers,
         )
         for reject in rejects
     ]

@@ -372,6 +372,15 @@ STREAM: Final = Dashboard(
             runbook="dead-letters",
         ),
         Panel(
+            "Ignored by rule",
+            (
+                (
+                    _rate("lifelong_worker_ignored_total", "source, reason"),
+                    "{{source}} {{reason}}",
+                ),
+            ),
+        ),
+        Panel(
             "Lost events",
             (
                 (

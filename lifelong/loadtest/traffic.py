@@ -74,7 +74,8 @@ def message(event: Mapping[str, Any], settings: EventSettings) -> dict[str, byte
     """
     shaped: dict[str, Any] = {}
     for name, value in event.items():
-        *outer, last = settings.fields.get(name, name).split(".")
+        theirs = settings.fields.get(name, name)
+        *outer, last = (theirs if isinstance(theirs, str) else theirs[0]).split(".")
         at = shaped
         for part in outer:
             at = at.setdefault(part, {})

@@ -21,7 +21,7 @@ from typing import Final, Literal, Protocol
 import pyarrow as pa
 import xxhash
 
-from infra.errors import SourceError, hint, one_line
+from infra.errors import SettingsError, SourceError, hint, one_line
 from infra.settings import EVENT_FIELDS, EventSettings
 from infra.store import wall_clock_ms
 from infra.telemetry import get_logger
@@ -108,6 +108,7 @@ class EventFile:
         self.skipped: Counter[str] = Counter()
         """Rows skipped so far, by `streaming.events.rejects.Reason`."""
         self._mapping = mapping or EventSettings()
+        _check_flat(self._mapping)
         self.actions: Final = self._mapping.declared_actions
         """The actions whose codes its events have."""
         conversion = Conversion(self._mapping)
@@ -174,11 +175,11 @@ class EventFile:
 
     def _find_columns(self) -> dict[str, str]:
         """Field -> column for the fields that this file has."""
-        wanted = {name: self._mapping.fields.get(name, name) for name in EVENT_FIELDS}
         with self._reading():
             there = self._rows.names()
         if there is None:
-            return wanted
+            return {name: name for name in EVENT_FIELDS}
+        wanted = _columns(self._mapping)
         found: dict[str, str] = {}
         for name, column in wanted.items():
             if column in there:
@@ -213,6 +214,36 @@ def read_events(
 ) -> Iterator[EventBatch]:
     """The events of a file in batches; `EventFile` in one call, for those who need no more."""
     return EventFile(path, mapping, on_bad=on_bad, batch_rows=batch_rows).batches(start_row)
+
+
+def _check_flat(mapping: EventSettings) -> None:
+    """Raise where the mapping is of records that hold something else than rows do."""
+    of_records = {
+        "format": mapping.format != "json",
+        "split": bool(mapping.split),
+        "only": bool(mapping.only),
+        "ignore": bool(mapping.ignore),
+    }
+    for name, said in of_records.items():
+        if said:
+            raise SettingsError(
+                f"events.{name} = {getattr(mapping, name)!r} is of a topic's records, and a file is"
+                " read row by row: give it settings of its own (--config) without that"
+            )
+
+
+def _columns(mapping: EventSettings) -> dict[str, str]:
+    """Field -> column, for files that have columns."""
+    columns = {}
+    for name in EVENT_FIELDS:
+        theirs = mapping.fields.get(name, name)
+        if not isinstance(theirs, str):
+            raise SettingsError(
+                f"events.fields: {name} = {list(theirs)!r}: a file with columns is read by one of"
+                " them; name that one, as in --set events.fields.user_id=..."
+            )
+        columns[name] = theirs
+    return columns
 
 
 def _format(path: Path) -> tuple[str, bool]:

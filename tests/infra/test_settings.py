@@ -7,7 +7,14 @@ import pytest
 from pydantic import ValidationError
 
 from infra.errors import SettingsError
-from infra.settings import EVENT_FIELDS, EventSettings, Settings, StoreSettings, load_settings
+from infra.settings import (
+    SECTIONS,
+    Section,
+    Settings,
+    SourceSettings,
+    StoreSettings,
+    load_settings,
+)
 
 
 def error(
@@ -111,11 +118,6 @@ def test_a_wrong_list_of_actions_is_told_before_what_refers_to_it() -> None:
 def test_a_long_value_is_shown_in_part() -> None:
     message = error({"events.action_names": [f"action {code}" for code in range(300)]})
     assert len(message) < 250
-
-
-def test_fields_not_listed_keep_our_names() -> None:
-    fields = EventSettings(fields={"user_id": "u.id"}).fields
-    assert fields == {**{name: name for name in EVENT_FIELDS}, "user_id": "u.id"}
 
 
 def test_earliest_is_a_date_or_a_moment() -> None:
@@ -278,8 +280,9 @@ def test_settings_are_frozen() -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    for name, section in Settings.model_fields.items():
-        assert section.description, name
-        model = type(getattr(Settings(), name))
+    for section, about in Settings.model_fields.items():
+        assert about.description, section
+    models: dict[str, type[Section]] = {**SECTIONS, "sources": SourceSettings}
+    for name, model in models.items():
         for key, field in model.model_fields.items():
             assert field.description, f"{name}.{key}"

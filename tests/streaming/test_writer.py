@@ -26,7 +26,7 @@ OUTCOMES = ("applied", "duplicate", "replayed", "deleted", "rejected")
 
 def batch_of(*records: tuple[str, bytes | None], begin: int = 10) -> Any:
     made = [
-        SimpleNamespace(offset=begin + n, key=key.encode(), value=value, timestamp=NOW)
+        SimpleNamespace(offset=begin + n, key=key.encode(), value=value, timestamp=NOW, headers=())
         for n, (key, value) in enumerate(records)
     ]
     tp = TP("behaviors", 0)
