@@ -313,6 +313,15 @@ class WorkerMetrics(BundleMetrics):
             ["source", "reason"],
             registry=registry,
         )
+        self.registry_requests = Counter(
+            "lifelong_worker_registry_requests",
+            "Questions to the Schema Registry, one a schema, by outcome: found, unknown (its "
+            "records are dead letters) or failed (the worker waits, and asks again).",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("found", "unknown", "failed"):
+            self.registry_requests.labels(outcome)
         self.batches = Counter(
             "lifelong_worker_batches",
             "Transactions of events stored and acknowledged, each of all that was decoded while "

@@ -1,8 +1,8 @@
 """The Schema Registry that records in Avro, Protobuf and JSON Schema name their schemas by.
 
-Asked with confluent-kafka's own client, which goes on to the next URL where one does not answer. What
-is told apart here is what matters to whoever reads records: that there is no such schema, and that
-the registry cannot say.
+Asked with confluent-kafka's own client, which goes on to the next URL where one does not answer.
+What is told apart here is what matters to whoever reads records: that there is no such schema, and
+that the registry cannot say.
 """
 
 from __future__ import annotations
@@ -48,58 +48,63 @@ class SchemaRegistry:
 
     Args:
         settings: where it is, and how to enter.
-        serialized: whether schemas are wanted as Protobuf's descriptors, base64, instead of text.
         count: called with what became of each question that the registry was asked: found, unknown,
             failed.
-
-    Raises:
-        SettingsError: there is no URL, a file cannot be read, or the client is not installed.
     """
 
     def __init__(
-        self,
-        settings: RegistrySettings,
-        *,
-        serialized: bool = False,
-        count: Callable[[str], object] = lambda _: None,
+        self, settings: RegistrySettings, count: Callable[[str], object] = lambda _: None
     ) -> None:
-        if settings.url is None:
-            raise SettingsError(
-                "registry.url is not set; records that name their schemas cannot be read without"
-            )
+        self._settings = settings
+        self._count = count
+
+    def require(self, whose: str) -> None:
+        """See to it that it can be asked; nothing is asked yet.
+
+        Args:
+            whose: what needs it, for people.
+
+        Raises:
+            SettingsError: there is no URL, a file cannot be read, or the client is not installed.
+        """
+        if self._settings.url is None:
+            raise SettingsError(f"registry.url is not set; {whose} needs a Schema Registry")
         try:
             with warnings.catch_warnings(record=True):  # its OAuth library's, of an httpx to come
                 import confluent_kafka.schema_registry  # noqa: F401
         except ImportError as error:
             raise SettingsError(
-                f"registry.url needs the packages of the extra registry ({one_line(error)});"
+                f"{whose} needs the packages of the extra registry ({one_line(error)});"
                 " pip install 'lifelong[registry]'"
             ) from None
         logging.getLogger("httpx").setLevel(logging.WARNING)  # else it tells of each request
-        self._settings = settings
-        self._format = "serialized" if serialized else None
-        self._count = count
         try:
             with self._client():
                 pass
         except (OSError, ValueError) as error:
             raise SettingsError(f"registry: {one_line(error)}") from None
 
-    def schema(self, key: SchemaId) -> Schema:
+    def schema(self, key: SchemaId, *, serialized: bool = False) -> Schema:
         """The schema with an id.
+
+        Args:
+            key: its id or GUID.
+            serialized: whether it is wanted as Protobuf's descriptor, base64, instead of text.
 
         Raises:
             SchemaUnknown: there is none.
             RegistryUnavailable: it does not answer, or not as a registry would.
         """
+        form = _form(serialized)
         if isinstance(key, int):
-            return self._ask(lambda client: client.get_schema(key, fmt=self._format))
-        return self._ask(lambda client: client.get_schema_by_guid(str(key), fmt=self._format))
+            return self._ask(lambda client: client.get_schema(key, fmt=form))
+        return self._ask(lambda client: client.get_schema_by_guid(str(key), fmt=form))
 
-    def version(self, subject: str, version: int) -> Schema:
-        """The schema that is a version of a subject, deleted or not; raises as `schema` does."""
+    def version(self, subject: str, version: int, *, serialized: bool = False) -> Schema:
+        """The schema that is a version of a subject, deleted or not; as `schema`."""
+        form = _form(serialized)
         return self._ask(
-            lambda client: client.get_version(subject, version, deleted=True, fmt=self._format)
+            lambda client: client.get_version(subject, version, deleted=True, fmt=form)
         ).schema
 
     def subjects(self) -> list[str]:
@@ -136,6 +141,10 @@ class SchemaRegistry:
             self._count("found")
             return found
         raise RegistryUnavailable(f"the Schema Registry at {self._settings.url} {told}")
+
+
+def _form(serialized: bool) -> str | None:
+    return "serialized" if serialized else None
 
 
 def _configuration(settings: RegistrySettings) -> dict[str, object]:

@@ -420,8 +420,9 @@ class EventSettings(Section):
 
     format: FormatName = "json"
     """What a record holds: json (one event, an array, or one a line), cloudevents, segment,
-    snowplow (enriched, TSV) or debezium. A format brings the paths that are usual in it; what is
-    set here goes before them."""
+    snowplow (enriched, TSV), debezium; avro, protobuf or json_schema by the schemas of a registry
+    ([registry]). A format brings the paths that are usual in it; what is set here goes before
+    them."""
     key: Literal["user", "any"] = "user"
     """What a record's key must be: the id of the user, or anything. Kafka keeps the order of
     records only within a partition, which the key chooses: with "any" a user's events may come out

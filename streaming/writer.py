@@ -18,8 +18,9 @@ from typing import Final, TypeVar
 import numpy as np
 
 from infra.behaviors import Source
-from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line
+from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line, typed_line
 from infra.metrics import WorkerMetrics
+from infra.schema_registry import SchemaRegistry
 from infra.settings import Settings
 from infra.store import Append, Appended, Group, Store, wall_clock_ms
 from infra.telemetry import get_logger
@@ -66,6 +67,8 @@ class WriterProgress:
     """When a batch was last begun, retried or finished, monotonic seconds."""
     failure: str | None = None
     """Why the batch at hand cannot be written; None while all is well."""
+    unread: str | None = None
+    """Why the next one cannot be decoded; None while all is well."""
     assigned: bool = False
     """Whether the group has given us our partitions (perhaps none)."""
 
@@ -96,7 +99,10 @@ class BatchWriter:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.progress = WriterProgress()
-        self._decoder = EventDecoder(settings.events)
+        registry = SchemaRegistry(
+            settings.registry, lambda outcome: metrics.registry_requests.labels(outcome).inc()
+        )
+        self._decoder = EventDecoder(settings.events, registry)
         self._source = settings.events.said
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
@@ -132,22 +138,22 @@ class BatchWriter:
 
         Tried again, with growing pauses, where the format cannot tell yet what they are.
         """
-        self.progress.moved()
         loop = asyncio.get_running_loop()
-        pause, said = RETRY_MIN_S, False
+        pause = RETRY_MIN_S
         while True:
+            self.progress.moved()
             try:
                 decoded = await loop.run_in_executor(self._decoding, self._decode, batch)
             except LifelongError as error:
-                self._report(error)
-                said = True
+                if self.progress.unread is None:
+                    log.error("cannot decode, will retry", error=typed_line(error))
+                self.progress.unread = typed_line(error)
                 await self._sleep(pause)
                 pause = min(pause * 2, self._retry_max_s)
-                self.progress.moved()
                 continue
-            if said:
-                log.info("decoding again", after=self.progress.failure)
-                self.progress.failure = None
+            if self.progress.unread is not None:
+                log.info("decoding again", after=self.progress.unread)
+                self.progress.unread = None
             return decoded
 
     async def write(self, group: Sequence[Writable], wanted: Callable[[], bool]) -> None:

@@ -37,6 +37,10 @@ ADVICE: Final = {
     "lifelong_worker_ignored": Advice(
         "what of a topic is no behavior", "[formats](formats/README.md#what-is-no-behavior)"
     ),
+    "lifelong_worker_registry_requests": Advice(
+        "one a schema, found",
+        "failed rises, or unknown: [registry](formats/registry.md#when-something-is-wrong)",
+    ),
     "lifelong_worker_batches": Advice("rises while events come", _LAG),
     "lifelong_worker_batch_seconds": Advice("as long as appends, and a little", _LAG),
     "lifelong_worker_group_events": Advice(

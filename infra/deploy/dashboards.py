@@ -381,6 +381,10 @@ STREAM: Final = Dashboard(
             ),
         ),
         Panel(
+            "Questions to the Schema Registry",
+            ((_increase("lifelong_worker_registry_requests_total", "outcome"), "{{outcome}}"),),
+        ),
+        Panel(
             "Lost events",
             (
                 (

@@ -213,7 +213,7 @@ def _registry() -> Iterator[str]:
     body = json.dumps({"schema": json.dumps(SCHEMA), "schemaType": "AVRO"}).encode()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - as http.server calls it
+        def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("content-type", "application/vnd.schemaregistry.v1+json")
             self.send_header("content-length", str(len(body)))

@@ -1,8 +1,9 @@
 """The peers of ``lifelong bench stream``, each in a process of its own.
 
 ``python -m lifelong.bench.peers NAME BOOTSTRAP TOPIC EVENTS DIRECTORY REGISTRY`` consumes EVENTS
-events from the start of TOPIC and prints ``{"events": ..., "seconds": ...}``: from the first event handled to
-the last, start-up not counted. Each keeps what our worker keeps, as its documentation suggests.
+events from the start of TOPIC and prints ``{"events": ..., "seconds": ...}``: from the first event
+handled to the last, start-up not counted. Each keeps what our worker keeps, as its documentation
+suggests.
 """
 
 from __future__ import annotations

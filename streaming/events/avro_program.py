@@ -20,9 +20,8 @@ from streaming.events.parsing import (
     FIELDS,
     IDS,
     Found,
-    Names,
+    How,
     Rows,
-    Rules,
     Texts,
     as_array,
     joined,
@@ -101,12 +100,12 @@ class Programs:
     """The programs of all schemas so far.
 
     Args:
-        names: our fields' names to their paths, of which none leads to two.
+        names: our fields' names to their paths, step by step; no two are the same.
         unit: of times that are plain numbers.
     """
 
-    def __init__(self, names: Mapping[str, str], unit: str) -> None:
-        self._fields = {tuple(names[name].split(".")): place for place, name in enumerate(FIELDS)}
+    def __init__(self, names: Mapping[str, Sequence[str]], unit: str) -> None:
+        self._fields = {tuple(names[name]): place for place, name in enumerate(FIELDS)}
         self._unit = unit
         self._steps: list[tuple[int, int, int, int]] = []
         self._symbols: list[bytes] = []
@@ -145,7 +144,7 @@ class Programs:
         self._steps.append((what, a, b, c))
         return len(self._steps) - 1
 
-    def _value(self, schema: Any, path: tuple[str, ...]) -> None:  # noqa: C901, PLR0912 - a row of types
+    def _value(self, schema: Any, path: tuple[str, ...]) -> None:
         """The steps for a value of a type, at a path of the event."""
         if isinstance(schema, list):
             self._union(schema, path)
@@ -254,50 +253,42 @@ def parse_avro(
     begins: I64,
     skipped: I64,
     program: Program,
-    names: Names,
-    rules: Rules,
-    latest: int,
-    *,
-    keyless: bool,
+    how: How,
 ) -> Rows:
     """Read the records of a batch.
 
     Args:
+        values, keys, how: as in `streaming.events.parsing.parse`.
         begins: i64[n]: where the program of each begins, or `UNSURE`.
         skipped: i64[n]: bytes before what each holds.
         program: of all schemas.
-        values, keys, names, rules, latest, keyless: as in `streaming.events.parsing.parse`.
     """
+    words = how.names.words
     room = bytes(len(values) * IDS * WHOLE_BYTES if program.writes else 0)
     text, bounds = joined(
-        [
-            names.words.tobytes(),
-            program.symbols.tobytes(),
-            *(value or b"" for value in values),
-            room,
-        ]
+        [words.tobytes(), program.symbols.tobytes(), *(value or b"" for value in values), room]
     )
-    bounds = bounds[2:]
-    spans = np.stack([bounds[:-2] + skipped, bounds[1:-1]], axis=1)
-    # Too long, as the rules say of any record.
-    begins = np.where(np.diff(bounds[:-1]) > rules.max_event, UNSURE, begins)
-    texts = Texts(as_array(text), bounds[:-1], *of_keys(keys, keyless=keyless))
+    bounds = bounds[2:-1]
+    spans = np.stack([bounds[:-1] + skipped, bounds[1:]], axis=1)
+    begins = np.where(np.diff(bounds) > how.rules.max_event, UNSURE, begins)
+    texts = Texts(as_array(text), bounds, *of_keys(keys, keyless=how.keyless))
     found = Found.empty(len(values))
     _find_avro(
-        texts.values,
-        spans,
-        begins,
-        program.steps,
-        program.marks,
-        len(names.words),
-        bounds[-2],
-        found,
+        texts.values, spans, begins, program.steps, program.marks, len(words), bounds[-1], found
     )
-    return judged(text, texts, names, rules, latest, found)
+    return judged(text, texts, how, found)
+
+
+def warm() -> None:
+    """Have the kernel compiled."""
+    program = Programs({name: (name,) for name in FIELDS}, "ms").program
+    text, none = as_array(bytearray()), np.zeros(0, np.int64)
+    spans, found = np.zeros((0, 2), np.int64), Found.empty(0)
+    _find_avro(text, spans, none, program.steps, program.marks, 0, 0, found)
 
 
 @kernel
-def _find_avro(
+def _find_avro(  # noqa: C901, PLR0912, PLR0913, PLR0915 - one machine, with its state in variables
     text: U8,
     bounds: I64,
     begins: I64,

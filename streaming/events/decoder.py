@@ -25,12 +25,13 @@ import numpy as np
 
 from infra.arrays import I32, I64, U64
 from infra.behaviors import BEHAVIOR, event_key
-from infra.settings import EventSettings
+from infra.schema_registry import SchemaRegistry
+from infra.settings import EventSettings, RegistrySettings, is_stepped
 from infra.store import Append, Behaviors
 from streaming.events.conversion import Conversion, Event
 from streaming.events.fields import too_large
 from streaming.events.formats import open_format, with_preset
-from streaming.events.formats.format import MOST_EVENTS, Headers
+from streaming.events.formats.format import MOST_EVENTS, Headers, KernelFormat
 from streaming.events.formats.splitting import split
 from streaming.events.paths import steps_of
 from streaming.events.payloads import texts_of
@@ -38,7 +39,7 @@ from streaming.events.rejects import Ignored, Reason, Reject, Rejected, show
 from streaming.events.rules import Rules
 
 if TYPE_CHECKING:
-    from streaming.events.parsing import Names
+    from streaming.events.parsing import Names, Rows
 
 Record = tuple[int, bytes | None, bytes | None]
 """One Kafka record as the decoder takes it: offset, key, value."""
@@ -113,6 +114,7 @@ class EventDecoder:
 
     Args:
         settings: format, names, units and limits.
+        registry: is asked for schemas, by formats that have such; None: there is none.
         keyless: accept records without a key too.
 
     Raises:
@@ -126,7 +128,13 @@ class EventDecoder:
     ([7], 'not_json')
     """
 
-    def __init__(self, settings: EventSettings, *, keyless: bool = False) -> None:
+    def __init__(
+        self,
+        settings: EventSettings,
+        registry: SchemaRegistry | None = None,
+        *,
+        keyless: bool = False,
+    ) -> None:
         # With numba, which is slow to import: a worker's health answers meanwhile.
         from streaming.events import parsing
 
@@ -138,7 +146,7 @@ class EventDecoder:
         self._flat = settings.format == "json" and not self._split and not self.rules
         self.reads_headers = not self._flat
         """Whether `decode` is to be given headers."""
-        self._format = open_format(settings)
+        self._format = open_format(settings, registry or SchemaRegistry(RegistrySettings()))
         self._conversion = Conversion(settings, mappings=not self._flat)
         self._max_event_bytes = settings.max_event_bytes
         self._keyless = keyless
@@ -181,31 +189,48 @@ class EventDecoder:
             LifelongError: a format cannot read them now; see `Format`.
         """
         latest = self._conversion.times.latest(now_ms)
-        if self._names is None:
-            rows = self._parsing.unread(len(values))
-        else:
-            checked = [None] * len(keys) if self._any_key else keys
-            keyless = self._keyless or self._any_key
-            rows = self._parsing.parse(
-                values, checked, self._names, self._rules, latest, keyless=keyless
-            )
-        decoded = Decoded(*rows, np.array(offsets, np.int64), [])
-        left = np.flatnonzero(rows.user_of < 0).tolist()
-        if not left:
+        rows = self._parsed(keys, values, headers, latest)
+        decoded = Decoded(
+            rows.users,
+            rows.user_of,
+            rows.behaviors,
+            rows.event_keys,
+            np.array(offsets, np.int64)[rows.record_of],
+            [],
+        )
+        left = np.flatnonzero(rows.user_of < 0)
+        if not len(left):
             return decoded
         read: dict[int, list[Event]] = {}
-        for row in left:
-            value = values[row]
-            outcomes = self.outcomes(
-                keys[row], value, () if headers is None else headers[row], latest
-            )
-            rejects = self._rejects(offsets[row], keys[row], value, outcomes)
+        for row, record in zip(left.tolist(), rows.record_of[left].tolist(), strict=True):
+            key, value = keys[record], values[record]
+            of = () if headers is None else headers[record]
+            outcomes = self.outcomes(key, value, of, latest)
+            rejects = self._rejects(offsets[record], key, value, outcomes)
             # Where they cannot be told apart the record is refused as a whole.
             whole = len(outcomes) > 1 and any(one.value is value for one in rejects)
             read[row] = [] if whole else [one for one in outcomes if isinstance(one, Event)]
             decoded.rejects += rejects
             decoded.ignored.update(one.reason for one in outcomes if isinstance(one, Ignored))
         return _with_read(decoded, read)
+
+    def _parsed(
+        self,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Sequence[Headers] | None,
+        latest: int,
+    ) -> Rows:
+        """What the kernel makes of the records."""
+        if self._names is None:
+            return self._parsing.Rows.empty(len(values))
+        checked = [None] * len(keys) if self._any_key else keys
+        how = self._parsing.How(
+            self._names, self._rules, latest, keyless=self._keyless or self._any_key
+        )
+        if isinstance(self._format, KernelFormat):
+            return self._format.parse(values, checked, headers, how)
+        return self._parsing.parse(values, checked, how)
 
     def outcomes(
         self, key: bytes | None, value: bytes | None, headers: Headers, latest: int
@@ -323,17 +348,25 @@ class EventDecoder:
     def _plain_names(self) -> Names | None:
         """What events call fields, for the kernel.
 
-        None where events are no flat JSON: where the mapping steps into objects or has a choice,
-        reads one field for two purposes, or has a constant time. Those are read one by one.
+        None where it cannot read them: where rules say which are behaviors, where the mapping has a
+        choice, steps into what its format does not say that it can, reads one field for two
+        purposes, or has a constant time. Those are read one by one.
         """
         conversion = self._conversion
         names, constants = conversion.fields.names, conversion.fields.constants
         plain = {ours: theirs[0] for ours, theirs in names.items() if len(theirs) == 1}
-        if not self._flat or len(plain) < len(names) or "event_time" in constants:
+        if self._split or self.rules or len(plain) < len(names) or "event_time" in constants:
             return None
-        if any(steps_of(theirs) != [theirs] for theirs in plain.values()):
+        if len(set(plain.values())) < len(names) or not all(map(is_stepped, plain.values())):
             return None
-        if len(set(plain.values())) < len(names):
+        steps = {ours: steps_of(theirs) for ours, theirs in plain.items()}
+        if not all(isinstance(step, str) for path in steps.values() for step in path):
+            return None
+        if isinstance(self._format, KernelFormat):
+            ready = self._format.prepare(steps, conversion.times.unit)  # type: ignore[arg-type]
+        else:
+            ready = self._flat and all(len(path) == 1 for path in steps.values())
+        if not ready:
             return None
         return self._parsing.names_of(
             plain, conversion.constant_ids, conversion.constant_dwell, conversion.actions.codes

@@ -96,6 +96,17 @@ class Rules(NamedTuple):
     """The first time that is taken, ms."""
 
 
+class How(NamedTuple):
+    """How a batch is read."""
+
+    names: Names
+    rules: Rules
+    latest: int
+    """The last time that is taken, ms."""
+    keyless: bool
+    """Whether a record may have no key."""
+
+
 class Texts(NamedTuple):
     """What n records hold, for the kernel."""
 
@@ -166,7 +177,7 @@ class Rows(NamedTuple):
     users: list[str]
     """The distinct users, in the order in which they come."""
     user_of: I32
-    """i32[r]: whose each is, by the place in ``users``; -1: the kernel is not sure of the record."""
+    """i32[r]: whose each is, by the place in ``users``; -1: not sure of the record."""
     record_of: I32
     """i32[r]: of which record each is, ascending."""
     behaviors: Behaviors
@@ -228,38 +239,26 @@ def rules_of(max_event: int, max_id: int, unit: str, earliest: int) -> Rules:
     return Rules(max_event, max_id, UNITS[unit], earliest)
 
 
-def parse(
-    values: Sequence[bytes | None],
-    keys: Sequence[bytes | None],
-    names: Names,
-    rules: Rules,
-    latest: int,
-    *,
-    keyless: bool,
-) -> Rows:
+def parse(values: Sequence[bytes | None], keys: Sequence[bytes | None], how: How) -> Rows:
     """Read the records of a batch.
 
     Args:
         values, keys: of n records; a key must be the user's id, in UTF-8.
-        names: what events call what.
-        rules: what is taken.
-        latest: the last time that is taken, ms.
-        keyless: whether a record may have no key.
+        how: they are read.
     """
+    names = how.names
     # The words come first, so that a constant is found in the same text as everything else.
     text, bounds = joined([names.words.tobytes(), *(value or b"" for value in values)])
-    texts = Texts(as_array(text), bounds[1:], *of_keys(keys, keyless=keyless))
+    texts = Texts(as_array(text), bounds[1:], *of_keys(keys, keyless=how.keyless))
     # An event is an object; a record that holds none has a row, too.
     found = Found.empty(len(values) + text.count(b"{"))
-    return judged(text, texts, names, rules, latest, found.first(_find(texts, names, rules, found)))
+    return judged(text, texts, how, found.first(_find(texts, names, how.rules, found)))
 
 
-def judged(
-    text: bytearray, texts: Texts, names: Names, rules: Rules, latest: int, found: Found
-) -> Rows:
-    """What becomes of what was found in a text."""
+def judged(text: bytearray, texts: Texts, how: How, found: Found) -> Rows:
+    """What becomes of what was found in a text, which is in ``texts``."""
     rows = Rows.empty(len(found.record))
-    spans, kept = _judge(texts, names, rules, latest, found, rows.columns)
+    spans, kept = _judge(texts, how.names, how.rules, how.latest, found, rows.columns)
     rows.users.extend(text[start:end].decode() for start, end in spans.tolist())
     return rows.first(kept)
 
@@ -337,7 +336,7 @@ def _find(texts: Texts, names: Names, rules: Rules, found: Found) -> int:
 @kernel
 def _breaks(text: U8, at: int, end: int) -> bool:
     """Whether a line ends there."""
-    for place in range(at, end):  # noqa: SIM110 - kernels know no generators
+    for place in range(at, end):
         if text[place] == LINE_END or text[place] == CARRIAGE_RETURN:
             return True
     return False

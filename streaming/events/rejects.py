@@ -20,6 +20,8 @@ class Reason(StrEnum):
     NOT_JSON = "not_json"
     BAD_FORMAT = "bad_format"
     """Not what the format of the source says: an envelope without what belongs to it, for one."""
+    UNKNOWN_SCHEMA = "unknown_schema"
+    """The record names a schema that the registry does not have."""
     WRONG_SHAPE = "wrong_shape"
     """JSON, but not an object; or a row of a CSV file with too few or too many cells."""
     MISSING_FIELD = "missing_field"

@@ -1,7 +1,7 @@
 """Formats of records, siblings of one shape: a `Preset` and a class that is a `Format`.
 
 `json` is one event, an array or one a line; `cloudevents`, `segment`, `snowplow` and `debezium`
-are what their names say.
+are what their names say; `avro`, `protobuf` and `json_schema` are of a Schema Registry.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Final
 
+from infra.schema_registry import SchemaRegistry
 from infra.settings import EventSettings
 from streaming.events.formats.format import Format, Preset
 
@@ -16,13 +17,17 @@ _MAPPINGS: Final = ("fields", "constants", "only", "ignore")
 _CHOICES: Final = ("time_unit", "key", "split")
 
 
-def open_format(settings: EventSettings) -> Format:
+def open_format(settings: EventSettings, registry: SchemaRegistry) -> Format:
     """The format of a source.
 
+    Args:
+        settings: the source's.
+        registry: is asked for schemas, by formats that have such.
+
     Raises:
-        SettingsError: what it needs is not installed.
+        SettingsError: what it needs is not installed, or there is no registry.
     """
-    opened: Format = _module(settings).open_format(settings)
+    opened: Format = _module(settings).open_format(settings, registry)
     return opened
 
 

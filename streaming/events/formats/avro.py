@@ -1,4 +1,4 @@
-"""Avro by the schemas of a registry: binary records, read with fastavro as their writers wrote them.
+"""Avro by the schemas of a registry, read with fastavro.
 
 A record is read by the schema that it was written with, and its fields are found by name: what a
 schema's later versions add or leave out is there or is not, as in JSON.
@@ -6,7 +6,6 @@ schema's later versions add or leave out is there or is not, as in JSON.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import json
@@ -16,19 +15,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from infra.errors import SettingsError, one_line
-from infra.schema_registry import SchemaId, SchemaRegistry
-from infra.settings import EventSettings, RegistrySettings
+from infra.errors import one_line
+from infra.schema_registry import SchemaRegistry
+from infra.settings import EventSettings
 from streaming.events.avro_program import MOMENTS, OURS, UNSURE, Programs, parse_avro
 from streaming.events.formats.format import Format, Headers, Preset, RawEvent
-from streaming.events.formats.schemas import FRAME, TYPE, Schemas, framed
+from streaming.events.formats.schemas import TYPE, Schemas, framed
 from streaming.events.rejects import Reason, Rejected, kind
 from streaming.events.times import Timestamp
 
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import Schema
 
-    from streaming.events.parsing import Names, Rows, Rules
+    from streaming.events.parsing import How, Rows
 
 PRESET: Final = Preset()
 
@@ -47,13 +46,9 @@ class AvroFormat:
     """Reads Avro."""
 
     def __init__(self, registry: SchemaRegistry) -> None:
-        try:
-            from fastavro import schemaless_reader
-        except ImportError as error:
-            raise SettingsError(
-                f"format avro needs the packages of the extra registry ({one_line(error)});"
-                " pip install 'lifelong[registry]'"
-            ) from None
+        registry.require("format avro")
+        from fastavro import schemaless_reader
+
         _teach_moments()
         self._read = schemaless_reader
         self._registry = registry
@@ -87,49 +82,26 @@ class AvroFormat:
     def keep(self, value: bytes, places: Collection[int]) -> None:
         """See `Format`: a record of Avro is not cut."""
 
-    def open_kernel(self, paths: Mapping[str, str], unit: str) -> None:
+    def prepare(self, paths: Mapping[str, Sequence[str]], unit: str) -> bool:
         """See `KernelFormat`."""
         self._programs = Programs(paths, unit)
+        return True
 
     def parse(
         self,
         values: Sequence[bytes | None],
         keys: Sequence[bytes | None],
         headers: Sequence[Headers] | None,
-        names: Names,
-        rules: Rules,
-        latest: int,
-        *,
-        keyless: bool,
+        how: How,
     ) -> Rows:
         """See `KernelFormat`."""
         assert self._programs is not None
         begins = np.full(len(values), UNSURE, np.int64)
         skipped = np.zeros(len(values), np.int64)
-        known: dict[bytes, int] = {}
-        for row, value in enumerate(values):
-            if headers is not None and headers[row]:
-                with contextlib.suppress(Rejected):
-                    record = framed(value, headers[row])
-                    begins[row] = self._begin(record.schema)
-                    skipped[row] = len(value or b"") - len(record.payload)
-            elif value is not None:
-                frame = value[:FRAME]
-                begin = known.get(frame)
-                if begin is None:
-                    begin = UNSURE
-                    with contextlib.suppress(Rejected):
-                        begin = self._begin(framed(value, ()).schema)
-                    known[frame] = begin
-                begins[row] = begin
-                skipped[row] = FRAME
-        program = self._programs.program
-        return parse_avro(
-            values, keys, begins, skipped, program, names, rules, latest, keyless=keyless
-        )
-
-    def _begin(self, key: SchemaId) -> int:
-        return self._schemas.get(key).begin
+        for row, (reader, skip) in enumerate(self._schemas.of_records(values, headers)):
+            if reader is not None:
+                begins[row], skipped[row] = reader.begin, skip
+        return parse_avro(values, keys, begins, skipped, self._programs.program, how)
 
     def _reader(self, schema: Schema) -> _Reader:
         named: dict[str, Any] = {}
@@ -155,9 +127,9 @@ class AvroFormat:
                 _parsed(json.loads(found.schema_str or ""), named)
 
 
-def open_format(_: EventSettings, registry: RegistrySettings) -> Format:
+def open_format(_settings: EventSettings, registry: SchemaRegistry) -> Format:
     """See `streaming.events.formats.open_format`."""
-    return AvroFormat(SchemaRegistry(registry))
+    return AvroFormat(registry)
 
 
 def _parsed(schema: Any, named: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ import binascii
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
+from infra.schema_registry import SchemaRegistry
 from infra.settings import EventSettings
 from streaming.events.formats.format import Format, Headers, Preset, RawEvent
 from streaming.events.formats.json import JsonFormat
@@ -62,7 +63,7 @@ class CloudEventsFormat:
             return None
 
 
-def open_format(settings: EventSettings) -> Format:
+def open_format(settings: EventSettings, _registry: SchemaRegistry) -> Format:
     """See `streaming.events.formats.open_format`."""
     return CloudEventsFormat(settings)
 

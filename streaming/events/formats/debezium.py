@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
+from infra.schema_registry import SchemaRegistry
 from infra.settings import EventSettings
 from streaming.events.formats.format import Format, Headers, Preset, RawEvent
 from streaming.events.payloads import decode_dict
@@ -75,7 +76,7 @@ class DebeziumFormat:
         return None
 
 
-def open_format(_settings: EventSettings) -> Format:
+def open_format(_settings: EventSettings, _registry: SchemaRegistry) -> Format:
     """See `streaming.events.formats.open_format`."""
     return DebeziumFormat()
 

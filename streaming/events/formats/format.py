@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from streaming.events.rejects import Rejected
+
+if TYPE_CHECKING:
+    from streaming.events.parsing import How, Rows
 
 Headers = Sequence[tuple[str, bytes | None]]
 """The headers of a record, as they were sent."""
@@ -38,6 +41,31 @@ class Format(Protocol):
 
         None: it cannot be cut, so such a record is refused as a whole where one of its events is.
         """
+        ...
+
+
+@runtime_checkable
+class KernelFormat(Protocol):
+    """A `Format` whose records a kernel reads, many at once; `Format.read` has the others."""
+
+    def prepare(self, paths: Mapping[str, Sequence[str]], unit: str) -> bool:
+        """Whether a kernel can read events of these.
+
+        Args:
+            paths: our fields' names to their paths, by the names of objects within each other; no
+                two are the same.
+            unit: of times.
+        """
+        ...
+
+    def parse(
+        self,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None],
+        headers: Sequence[Headers] | None,
+        how: How,
+    ) -> Rows:
+        """The events of records, as far as it is sure of them: `streaming.events.parsing.parse`."""
         ...
 
 

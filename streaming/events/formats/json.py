@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from infra.schema_registry import SchemaRegistry
 from infra.settings import EventSettings
 from streaming.events.formats import splitting
 from streaming.events.formats.format import Format, Headers, Preset, RawEvent
@@ -44,7 +45,7 @@ class JsonFormat:
         return kept[0] if len(texts) == 1 else b"[" + b",".join(kept) + b"]"
 
 
-def open_format(settings: EventSettings) -> Format:
+def open_format(settings: EventSettings, _registry: SchemaRegistry) -> Format:
     """See `streaming.events.formats.open_format`."""
     return JsonFormat(settings)
 

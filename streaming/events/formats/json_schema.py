@@ -1,17 +1,17 @@
 """JSON by the schemas of a registry: framed, and otherwise read as any JSON.
 
-The schema is asked for its title alone, which tells types in one topic apart. Nothing is validated by
-it: the producer's serializer does that, and what an event needs here the rules for events say.
+The schema is asked for its title alone, which tells types in one topic apart. Nothing is validated
+by it: the producer's serializer does that, and what an event needs here the rules for events say.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from infra.schema_registry import SchemaRegistry
-from infra.settings import EventSettings, RegistrySettings
+from infra.settings import EventSettings
 from streaming.events.formats.format import Format, Headers, Preset, RawEvent
 from streaming.events.formats.json import JsonFormat
 from streaming.events.formats.schemas import FRAME, TYPE, Schemas, framed
@@ -20,6 +20,8 @@ from streaming.events.rejects import Rejected
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import Schema
 
+    from streaming.events.parsing import How, Rows
+
 PRESET: Final = Preset()
 
 
@@ -27,6 +29,7 @@ class JsonSchemaFormat:
     """Reads JSON that is framed."""
 
     def __init__(self, settings: EventSettings, registry: SchemaRegistry) -> None:
+        registry.require("format json_schema")
         self._json = JsonFormat(settings)
         self._schemas = Schemas(registry, "JSON", _title)
 
@@ -46,10 +49,36 @@ class JsonSchemaFormat:
         kept = self._json.keep(value[frame:], places)
         return None if kept is None else value[:frame] + kept
 
+    def prepare(self, paths: Mapping[str, Sequence[str]], _unit: str) -> bool:
+        """See `KernelFormat`."""
+        return all(len(path) == 1 for path in paths.values())
 
-def open_format(settings: EventSettings, registry: RegistrySettings) -> Format:
+    def parse(
+        self,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None],
+        headers: Sequence[Headers] | None,
+        how: How,
+    ) -> Rows:
+        """See `KernelFormat`."""
+        from streaming.events import parsing
+
+        most, known = how.rules.max_event, self._schemas.of_records(values, headers)
+        return parsing.parse(
+            [
+                value[skip:]
+                if value is not None and title is not None and len(value) <= most
+                else b""
+                for value, (title, skip) in zip(values, known, strict=True)
+            ],
+            keys,
+            how,
+        )
+
+
+def open_format(settings: EventSettings, registry: SchemaRegistry) -> Format:
     """See `streaming.events.formats.open_format`."""
-    return JsonSchemaFormat(settings, SchemaRegistry(registry))
+    return JsonSchemaFormat(settings, registry)
 
 
 def _title(schema: Schema) -> RawEvent:

@@ -1,7 +1,7 @@
 """Protobuf by the schemas of a registry, without generated code.
 
-The registry gives a schema as its compiled descriptor, if it is asked so (``format=serialized``), and
-of descriptors Protobuf's own library makes messages; nobody compiles a .proto here.
+The registry gives a schema as its compiled descriptor, if it is asked so (``format=serialized``),
+and of descriptors Protobuf's own library makes messages; nobody compiles a .proto here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from infra.errors import one_line
 from infra.schema_registry import SchemaRegistry
-from infra.settings import EventSettings, RegistrySettings
+from infra.settings import EventSettings
 from streaming.events.formats.format import Format, Headers, Preset, RawEvent
 from streaming.events.formats.schemas import HEADER, TYPE, Schemas, framed
 from streaming.events.rejects import Reason, Rejected
@@ -49,7 +49,10 @@ class ProtobufFormat:
     """Reads Protobuf."""
 
     def __init__(self, registry: SchemaRegistry) -> None:
-        self._schemas = Schemas(registry, "PROTOBUF", lambda schema: _Messages(schema, registry))
+        registry.require("format protobuf")
+        self._schemas = Schemas(
+            registry, "PROTOBUF", lambda schema: _Messages(schema, registry), serialized=True
+        )
 
     def read(
         self, _key: bytes | None, value: bytes | None, headers: Headers
@@ -73,9 +76,9 @@ class ProtobufFormat:
         """See `Format`: a message of Protobuf is not cut."""
 
 
-def open_format(_: EventSettings, registry: RegistrySettings) -> Format:
+def open_format(_settings: EventSettings, registry: SchemaRegistry) -> Format:
     """See `streaming.events.formats.open_format`."""
-    return ProtobufFormat(SchemaRegistry(registry, serialized=True))
+    return ProtobufFormat(registry)
 
 
 class _Messages:
@@ -118,7 +121,9 @@ class _Messages:
                 continue
             self._added.add(imported)
             if (reference := referred.get(imported)) is not None:
-                found = self._registry.version(reference.subject, reference.version)
+                found = self._registry.version(
+                    reference.subject, reference.version, serialized=True
+                )
                 self._add(imported, found)
             else:
                 self._add_ours(imported)
@@ -132,14 +137,16 @@ class _Messages:
         if name.startswith("confluent/"):
             module = _CONFLUENT + module.replace("confluent.type.", "confluent.types.")
         try:
-            file: FileDescriptor = importlib.import_module(module).DESCRIPTOR
+            known: FileDescriptor = importlib.import_module(module).DESCRIPTOR
         except ImportError:
             raise ValueError(f"it imports {name}, which is not known here") from None
-        for one in file.dependencies:
+        for one in known.dependencies:
             if one.name not in self._added:
                 self._added.add(one.name)
                 self._add_ours(one.name)
-        self._pool.AddSerializedFile(file.serialized_pb)
+        file = descriptor_pb2.FileDescriptorProto.FromString(known.serialized_pb)
+        file.name = name  # the client has another for its own
+        self._pool.AddSerializedFile(file.SerializeToString())
 
 
 def _descriptor(schema: Schema) -> descriptor_pb2.FileDescriptorProto:

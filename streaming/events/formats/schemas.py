@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from infra.errors import SchemaUnknown, one_line
 from infra.schema_registry import SchemaId, SchemaRegistry
 from streaming.events.formats.format import Headers
-from streaming.events.framing import framing
+from streaming.events.payloads import framing
 from streaming.events.rejects import Reason, Rejected, show
 
 if TYPE_CHECKING:
@@ -87,12 +87,21 @@ class Schemas(Generic[T]):
         registry: is asked for them.
         kind: which the format reads: AVRO, PROTOBUF, JSON.
         make: makes of a schema what records are read with; ValueError where it cannot.
+        serialized: see `SchemaRegistry.schema`.
     """
 
-    def __init__(self, registry: SchemaRegistry, kind: str, make: Callable[[Schema], T]) -> None:
+    def __init__(
+        self,
+        registry: SchemaRegistry,
+        kind: str,
+        make: Callable[[Schema], T],
+        *,
+        serialized: bool = False,
+    ) -> None:
         self._registry = registry
         self._kind = kind
         self._make = make
+        self._serialized = serialized
         self._made: dict[SchemaId, T] = {}
         self._refused: dict[SchemaId, tuple[float, Reason, str]] = {}
         """Until when (monotonic seconds), and why."""
@@ -120,9 +129,34 @@ class Schemas(Generic[T]):
                 return made
         raise Rejected(reason, detail)
 
+    def of_records(
+        self, values: Sequence[bytes | None], headers: Sequence[Headers] | None
+    ) -> Iterator[tuple[T | None, int]]:
+        """For each record what was made of its schema, and how many bytes stand before what it
+        holds; None: it has no schema that can be had, which `get` tells of.
+        """
+        seen: dict[bytes, T | None] = {}
+        for row, value in enumerate(values):
+            of = () if headers is None else headers[row]
+            if not value:
+                yield None, 0
+            elif any(name == HEADER for name, _ in of):
+                yield self._made_of(value, of), 0
+            else:
+                frame = value[:FRAME]
+                if frame not in seen:
+                    seen[frame] = self._made_of(value, ())
+                yield seen[frame], FRAME
+
+    def _made_of(self, value: bytes, headers: Headers) -> T | None:
+        try:
+            return self.get(framed(value, headers).schema)
+        except Rejected:
+            return None
+
     def _ask(self, key: SchemaId) -> T:
         try:
-            schema = self._registry.schema(key)
+            schema = self._registry.schema(key, serialized=self._serialized)
             kind = schema.schema_type or "AVRO"
             if kind != self._kind:
                 raise Rejected(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from infra.schema_registry import SchemaRegistry
 from infra.settings import EventSettings
 from streaming.events.formats.format import Format, Preset
 from streaming.events.formats.json import JsonFormat
@@ -35,6 +36,6 @@ PRESET: Final = Preset(
 )
 
 
-def open_format(settings: EventSettings) -> Format:
+def open_format(settings: EventSettings, _registry: SchemaRegistry) -> Format:
     """See `streaming.events.formats.open_format`."""
     return JsonFormat(settings)

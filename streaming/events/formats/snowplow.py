@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from infra.errors import SettingsError, one_line
+from infra.schema_registry import SchemaRegistry
 from infra.settings import EventSettings
 from streaming.events.formats.format import Format, Headers, Preset, RawEvent
 from streaming.events.paths import top_of
@@ -95,7 +96,7 @@ class SnowplowFormat:
         return None
 
 
-def open_format(settings: EventSettings) -> Format:
+def open_format(settings: EventSettings, _registry: SchemaRegistry) -> Format:
     """See `streaming.events.formats.open_format`."""
     return SnowplowFormat(settings)
 

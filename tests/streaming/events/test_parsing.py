@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra.settings import EventSettings
 from infra.store import Append
 from streaming.events.decoder import EventDecoder
-from streaming.events.parsing import parse
+from streaming.events.parsing import How, parse
 from streaming.events.rejects import Reject
 
 NOW = 1_700_000_000_000
@@ -58,7 +58,7 @@ def is_sure(value: bytes, mapping: EventSettings, key: bytes | None = b"u1") -> 
     decoder = EventDecoder(mapping)
     latest = decoder._conversion.times.latest(NOW)
     assert decoder._names is not None
-    rows = parse([value], [key], decoder._names, decoder._rules, latest, keyless=False)
+    rows = parse([value], [key], How(decoder._names, decoder._rules, latest, keyless=False))
     return bool(rows.user_of[0] >= 0)
 
 

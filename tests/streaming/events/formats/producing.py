@@ -20,6 +20,7 @@ from confluent_kafka.schema_registry.schema_registry_client import Schema, Schem
 from confluent_kafka.serialization import MessageField, SerializationContext
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from infra.schema_registry import SchemaRegistry
 from infra.settings import RegistrySettings
 from tests.schema_registry import RegistryDouble
 
@@ -88,9 +89,9 @@ def by_record() -> dict[str, Any]:
     return {"subject.name.strategy": record_subject_name_strategy}
 
 
-def settings(registry: RegistryDouble) -> RegistrySettings:
-    """Of who reads."""
-    return RegistrySettings(url=registry.url)
+def asked(registry: RegistryDouble) -> SchemaRegistry:
+    """What a reader asks."""
+    return SchemaRegistry(RegistrySettings(url=registry.url))
 
 
 def messages(directory: Path, **files: str) -> dict[str, Any]:

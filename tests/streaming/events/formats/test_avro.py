@@ -1,8 +1,8 @@
+import datetime as dt
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
-import datetime as dt
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +12,7 @@ from streaming.events.formats.avro import open_format
 from streaming.events.rejects import Reason, Rejected
 from streaming.events.times import Timestamp
 from tests.schema_registry import RegistryDouble
-from tests.streaming.events.formats.producing import Producer, by_record, producing, settings
+from tests.streaming.events.formats.producing import Producer, asked, by_record, producing
 
 NOW = 1_700_000_000_123
 
@@ -32,7 +32,7 @@ def producer(registry: RegistryDouble) -> Iterator[Producer]:
 
 
 def read(registry: RegistryDouble, value: bytes, headers: Any = ()) -> Any:
-    (event,) = open_format(EventSettings(), settings(registry)).read(None, value, headers)
+    (event,) = open_format(EventSettings(), asked(registry)).read(None, value, headers)
     return event
 
 
@@ -51,10 +51,10 @@ def test_a_record_is_read_by_the_schema_that_it_names(
 
 def test_a_schema_is_asked_for_once(registry: RegistryDouble, producer: Producer) -> None:
     value = producer.avro(CLICK, {"user_id": "u", "item_id": 7})
-    reader, asked = open_format(EventSettings(), settings(registry)), len(registry.asked)
+    reader, before = open_format(EventSettings(), asked(registry)), len(registry.asked)
     for _ in range(3):
         reader.read(None, value, ())
-    assert len(registry.asked) == asked + 1
+    assert len(registry.asked) == before + 1
 
 
 def test_a_header_may_name_the_schema(registry: RegistryDouble, producer: Producer) -> None:
@@ -69,7 +69,7 @@ def test_schemas_change_and_each_record_is_read_by_its_own(
     before = producer.avro(CLICK, {"user_id": "u", "item_id": 7})
     later = record("Click", ms="long", item_id="long", user_id=["null", "string"])
     after = producer.avro(later, {"ms": NOW, "item_id": 8, "user_id": "v"})
-    reader = open_format(EventSettings(), settings(registry))
+    reader = open_format(EventSettings(), asked(registry))
     assert [reader.read(None, one, ())[0] for one in (before, after)] == [
         {"user_id": "u", "item_id": 7, "@type": "shop.Click"},
         {"ms": NOW, "item_id": 8, "user_id": "v", "@type": "shop.Click"},
@@ -190,7 +190,7 @@ def test_a_record_that_names_no_schema_is_told_as_what_it_is(
 def test_a_schema_that_is_not_registered_is_named_and_not_asked_for_again(
     registry: RegistryDouble,
 ) -> None:
-    reader = open_format(EventSettings(), settings(registry))
+    reader = open_format(EventSettings(), asked(registry))
     for _ in range(3):
         with pytest.raises(Rejected, match="no schema 42") as caught:
             reader.read(None, b"\0\0\0\0\x2a\2u", ())
@@ -202,7 +202,7 @@ def test_a_registry_that_is_away_refuses_nothing(
     registry: RegistryDouble, producer: Producer
 ) -> None:
     value = producer.avro(CLICK, {"user_id": "u", "item_id": 7})
-    reader = open_format(EventSettings(), settings(registry))
+    reader = open_format(EventSettings(), asked(registry))
     registry.fails_with = 503
     with pytest.raises(RegistryUnavailable):
         reader.read(None, value, ())

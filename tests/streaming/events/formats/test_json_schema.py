@@ -7,7 +7,7 @@ from infra.settings import EventSettings
 from streaming.events.formats.json_schema import open_format
 from streaming.events.rejects import Reason, Rejected
 from tests.schema_registry import RegistryDouble
-from tests.streaming.events.formats.producing import Producer, producing, settings
+from tests.streaming.events.formats.producing import Producer, asked, producing
 
 SCHEMA = {"title": "Click", "type": "object", "properties": {"user_id": {"type": "string"}}}
 
@@ -19,7 +19,7 @@ def producer(registry: RegistryDouble) -> Iterator[Producer]:
 
 
 def read(registry: RegistryDouble, value: bytes) -> Any:
-    return open_format(EventSettings(), settings(registry)).read(None, value, ())
+    return open_format(EventSettings(), asked(registry)).read(None, value, ())
 
 
 def test_framed_json_is_read_and_knows_its_title(
@@ -44,7 +44,7 @@ def test_json_that_is_none_is_refused_as_such(registry: RegistryDouble, producer
 def test_a_record_of_several_events_is_cut_within_its_frame(registry: RegistryDouble) -> None:
     registry.register("clicks-value", {"schema": '{"title": "Click"}', "schemaType": "JSON"})
     frame = b"\0\0\0\0\1"
-    reader = open_format(EventSettings(), settings(registry))
+    reader = open_format(EventSettings(), asked(registry))
     assert reader.keep(frame + b'[{"a":1},{"a":2}]', [1]) == frame + b'[{"a":2}]'
 
 

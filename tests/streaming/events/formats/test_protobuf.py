@@ -10,7 +10,7 @@ from streaming.events.formats.protobuf import open_format
 from streaming.events.rejects import Reason, Rejected
 from streaming.events.times import Timestamp
 from tests.schema_registry import RegistryDouble
-from tests.streaming.events.formats.producing import Producer, messages, producing, settings
+from tests.streaming.events.formats.producing import Producer, asked, messages, producing
 
 CLICK = """
 syntax = "proto3";
@@ -47,7 +47,7 @@ def producer(registry: RegistryDouble) -> Iterator[Producer]:
 
 
 def read(registry: RegistryDouble, value: bytes, headers: Any = ()) -> Any:
-    (event,) = open_format(EventSettings(), settings(registry)).read(None, value, headers)
+    (event,) = open_format(EventSettings(), asked(registry)).read(None, value, headers)
     return event
 
 
@@ -132,9 +132,11 @@ def test_what_a_file_imports_is_asked_for_too(
     item = 'syntax = "proto3"; package shop; message Item { int64 id = 1; }'
     seen = """
         syntax = "proto3"; package shop;
-        import "item.proto"; import "confluent/type/decimal.proto"; import "google/type/date.proto";
+        import "item.proto";
+        import "confluent/type/decimal.proto"; import "google/type/date.proto";
         message Seen {
-          string user_id = 1; Item item = 2; confluent.type.Decimal price = 3; google.type.Date day = 4;
+          string user_id = 1; Item item = 2;
+          confluent.type.Decimal price = 3; google.type.Date day = 4;
         }
     """
     decimal = """
