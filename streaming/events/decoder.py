@@ -15,6 +15,7 @@ record that holds them alone, one for each reason.
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,7 +198,7 @@ class EventDecoder:
         for row in left:
             value = values[row]
             outcomes = self.outcomes(
-                keys[row], value, () if headers is None else headers[row], latest
+                keys[row], value, () if headers is None else headers[row], now_ms
             )
             rejects = self._rejects(offsets[row], keys[row], value, outcomes)
             # Where they cannot be told apart the record is refused as a whole.
@@ -208,7 +209,7 @@ class EventDecoder:
         return _with_read(decoded, read)
 
     def outcomes(
-        self, key: bytes | None, value: bytes | None, headers: Headers, latest: int
+        self, key: bytes | None, value: bytes | None, headers: Headers, now_ms: int
     ) -> list[Outcome]:
         """What becomes of each event of a record, in their order, by the careful path."""
         try:
@@ -217,11 +218,12 @@ class EventDecoder:
             return [one]
         if len(raws) > MOST_EVENTS:
             return [Rejected(Reason.TOO_LARGE, f"{len(raws)} events exceed {MOST_EVENTS} a record")]
+        latest = self._conversion.times.latest(now_ms)
         return [self._judged(raw, number, key, latest) for raw, number in raws]
 
     def of_user(self, value: bytes, key: bytes | None, headers: Headers, user: str) -> bytes:
         """The value of a record that holds a user's events alone, as far as it can be cut."""
-        outcomes = self.outcomes(key, value, headers, np.iinfo(np.int64).max)
+        outcomes = self.outcomes(key, value, headers, sys.maxsize)
         places = [
             place
             for place, one in enumerate(outcomes)
