@@ -145,9 +145,10 @@ class BatchWriter:
             try:
                 decoded = await loop.run_in_executor(self._decoding, self._decode, batch)
             except LifelongError as error:
+                why = typed_line(error)
                 if self.progress.unread is None:
-                    log.error("cannot decode, will retry", error=typed_line(error))
-                self.progress.unread = typed_line(error)
+                    log.warning("cannot decode yet, will retry", error=why)
+                self.progress.unread = why
                 await self._sleep(pause)
                 pause = min(pause * 2, self._retry_max_s)
                 continue

@@ -288,7 +288,7 @@ def warm() -> None:
 
 
 @kernel
-def _find_avro(  # noqa: C901, PLR0912, PLR0913, PLR0915 - one machine, with its state in variables
+def _find_avro(  # noqa: C901, PLR0912, PLR0915 - one machine, with its state in variables
     text: U8,
     bounds: I64,
     begins: I64,

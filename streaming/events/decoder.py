@@ -15,6 +15,7 @@ record that holds them alone, one for each reason.
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -205,7 +206,7 @@ class EventDecoder:
         for row, record in zip(left.tolist(), rows.record_of[left].tolist(), strict=True):
             key, value = keys[record], values[record]
             of = () if headers is None else headers[record]
-            outcomes = self.outcomes(key, value, of, latest)
+            outcomes = self.outcomes(key, value, of, now_ms)
             rejects = self._rejects(offsets[record], key, value, outcomes)
             # Where they cannot be told apart the record is refused as a whole.
             whole = len(outcomes) > 1 and any(one.value is value for one in rejects)
@@ -233,7 +234,7 @@ class EventDecoder:
         return self._parsing.parse(values, checked, how)
 
     def outcomes(
-        self, key: bytes | None, value: bytes | None, headers: Headers, latest: int
+        self, key: bytes | None, value: bytes | None, headers: Headers, now_ms: int
     ) -> list[Outcome]:
         """What becomes of each event of a record, in their order, by the careful path."""
         try:
@@ -242,11 +243,12 @@ class EventDecoder:
             return [one]
         if len(raws) > MOST_EVENTS:
             return [Rejected(Reason.TOO_LARGE, f"{len(raws)} events exceed {MOST_EVENTS} a record")]
+        latest = self._conversion.times.latest(now_ms)
         return [self._judged(raw, number, key, latest) for raw, number in raws]
 
     def of_user(self, value: bytes, key: bytes | None, headers: Headers, user: str) -> bytes:
         """The value of a record that holds a user's events alone, as far as it can be cut."""
-        outcomes = self.outcomes(key, value, headers, np.iinfo(np.int64).max)
+        outcomes = self.outcomes(key, value, headers, sys.maxsize)
         places = [
             place
             for place, one in enumerate(outcomes)
