@@ -320,8 +320,6 @@ class WorkerMetrics(BundleMetrics):
             ["outcome"],
             registry=registry,
         )
-        for outcome in ("found", "unknown", "failed"):
-            self.registry_requests.labels(outcome)
         self.batches = Counter(
             "lifelong_worker_batches",
             "Transactions of events stored and acknowledged, each of all that was decoded while "

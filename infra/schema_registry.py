@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SchemaId = int | uuid.UUID
 """What a record names its schema by: the id in its frame, or the GUID in a header."""
 
+OUTCOMES: Final = ("found", "unknown", "failed")
+"""What becomes of a question."""
+
 RETRIES: Final = 2
 """Of a request that was answered with an error that may pass; whoever needs the answer asks again
 after that, with pauses of its own."""
@@ -48,8 +51,7 @@ class SchemaRegistry:
 
     Args:
         settings: where it is, and how to enter.
-        count: called with what became of each question that the registry was asked: found, unknown,
-            failed.
+        count: called with what became of each question that the registry was asked, of `OUTCOMES`.
     """
 
     def __init__(

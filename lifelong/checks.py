@@ -10,9 +10,10 @@ from rich.console import Console
 
 from extractor.systems import load_system
 from infra.behaviors import partition_source
-from infra.errors import BrokerError, LifelongError, StoreFull
+from infra.errors import LISTED, BrokerError, LifelongError, StoreFull
 from infra.kafka.admin import ping, require_topic, standings, topic_id, topic_partitions
 from infra.kafka.logs import LogBounds
+from infra.schema_registry import SchemaRegistry
 from infra.settings import Settings
 from infra.store import LOW, Store
 from infra.stores import open_as_it_is, open_store
@@ -77,6 +78,8 @@ def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
         "progress": _check_progress,
         "bundle": _check_bundle,
     }
+    if settings.registry.url is not None:
+        checks["registry"] = _check_registry
     # Of several sources each is looked at, under its name.
     sources = {f" {one.name}": settings.reading(one.name) for one in settings.sources}
     findings: list[Finding] = []
@@ -130,12 +133,23 @@ def _check_settings(settings: Settings) -> str:
     for events in settings.sources or [settings.events]:
         laid = with_preset(events)
         Conversion(laid)
-        open_format(laid)
+        open_format(laid, SchemaRegistry(settings.registry))
     if settings.sources:
         said += ", sources " + ", ".join(
             f"{one.name} ({one.format} in {one.topic})" for one in settings.sources
         )
     return said
+
+
+def _check_registry(settings: Settings) -> str:
+    registry = SchemaRegistry(settings.registry)
+    registry.require("registry.url")
+    subjects = registry.subjects()
+    said = f"{settings.registry.url} answers, has {len(subjects)} subjects"
+    topics = [one.topic for one in settings.sources] or [settings.broker.topic]
+    named = [one for one in subjects for topic in topics if one.startswith(f"{topic}-")]
+    # Producers may name subjects by records alone.
+    return f"{said}; of the topics: {', '.join(sorted(named)[:LISTED]) or 'none by their names'}"
 
 
 def _check_broker(settings: Settings) -> str:

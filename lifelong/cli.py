@@ -685,8 +685,9 @@ def check(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Ask nobody; tell what the source makes of these records: one a line in .jsonl,"
-            " .ndjson, .tsv and .txt (also as kcat -J prints them), one in any other file.",
+            help="Ask nobody but a registry; tell what the source makes of these records: one a"
+            " line in .jsonl, .ndjson, .tsv and .txt (also as kcat -J prints them) and, in base64,"
+            " in .b64; one in any other file.",
         ),
     ] = None,
     config: Config = None,

@@ -5,6 +5,8 @@ Nothing is asked of Kafka or of the store, so that a mapping can be tried before
 
 from __future__ import annotations
 
+import base64
+import binascii
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from rich.console import Console
 
-from infra.errors import SettingsError
+from infra.errors import SettingsError, one_line
+from infra.schema_registry import SchemaRegistry
 from infra.settings import Settings
 from streaming.events.conversion import Event
 from streaming.events.decoder import EventDecoder, Outcome
@@ -22,6 +25,9 @@ from streaming.events.times import moment
 
 LINES: Final = {".jsonl", ".ndjson", ".tsv", ".txt"}
 """Suffixes of files that hold a record a line; any other holds one record."""
+
+BASE64: Final = ".b64"
+"""Suffix of files that hold a record a line, in base64: of formats that are no text."""
 
 Header = tuple[str, bytes | None]
 
@@ -51,13 +57,16 @@ def run_sample(settings: Settings, file: Path, *, quiet: bool) -> dict[str, Any]
 
     Args:
         settings: of one source (`Settings.reading`).
-        file: its records, one a line where the suffix is of `LINES`.
+        file: its records, one a line where the suffix is of `LINES`, or `BASE64`.
         quiet: print nothing.
 
     Raises:
         SettingsError: the file cannot be read, or holds nothing.
     """
-    strict, lenient = (EventDecoder(settings.events, keyless=one) for one in (False, True))
+    registry = SchemaRegistry(settings.registry)
+    strict, lenient = (
+        EventDecoder(settings.events, registry, keyless=one) for one in (False, True)
+    )
     names = settings.events.action_names
     now_ms = time.time_ns() // 1_000_000
     records = []
@@ -91,8 +100,14 @@ def _records(file: Path) -> Iterator[Sample]:
     except OSError as error:
         raise SettingsError(f"--sample {file}: cannot be read: {error.strerror}") from None
     values = [content]
-    if file.suffix.lower() in LINES:
+    suffix = file.suffix.lower()
+    if suffix in LINES or suffix == BASE64:
         values = [line for line in content.split(b"\n") if line.strip()]
+    if suffix == BASE64:
+        try:
+            values = [base64.b64decode(line.strip(), validate=True) for line in values]
+        except binascii.Error as error:
+            raise SettingsError(f"--sample {file}: is not base64: {one_line(error)}") from None
     if not content or not values:
         raise SettingsError(f"--sample {file}: holds nothing; write a record a line")
     for value in values:

@@ -20,7 +20,7 @@ import numpy as np
 from infra.behaviors import Source
 from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line, typed_line
 from infra.metrics import WorkerMetrics
-from infra.schema_registry import SchemaRegistry
+from infra.schema_registry import OUTCOMES, SchemaRegistry
 from infra.settings import Settings
 from infra.store import Append, Appended, Group, Store, wall_clock_ms
 from infra.telemetry import get_logger
@@ -122,6 +122,8 @@ class BatchWriter:
         # What is not there before the first one does not rise with it.
         for reason in Reason:
             metrics.rejects.labels(reason.value)
+        for outcome in OUTCOMES:
+            metrics.registry_requests.labels(outcome)
         for path in self._decoder.rules.reasons:
             metrics.ignored.labels(self._source, path)
 

@@ -106,7 +106,8 @@ def quix_envelopes(bootstrap: str, topic: str, events: int, directory: Path) -> 
 
 def quix_avro(bootstrap: str, topic: str, events: int, directory: Path) -> None:
     """The same, of records in Avro by the schemas of a registry."""
-    from quixstreams.models import AvroDeserializer, SchemaRegistryClientConfig
+    from quixstreams.models import SchemaRegistryClientConfig
+    from quixstreams.models.serializers.avro import AvroDeserializer
 
     registry = SchemaRegistryClientConfig(url=sys.argv[6])
     deserializer = AvroDeserializer(schema_registry_client_config=registry)

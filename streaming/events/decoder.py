@@ -144,7 +144,8 @@ class EventDecoder:
         self.rules = Rules(settings)
         self._split = settings.split
         # Read by the kernel, or at least with no more of an event than is needed.
-        self._flat = settings.format == "json" and not self._split and not self.rules
+        self._in_json = settings.format == "json"
+        self._flat = self._in_json and not self._split and not self.rules
         self.reads_headers = not self._flat
         """Whether `decode` is to be given headers."""
         self._format = open_format(settings, registry or SchemaRegistry(RegistrySettings()))
@@ -357,21 +358,35 @@ class EventDecoder:
         conversion = self._conversion
         names, constants = conversion.fields.names, conversion.fields.constants
         plain = {ours: theirs[0] for ours, theirs in names.items() if len(theirs) == 1}
-        if self._split or self.rules or len(plain) < len(names) or "event_time" in constants:
+        if self.rules or len(plain) < len(names) or "event_time" in constants:
             return None
         if len(set(plain.values())) < len(names) or not all(map(is_stepped, plain.values())):
             return None
         steps = {ours: steps_of(theirs) for ours, theirs in plain.items()}
         if not all(isinstance(step, str) for path in steps.values() for step in path):
             return None
+        beside: list[str] = []
+        if self._split:
+            # Elements and what stands beside their array, one step each.
+            if "event_id" in constants or "." in self._split:
+                return None
+            beside = [ours for ours, path in steps.items() if path[0] != self._split]
+            if any(path == [self._split] for path in steps.values()):
+                return None
+            steps = {ours: path if ours in beside else path[1:] for ours, path in steps.items()}
         if isinstance(self._format, KernelFormat):
             ready = self._format.prepare(steps, conversion.times.unit)  # type: ignore[arg-type]
         else:
-            ready = self._flat and all(len(path) == 1 for path in steps.values())
+            ready = self._in_json and all(len(path) == 1 for path in steps.values())
         if not ready:
             return None
         return self._parsing.names_of(
-            plain, conversion.constant_ids, conversion.constant_dwell, conversion.actions.codes
+            {ours: str(path[-1]) for ours, path in steps.items()},
+            conversion.constant_ids,
+            conversion.constant_dwell,
+            conversion.actions.codes,
+            self._split,
+            beside,
         )
 
 

@@ -14,7 +14,7 @@ what is skipped to be JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -67,6 +67,9 @@ MOST_EVENTS: Final = 10_000
 
 _USER, _ITEM, _EVENT, _CATEGORY, _ACTION, _TIME, _DWELL = range(7)
 _FIELDS = len(FIELDS)
+_ALL = (1 << _FIELDS) - 1
+_SPLIT = _FIELDS + IDS
+_ACTIONS = _SPLIT + 1
 
 
 class Names(NamedTuple):
@@ -74,13 +77,16 @@ class Names(NamedTuple):
 
     words: U8
     """u8[.], one behind the other: the names of the fields, the constants of ids (an empty one is
-    none), the names of a actions."""
+    none), the name of the array that is split (empty: none), the names of a actions."""
     marks: I64
-    """i64[7 + 5 + a + 1]: where each of the words begins, and the last ends."""
+    """i64[7 + 5 + 1 + a + 1]: where each of the words begins, and the last ends."""
     codes: U8
     """u8[a]: the codes of the actions."""
     dwell: int
     """ms where an event has none."""
+    beside: int
+    """A bit for each field: whether it stands beside the array that is split, not in its
+    elements."""
 
 
 class Rules(NamedTuple):
@@ -217,7 +223,12 @@ class Rows(NamedTuple):
 
 
 def names_of(
-    fields: Mapping[str, str], constants: Mapping[str, str], dwell: int, codes: Mapping[str, int]
+    fields: Mapping[str, str],
+    constants: Mapping[str, str],
+    dwell: int,
+    codes: Mapping[str, int],
+    split: str = "",
+    beside: Collection[str] = (),
 ) -> Names:
     """The names for the kernel.
 
@@ -226,12 +237,15 @@ def names_of(
         constants: of ids.
         dwell: ms where an event has none.
         codes: of the actions, by their names.
+        split: the name of the array of which each element is an event; empty: there is none.
+        beside: our names of the fields that stand beside it.
     """
     words = [fields[name] for name in FIELDS]
     words += [constants.get(name, "") for name in FIELDS[:IDS]]
-    words += codes
+    words += [split, *codes]
     text, marks = joined([word.encode() for word in words])
-    return Names(as_array(text), marks, np.array(list(codes.values()), np.uint8), dwell)
+    bits = sum(1 << place for place, name in enumerate(FIELDS) if name in beside)
+    return Names(as_array(text), marks, np.array(list(codes.values()), np.uint8), dwell, bits)
 
 
 def rules_of(max_event: int, max_id: int, unit: str, earliest: int) -> Rules:
@@ -292,25 +306,46 @@ def _find(texts: Texts, names: Names, rules: Rules, found: Found) -> int:
     """Find the fields of all events, one row each; how many rows there are."""
     # As variables: a tuple of arrays that goes through the calls below would count references.
     text, bounds, _, _, _ = texts
-    words, marks, _, _ = names
+    words, marks, _, _, beside = names
     record_of, times, dwells, starts, sizes = found
+    splits = marks[_SPLIT + 1] > marks[_SPLIT]
     row = 0
     for record in range(len(bounds) - 1):
         start, end = bounds[record], bounds[record + 1]
-        first, sure = row, end - start <= rules.max_event
+        first, sure, objects = row, end - start <= rules.max_event, 0
         at = after_space(text, start, end)
         is_list = at < end and text[at] == OPEN_LIST
         at += is_list
         while sure:
-            begin = after_space(text, at, end)
-            time, dwell, at = _read_event(
-                text, begin, end, words, marks, rules.unit, starts[row], sizes[row]
-            )
-            sure = time != NO_TIME and row - first < MOST_EVENTS
+            begin, objects = after_space(text, at, end), objects + 1
+            if splits:
+                before = row
+                row, at = _read_envelope(
+                    text,
+                    begin,
+                    end,
+                    words,
+                    marks,
+                    rules.unit,
+                    beside,
+                    times,
+                    dwells,
+                    starts,
+                    sizes,
+                    row,
+                )
+                sure = at >= 0
+                record_of[before:row] = record
+            else:
+                time, dwell, at, _ = _read_event(
+                    text, begin, end, words, marks, rules.unit, _ALL, starts[row], sizes[row]
+                )
+                sure = time != NO_TIME
+                times[row], dwells[row], record_of[row] = time, dwell, record
+                row += 1
+            sure = sure and row - first <= MOST_EVENTS
             if not sure:
                 break
-            times[row], dwells[row], record_of[row] = time, dwell, record
-            row += 1
             after = after_space(text, at, end)
             if is_list:
                 if after < end and text[after] == COMMA:
@@ -319,10 +354,13 @@ def _find(texts: Texts, names: Names, rules: Rules, found: Found) -> int:
                 sure = after < end and text[after] == CLOSE_LIST
                 sure = sure and after_space(text, after + 1, end) == end
                 break
-            if after == end and row == first + 1:
+            if after == end and objects == 1:
                 break
             # One a line: each lies within its own.
-            sure = not _breaks(text, begin, at) and (after == end or _breaks(text, at, after))
+            sure = not _has(text, begin, at, LINE_END) and not _has(
+                text, begin, at, CARRIAGE_RETURN
+            )
+            sure = sure and (after == end or _has(text, at, after, LINE_END))
             if after == end:
                 break
             at = after
@@ -334,10 +372,59 @@ def _find(texts: Texts, names: Names, rules: Rules, found: Found) -> int:
 
 
 @kernel
-def _breaks(text: U8, at: int, end: int) -> bool:
-    """Whether a line ends there."""
-    for place in range(at, end):
-        if text[place] == LINE_END or text[place] == CARRIAGE_RETURN:
+def _read_envelope(  # noqa: PLR0917 - arrays one by one, since tuples of them count references
+    text: U8,
+    at: int,
+    end: int,
+    words: U8,
+    marks: I64,
+    unit: int,
+    beside: int,
+    times: I64,
+    dwells: I64,
+    starts: I64,
+    sizes: I64,
+    row: int,
+) -> tuple[int, int]:
+    """Find the fields of events that are an array's elements, and of what stands beside it.
+
+    Returns:
+        How many rows there are then, and where it has ended; -1: not sure of it.
+    """
+    outer_starts, outer_sizes = np.zeros(IDS, np.int64), np.zeros(IDS, np.int64)
+    outer_time, outer_dwell, stop, at = _read_event(
+        text, at, end, words, marks, unit, beside, outer_starts, outer_sizes
+    )
+    # An id of the whole is made another for each element, by whoever reads carefully.
+    if stop < 0 or at < 0 or text[at] != OPEN_LIST or outer_sizes[_EVENT]:
+        return row, -1
+    while True:
+        at = after_space(text, at + 1, stop)
+        time, dwell, at, _ = _read_event(
+            text, at, stop, words, marks, unit, _ALL ^ beside, starts[row], sizes[row]
+        )
+        if at < 0:
+            return row, -1
+        for field in range(IDS):
+            if beside & (1 << field):
+                starts[row, field], sizes[row, field] = outer_starts[field], outer_sizes[field]
+        times[row] = outer_time if beside & (1 << _TIME) else time
+        dwells[row] = outer_dwell if beside & (1 << _DWELL) else dwell
+        if times[row] == NO_TIME:
+            return row, -1
+        row += 1
+        at = after_space(text, at, stop)
+        if text[at] == CLOSE_LIST:  # which stands there, since the whole is JSON
+            return row, stop
+        if text[at] != COMMA:
+            return row, -1
+
+
+@kernel
+def _has(text: U8, at: int, end: int, byte: int) -> bool:
+    """Whether a byte stands there."""
+    for place in range(at, end):  # noqa: SIM110 - kernels know no generators
+        if text[place] == byte:
             return True
     return False
 
@@ -358,7 +445,7 @@ def _judge(
         filled.
     """
     text, _, keys, key_bounds, unchecked = texts
-    words, marks, codes, no_dwell = names
+    words, marks, codes, no_dwell, _ = names
     found_of, found_times, found_dwells, all_starts, all_sizes = found
     items, times, categories, dwells, actions, event_keys, user_of, record_of = columns
     rows = len(found_of)
@@ -383,14 +470,14 @@ def _judge(
             row, user_of[first] = first, -1
             continue
         start, size = starts[_ACTION], sizes[_ACTION]
-        action = _place_of(text, start, size, words, marks, _FIELDS + IDS, len(marks) - 1)
+        action = _place_of(text, start, size, words, marks, _ACTIONS, len(marks) - 1)
         if action < 0:
             row, user_of[first] = first, -1
             continue
         items[row] = xxh3_64(text, starts[_ITEM], sizes[_ITEM])
         times[row] = time
         dwells[row] = found_dwells[place] if found_dwells[place] >= 0 else no_dwell
-        actions[row] = codes[action - _FIELDS - IDS]
+        actions[row] = codes[action - _ACTIONS]
         categories[row] = event_keys[row] = 0
         if sizes[_CATEGORY]:
             hashed = xxh32(text, starts[_CATEGORY], sizes[_CATEGORY])
@@ -457,24 +544,39 @@ def _place_of(text: U8, start: int, size: int, words: U8, marks: I64, first: int
 
 
 @kernel
-def _read_event(  # noqa: C901, PLR0912 - one loop over an event, with its state in variables
+def _field_of(text: U8, start: int, size: int, words: U8, marks: I64, wanted: int) -> int:
+    """Which of the fields that are ``wanted`` a name is, or `_SPLIT`; -1: none."""
+    for field in range(_FIELDS):
+        begin = marks[field]
+        if wanted >> field & 1 and same(text, start, size, words, begin, marks[field + 1] - begin):
+            return field
+    begin, end = marks[_SPLIT], marks[_SPLIT + 1]
+    if end > begin and same(text, start, size, words, begin, end - begin):
+        return _SPLIT
+    return -1
+
+
+@kernel
+def _read_event(  # noqa: C901, PLR0912, PLR0917 - one loop over an event, with its state in variables
     text: U8,
     at: int,
     end: int,
     words: U8,
     marks: I64,
     unit: int,
+    wanted: int,
     starts: I64,
     sizes: I64,
-) -> tuple[int, int, int]:
-    """Find the fields of an event.
+) -> tuple[int, int, int, int]:
+    """Find the fields of an event that are ``wanted``, a bit each.
 
     Returns:
-        Its time (`NO_TIME`: it has none) and dwell time (-1: it has none), ms, and where it has
-        ended; -1: not sure of the event. Where its ids lie stands in ``starts`` and ``sizes``, 0
-        for those that it has not.
+        Its time (`NO_TIME`: it has none) and dwell time (-1: it has none), ms; where it has ended
+        (-1: not sure of the event), and where the array begins that is split (-1: there is none).
+        Where its ids lie stands in ``starts`` and ``sizes``, 0 for those that it has not.
     """
-    unsure = NO_TIME, -1, -1
+    unsure = NO_TIME, -1, -1, -1
+    split = -1
     time, dwell = NO_TIME, -1
     seen = 0
     sizes[:] = 0
@@ -487,7 +589,7 @@ def _read_event(  # noqa: C901, PLR0912 - one loop over an event, with its state
         name, at = at + 1, end_of_text(text, at + 1, end)
         if at < 0:
             return unsure
-        field = _place_of(text, name, at - name, words, marks, 0, _FIELDS)
+        field = _field_of(text, name, at - name, words, marks, wanted)
         at = after_space(text, at + 1, end)
         if at >= end or text[at] != COLON:
             return unsure
@@ -496,6 +598,10 @@ def _read_event(  # noqa: C901, PLR0912 - one loop over an event, with its state
             return unsure
         if field < 0:
             at = after_value(text, at, end)
+        elif field == _SPLIT:
+            if split >= 0:
+                return unsure
+            split, at = at, after_value(text, at, end)
         else:
             if seen & (1 << field):
                 return unsure
@@ -521,7 +627,7 @@ def _read_event(  # noqa: C901, PLR0912 - one loop over an event, with its state
             break
         if text[at] != COMMA:
             return unsure
-    return time, dwell, at + 1
+    return time, dwell, at + 1, split
 
 
 @kernel

@@ -45,11 +45,12 @@ class _Reader(NamedTuple):
 class AvroFormat:
     """Reads Avro."""
 
-    def __init__(self, registry: SchemaRegistry) -> None:
+    def __init__(self, settings: EventSettings, registry: SchemaRegistry) -> None:
         registry.require("format avro")
         from fastavro import schemaless_reader
 
         _teach_moments()
+        self._splits = bool(settings.split)
         self._read = schemaless_reader
         self._registry = registry
         self._schemas = Schemas(registry, "AVRO", self._reader)
@@ -66,9 +67,9 @@ class AvroFormat:
             schema = reader.branches[_number(text) if reader.union else 0]
             event = self._read(text, schema, None)
         except Exception as error:  # noqa: BLE001 - of bytes that are anything, it may be any
+            why = one_line(error).partition(" from <")[0]  # the object that it was read from
             raise Rejected(
-                Reason.BAD_FORMAT,
-                f"is not what schema {record.schema} says: {one_line(error) or type(error)}",
+                Reason.BAD_FORMAT, f"is not what schema {record.schema} says: {why}"
             ) from None
         if (left := len(record.payload) - text.tell()) > 0:
             raise Rejected(
@@ -84,6 +85,8 @@ class AvroFormat:
 
     def prepare(self, paths: Mapping[str, Sequence[str]], unit: str) -> bool:
         """See `KernelFormat`."""
+        if self._splits:
+            return False
         self._programs = Programs(paths, unit)
         return True
 
@@ -127,9 +130,9 @@ class AvroFormat:
                 _parsed(json.loads(found.schema_str or ""), named)
 
 
-def open_format(_settings: EventSettings, registry: SchemaRegistry) -> Format:
+def open_format(settings: EventSettings, registry: SchemaRegistry) -> Format:
     """See `streaming.events.formats.open_format`."""
-    return AvroFormat(registry)
+    return AvroFormat(settings, registry)
 
 
 def _parsed(schema: Any, named: dict[str, Any]) -> Any:
