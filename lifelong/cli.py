@@ -362,9 +362,7 @@ def letters_list(
     """Count the letters by reason and topic."""
     from lifelong.letters import run_list
 
-    settings = _of_letters(
-        _settings(config, assignments, {"broker.bootstrap": bootstrap}), source
-    )
+    settings = _of_letters(_settings(config, assignments, {"broker.bootstrap": bootstrap}), source)
     _write_json(run_list(settings, quiet=json_out == "-"), json_out)
 
 
@@ -382,9 +380,7 @@ def letters_show(
     """Show the newest letters: where from, why, and what came."""
     from lifelong.letters import run_show
 
-    settings = _of_letters(
-        _settings(config, assignments, {"broker.bootstrap": bootstrap}), source
-    )
+    settings = _of_letters(_settings(config, assignments, {"broker.bootstrap": bootstrap}), source)
     shown = run_show(settings, reasons=reasons or [], limit=limit, quiet=json_out == "-")
     _write_json(shown, json_out)
 
@@ -403,9 +399,7 @@ def letters_replay(
     """Send the events of a reason again to where they came from; each goes once."""
     from lifelong.letters import run_replay as send
 
-    settings = _of_letters(
-        _settings(config, assignments, {"broker.bootstrap": bootstrap}), source
-    )
+    settings = _of_letters(_settings(config, assignments, {"broker.bootstrap": bootstrap}), source)
     if not reasons:
         raise SettingsError(
             "name what was put right: --reason, as `lifelong deadletters list` has it"
