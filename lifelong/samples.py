@@ -150,9 +150,9 @@ def _show(report: dict[str, Any]) -> None:
     for record in report["records"]:
         for event in record["events"]:
             console.print(f"{record['record']}: {_line(event)}")
+    counts = ", ".join(f"{report[what]} {what}" for what in ("behaviors", "ignored", "refused"))
     console.print(
-        f"{len(report['records'])} records of {report['source']} ({report['format']}):"
-        f" {report['behaviors']} behaviors, {report['ignored']} ignored, {report['refused']} refused"
+        f"{len(report['records'])} records of {report['source']} ({report['format']}): {counts}"
     )
 
 

@@ -97,12 +97,13 @@ class BatchWriter:
         traces: WorkerTraces | None = None,
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        decoder: EventDecoder | None = None,
     ) -> None:
         self.progress = WriterProgress()
         registry = SchemaRegistry(
             settings.registry, lambda outcome: metrics.registry_requests.labels(outcome).inc()
         )
-        self._decoder = EventDecoder(settings.events, registry)
+        self._decoder = decoder or EventDecoder(settings.events, registry)
         self._source = settings.events.said
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
@@ -392,18 +393,23 @@ def _refusals(one: Writable, refused: Sequence[_Refused], decoder: EventDecoder)
     if not refused:
         return []
     by_offset = {record.offset: record for record in one.batch.records}
-    rejects = []
+    # One reject for each record and reason: of those of one reason a replay sends one.
+    users: dict[tuple[int, Reason], tuple[set[str], str]] = {}
     for source, append, error in refused:
         if source.key != one.source.key:
             continue
         too_large = isinstance(error, RecordTooLarge)
         reason = Reason.RECORD_TOO_LARGE if too_large else Reason.RECORD_CORRUPT
-        detail = one_line(error)
-        for record in map(by_offset.get, dict.fromkeys(append.offsets)):
-            if record is None:  # of another batch of the group
-                continue
-            of = decoder.of_user(record.value or b"", record.key, record.headers, append.user)
-            rejects.append(Reject(record.offset, record.key, of, reason, detail))
+        for offset in append.offsets:
+            of, _ = users.setdefault((offset, reason), (set(), one_line(error)))
+            of.add(append.user)
+    rejects = []
+    for (offset, reason), (of, detail) in users.items():
+        record = by_offset.get(offset)
+        if record is None:  # of another batch of the group
+            continue
+        value = decoder.of_users(record.key, record.value, record.headers, of)
+        rejects.append(Reject(offset, record.key, value, reason, detail))
     return rejects
 
 

@@ -39,7 +39,7 @@ ADVICE: Final = {
     ),
     "lifelong_worker_registry_requests": Advice(
         "one a schema, found",
-        "failed rises, or unknown: [registry](formats/registry.md#when-something-is-wrong)",
+        "failed rises, or unknown: [registry](formats/README.md#a-schema-registry)",
     ),
     "lifelong_worker_batches": Advice("rises while events come", _LAG),
     "lifelong_worker_batch_seconds": Advice("as long as appends, and a little", _LAG),

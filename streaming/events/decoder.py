@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -247,15 +247,19 @@ class EventDecoder:
         latest = self._conversion.times.latest(now_ms)
         return [self._judged(raw, number, key, latest) for raw, number in raws]
 
-    def of_user(self, value: bytes, key: bytes | None, headers: Headers, user: str) -> bytes:
-        """The value of a record that holds a user's events alone, as far as it can be cut."""
+    def of_users(
+        self, key: bytes | None, value: bytes | None, headers: Headers, users: Collection[str]
+    ) -> bytes | None:
+        """The value of a record that holds the events of some users alone, if it can be cut."""
         outcomes = self.outcomes(key, value, headers, sys.maxsize)
         places = [
             place
             for place, one in enumerate(outcomes)
-            if isinstance(one, Event) and one.user == user
+            if isinstance(one, Event) and one.user in users
         ]
-        kept = self._format.keep(value, places) if 0 < len(places) < len(outcomes) else None
+        if not value or not 0 < len(places) < len(outcomes):
+            return value
+        kept = self._format.keep(value, places)
         return value if kept is None else kept
 
     def _read(
@@ -314,7 +318,7 @@ class EventDecoder:
             raise Rejected(
                 Reason.KEY_MISMATCH,
                 f"key {show(key)} is not {self._conversion.fields.shown['user_id']}"
-                f" {show(event.user)}",
+                f' {show(event.user)}; where keys are of something else, set key = "any"',
             )
 
     def _rejects(

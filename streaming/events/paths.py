@@ -94,7 +94,9 @@ def _expression(path: str, shown: str) -> Finder:
     def find(event: object) -> object:
         try:
             value = search(event)
-        except (JMESPathError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
+        except (JMESPathError, ArithmeticError, LookupError, RecursionError) as error:
+            raise Rejected(Reason.WRONG_TYPE, f"{shown}: {one_line(error)}") from None
+        except (TypeError, ValueError, AttributeError) as error:  # its functions, of odd arguments
             raise Rejected(Reason.WRONG_TYPE, f"{shown}: {one_line(error)}") from None
         # JMESPath does not tell what is absent from what is null.
         return ABSENT if value is None else value

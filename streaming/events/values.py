@@ -108,7 +108,10 @@ def read_id(value: object, shown: str, max_bytes: int) -> str:
     text = value if isinstance(value, str) else _id_of_number(value, shown)
     if not text:
         raise Rejected(Reason.EMPTY, f"{shown} is empty")
-    length = len(text.encode())
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError:  # a lone surrogate, as some readers of JSON let pass
+        raise Rejected(Reason.BAD_TEXT, f"{shown} {show(text)} is not UTF-8") from None
     if length > max_bytes:
         raise Rejected(
             Reason.TOO_LONG,
