@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from infra.errors import SettingsError
 from infra.settings import Settings, load_settings
 from lifelong.samples import run_sample
 from streaming.events.formats import with_preset
+from tests.schema_registry import RegistryDouble
+from tests.streaming.events.formats.producing import descriptor
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "formats").glob("[a-z]*.md"))
@@ -18,6 +21,18 @@ SHOWN = re.compile(
     r"^```console\n\$ lifelong check --source (\S+) --sample (\S+)\n(.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+
+
+def registered(page: Path, registry: RegistryDouble, tmp_path: Path) -> None:
+    """Register the schema that lies beside a page's sample, if one does, as the first."""
+    samples = page.parent / "samples"
+    kinds = {".avsc": "AVRO", ".json": "JSON", ".proto": "PROTOBUF"}
+    for suffix, kind in kinds.items():
+        if (file := samples / f"{page.stem}{suffix}").is_file():
+            text = file.read_text()
+            if kind == "PROTOBUF":
+                text = descriptor(tmp_path, text)
+            registry.register("shop.events-value", {"schema": text, "schemaType": kind})
 
 
 def block(page: Path) -> str:
@@ -28,10 +43,11 @@ def block(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_shows_what_becomes_of_its_sample(
-    page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    page: Path, registry: RegistryDouble, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    registered(page, registry, tmp_path)
     config = tmp_path / "lifelong.toml"
-    config.write_text(block(page))
+    config.write_text(block(page).replace("http://127.0.0.1:8081", registry.url))
     shown = SHOWN.search(page.read_text())
     assert shown is not None
     settings = load_settings(config=config, environ={}).reading(shown[1])
@@ -63,6 +79,12 @@ def test_a_file_of_lines_has_a_record_a_line(tmp_path: Path) -> None:
 
 def test_any_other_file_is_one_record(tmp_path: Path) -> None:
     assert records(tmp_path, EVENT + b"\n" + EVENT, "sample.bin") == [["u", "u"]]
+
+
+def test_a_line_may_be_in_base64(tmp_path: Path) -> None:
+    assert records(tmp_path, base64.b64encode(EVENT) + b"\n", "sample.b64") == [["u"]]
+    with pytest.raises(SettingsError, match="is not base64"):
+        records(tmp_path, b"%", "sample.b64")
 
 
 def test_a_key_is_looked_at_where_it_is_known(tmp_path: Path) -> None:

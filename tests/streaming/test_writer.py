@@ -316,14 +316,14 @@ class AwayDecoder(EventDecoder):
 async def test_what_cannot_be_decoded_now_is_tried_again() -> None:
     watched = WatchedWriter(decoder=AwayDecoder(EventSettings()))
     told: list[str | None] = []
-    watched.on_pause = lambda: told.append(watched.writer.progress.failure)
+    watched.on_pause = lambda: told.append(watched.writer.progress.unread)
 
     await watched.write(batch_of(("a", event("a"))))
 
     assert watched.store.counts() == {"a": 1}
     assert watched.pauses == [0.05, 0.1, 0.2]
     assert told == ["BrokerError: the registry does not answer"] * 3
-    assert watched.writer.progress.failure is None
+    assert watched.writer.progress.unread is None
 
 
 async def test_a_letter_has_its_records_headers() -> None:

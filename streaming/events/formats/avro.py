@@ -68,6 +68,8 @@ class AvroFormat:
             event = self._read(text, schema, None)
         except Exception as error:  # noqa: BLE001 - of bytes that are anything, it may be any
             why = one_line(error).partition(" from <")[0]  # the object that it was read from
+            if isinstance(error, EOFError):
+                why = "it ends too early"
             raise Rejected(
                 Reason.BAD_FORMAT, f"is not what schema {record.schema} says: {why}"
             ) from None

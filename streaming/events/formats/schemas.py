@@ -71,10 +71,12 @@ def framed(value: bytes | None, headers: Headers) -> Framed:
                 return Framed(int.from_bytes(said[1:FRAME], "big"), said[FRAME:], value)
             raise Rejected(Reason.BAD_FORMAT, f"header {HEADER} {show(said)} names no schema")
     if value[0] or len(value) < FRAME:
-        what = f"it is {seen}" if (seen := framing(value)) else f"it begins with {show(value[:8])}"
+        if (seen := framing(value)) is None:
+            text = value[:1] in {b"{", b"["}
+            seen = "JSON without a frame" if text else f"begins with {show(value[:8])}"
         raise Rejected(
             Reason.BAD_FORMAT,
-            f"names no schema of a registry: {what}; have the producer use a registry's serializer,"
+            f"names no schema of a registry: {seen}; have the producer use a registry's serializer,"
             " or set the format of the source to what it sends",
         )
     return Framed(int.from_bytes(value[1:FRAME], "big"), b"", value[FRAME:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,6 +97,23 @@ def asked(registry: RegistryDouble) -> SchemaRegistry:
 
 def messages(directory: Path, **files: str) -> dict[str, Any]:
     """The classes of messages by their full names, of files of .proto by their names."""
+    pool, found = descriptor_pool.DescriptorPool(), _compiled(directory, files)
+    for file in found.file:
+        pool.Add(file)
+    return {
+        name: kind
+        for file in found.file
+        for name, kind in message_factory.GetMessageClassesForFiles([file.name], pool).items()
+    }
+
+
+def descriptor(directory: Path, text: str) -> str:
+    """A .proto as registries give it where they are asked so: its descriptor, base64."""
+    *_, file = _compiled(directory, {"sample": text}).file
+    return base64.b64encode(file.SerializeToString()).decode()
+
+
+def _compiled(directory: Path, files: Mapping[str, str]) -> descriptor_pb2.FileDescriptorSet:
     from grpc_tools import protoc
 
     for name, text in files.items():
@@ -105,12 +123,4 @@ def messages(directory: Path, **files: str) -> dict[str, Any]:
     names = [f"{name}.proto" for name in files]
     arguments = [f"-I{directory}", f"-I{well_known}", "--include_imports"]
     assert protoc.main(["protoc", *arguments, f"--descriptor_set_out={out}", *names]) == 0
-    found = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
-    pool = descriptor_pool.DescriptorPool()
-    for file in found.file:
-        pool.Add(file)
-    return {
-        name: kind
-        for file in found.file
-        for name, kind in message_factory.GetMessageClassesForFiles([file.name], pool).items()
-    }
+    return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())

@@ -177,7 +177,11 @@ def test_bytes_that_are_not_what_their_schema_says_are_refused(
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(b'{"user_id": "u"}', "begins with"), (b"\0\0", "begins with"), (b"\x1f\x8bxxxx", "gzip")],
+    [
+        (b'{"user_id": "u"}', "JSON without a frame"),
+        (b"\0\0", "begins with"),
+        (b"\x1f\x8bxxxx", "gzip"),
+    ],
 )
 def test_a_record_that_names_no_schema_is_told_as_what_it_is(
     registry: RegistryDouble, value: bytes, said: str
