@@ -349,8 +349,8 @@ async def test_a_batch_that_cannot_be_written_is_told_until_it_is() -> None:
 async def test_a_batch_that_cannot_be_decoded_yet_is_told_until_it_is() -> None:
     async with ready_house() as house:
         progress = house.app.writer.progress
-        progress.unread = "RegistryUnavailable: the Schema Registry is away"
-        await house.says("decoding", "RegistryUnavailable: the Schema Registry is away")
+        progress.unread = "the Schema Registry is away"
+        await house.says("decoding", "the Schema Registry is away")
         progress.unread = None
         await until(house.ready, "it is decoded")
 
