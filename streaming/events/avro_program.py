@@ -409,7 +409,7 @@ def _number(text: U8, at: int, end: int) -> tuple[int, int]:
             if shift == 63 and byte > 1:
                 break
             sign = np.int64(value & np.uint64(1))
-            return np.int64(value >> np.uint64(1)) ^ -sign, at
+            return int(np.int64(value >> np.uint64(1)) ^ -sign), at
         shift += 7
     return 0, -1
 

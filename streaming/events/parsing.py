@@ -172,7 +172,13 @@ class Found(NamedTuple):
 
     def first(self, rows: int) -> Found:
         """The first so many."""
-        return Found(*(column[:rows] for column in self))
+        return Found(
+            self.record[:rows],
+            self.time[:rows],
+            self.dwell[:rows],
+            self.starts[:rows],
+            self.sizes[:rows],
+        )
 
 
 class Rows(NamedTuple):
@@ -219,7 +225,13 @@ class Rows(NamedTuple):
 
     def first(self, rows: int) -> Rows:
         """The first so many."""
-        return Rows(self.users, *(column[:rows] for column in self[1:]))
+        return Rows(
+            self.users,
+            self.user_of[:rows],
+            self.record_of[:rows],
+            self.behaviors[:rows],
+            self.event_keys[:rows],
+        )
 
 
 def names_of(

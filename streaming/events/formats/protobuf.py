@@ -27,7 +27,7 @@ from streaming.events.times import Timestamp
 
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import Schema
-    from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
+    from google.protobuf.descriptor import Descriptor, FileDescriptor
 
 PRESET: Final = Preset()
 
@@ -200,7 +200,7 @@ def _mapping(message: Message) -> dict[str, Any]:
     return found
 
 
-def _repeated(field: FieldDescriptor, values: Any) -> Any:
+def _repeated(field: Any, values: Any) -> Any:
     inner = field.message_type
     if inner is not None and inner.GetOptions().map_entry:
         of = inner.fields_by_name["value"]
@@ -208,7 +208,7 @@ def _repeated(field: FieldDescriptor, values: Any) -> Any:
     return [_plain(field, value) for value in values]
 
 
-def _plain(field: FieldDescriptor, value: Any) -> Any:
+def _plain(field: Any, value: Any) -> Any:
     """A value as the rules for events know it; what is of a well-known type, as what it means."""
     if field.enum_type is not None:
         known = field.enum_type.values_by_number.get(value)

@@ -88,7 +88,9 @@ def test_several_types_in_a_topic_are_told_apart_by_their_names(
 
 def test_a_union_of_types_says_which_it_is(registry: RegistryDouble, producer: Producer) -> None:
     union = [CLICK, record("Search", words="string")]
-    value = producer.avro(union, {"words": "tea"}, **{"subject.name.strategy": lambda *_: "any"})
+    value = producer.avro(
+        union, {"words": "tea"}, None, **{"subject.name.strategy": lambda *_: "any"}
+    )
     assert read(registry, value) == {"words": "tea", "@type": "shop.Search"}
 
 
