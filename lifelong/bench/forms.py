@@ -31,7 +31,7 @@ from infra.kafka.local import LocalKafka
 from lifelong.bench.loads import LOADS, write_load
 from lifelong.bench.report import compose
 from lifelong.bench.stream import LOOK_S, OURS_S, PARTITIONS, peer
-from lifelong.bench.worker import started
+from lifelong.bench.worker import Run, started
 from lifelong.shipped import MAPPING
 from streaming.files.reader import EventFile
 from streaming.files.replay import EventProducer, Message, encode_batch
@@ -71,7 +71,7 @@ class Form:
     name: str
     key: str
     """Of its figures."""
-    quix: str | None
+    quix: str
     """Which of `lifelong.bench.peers` reads it."""
     pack: Callable[[Sequence[Message]], list[Message]] = list
     """Makes records of single events in JSON."""
@@ -114,13 +114,14 @@ FORMS: Final = (
 
 
 @dataclass(slots=True)
-class _Topic:
-    """A form's topic, and the rates that were measured on it."""
+class Topic:
+    """A form's topic, and what was measured on it, a round each."""
 
     form: Form
     name: str
-    ours: list[float] = field(default_factory=list)
+    ours: list[Run] = field(default_factory=list)
     quix: list[float] = field(default_factory=list)
+    """Events a second."""
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -141,38 +142,53 @@ def run(quick: bool) -> dict[str, Any]:
         for _ in range(load.rounds):
             for topic in topics:
                 topic.ours.append(_measure(place, kafka.bootstrap, topic, load.ours, registry))
-                if topic.form.quix is not None:
-                    topic.quix.append(
-                        peer(
-                            topic.form.quix, kafka.bootstrap, topic.name, load.quix, place, registry
-                        )
-                    )
+                quix = topic.form.quix
+                topic.quix.append(
+                    peer(quix, kafka.bootstrap, topic.name, load.quix, place, registry)
+                )
     return composed(topics, load.ours)
 
 
-def composed(topics: Sequence[_Topic], events: int) -> dict[str, Any]:
-    """The result: a row a form, and one for each that Quix reads; how each of ours is to JSON."""
-    rounds = {topic.form.name: topic.ours for topic in topics}
+def composed(topics: Sequence[Topic], events: int) -> dict[str, Any]:
+    """The result: a row a form, and one for each that Quix reads. How each is to JSON is told round
+    by round, since the machine's speed drifts; and in processor time an event, which whatever else
+    runs on it changes little.
+    """
+    rounds = {topic.form.name: [run.events_per_second for run in topic.ours] for topic in topics}
     rounds |= {f"quix streams, {t.form.name}": t.quix for t in topics if t.quix}
-    others = [name for name in rounds if name != JSON.name]
-    result = compose(JSON.name, rounds, "events/s", others)
+    result = compose(JSON.name, rounds, "events/s", [])
+    plain = topics[0].ours
     figures: dict[str, float] = {}
+    rows: dict[str, list[float]] = {}
     for topic in topics:
-        key = topic.form.key
-        figures[f"{key}_events_per_second"] = median(topic.ours)
-        pairs = zip(topic.ours, topics[0].ours, strict=True)
-        figures[f"{key}_to_json"] = median(one / plain for one, plain in pairs)
-        if topic.quix:
-            pairs = zip(topic.ours, topic.quix, strict=True)
-            figures[f"{key}_quix_ratio"] = median(one / theirs for one, theirs in pairs)
+        key, ours = topic.form.key, topic.ours
+        told = {
+            "to_json": median(
+                one.events_per_second / two.events_per_second
+                for one, two in zip(ours, plain, strict=True)
+            ),
+            "processor_us": median(one.processor_us for one in ours),
+            "processor_to_json": median(
+                two.processor_us / one.processor_us for one, two in zip(ours, plain, strict=True)
+            ),
+            "quix_ratio": median(
+                one.events_per_second / theirs for one, theirs in zip(ours, topic.quix, strict=True)
+            ),
+        }
+        rows[topic.form.name] = list(told.values())
+        figures |= {f"{key}_{name}": value for name, value in told.items()}
+        figures[f"{key}_events_per_second"] = median(one.events_per_second for one in ours)
+    columns = ["x JSON", "processor us/event", "x JSON's", "x Quix"]
     return {
         **result,
+        "peers": [name for name in rounds if name.startswith("quix")],
+        "tables": [{"title": "a worker, beside", "columns": columns, "rows": rows}],
         "load": {"name": "purchases", "events": events},
-        "figures": {name: round(value, 2) for name, value in figures.items()},
+        "figures": {name: round(value, 3) for name, value in figures.items()},
     }
 
 
-def fill(bootstrap: str, place: Path, events: int) -> list[_Topic]:
+def fill(bootstrap: str, place: Path, events: int) -> list[Topic]:
     """Put the same events onto a topic of each form."""
     file = place / "events.parquet"
     write_load("purchases", 0, events, file)
@@ -184,7 +200,7 @@ def fill(bootstrap: str, place: Path, events: int) -> list[_Topic]:
     ]
     topics = []
     for form in FORMS:
-        topic = _Topic(form, f"bench-{form.key}-{uuid.uuid4().hex[:8]}")
+        topic = Topic(form, f"bench-{form.key}-{uuid.uuid4().hex[:8]}")
         create_topic(bootstrap, topic.name, PARTITIONS)
         create_topic(bootstrap, f"{topic.name}.dead", 1)
         config = producer_config(bootstrap) | {"compression.type": form.compression}
@@ -196,15 +212,13 @@ def fill(bootstrap: str, place: Path, events: int) -> list[_Topic]:
     return topics
 
 
-def _measure(place: Path, bootstrap: str, topic: _Topic, events: int, registry: str) -> float:
-    """Events a second of one worker, from its first batch to its last."""
+def _measure(place: Path, bootstrap: str, topic: Topic, events: int, registry: str) -> Run:
+    """What one worker does, from its first batch to its last."""
     chosen: Mapping[str, object] = {}
     if topic.form.format != "json":
         chosen = {"events.format": topic.form.format, "registry.url": registry}
     with started(place, bootstrap, topic.name, reclustering=False, chosen=chosen) as worker:
-        return worker.watch(
-            lambda _, now: now.applied >= events, pause_s=LOOK_S, limit_s=OURS_S
-        ).events_per_second
+        return worker.watch(lambda _, now: now.applied >= events, pause_s=LOOK_S, limit_s=OURS_S)
 
 
 @contextmanager

@@ -101,12 +101,12 @@ class AvroFormat:
     ) -> Rows:
         """See `KernelFormat`."""
         assert self._programs is not None
-        begins = np.full(len(values), UNSURE, np.int64)
-        skipped = np.zeros(len(values), np.int64)
-        for row, (reader, skip) in enumerate(self._schemas.of_records(values, headers)):
-            if reader is not None:
-                begins[row], skipped[row] = reader.begin, skip
-        return parse_avro(values, keys, begins, skipped, self._programs.program, how)
+        begins, skipped = [], []
+        for reader, skip in self._schemas.of_records(values, headers):
+            begins.append(UNSURE if reader is None else reader.begin)
+            skipped.append(skip)
+        at = np.array([begins, skipped], np.int64)
+        return parse_avro(values, keys, at[0], at[1], self._programs.program, how)
 
     def _reader(self, schema: Schema) -> _Reader:
         named: dict[str, Any] = {}
