@@ -454,6 +454,11 @@ class EventSettings(Section):
         """The source's name, for metrics and for people."""
         return "default"
 
+    @property
+    def section(self) -> str:
+        """Where it stands in the settings, for people."""
+        return "events"
+
     @field_validator("fields")
     @classmethod
     def _check_fields(
@@ -549,6 +554,11 @@ class SourceSettings(EventSettings):
     def said(self) -> str:
         """The source's name, for metrics and for people."""
         return self.name
+
+    @property
+    def section(self) -> str:
+        """Where it stands in the settings, for people."""
+        return f"sources.{self.name}"
 
 
 SHARED: Final = ("action_names", "earliest", "max_ahead_s", "max_id_bytes", "max_event_bytes")

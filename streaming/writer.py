@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from infra.behaviors import Source
-from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line
+from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line, typed_line
 from infra.metrics import WorkerMetrics
 from infra.settings import Settings
 from infra.store import Append, Appended, Group, Store, wall_clock_ms
@@ -140,7 +140,9 @@ class BatchWriter:
             try:
                 decoded = await loop.run_in_executor(self._decoding, self._decode, batch)
             except LifelongError as error:
-                self._report(error)
+                self.progress.failure = typed_line(error)
+                if not said:
+                    log.warning("cannot decode, will retry", error=self.progress.failure)
                 said = True
                 await self._sleep(pause)
                 pause = min(pause * 2, self._retry_max_s)

@@ -215,8 +215,8 @@ def _plain(settings: EventSettings, name: str) -> str:
     theirs = settings.fields.get(name, name)
     if not isinstance(theirs, str) or "[" in theirs or not is_stepped(theirs):
         raise SettingsError(
-            f"events.fields: {name} = {theirs!r}: what is learned from has one name or dotted path"
-            " for each field"
+            f"{settings.section}.fields: {name} = {theirs!r}: what is learned from has one name or"
+            " dotted path for each field"
         )
     return theirs
 

@@ -134,6 +134,7 @@ class EventDecoder:
         self._parsing = parsing
         settings = with_preset(settings)
         self.rules = Rules(settings)
+        self._ruled = bool(self.rules)
         self._split = settings.split
         # Read by the kernel, or at least with no more of an event than is needed.
         self._flat = settings.format == "json" and not self._split and not self.rules
@@ -200,6 +201,9 @@ class EventDecoder:
             outcomes = self.outcomes(
                 keys[row], value, () if headers is None else headers[row], now_ms
             )
+            if len(outcomes) == 1 and isinstance(outcomes[0], Event):
+                read[row] = [outcomes[0]]
+                continue
             rejects = self._rejects(offsets[row], keys[row], value, outcomes)
             # Where they cannot be told apart the record is refused as a whole.
             whole = len(outcomes) > 1 and any(one.value is value for one in rejects)
@@ -270,7 +274,8 @@ class EventDecoder:
         if raw is None:
             return Ignored(f"{self._split}: null")
         try:
-            self.rules.check(raw)
+            if self._ruled:
+                self.rules.check(raw)
             find = functools.partial(self._conversion.fields.find, raw)
             event = self._conversion.convert(find, latest)
             self._check_key(key, event)
@@ -353,13 +358,12 @@ def _with_read(decoded: Decoded, read: Mapping[int, Sequence[Event]]) -> Decoded
     rows = np.repeat(np.arange(len(counts)), counts)
     user_of, behaviors = decoded.user_of[rows], decoded.behaviors[rows]
     event_keys = decoded.event_keys[rows]
-    begins = (np.cumsum(counts) - counts).tolist()
+    at = np.flatnonzero(user_of < 0)  # ascending, as the rows are that were read
+    events = [event for of in read.values() for event in of]
     places = {user: place for place, user in enumerate(decoded.users)}
-    for row, events in read.items():
-        for at, event in enumerate(events, begins[row]):
-            user_of[at] = places.setdefault(event.user, len(places))
-            behaviors[at] = np.frombuffer(event.pack(), BEHAVIOR)[0]
-            event_keys[at] = event_key(event.event_id)
+    user_of[at] = [places.setdefault(event.user, len(places)) for event in events]
+    behaviors[at] = np.frombuffer(b"".join([event.pack() for event in events]), BEHAVIOR)
+    event_keys[at] = np.array([event_key(event.event_id) for event in events], np.uint64)
     return Decoded(
         list(places),
         user_of,

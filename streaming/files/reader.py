@@ -227,8 +227,8 @@ def _check_flat(mapping: EventSettings) -> None:
     for name, said in of_records.items():
         if said:
             raise SettingsError(
-                f"events.{name} = {getattr(mapping, name)!r} is of a topic's records, and a file is"
-                " read row by row: give it settings of its own (--config) without that"
+                f"{mapping.section}.{name} = {getattr(mapping, name)!r} is of a topic's records, and a"
+                " file is read row by row: give it settings of its own (--config) without that"
             )
 
 
@@ -239,8 +239,8 @@ def _columns(mapping: EventSettings) -> dict[str, str]:
         theirs = mapping.fields.get(name, name)
         if not isinstance(theirs, str):
             raise SettingsError(
-                f"events.fields: {name} = {list(theirs)!r}: a file with columns is read by one of"
-                " them; name that one, as in --set events.fields.user_id=..."
+                f"{mapping.section}.fields: {name} = {list(theirs)!r}: a file with columns is read by"
+                " one of them: give it settings of its own (--config) that name it"
             )
         columns[name] = theirs
     return columns
