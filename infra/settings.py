@@ -464,6 +464,29 @@ class EventSettings(Section):
         """The source's name, for metrics and for people."""
         return "default"
 
+    @property
+    def section(self) -> str:
+        """Where it stands in the settings, for people."""
+        return "events"
+
+    def single_names(self) -> dict[str, str]:
+        """Our name of each field to the one name, or dotted path, that it has in events: for who
+        reads columns, or sends events.
+
+        Raises:
+            SettingsError: a field has several, or an expression.
+        """
+        names: dict[str, str] = {}
+        for name in EVENT_FIELDS:
+            theirs = self.fields.get(name, name)
+            if not isinstance(theirs, str) or "[" in theirs or not is_stepped(theirs):
+                raise SettingsError(
+                    f"{self.section}.fields: {name} = {theirs!r}: one name or dotted path is needed"
+                    " here; give settings with such a one (--config)"
+                )
+            names[name] = theirs
+        return names
+
     @field_validator("fields")
     @classmethod
     def _check_fields(
@@ -559,6 +582,11 @@ class SourceSettings(EventSettings):
     def said(self) -> str:
         """The source's name, for metrics and for people."""
         return self.name
+
+    @property
+    def section(self) -> str:
+        """Where it stands in the settings, for people."""
+        return f"sources.{self.name}"
 
 
 SHARED: Final = ("action_names", "earliest", "max_ahead_s", "max_id_bytes", "max_event_bytes")

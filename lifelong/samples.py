@@ -73,10 +73,8 @@ def run_sample(settings: Settings, file: Path, *, quiet: bool) -> dict[str, Any]
     for number, one in enumerate(_records(file), 1):
         decoder = strict if one.keyed else lenient
         outcomes = decoder.outcomes(one.key, one.value, one.headers, now_ms)
-        records.append(
-            {"record": number, "events": [_told(outcome, names) for outcome in outcomes]}
-        )
-    told = [event for record in records for event in record["events"]]
+        records.append((number, [_told(outcome, names) for outcome in outcomes]))
+    told = [event for _, events in records for event in events]
     counts = {
         what: sum(what in event for event in told) for what in ("user_id", "ignored", "refused")
     }
@@ -87,7 +85,7 @@ def run_sample(settings: Settings, file: Path, *, quiet: bool) -> dict[str, Any]
         "behaviors": counts["user_id"],
         "ignored": counts["ignored"],
         "refused": counts["refused"],
-        "records": records,
+        "records": [{"record": number, "events": events} for number, events in records],
     }
     if not quiet:
         _show(report)

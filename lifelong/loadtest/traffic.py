@@ -75,7 +75,8 @@ def message(event: Mapping[str, Any], settings: EventSettings) -> dict[str, byte
     shaped: dict[str, Any] = {}
     for name, value in event.items():
         theirs = settings.fields.get(name, name)
-        *outer, last = (theirs if isinstance(theirs, str) else theirs[0]).split(".")
+        assert isinstance(theirs, str)  # `EventSettings.single_names` has looked
+        *outer, last = theirs.split(".")
         at = shaped
         for part in outer:
             at = at.setdefault(part, {})

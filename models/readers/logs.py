@@ -29,10 +29,10 @@ import pyarrow as pa
 import pyarrow.json
 
 from infra.arrays import F32, I32, I64, Bools
-from infra.errors import BrokerError, DataError, SettingsError
+from infra.errors import BrokerError, DataError
 from infra.kafka.admin import topic_partitions
 from infra.kafka.clients import client_config
-from infra.settings import EVENT_FIELDS, BrokerSettings, EventSettings, is_stepped
+from infra.settings import BrokerSettings, EventSettings
 from infra.telemetry import get_logger
 from models.data.interactions import Column, Columns, Interactions, pc
 from models.readers import tables
@@ -210,20 +210,9 @@ def followed(shown: I64, shown_ms: I64, done: I64, done_ms: I64, window_ms: int)
     return found
 
 
-def _plain(settings: EventSettings, name: str) -> str:
-    """The one name or dotted path of a field; a log's columns have no other."""
-    theirs = settings.fields.get(name, name)
-    if not isinstance(theirs, str) or "[" in theirs or not is_stepped(theirs):
-        raise SettingsError(
-            f"events.fields: {name} = {theirs!r}: what is learned from has one name or dotted path"
-            " for each field"
-        )
-    return theirs
-
-
 def _events(source: Path | Topic, settings: EventSettings) -> tuple[Columns, I64]:
     """The events' columns, and their times in ms."""
-    names = {name: _plain(settings, name) for name in EVENT_FIELDS}
+    names = settings.single_names()
     unit: TimeUnit = "ms" if settings.time_unit == "iso" else settings.time_unit
     needed = tuple(
         name

@@ -63,7 +63,10 @@ class Conversion:
         self.times: Final = Times(settings)
         self.max_id_bytes: Final = settings.max_id_bytes
         self.actions: Final = Actions(
-            settings.declared_actions, settings.actions, settings.max_id_bytes
+            settings.declared_actions,
+            settings.actions,
+            settings.max_id_bytes,
+            settings.section,
         )
         self.constant_ids: Final[dict[str, str]] = {}
         """The constants of ids, and of the source, as texts."""
@@ -78,7 +81,8 @@ class Conversion:
             )
         except Rejected as rejected:
             raise SettingsError(
-                f"events.constants: {rejected.detail}; give a value that an event could carry"
+                f"{settings.section}.constants: {rejected.detail}; give a value that an event could"
+                " carry"
             ) from None
 
     def convert(self, find: Find, latest: int) -> Event:

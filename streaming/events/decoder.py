@@ -142,6 +142,7 @@ class EventDecoder:
         self._parsing = parsing
         settings = with_preset(settings)
         self.rules = Rules(settings)
+        self._ruled = bool(self.rules)
         self._split = settings.split
         # Read by the kernel, or at least with no more of an event than is needed.
         self._in_json = settings.format == "json"
@@ -208,6 +209,9 @@ class EventDecoder:
             key, value = keys[record], values[record]
             of = () if headers is None else headers[record]
             outcomes = self.outcomes(key, value, of, now_ms)
+            if len(outcomes) == 1 and isinstance(outcomes[0], Event):
+                read[row] = [outcomes[0]]
+                continue
             rejects = self._rejects(offsets[record], key, value, outcomes)
             # Where they cannot be told apart the record is refused as a whole.
             whole = len(outcomes) > 1 and any(one.value is value for one in rejects)
@@ -296,7 +300,8 @@ class EventDecoder:
         if raw is None:
             return Ignored(f"{self._split}: null")
         try:
-            self.rules.check(raw)
+            if self._ruled:
+                self.rules.check(raw)
             find = functools.partial(self._conversion.fields.find, raw)
             event = self._conversion.convert(find, latest)
             self._check_key(key, event)
@@ -366,9 +371,10 @@ class EventDecoder:
             return None
         if len(set(plain.values())) < len(names) or not all(map(is_stepped, plain.values())):
             return None
-        steps = {ours: steps_of(theirs) for ours, theirs in plain.items()}
-        if not all(isinstance(step, str) for path in steps.values() for step in path):
+        parts = {ours: steps_of(theirs) for ours, theirs in plain.items()}
+        if any(isinstance(step, int) for path in parts.values() for step in path):
             return None
+        steps = {ours: [str(step) for step in path] for ours, path in parts.items()}
         beside: list[str] = []
         if self._split:
             # Elements and what stands beside their array, one step each.
@@ -379,13 +385,13 @@ class EventDecoder:
                 return None
             steps = {ours: path if ours in beside else path[1:] for ours, path in steps.items()}
         if isinstance(self._format, KernelFormat):
-            ready = self._format.prepare(steps, conversion.times.unit)  # type: ignore[arg-type]
+            ready = self._format.prepare(steps, conversion.times.unit)
         else:
             ready = self._in_json and all(len(path) == 1 for path in steps.values())
         if not ready:
             return None
         return self._parsing.names_of(
-            {ours: str(path[-1]) for ours, path in steps.items()},
+            {ours: path[-1] for ours, path in steps.items()},
             conversion.constant_ids,
             conversion.constant_dwell,
             conversion.actions.codes,
@@ -401,13 +407,12 @@ def _with_read(decoded: Decoded, read: Mapping[int, Sequence[Event]]) -> Decoded
     rows = np.repeat(np.arange(len(counts)), counts)
     user_of, behaviors = decoded.user_of[rows], decoded.behaviors[rows]
     event_keys = decoded.event_keys[rows]
-    begins = (np.cumsum(counts) - counts).tolist()
+    at = np.flatnonzero(user_of < 0)  # ascending, as the rows are that were read
+    events = [event for of in read.values() for event in of]
     places = {user: place for place, user in enumerate(decoded.users)}
-    for row, events in read.items():
-        for at, event in enumerate(events, begins[row]):
-            user_of[at] = places.setdefault(event.user, len(places))
-            behaviors[at] = np.frombuffer(event.pack(), BEHAVIOR)[0]
-            event_keys[at] = event_key(event.event_id)
+    user_of[at] = [places.setdefault(event.user, len(places)) for event in events]
+    behaviors[at] = np.frombuffer(b"".join([event.pack() for event in events]), BEHAVIOR)
+    event_keys[at] = np.array([event_key(event.event_id) for event in events], np.uint64)
     return Decoded(
         list(places),
         user_of,

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from infra.settings import EventSettings
-from streaming.events.paths import ABSENT, Finder, finder, top_of
+from streaming.events.paths import ABSENT, Finder, finder, first_of, top_of
 from streaming.events.payloads import decode_object
 from streaming.events.rejects import Reason, Rejected, show
 
@@ -68,27 +68,28 @@ class Fields:
         }
         paths = [path for theirs in self.names.values() for path in theirs]
         tops = list(dict.fromkeys(top_of(path) for path in paths))
-        self._finders: dict[str, tuple[Finder, ...]]
+        tops_found: dict[str | None, Finder] = {}
         if mappings or None in tops:
             self._row: Any = None
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(dict[str, Any])
-            self._finders = {
-                ours: tuple(finder(path, self.shown[ours]) for path in theirs)
-                for ours, theirs in self.names.items()
-            }
-            return
-        # In this order, so that an event without the extra fields has the same attributes.
-        self._row = msgspec.defstruct(
-            "Row",
-            [(f"c{i}", Any, msgspec.field(name=top, default=ABSENT)) for i, top in enumerate(tops)],
-            gc=False,
-        )
-        attributes = {top: operator.attrgetter(f"c{i}") for i, top in enumerate(tops)}
-        self._finders = {
-            ours: tuple(finder(path, self.shown[ours], attributes[top_of(path)]) for path in theirs)
+        else:
+            # In this order, so that an event without the extra fields has the same attributes.
+            self._row = msgspec.defstruct(
+                "Row",
+                [
+                    (f"c{i}", Any, msgspec.field(name=top, default=ABSENT))
+                    for i, top in enumerate(tops)
+                ],
+                gc=False,
+            )
+            self._decoder = msgspec.json.Decoder(self._row)
+            tops_found = {top: operator.attrgetter(f"c{i}") for i, top in enumerate(tops)}
+        self._finders: Final[dict[str, Finder]] = {
+            ours: first_of(
+                [finder(path, self.shown[ours], tops_found.get(top_of(path))) for path in theirs]
+            )
             for ours, theirs in self.names.items()
         }
-        self._decoder = msgspec.json.Decoder(self._row)
 
     def decode(self, event: bytes) -> Any:
         """A JSON event as something to `find` fields in.
@@ -119,8 +120,8 @@ class Fields:
 
         What `find` refuses is an object that nothing takes for a value.
         """
-        find, *others = self._finders[name]
-        if isinstance(find, operator.attrgetter) and not others:
+        find = self._finders[name]
+        if isinstance(find, operator.attrgetter):
             return list(map(find, events))
         values: list[object] = []
         for event in events:
@@ -136,12 +137,7 @@ class Fields:
         Raises:
             Rejected: the path steps into what is no object.
         """
-        value: object = ABSENT
-        for find in self._finders[name]:
-            value = find(event)
-            if value is not None and value is not ABSENT and value != "":
-                break
-        return value
+        return self._finders[name](event)
 
     def required(self, find: Find, name: str) -> object:
         """The value of a required field, or its constant.
@@ -150,6 +146,8 @@ class Fields:
             Rejected: there is none.
         """
         value = find(name)
+        if type(value) is str and value:  # as nearly all are
+            return value
         if value is None or value is ABSENT or value == "":
             constant = self.constants.get(name)
             if constant is not None:
@@ -164,6 +162,8 @@ class Fields:
     def optional(self, find: Find, name: str) -> object | None:
         """The value of an optional field, or its constant, or None."""
         value = find(name)
+        if type(value) is str and value:  # as nearly all are
+            return value
         if value is None or value is ABSENT or value == "":
             return self.constants.get(name)
         return self._as_text(value, name)

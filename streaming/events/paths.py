@@ -8,9 +8,8 @@ one without the field.
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -57,28 +56,47 @@ def finder(path: str, shown: str, top: Finder | None = None) -> Finder:
         return _expression(path, shown)
     first, *steps = steps_of(path)
     if top is None:
-        top = functools.partial(_get, str(first))
-    return functools.partial(_stepped, top, steps, shown) if steps else top
+        name = str(first)
+
+        def top(event: Any) -> object:
+            return event.get(name, ABSENT)
+
+    return _stepper(top, steps, shown) if steps else top
 
 
-def _get(name: str, event: Mapping[str, object]) -> object:
-    return event.get(name, ABSENT)
+def first_of(finders: Sequence[Finder]) -> Finder:
+    """What gives the first that is there of what some find; null and an empty text are not."""
+    if len(finders) == 1:
+        return finders[0]
+
+    def find(event: Any) -> object:
+        value: object = ABSENT
+        for each in finders:
+            value = each(event)
+            if value is not None and value is not ABSENT and value != "":
+                break
+        return value
+
+    return find
 
 
-def _stepped(top: Finder, steps: list[str | int], shown: str, event: object) -> object:
-    value = top(event)
-    for step in steps:
-        if value is None or value is ABSENT:
-            return value
-        if isinstance(step, str):
-            if not isinstance(value, dict):
-                raise _astray(shown, repr(step), value)
-            value = value.get(step, ABSENT)
-        else:
-            if not isinstance(value, list):
-                raise _astray(shown, f"[{step}]", value)
-            value = value[step] if -len(value) <= step < len(value) else ABSENT
-    return value
+def _stepper(top: Finder, steps: Sequence[str | int], shown: str) -> Finder:
+    def find(event: Any) -> object:
+        value = top(event)
+        for step in steps:
+            if value is None or value is ABSENT:
+                return value
+            if isinstance(step, str):
+                if not isinstance(value, dict):
+                    raise _astray(shown, repr(step), value)
+                value = value.get(step, ABSENT)
+            else:
+                if not isinstance(value, list):
+                    raise _astray(shown, f"[{step}]", value)
+                value = value[step] if -len(value) <= step < len(value) else ABSENT
+        return value
+
+    return find
 
 
 def _astray(shown: str, step: str, value: object) -> Rejected:

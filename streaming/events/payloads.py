@@ -44,6 +44,8 @@ def texts_of(value: bytes | None) -> list[bytes]:
     """
     if not value:
         raise Rejected(Reason.EMPTY, "no payload")
+    if value[:1] == b"{" and b"\n" not in value:
+        return [value]
     text = value.strip(b" \t\r\n")
     if text[:1] == b"[":
         try:

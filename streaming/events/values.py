@@ -146,7 +146,14 @@ class Actions:
     {'view': 1, 'purchase': 2, 'buy': 2}
     """
 
-    def __init__(self, declared: ActionNames, mapped: Mapping[str, str], max_id_bytes: int) -> None:
+    def __init__(
+        self,
+        declared: ActionNames,
+        mapped: Mapping[str, str],
+        max_id_bytes: int,
+        section: str = "events",
+    ) -> None:
+        self._section = section
         codes = {
             **declared.codes,
             **{theirs: declared.codes[ours] for theirs, ours in mapped.items()},
@@ -167,7 +174,7 @@ class Actions:
             raise Rejected(
                 Reason.UNKNOWN_ACTION,
                 f"{shown} {show(name)} is not known{self._hint(name)}; add it to"
-                " events.action_names, or map it in events.actions",
+                f" events.action_names, or map it in {self._section}.actions",
             )
         return code
 

@@ -101,7 +101,8 @@ class EventFile:
 
         Raises:
             SourceError: there is no such file, it cannot be read, or a column is missing.
-            SettingsError: a constant of the mapping is none that an event could carry.
+            SettingsError: a constant of the mapping is none that an event could carry, or the
+                mapping is of something else than rows.
         """
         self.path = Path(path)
         self.on_bad: OnBad = on_bad
@@ -179,7 +180,7 @@ class EventFile:
             there = self._rows.names()
         if there is None:
             return {name: name for name in EVENT_FIELDS}
-        wanted = _columns(self._mapping)
+        wanted = self._mapping.single_names()
         found: dict[str, str] = {}
         for name, column in wanted.items():
             if column in there:
@@ -227,23 +228,9 @@ def _check_flat(mapping: EventSettings) -> None:
     for name, said in of_records.items():
         if said:
             raise SettingsError(
-                f"events.{name} = {getattr(mapping, name)!r} is of a topic's records, and a file is"
-                " read row by row: give it settings of its own (--config) without that"
+                f"{mapping.section}.{name} = {getattr(mapping, name)!r} is of a topic's records; a"
+                " file is read row by row: give it settings of its own (--config) without that"
             )
-
-
-def _columns(mapping: EventSettings) -> dict[str, str]:
-    """Field -> column, for files that have columns."""
-    columns = {}
-    for name in EVENT_FIELDS:
-        theirs = mapping.fields.get(name, name)
-        if not isinstance(theirs, str):
-            raise SettingsError(
-                f"events.fields: {name} = {list(theirs)!r}: a file with columns is read by one of"
-                " them; name that one, as in --set events.fields.user_id=..."
-            )
-        columns[name] = theirs
-    return columns
 
 
 def _format(path: Path) -> tuple[str, bool]:

@@ -9,7 +9,6 @@ from infra.settings import EventSettings
 from streaming.events.conversion import Event
 from streaming.events.decoder import EventDecoder
 from streaming.events.formats.format import Headers
-from streaming.events.rejects import Ignored, Rejected
 
 NOW = 1_800_000_000_000
 
@@ -22,7 +21,6 @@ def outcomes(
     return [
         one if isinstance(one, Event) else one.reason
         for one in EventDecoder(settings).outcomes(key, sent, headers, NOW)
-        if isinstance(one, Event | Rejected | Ignored)
     ]
 
 

@@ -12,7 +12,7 @@ ROW = {"event_id": 1, "user_id": 42, "item_id": "i", "action": "view", "event_ti
 
 
 def change(op: str = "c", **changes: Any) -> dict[str, Any]:
-    row = ROW | {"event_time": ROW["event_time"] * 1000}
+    row = ROW | {"event_time": 1_791_211_680_000}
     return {"op": op, "before": None, "after": row, "source": {}, "ts_ms": 1} | changes
 
 
