@@ -81,8 +81,12 @@ class Append:
     record: all of them are in one append, and are applied at once or not at all."""
 
     def boundary(self, most: int) -> int:
-        """Up to where to take events, about so many at most, to have none of the last one's record
-        left behind.
+        """Up to where to take events, so many at most, without cutting a record; more where it
+        begins with a larger one.
+
+        >>> new = Append("ann", [], [], [1, 2, 2, 2, 3])
+        >>> new.boundary(2), new.boundary(4), new.part(1, 5).boundary(2)
+        (1, 4, 3)
         """
         offsets = self.offsets
         stop = min(most, len(offsets))

@@ -328,14 +328,14 @@ class BatchWriter:
 
     def _measure_rejects(self, batch: FetchedBatch, rejects: Sequence[Reject]) -> None:
         metrics = self._metrics
-        metrics.events.labels("rejected").inc(len(rejects))
+        metrics.events.labels("rejected").inc(sum(reject.events for reject in rejects))
         for reject in rejects:
-            metrics.rejects.labels(reject.reason.value).inc()
+            metrics.rejects.labels(reject.reason.value).inc(reject.events)
         if rejects:
             first = rejects[0]
             log.warning(
                 "events rejected",
-                count=len(rejects),
+                count=sum(reject.events for reject in rejects),
                 partition=batch.tp.partition,
                 first_offset=first.offset,
                 first_reason=first.reason.value,
@@ -394,22 +394,22 @@ def _refusals(one: Writable, refused: Sequence[_Refused], decoder: EventDecoder)
         return []
     by_offset = {record.offset: record for record in one.batch.records}
     # One reject for each record and reason: of those of one reason a replay sends one.
-    users: dict[tuple[int, Reason], tuple[set[str], str]] = {}
+    users: dict[tuple[int, Reason], tuple[list[str], str]] = {}
     for source, append, error in refused:
         if source.key != one.source.key:
             continue
         too_large = isinstance(error, RecordTooLarge)
         reason = Reason.RECORD_TOO_LARGE if too_large else Reason.RECORD_CORRUPT
         for offset in append.offsets:
-            of, _ = users.setdefault((offset, reason), (set(), one_line(error)))
-            of.add(append.user)
+            of, _ = users.setdefault((offset, reason), ([], one_line(error)))
+            of.append(append.user)  # once for each event
     rejects = []
     for (offset, reason), (of, detail) in users.items():
         record = by_offset.get(offset)
         if record is None:  # of another batch of the group
             continue
-        value = decoder.of_users(record.key, record.value, record.headers, of)
-        rejects.append(Reject(offset, record.key, value, reason, detail))
+        value = decoder.of_users(record.key, record.value, record.headers, set(of))
+        rejects.append(Reject(offset, record.key, value, reason, detail, len(of)))
     return rejects
 
 

@@ -242,14 +242,18 @@ class EventDecoder:
         self, key: bytes | None, value: bytes | None, headers: Headers, now_ms: int
     ) -> list[Outcome]:
         """What becomes of each event of a record, in their order, by the careful path."""
+        latest = self._conversion.times.latest(now_ms)
         try:
             raws = self._read(key, value, headers)
+            if len(raws) > MOST_EVENTS:
+                raise Rejected(
+                    Reason.TOO_LARGE, f"{len(raws)} events exceed {MOST_EVENTS} in a record"
+                )
+            return [self._judged(raw, number, key, latest) for raw, number in raws]
         except (Rejected, Ignored) as one:
             return [one]
-        if len(raws) > MOST_EVENTS:
-            return [Rejected(Reason.TOO_LARGE, f"{len(raws)} events exceed {MOST_EVENTS} a record")]
-        latest = self._conversion.times.latest(now_ms)
-        return [self._judged(raw, number, key, latest) for raw, number in raws]
+        except RecursionError:
+            return [Rejected(Reason.BAD_FORMAT, "nested too deeply")]
 
     def of_users(
         self, key: bytes | None, value: bytes | None, headers: Headers, users: Collection[str]
@@ -347,8 +351,9 @@ class EventDecoder:
                     kept = self._format.keep(value or b"", of)
                 if kept is None:
                     detail += "; the others are refused with it, since the record cannot be cut"
-                    return [Reject(offset, key, value, reason, detail)]
-            rejects.append(Reject(offset, key, kept, reason, detail))
+                    held = sum(not isinstance(one, Ignored) for one in outcomes)
+                    return [Reject(offset, key, value, reason, detail, held)]
+            rejects.append(Reject(offset, key, kept, reason, detail, len(of)))
         return rejects
 
     def _within_elements(self, name: str) -> bool:

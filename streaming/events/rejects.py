@@ -57,6 +57,8 @@ class Reject(NamedTuple):
     reason: Reason
     detail: str
     """One line that names the field and shows the beginning of its value."""
+    events: int = 1
+    """How many it holds that are refused for this."""
 
 
 class Rejected(Exception):

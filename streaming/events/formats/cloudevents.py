@@ -15,8 +15,8 @@ from typing import Any, Final
 from infra.schema_registry import SchemaRegistry
 from infra.settings import EventSettings
 from streaming.events.formats.format import Format, Headers, Preset, RawEvent
-from streaming.events.formats.json import JsonFormat
-from streaming.events.payloads import decode_dict, framing
+from streaming.events.formats.json import JsonFormat, read_object
+from streaming.events.payloads import decode_dict, framing, texts_of
 from streaming.events.rejects import Reason, Rejected, show
 
 PRESET: Final = Preset(
@@ -56,11 +56,16 @@ class CloudEventsFormat:
         ]
 
     def keep(self, value: bytes, places: Collection[int]) -> bytes | None:
-        """See `Format`."""
-        try:
-            return self._json.keep(value, places)
-        except Rejected:
+        """See `Format`.
+
+        What is split cannot be cut in binary mode, whose value has not the attributes, nor where
+        data is base64.
+        """
+        events = [one for one in map(read_object, texts_of(value)) if isinstance(one, dict)]
+        binary = len(events) == 1 and "specversion" not in events[0]
+        if binary or any("data_base64" in event for event in events):
             return None
+        return self._json.keep(value, places)
 
 
 def open_format(settings: EventSettings, _registry: SchemaRegistry) -> Format:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from infra.settings import EventSettings
-from tests.streaming.events.formats.events import brief, outcomes
+from streaming.events.decoder import EventDecoder
+from tests.streaming.events.formats.events import NOW, brief, outcomes
 
 CLOUD = EventSettings(format="cloudevents", actions={"shop.view": "view"})
 DATA = {"user_id": "u", "item_id": "i"}
@@ -78,3 +79,33 @@ def test_headers_are_judged(changes: dict[str, bytes | None], reason: str | None
 
 def test_what_is_no_cloud_event_is_refused() -> None:
     assert brief(CLOUD, DATA) == ["bad_format"]
+
+
+SPLIT = EventSettings(
+    format="cloudevents",
+    actions={"shop.view": "view"},
+    split="data.items",
+    fields={"item_id": "data.items.sku"},
+)
+
+
+@pytest.mark.parametrize("mode", ["structured", "binary", "base64"])
+def test_elements_of_data_are_cut_where_they_can_be(mode: str) -> None:
+    data = {"user_id": "u", "items": [{"sku": "a"}, {"sku": 1.5}, {"sku": "c"}]}
+    sent = data if mode == "binary" else structured(data=data)
+    if mode == "base64":
+        del sent["data"]
+        sent["data_base64"] = base64.b64encode(json.dumps(data).encode()).decode()
+    value = json.dumps(sent).encode()
+
+    found = EventDecoder(SPLIT).decode(
+        [7], [b"u"], [value], NOW, [headers() if mode == "binary" else []]
+    )
+
+    [refused] = found.rejects
+    if mode == "structured":
+        kept = json.loads(refused.value or b"")["data"]["items"]
+        assert (found.events, refused.events, kept) == (2, 1, [None, {"sku": 1.5}, None])
+    else:
+        assert (found.events, refused.events, refused.value) == (0, 3, value)
+        assert "cannot be cut" in refused.detail
