@@ -6,6 +6,9 @@ Each message is one line: what was wrong, where, and what to do about it.
     ├── SettingsError            a setting is missing, unknown or has a bad value
     ├── BrokerError              Kafka cannot be started, reached or asked
     ├── PrometheusError          Prometheus cannot be started, reached or asked
+    ├── RegistryError            the Schema Registry did not give a schema
+    │   ├── RegistryUnavailable  it cannot be reached now, or refuses to answer; retry
+    │   └── SchemaUnknown        it knows no such schema
     ├── SourceError              a file to replay or backfill cannot be read as events
     ├── BundleError              a model bundle cannot be used
     │   ├── BundleMissing        there is no bundle at that place
@@ -85,6 +88,18 @@ class PrometheusError(LifelongError):
 
 class BrokerError(LifelongError):
     """Kafka cannot be started, reached or asked."""
+
+
+class RegistryError(LifelongError):
+    """The Schema Registry did not give a schema."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The Schema Registry cannot be reached now, or refuses to answer; what it says may pass."""
+
+
+class SchemaUnknown(RegistryError):
+    """The Schema Registry knows no such schema."""
 
 
 class SourceError(LifelongError):

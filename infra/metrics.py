@@ -292,8 +292,9 @@ class WorkerMetrics(BundleMetrics):
         self.events = Counter(
             "lifelong_worker_events",
             "Events read from Kafka, by what became of them: applied to a sequence, replayed "
-            "(applied before; normal after a restart), duplicate (an event id seen lately) or "
-            "rejected (sent to the dead-letter topic).",
+            "(applied before; normal after a restart), duplicate (an event id seen lately), "
+            "ignored (no behavior, as the settings say) or rejected (sent to the dead-letter "
+            "topic).",
             ["outcome"],
             registry=registry,
         )
@@ -302,6 +303,21 @@ class WorkerMetrics(BundleMetrics):
             "Events sent to the dead-letter topic, by reason. A sudden rise means that a producer "
             "changed its format.",
             ["reason"],
+            registry=registry,
+        )
+        self.ignored = Counter(
+            "lifelong_worker_ignored",
+            "Events that are no behaviors, by source and by what decides it: a path of only or "
+            "ignore, or a word of the format. All of them where it should be some means that a "
+            "rule is wrong.",
+            ["source", "reason"],
+            registry=registry,
+        )
+        self.registry_requests = Counter(
+            "lifelong_worker_registry_requests",
+            "Questions to the Schema Registry, one a schema, by outcome: found, unknown (its "
+            "records are dead letters) or failed (the worker waits, and asks again).",
+            ["outcome"],
             registry=registry,
         )
         self.batches = Counter(

@@ -318,8 +318,9 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
         applied, keys, mark = new.behaviors, all_new, new.offsets[-1]
     else:
         applied = []
+        known = mark  # that of the whole append: events of one record have one offset
         for behavior, event, offset in zip(new.behaviors, new.event_keys, new.offsets, strict=True):
-            if offset <= mark:
+            if offset <= known:
                 replayed += 1
                 continue
             mark = offset
@@ -439,11 +440,11 @@ def in_pieces(groups: Sequence[Group]) -> Sequence[Group]:
     for group in groups:
         rest = group.appends
         while rest:
-            pieces.append(Group(group.source, [new.part(0, MOST_AT_ONCE) for new in rest]))
+            stops = [new.boundary(MOST_AT_ONCE) for new in rest]
+            pairs = list(zip(rest, stops, strict=True))
+            pieces.append(Group(group.source, [new.part(0, stop) for new, stop in pairs]))
             rest = [
-                new.part(MOST_AT_ONCE, len(new.offsets))
-                for new in rest
-                if len(new.offsets) > MOST_AT_ONCE
+                new.part(stop, len(new.offsets)) for new, stop in pairs if stop < len(new.offsets)
             ]
         pieces.append(Group(group.source, [], group.reached))
     return pieces

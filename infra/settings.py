@@ -77,6 +77,14 @@ TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 UnknownItems = Literal["score", "last", "refuse"]
 """What becomes of candidates that the bundle does not know: scored by what it learned of items that
 it had not met, given a CTR of 0 and so ranked below all others, or the whole request refused."""
+
+
+def _as_values(value: object) -> object:
+    return (value,) if isinstance(value, str | int | float) else value
+
+
+Values = Annotated[tuple[str | int | bool | float, ...], BeforeValidator(_as_values)]
+"""A value, or several, of any kind."""
 Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
 Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
@@ -234,6 +242,8 @@ class WorkerSettings(Section):
     restart (of a pod of a StatefulSet, for example): who is back within session_timeout_s goes on
     with the same partitions, and nobody else's move. None: partitions of one that stops go to
     others at once."""
+    source: str | None = None
+    """Name of the source ([[sources]]) that this worker reads. None: the only one that there is."""
     recluster_threads: Annotated[int, Field(ge=0)] = 1
     """Threads that recluster users; 0: this worker reclusters nobody."""
     renew_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0
@@ -376,13 +386,60 @@ class ScorerSettings(Section):
         return value
 
 
-class EventSettings(Section):
-    """How a platform's own JSON events become behaviors, without code."""
+FormatName = Literal[
+    "json",
+    "cloudevents",
+    "segment",
+    "snowplow",
+    "debezium",
+    "avro",
+    "protobuf",
+    "json_schema",
+]
+"""How a record holds events: the modules of `streaming.events.formats`."""
 
-    fields: dict[str, str] = Field(default_factory=dict)
-    """Our field's name to the platform's; a dot steps into an object ("payload.user.id"). Our
-    fields: event_id, user_id, item_id, action, event_time, category_id, dwell_ms, source. A field
-    not listed has our name."""
+_EXPRESSION: Final = re.compile(r"""[\[\]|*"`&{}]|\w\(""")
+"""What is in no name, nor in names joined by dots, but in JMESPath."""
+_STEPS: Final = re.compile(r"[^.\[\]]+(\[-?\d{1,9}\]|\.[^.\[\]]+)*")
+"""Names joined by dots, and places in arrays."""
+
+
+def is_stepped(path: str) -> bool:
+    """Whether a path steps from name to name, or to a place in an array, and no more.
+
+    >>> is_stepped("payload.items[0].sku"), is_stepped("items[?price > `9`].sku | [0]")
+    (True, False)
+    """
+    return not _EXPRESSION.search(re.sub(r"\[-?\d{1,9}\]", "", path)) and bool(
+        _STEPS.fullmatch(path)
+    )
+
+
+class EventSettings(Section):
+    """How a platform's own events become behaviors, without code."""
+
+    format: FormatName = "json"
+    """What a record holds: json (one event, an array, or one a line), cloudevents, segment,
+    snowplow (enriched, TSV), debezium; avro, protobuf or json_schema by the schemas of a registry
+    ([registry]). A format brings the paths that are usual in it; what is set here goes before
+    them."""
+    key: Literal["user", "any"] = "user"
+    """What a record's key must be: the id of the user, or anything. Kafka keeps the order of
+    records only within a partition, which the key chooses: with "any" a user's events may come out
+    of their order, and their sequence has them as they came."""
+    fields: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Our field's name to the platform's, or to a list of which the first counts that is there
+    (["userId", "anonymousId"]). A dot steps into an object, a number into an array
+    ("payload.items[0].sku"), and what is more is JMESPath. Our fields: event_id, user_id, item_id,
+    action, event_time, category_id, dwell_ms, source. A field not listed has our name."""
+    split: str = ""
+    """Path of an array in an event of which each element is an event of its own: it stands in the
+    place of the array then, so that its sku is "items.sku" if this is "items". Empty: none."""
+    only: dict[str, Values] = Field(default_factory=dict)
+    """Path to the value, or the values, that it has in events which are behaviors; others are
+    ignored: counted, and no dead letters."""
+    ignore: dict[str, Values] = Field(default_factory=dict)
+    """Path to the value, or the values, that it has in events which are ignored."""
     action_names: Annotated[tuple[str, ...], NoDecode] = DEFAULT_ACTIONS.names
     """The platform's actions, up to 255. Behaviors are stored with an action's place in this list:
     add names at its end alone, and remove none."""
@@ -400,16 +457,62 @@ class EventSettings(Section):
     max_id_bytes: Annotated[int, Field(ge=1, le=MAX_ITEM_BYTES)] = MAX_ITEM_BYTES
     """Longest user, item, event or category id in UTF-8 bytes."""
     max_event_bytes: Positive = 65_536
-    """Largest event."""
+    """Largest record, whether it holds one event or several."""
+
+    @property
+    def said(self) -> str:
+        """The source's name, for metrics and for people."""
+        return "default"
+
+    @property
+    def section(self) -> str:
+        """Where it stands in the settings, for people."""
+        return "events"
+
+    def single_names(self) -> dict[str, str]:
+        """Our name of each field to the one name, or dotted path, that it has in events: for who
+        reads columns, or sends events.
+
+        Raises:
+            SettingsError: a field has several, or an expression.
+        """
+        names: dict[str, str] = {}
+        for name in EVENT_FIELDS:
+            theirs = self.fields.get(name, name)
+            if not isinstance(theirs, str) or "[" in theirs or not is_stepped(theirs):
+                raise SettingsError(
+                    f"{self.section}.fields: {name} = {theirs!r}: one name or dotted path is needed"
+                    " here; give settings with such a one (--config)"
+                )
+            names[name] = theirs
+        return names
 
     @field_validator("fields")
     @classmethod
-    def _fill_fields(cls, value: dict[str, str]) -> dict[str, str]:
+    def _check_fields(
+        cls, value: dict[str, str | tuple[str, ...]]
+    ) -> dict[str, str | tuple[str, ...]]:
         _check_event_fields(value)
         for name, theirs in value.items():
-            if not all(theirs.split(".")):
-                raise ValueError(f"{name} = {theirs!r} is not a name or a dotted path")
-        return {name: value.get(name, name) for name in EVENT_FIELDS}
+            if not theirs:
+                raise ValueError(f"{name} = {theirs!r} names nothing")
+            for path in (theirs,) if isinstance(theirs, str) else theirs:
+                _check_path(f"{name} = {path!r}", path)
+        return value
+
+    @field_validator("split")
+    @classmethod
+    def _check_split(cls, value: str) -> str:
+        if value and ("[" in value or not is_stepped(value)):
+            raise ValueError("must be names joined by dots, as in payload.items")
+        return value
+
+    @field_validator("only", "ignore")
+    @classmethod
+    def _check_rule(cls, value: dict[str, Values]) -> dict[str, Values]:
+        for path in value:
+            _check_path(repr(path), path)
+        return value
 
     @field_validator("action_names", mode="before")
     @classmethod
@@ -459,6 +562,104 @@ class EventSettings(Section):
     def earliest_ms(self) -> int:
         """`earliest` in ms since epoch."""
         return int(self.earliest.timestamp() * 1000)
+
+
+class SourceSettings(EventSettings):
+    """A topic of events, and how they become behaviors: an entry of [[sources]].
+
+    It has all that [events] has. Limits and action_names that it does not say are those of
+    [events]; the rest has its defaults.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    """Name by which `--source` and metrics know it."""
+    topic: TopicName
+    """Topic of its records."""
+    dead_letter_topic: TopicName | None = None
+    """Topic that takes its events which could not be read; none: broker.dead_letter_topic."""
+
+    @property
+    def said(self) -> str:
+        """The source's name, for metrics and for people."""
+        return self.name
+
+    @property
+    def section(self) -> str:
+        """Where it stands in the settings, for people."""
+        return f"sources.{self.name}"
+
+
+SHARED: Final = ("action_names", "earliest", "max_ahead_s", "max_id_bytes", "max_event_bytes")
+"""What a source has of [events] where it does not say it itself: limits, and the names of actions,
+which are the store's."""
+
+
+class RegistrySettings(Section):
+    """The Schema Registry, by whose schemas records in Avro, Protobuf or JSON Schema are read."""
+
+    url: str | None = None
+    """URLs, comma separated: where one does not answer, the next is asked. It takes the packages of
+    the extra "registry". None: there is no registry."""
+    username: str | None = None
+    """User name to log in with (basic); a password is needed with it."""
+    password: SecretStr | None = None
+    """Password to log in with. Shown masked."""
+    password_file: Path | None = None
+    """File with the password, instead."""
+    token: SecretStr | None = None
+    """Token to log in with (bearer). Shown masked."""
+    token_file: Path | None = None
+    """File with the token, instead. It is read whenever a schema is asked for, as all files here
+    are, so it may be renewed."""
+    cluster: str = ""
+    """What a registry of Confluent Cloud is told beside a token, its logical cluster (lsrc-...)."""
+    identity_pool: str = ""
+    """The same, the identity pool (pool-...)."""
+    ca_file: Path | None = None
+    """Certificate authorities (PEM) to trust with https; none: those of the package certifi."""
+    cert_file: Path | None = None
+    """Certificate (PEM) to show with https; none: none is shown."""
+    key_file: Path | None = None
+    """Its key (PEM), not encrypted; none: it is in the same file."""
+    timeout_s: Seconds = 5.0
+    """Time within which each URL has to answer."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        for one in (value or "").split(",") if value is not None else ():
+            address = urlsplit(one.strip())
+            if address.scheme not in {"http", "https"} or not address.hostname:
+                raise ValueError("must be URLs as in http://127.0.0.1:8081")
+            if "@" in address.netloc:
+                raise ValueError("must hold no password; username and password_file can")
+        return value
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> RegistrySettings:
+        for name in ("password", "token"):
+            if getattr(self, name) is not None and getattr(self, f"{name}_file") is not None:
+                raise ValueError(f"{name} and {name}_file are both set; one of them is enough")
+        named = self.username is not None
+        if named != (self.password is not None or self.password_file is not None):
+            raise ValueError("username needs password or password_file, and they need it")
+        if named and (self.token is not None or self.token_file is not None):
+            raise ValueError("username and token are both set; a registry takes one of them")
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file needs cert_file")
+        return self
+
+    def secret(self, name: Literal["password", "token"]) -> str:
+        """The password or the token, wherever it is; empty: there is none.
+
+        Raises:
+            OSError: its file cannot be read.
+        """
+        file: Path | None = getattr(self, f"{name}_file")
+        if file is not None:
+            return file.read_text(encoding="utf-8").strip()
+        value: SecretStr | None = getattr(self, name)
+        return "" if value is None else value.get_secret_value()
 
 
 class LogSettings(Section):
@@ -511,10 +712,95 @@ class Settings(Section):
     """From interests to CTRs."""
     events: EventSettings = Field(default_factory=EventSettings)
     """The shape of events."""
+    sources: tuple[SourceSettings, ...] = ()
+    """Several topics, each with the shape of its events: one entry a topic. None: broker.topic is
+    the only one, and its events are as [events] says."""
+    registry: RegistrySettings = Field(default_factory=RegistrySettings)
+    """Schemas of records."""
     log: LogSettings = Field(default_factory=LogSettings)
     """Logging."""
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     """Traces."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share(cls, values: Any) -> Any:
+        """Give sources what they have of [events]."""
+        sources = values.get("sources") if isinstance(values, Mapping) else None
+        if not isinstance(sources, list | tuple):
+            return values
+        events = values.get("events") or {}
+        if isinstance(events, EventSettings):
+            events = events.model_dump(exclude_unset=True)
+        shared = {key: events[key] for key in SHARED if key in events}
+        filled = [{**shared, **one} if isinstance(one, Mapping) else one for one in sources]
+        return {**values, "sources": filled}
+
+    @field_validator("sources")
+    @classmethod
+    def _check_sources(
+        cls, value: tuple[SourceSettings, ...], info: ValidationInfo
+    ) -> tuple[SourceSettings, ...]:
+        events: EventSettings | None = info.data.get("events")
+        broker: BrokerSettings | None = info.data.get("broker")
+        if not value or events is None or broker is None:
+            return value
+        for what in ("name", "topic"):
+            seen = [getattr(one, what) for one in value]
+            twice = next((one for one in seen if seen.count(one) > 1), None)
+            if twice is not None:
+                raise ValueError(f"two have the {what} {twice!r}; give each its own")
+        for one in value:
+            if one.action_names != events.action_names:
+                raise ValueError(
+                    f"{one.name} has action_names of its own, but they are the store's: declare"
+                    " them in [events], for all sources, and map names in its actions"
+                )
+        unread = [f"events.{name}" for name in sorted(events.model_fields_set - set(SHARED))]
+        if "topic" in broker.model_fields_set:
+            unread.insert(0, "broker.topic")
+        if unread:
+            raise ValueError(
+                f"nobody reads {unread[0]} where there are sources: say it in the source's entry"
+            )
+        return value
+
+    def reading(self, source: str | None = None) -> Settings:
+        """The settings of who reads one source: its topics in ``broker``, with a group of its own,
+        and the shape of its events in ``events``.
+
+        Args:
+            source: its name; None: `WorkerSettings.source`, or the only one that there is.
+
+        Raises:
+            SettingsError: there is no such source, or several and none is named.
+        """
+        named, names = source or self.worker.source, [one.name for one in self.sources]
+        if not names and named is None:
+            return self
+        if not names:
+            raise SettingsError(
+                f"source {named!r}: there are no [[sources]] in the settings, only"
+                f" {self.broker.topic} (broker.topic), which has no name"
+            )
+        if named is None and len(names) > 1:
+            raise SettingsError(
+                f"there are {len(names)} sources: name one of {', '.join(names)} (--source,"
+                " worker.source)"
+            )
+        found = next((one for one in self.sources if named in {None, one.name}), None)
+        if found is None:
+            raise SettingsError(
+                f"source {named!r} is not in the settings; {hint(str(named), names)}"
+            )
+        topics = {
+            "topic": found.topic,
+            "dead_letter_topic": found.dead_letter_topic or self.broker.dead_letter_topic,
+            # A group of its own: who shares out a topic's partitions asks who is in the group.
+            "group": f"{self.broker.group}.{found.name}",
+        }
+        broker = self.broker.model_copy(update=topics)
+        return self.model_copy(update={"broker": broker, "events": found, "sources": ()})
 
 
 def load_settings(
@@ -564,15 +850,23 @@ def example_toml() -> str:
         "# the file with --config or LIFELONG_CONFIG. The environment goes before the file:",
         "# broker.bootstrap is LIFELONG_BROKER__BOOTSTRAP.",
     ]
-    for section, field in Settings.model_fields.items():
-        model = _section(section)
-        lines += ["", f"[{section}]  # {field.description}"]
+    for section, model in SECTIONS.items():
+        lines += ["", f"[{section}]  # {Settings.model_fields[section].description}"]
         for name, leaf in model.model_fields.items():
             lines += [f"# {line.strip()}" for line in (leaf.description or "").splitlines()]
             shown = _EXAMPLES.get((section, name))
             if shown is None:
                 shown = getattr(model(), name)
             lines.append(f"#{name} = {_toml(shown)}")
+    lines += [
+        "",
+        "# One entry a topic, where there are several; each may say what [events] does.",
+        "#[[sources]]",
+    ]
+    for name in OF_SOURCES:
+        about = SourceSettings.model_fields[name].description or ""
+        lines += [f"# {line.strip()}" for line in about.splitlines()]
+        lines.append(f"#{name} = {_toml(_EXAMPLES['sources', name])}")
     return "\n".join(lines) + "\n"
 
 
@@ -594,7 +888,23 @@ _EXAMPLES: Final[dict[tuple[str, str], object]] = {
     ("bundle", "version"): "1f2e3d4c",
     ("bundle", "public_key"): "/etc/lifelong/signing.pub.pem",
     ("tracing", "endpoint"): "http://127.0.0.1:4318",
-    ("events", "fields"): {"user_id": "payload.user.id", "item_id": "payload.sku"},
+    ("registry", "url"): "https://registry.example.com",
+    ("registry", "username"): "lifelong",
+    ("registry", "password"): "...",
+    ("registry", "password_file"): "/run/secrets/registry",
+    ("registry", "token"): "...",
+    ("registry", "token_file"): "/run/secrets/registry-token",
+    ("registry", "ca_file"): "/etc/ssl/registry.pem",
+    ("registry", "cert_file"): "/etc/ssl/lifelong.pem",
+    ("registry", "key_file"): "/etc/ssl/lifelong.key",
+    ("worker", "source"): "shop",
+    ("events", "split"): "payload.items",
+    ("events", "only"): {"type": "track"},
+    ("events", "ignore"): {"bot": True},
+    ("sources", "name"): "shop",
+    ("sources", "topic"): "shop.events",
+    ("sources", "dead_letter_topic"): "shop.events.dead",
+    ("events", "fields"): {"user_id": ["user.id", "user.anonymous"], "item_id": "items[0].sku"},
     ("events", "constants"): {"action": "click"},
     ("events", "actions"): {"buy": "purchase"},
 }
@@ -637,20 +947,27 @@ class _MappingEnvironment(EnvSettingsSource):
         return {name.lower(): value for name, value in self._environ.items() if value}
 
 
-def _section(name: str) -> type[Section]:
-    section = Settings.model_fields[name].annotation
-    assert isinstance(section, type)
-    assert issubclass(section, Section)
-    return section
+SECTIONS: Final[dict[str, type[Section]]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+"""The sections, by name; what there may be several of is none (`Settings.sources`)."""
+
+OF_SOURCES: Final = tuple(
+    name for name in SourceSettings.model_fields if name not in EventSettings.model_fields
+)
+"""What a source says beside what [events] does."""
 
 
 def _keys() -> list[tuple[str, ...]]:
     """Every setting as (section, name)."""
-    return [(s, name) for s in Settings.model_fields for name in _section(s).model_fields]
+    return [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
 
 
 def _is_mapping(path: tuple[str, ...]) -> bool:
-    return path[0] == "events" and path[1:2] in {("fields",), ("constants",), ("actions",)}
+    of_events = ("fields", "constants", "actions", "only", "ignore")
+    return path[0] == "events" and path[1:2] in {(name,) for name in of_events}
 
 
 def _flag_source(overrides: Mapping[str, object], flags: Mapping[str, str]) -> _Source:
@@ -679,6 +996,12 @@ def _environment_source(environ: Mapping[str, str]) -> _Source:
     known = {_env_name(path): path for path in _keys()}
     for name, value in environ.items():
         upper = name.upper()
+        if upper == _env_name(("sources",)):
+            if not _is_json(value, list):
+                raise SettingsError(
+                    f'{name} = {value!r}: must be a JSON array like [{{"name": ...}}]'
+                )
+            continue
         if not upper.startswith(ENV_PREFIX) or upper == ENV_CONFIG or not value:
             continue
         if _SERVICE_LINK.search(upper) or _SERVICE_LINK_VALUE.match(value):
@@ -686,7 +1009,7 @@ def _environment_source(environ: Mapping[str, str]) -> _Source:
         path = known.get(upper) or known.get("__".join(upper.split("__")[:2]))
         if path is None or (upper not in known and not _is_mapping(path)):
             raise SettingsError(f"{name} is not a setting{_nearest(upper, known)}")
-        if upper in known and _is_mapping(path) and not _is_json_object(value):
+        if upper in known and _is_mapping(path) and not _is_json(value, dict):
             raise SettingsError(
                 f'{name} = {value!r}: must be a JSON object like {{"ours": "theirs"}}'
             )
@@ -716,17 +1039,20 @@ def _check_names(source: _Source) -> None:
     """Raise at the first name of the source that is no setting."""
     known = {".".join(path) for path in _keys()}
     for section, values in source.values.items():
-        if section not in Settings.model_fields:
+        if section == "sources":
+            _check_source_names(source, values)
+            continue
+        if section not in SECTIONS:
             hint = _nearest(section, Settings.model_fields)
             if isinstance(values, Mapping) and not hint:
-                hint = f"; sections are {', '.join(Settings.model_fields)}"
+                hint = f"; sections are {', '.join(SECTIONS)}"
             elif not isinstance(values, Mapping):
                 hint = _nearest(section, known)
             raise SettingsError(f"{source.written((section,))} is not a setting{hint}")
         if not isinstance(values, Mapping):
             raise SettingsError(
                 f"{source.written((section,))} is a section, not a setting: it holds "
-                + ", ".join(_section(section).model_fields)
+                + ", ".join(SECTIONS[section].model_fields)
             )
         for name in values:
             key = f"{section}.{name}"
@@ -734,6 +1060,22 @@ def _check_names(source: _Source) -> None:
                 raise SettingsError(
                     f"{source.written((section, name))} is not a setting{_nearest(key, known)}"
                 )
+
+
+def _check_source_names(source: _Source, entries: object) -> None:
+    """Raise at the first name in the entries of [[sources]] that is no setting of theirs."""
+    known = set(SourceSettings.model_fields)
+    where = source.written(("sources",))
+    if not isinstance(entries, list | tuple) or not all(isinstance(e, Mapping) for e in entries):
+        raise SettingsError(f"{where} is not a list of entries: write [[sources]] above each")
+    for place, entry in enumerate(entries, 1):
+        of = f"{where}.{entry.get('name', place)}"
+        for name in ("name", "topic"):
+            if name not in entry:
+                raise SettingsError(f"{of}: has no {name}; give it one")
+        for name in entry:
+            if name not in known:
+                raise SettingsError(f"{of}.{name} is not a setting{_nearest(name, known)}")
 
 
 def _nearest(name: str, known: Mapping[str, object] | set[str]) -> str:
@@ -757,6 +1099,8 @@ def _explain(error: ValidationError, sources: tuple[_Source, ...]) -> str:
     ]
     first = details[0]
     path = tuple(str(part) for part in first["loc"])
+    if path[0] == "sources":
+        return f"{_of_source(path, first, sources)}: {_allowed(first)}"
     key = path[:2]
     written, value = ".".join(key), first["input"]
     for source in sources:
@@ -769,12 +1113,26 @@ def _explain(error: ValidationError, sources: tuple[_Source, ...]) -> str:
     return f"{written}{shown}: {_allowed(first)}{more}"
 
 
+def _of_source(path: tuple[str, ...], detail: ErrorDetails, sources: tuple[_Source, ...]) -> str:
+    """What is wrong in an entry of [[sources]], as its user wrote it: sources.shop.format = ..."""
+    written = next(s.written for s in sources if s.get(("sources",))[0])
+    if len(path) < 3:
+        return written(("sources",))
+    entries = next(found for given, found in (s.get(("sources",)) for s in sources) if given)
+    assert isinstance(entries, list | tuple)
+    entry = entries[int(path[1])]
+    key = written(("sources", str(entry.get("name", path[1])), path[2]))
+    return f"{key} = {_show(path[1:3], entry.get(path[2], detail['input']))}"
+
+
 def _show(key: tuple[str, ...], value: object) -> str:
     if key == ("store", "url"):
         return repr(mask_url(str(value)))
-    if key == ("broker", "sasl_password"):
+    if key in {("broker", "sasl_password"), ("registry", "password"), ("registry", "token")}:
         return MASK
-    if key in {("scorer", "jwt_keys"), ("tracing", "endpoint")} and "@" in str(value):
+    if key in {("scorer", "jwt_keys"), ("tracing", "endpoint"), ("registry", "url")} and "@" in str(
+        value
+    ):
         return MASK
     shown = repr(value)
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}..."
@@ -808,9 +1166,9 @@ def _env_name(path: tuple[str, ...]) -> str:
     return ENV_PREFIX + "__".join(path).upper()
 
 
-def _is_json_object(text: str) -> bool:
+def _is_json(text: str, kind: type) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json.loads(text), kind)
     except ValueError:
         return False
 
@@ -828,6 +1186,20 @@ def _check_event_fields(mapping: Mapping[str, object]) -> None:
     for name in mapping:
         if name not in EVENT_FIELDS:
             raise ValueError(f"{name!r} is not one of our fields: {', '.join(EVENT_FIELDS)}")
+
+
+def _check_path(shown: str, path: str) -> None:
+    if is_stepped(path):
+        return
+    if not _EXPRESSION.search(path):
+        raise ValueError(f"{shown} is not a name or a dotted path")
+    import jmespath
+    from jmespath.exceptions import JMESPathError
+
+    try:
+        jmespath.compile(path)
+    except JMESPathError as error:
+        raise ValueError(f"{shown} is not JMESPath: {one_line(error)}") from None
 
 
 def _check_declared(action: str, info: ValidationInfo) -> None:

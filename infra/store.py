@@ -13,6 +13,7 @@ format that only a newer version knows is no damage: it is refused (`StoreCorrup
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -76,7 +77,23 @@ class Append:
     event_keys: list[int]
     """`event_key` per event; 0: the event carries no id and is not de-duplicated by it."""
     offsets: list[int]
-    """The source's offset per event, strictly increasing."""
+    """The source's offset per event, never decreasing. Events of one offset are those of one
+    record: all of them are in one append, and are applied at once or not at all."""
+
+    def boundary(self, most: int) -> int:
+        """Up to where to take events, so many at most, without cutting a record; more where it
+        begins with a larger one.
+
+        >>> new = Append("ann", [], [], [1, 2, 2, 2, 3])
+        >>> new.boundary(2), new.boundary(4), new.part(1, 5).boundary(2)
+        (1, 4, 3)
+        """
+        offsets = self.offsets
+        stop = min(most, len(offsets))
+        if stop == len(offsets) or offsets[stop - 1] != offsets[stop]:
+            return stop
+        first = bisect_left(offsets, offsets[stop])
+        return first or bisect_right(offsets, offsets[stop])
 
     def part(self, start: int, stop: int) -> Append:
         """The events from ``start`` to ``stop``, those that there are."""

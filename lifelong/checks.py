@@ -10,12 +10,15 @@ from rich.console import Console
 
 from extractor.systems import load_system
 from infra.behaviors import partition_source
-from infra.errors import BrokerError, LifelongError, StoreFull
+from infra.errors import LISTED, BrokerError, LifelongError, StoreFull
 from infra.kafka.admin import ping, require_topic, standings, topic_id, topic_partitions
 from infra.kafka.logs import LogBounds
+from infra.schema_registry import SchemaRegistry
 from infra.settings import Settings
 from infra.store import LOW, Store
 from infra.stores import open_as_it_is, open_store
+from streaming.events.conversion import Conversion
+from streaming.events.formats import open_format, with_preset
 from streaming.lives import read_lives, start
 
 
@@ -57,6 +60,9 @@ NEEDS: Final = {
 }
 """Which checks must have gone well before one is worth asking."""
 
+OF_A_SOURCE: Final = {"topic", "dead letters", "progress"}
+"""Which checks are of one source."""
+
 WRITTEN: Final = 65_536
 """Bytes of the write that is tried: more than any record of a user."""
 
@@ -72,15 +78,23 @@ def run_checks(settings: Settings, *, quiet: bool) -> dict[str, Any]:
         "progress": _check_progress,
         "bundle": _check_bundle,
     }
+    if settings.registry.url is not None:
+        checks["registry"] = _check_registry
+    # Of several sources each is looked at, under its name.
+    sources = {f" {one.name}": settings.reading(one.name) for one in settings.sources}
     findings: list[Finding] = []
     for name, check in checks.items():
-        # Each question would wait as long as the first, and be answered the same.
-        lacking = [one.name for one in findings if one.name in NEEDS.get(name, ()) and one.problem]
-        if lacking:
-            why = "does not answer" if lacking[0] == "broker" else "is not as it should be"
-            findings.append(Finding(name, "", f"not looked at, since the {lacking[0]} {why}"))
-        else:
-            findings.append(_run(name, check, settings))
+        each = sources if sources and name in OF_A_SOURCE else {"": settings}
+        for of, chosen in each.items():
+            # Each question would wait as long as the first, and be answered the same.
+            needs = {need + of if need in OF_A_SOURCE else need for need in NEEDS.get(name, ())}
+            lacking = [one.name for one in findings if one.name in needs and one.problem]
+            if lacking:
+                why = "does not answer" if lacking[0] == "broker" else "is not as it should be"
+                told = f"not looked at, since the {lacking[0]} {why}"
+                findings.append(Finding(name + of, "", told))
+            else:
+                findings.append(_run(name + of, check, chosen))
     if not quiet:
         console = Console()
         for finding in findings:
@@ -112,10 +126,30 @@ def _run(name: str, check: Callable[[Settings], str], settings: Settings) -> Fin
 
 
 def _check_settings(settings: Settings) -> str:
-    return (
+    said = (
         f"broker {settings.broker.bootstrap}, store {settings.store.masked_url},"
         f" bundle {settings.bundle.path}"
     )
+    for events in settings.sources or [settings.events]:
+        laid = with_preset(events)
+        Conversion(laid)
+        open_format(laid, SchemaRegistry(settings.registry))
+    if settings.sources:
+        said += ", sources " + ", ".join(
+            f"{one.name} ({one.format} in {one.topic})" for one in settings.sources
+        )
+    return said
+
+
+def _check_registry(settings: Settings) -> str:
+    registry = SchemaRegistry(settings.registry)
+    registry.require("registry.url")
+    subjects = registry.subjects()
+    said = f"{settings.registry.url} answers, has {len(subjects)} subjects"
+    topics = [one.topic for one in settings.sources] or [settings.broker.topic]
+    named = [one for one in subjects for topic in topics if one.startswith(f"{topic}-")]
+    # Producers may name subjects by records alone.
+    return f"{said}; of the topics: {', '.join(sorted(named)[:LISTED]) or 'none by their names'}"
 
 
 def _check_broker(settings: Settings) -> str:

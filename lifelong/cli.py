@@ -72,6 +72,16 @@ BundlePath = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="DIR", help="Model bundle; default: the shipped one."),
 ]
+Source = Annotated[
+    str | None,
+    typer.Option("--source", metavar="NAME", help="Which of [[sources]]; needed if several."),
+]
+LettersSource = Annotated[
+    str | None,
+    typer.Option(
+        "--source", metavar="NAME", help="Of its topic; default: of broker.dead_letter_topic."
+    ),
+]
 Reasons = Annotated[
     list[str] | None,
     typer.Option("--reason", metavar="REASON", help="Of this reason; may be given several times."),
@@ -218,6 +228,7 @@ def worker(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of /metrics and /health.")
     ] = None,
+    source: Source = None,
     config: Config = None,
     assignments: Assignments = None,
 ) -> None:
@@ -234,7 +245,7 @@ def worker(
             "worker.metrics_port": metrics_port,
         },
     )
-    run_worker(_with_bundle(settings))
+    run_worker(_with_bundle(settings.reading(source)))
 
 
 @app.command()
@@ -274,6 +285,7 @@ def replay(
         Path | None, typer.Option(help="Keep the position in this file and go on from it.")
     ] = None,
     on_bad: Annotated[str, typer.Option(help="stop or skip (counted).")] = "stop",
+    source: Source = None,
     bootstrap: Bootstrap = None,
     config: Config = None,
     assignments: Assignments = None,
@@ -284,7 +296,7 @@ def replay(
 
     settings = _settings(config, assignments, {"broker.bootstrap": bootstrap})
     with _terminable():
-        result = run_replay(settings, file, rate=rate, resume=resume, on_bad=on_bad)
+        result = run_replay(settings.reading(source), file, rate=rate, resume=resume, on_bad=on_bad)
     _write_json(result, json_out)
 
 
@@ -297,6 +309,7 @@ def backfill(
         typer.Option(min=1, help="Partitions of the topic; default: asked from Kafka."),
     ] = None,
     on_bad: Annotated[str, typer.Option(help="stop or skip (counted).")] = "stop",
+    source: Source = None,
     bootstrap: Bootstrap = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -308,7 +321,8 @@ def backfill(
 
     settings = _settings(config, assignments, {"broker.bootstrap": bootstrap, "store.url": store})
     with _terminable():
-        result = run_backfill(_with_bundle(settings), file, partitions=partitions, on_bad=on_bad)
+        chosen = _with_bundle(settings.reading(source))
+        result = run_backfill(chosen, file, partitions=partitions, on_bad=on_bad)
     _write_json(result, json_out)
 
 
@@ -339,6 +353,7 @@ def forget(
 @letters_app.command("list")
 def letters_list(
     *,
+    source: LettersSource = None,
     bootstrap: Bootstrap = None,
     config: Config = None,
     assignments: Assignments = None,
@@ -347,7 +362,7 @@ def letters_list(
     """Count the letters by reason and topic."""
     from lifelong.letters import run_list
 
-    settings = _settings(config, assignments, {"broker.bootstrap": bootstrap})
+    settings = _of_letters(_settings(config, assignments, {"broker.bootstrap": bootstrap}), source)
     _write_json(run_list(settings, quiet=json_out == "-"), json_out)
 
 
@@ -356,6 +371,7 @@ def letters_show(
     *,
     reasons: Reasons = None,
     limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20,
+    source: LettersSource = None,
     bootstrap: Bootstrap = None,
     config: Config = None,
     assignments: Assignments = None,
@@ -364,7 +380,7 @@ def letters_show(
     """Show the newest letters: where from, why, and what came."""
     from lifelong.letters import run_show
 
-    settings = _settings(config, assignments, {"broker.bootstrap": bootstrap})
+    settings = _of_letters(_settings(config, assignments, {"broker.bootstrap": bootstrap}), source)
     shown = run_show(settings, reasons=reasons or [], limit=limit, quiet=json_out == "-")
     _write_json(shown, json_out)
 
@@ -374,6 +390,7 @@ def letters_replay(
     *,
     reasons: Reasons = None,
     limit: Annotated[int | None, typer.Option(min=1, help="How many, at most.")] = None,
+    source: LettersSource = None,
     bootstrap: Bootstrap = None,
     config: Config = None,
     assignments: Assignments = None,
@@ -382,7 +399,7 @@ def letters_replay(
     """Send the events of a reason again to where they came from; each goes once."""
     from lifelong.letters import run_replay as send
 
-    settings = _settings(config, assignments, {"broker.bootstrap": bootstrap})
+    settings = _of_letters(_settings(config, assignments, {"broker.bootstrap": bootstrap}), source)
     if not reasons:
         raise SettingsError(
             "name what was put right: --reason, as `lifelong deadletters list` has it"
@@ -661,6 +678,18 @@ def check(
     bootstrap: Bootstrap = None,
     store: StoreUrl = None,
     bundle: BundlePath = None,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="NAME", help="Of [[sources]]; default: all.")
+    ] = None,
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask nobody but a registry; tell what the source makes of these records: one a"
+            " line in .jsonl, .ndjson, .tsv and .txt (also as kcat -J prints them) and, in base64,"
+            " in .b64; one in any other file.",
+        ),
+    ] = None,
     config: Config = None,
     assignments: Assignments = None,
     json_out: JsonOut = None,
@@ -673,7 +702,13 @@ def check(
         assignments,
         {"broker.bootstrap": bootstrap, "store.url": store, "bundle.path": bundle},
     )
-    report = run_checks(_with_bundle(settings), quiet=json_out == "-")
+    if sample is not None:
+        from lifelong.samples import run_sample
+
+        report = run_sample(settings.reading(source), sample, quiet=json_out == "-")
+    else:
+        chosen = settings if source is None else settings.reading(source)
+        report = run_checks(_with_bundle(chosen), quiet=json_out == "-")
     _write_json(report, json_out)
     if not report["ok"]:
         raise typer.Exit(3)
@@ -782,6 +817,13 @@ def bench_stream(
             help="With --minutes: share of that rate at which events are followed into rankings.",
         ),
     ] = 0.5,
+    forms: Annotated[
+        bool,
+        typer.Option(
+            "--forms",
+            help="The purchases as JSON, in envelopes of 50, in Avro, and compressed, instead.",
+        ),
+    ] = False,
     quick: Quick = False,
     chart: Chart = None,
     json_out: JsonOut = None,
@@ -789,16 +831,21 @@ def bench_stream(
     """Events a second from Kafka into rolling sequences, beside Faust and Quix Streams."""
     if minutes and (quick or events):
         raise SettingsError("--minutes: leave out --quick and --events, or --minutes")
+    if forms and (minutes or events or load != "purchases" or reclustering == "on"):
+        raise SettingsError("--forms: leave out all else but --quick, --chart and --json")
     with _extra("bench"):
+        from lifelong.bench import forms as bench_forms
         from lifelong.bench import stream, sustained
 
     def measure() -> dict[str, Any]:
         reclusters = reclustering == "on"
+        if forms:
+            return bench_forms.run(quick)
         if minutes:
             return sustained.run(load, minutes, offered, reclustering=reclusters)
         return stream.run(quick, load, reclustering=reclusters, events=events)
 
-    title = f"stream, {load}, reclustering {reclustering}"
+    title = "stream, forms" if forms else f"stream, {load}, reclustering {reclustering}"
     _report_bench(measure, title, chart, json_out)
 
 
@@ -988,6 +1035,15 @@ def _settings(
     settings = load_settings(_nested(chosen), config, flags=flags)
     _log(settings.log)
     return settings
+
+
+def _of_letters(settings: Settings, source: str | None) -> Settings:
+    """Settings with the dead-letter topic of a source; who has replayed what is asked as ever."""
+    if source is None:
+        return settings
+    topic = settings.reading(source).broker.dead_letter_topic
+    broker = settings.broker.model_copy(update={"dead_letter_topic": topic})
+    return settings.model_copy(update={"broker": broker})
 
 
 def _lines(file: Path, flag: str = "--file") -> list[str]:

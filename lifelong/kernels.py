@@ -17,6 +17,7 @@ from infra.settings import BundleSettings, Settings
 from infra.stores.memory import MemoryStore
 from lifelong.shipped import BUNDLES
 from scorer.ranking import Ranker
+from streaming.events import avro_program
 from streaming.worker import warm
 
 
@@ -33,8 +34,9 @@ def compile_kernels() -> dict[str, Any]:
     for path in BUNDLES.values():
         settings = Settings(bundle=BundleSettings(path=path))
         bundle, system = load_system(settings)
-        warm(settings.events, system)
+        warm(settings, system)
         Ranker(MemoryStore(), bundle, system, ScorerMetrics(new_registry()))  # which warms itself
+    avro_program.warm()
     if UNKEPT:
         raise LifelongError(
             f"{len(UNKEPT)} kernels cannot be kept: neither the package's folder nor a cache at"

@@ -17,7 +17,7 @@ import typer
 from pydantic_core import PydanticUndefined
 from typer.core import TyperGroup, TyperOption
 
-from infra.settings import Section, Settings
+from infra.settings import OF_SOURCES, SECTIONS, SourceSettings
 from lifelong.cli import app
 
 FROM: Final = """A setting comes from the first of: a flag, the environment
@@ -46,16 +46,18 @@ def settings() -> str:
         "",
         FROM,
     ]
-    for section, field in Settings.model_fields.items():
-        model = field.annotation
-        assert isinstance(model, type)
-        assert issubclass(model, Section)
+    for section, model in SECTIONS.items():
         lines += ["", f"## `[{section}]`", "", _sentence(model.__doc__), ""]
         lines += ["| setting | default | |", "| --- | --- | --- |"]
         defaults = model()
         for name, leaf in model.model_fields.items():
             shown = _shown(getattr(defaults, name), leaf.default is PydanticUndefined)
             lines.append(f"| `{name}` | {shown} | {_cell(leaf.description or '')} |")
+    lines += ["", "## `[[sources]]`", "", _sentence(SourceSettings.__doc__), ""]
+    lines += ["| setting | |", "| --- | --- |"]
+    for name in OF_SOURCES:
+        about = SourceSettings.model_fields[name].description or ""
+        lines.append(f"| `{name}` | {_cell(about)} |")
     return "\n".join([*lines, ""])
 
 

@@ -2,9 +2,11 @@
 
 A message there has the original key and the original payload, byte for byte, and these headers:
 ``reason`` (`streaming.events.rejects.Reason`), ``detail`` (one line for people), ``topic``,
-``partition``, ``offset`` and ``timestamp`` (ms since epoch) of the original record. A payload or
-key that exceeds what the topic takes is cut; then ``original_size`` (or ``original_key_size``)
-holds its bytes.
+``partition``, ``offset`` and ``timestamp`` (ms since epoch) of the original record. Its own headers
+follow, each after ``header.``. A payload or key that exceeds what the topic takes is cut; then
+``original_size`` (or ``original_key_size``) holds its bytes, as ``original_headers_size`` does
+where headers are too large, and left out. Of a record of several events there is a letter for each
+reason, with the events alone that were refused for it.
 
 Letters are delivered at least once: after a crash between delivery and acknowledgement the same
 letter comes again, recognizable by its topic, partition and offset.
@@ -27,7 +29,11 @@ MAX_BYTES: Final = 900_000
 rest is for key and headers."""
 
 MAX_KEY_BYTES: Final = 10_000
+MAX_HEADER_BYTES: Final = 50_000
 DETAIL_CHARS: Final = 500
+
+HEADER: Final = "header."
+"""Before the name of each of the record's own headers."""
 
 DELIVERY_TIMEOUT_S: Final = 20.0
 """Time for the broker to take a letter; then the caller is told and tries again."""
@@ -48,6 +54,8 @@ class DeadLetter(NamedTuple):
     offset: int
     timestamp: int
     """Of the record, ms since epoch."""
+    headers: Sequence[tuple[str, bytes | None]] = ()
+    """Of the record."""
 
 
 class DeadLetters(Protocol):
@@ -142,6 +150,11 @@ class KafkaDeadLetters:
             ("offset", str(letter.offset)),
             ("timestamp", str(letter.timestamp)),
         ]
+        size = sum(len(name) + len(of or b"") for name, of in letter.headers)
+        if size > min(MAX_HEADER_BYTES, limit):
+            headers.append(("original_headers_size", str(size)))
+        else:
+            headers += [(f"{HEADER}{name}", of) for name, of in letter.headers]
         if value is not None and len(value) > limit:
             headers.append(("original_size", str(len(value))))
             value = value[:limit]

@@ -26,12 +26,16 @@ from infra.errors import BrokerError, one_line
 from infra.kafka.admin import require_topic, topic_partitions
 from infra.kafka.clients import bootstrap_of, client_config, producer_config
 from infra.settings import BrokerSettings
+from streaming.dead_letters import HEADER
 
 ANSWER_S: Final = 20.0
 """Time in which Kafka must answer, or have a transaction."""
 
 AT_ONCE: Final = 1000
 """Letters sent again in one transaction."""
+
+AGAIN: Final = "dead-letter"
+"""Header of what was sent again, with the letter that it was."""
 
 log: Final = logging.getLogger(f"{__name__}.client")
 
@@ -58,8 +62,10 @@ class Letter(NamedTuple):
     """When it was sent at first, ms since epoch."""
     key: bytes | None
     value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    """Its own, as they were sent."""
     cut: bool
-    """Whether key or value are not whole, since the topic did not take them."""
+    """Whether key, value or headers are not whole, since the topic did not take them."""
 
 
 class Replayed(NamedTuple):
@@ -216,12 +222,14 @@ def _group(broker: BrokerSettings, reason: str) -> str:
 
 
 def _headers(letter: Letter) -> list[tuple[str, str | bytes | None]]:
-    """Of an event that is sent again: which letter it was."""
-    return [("dead-letter", f"{letter.reason} {letter.at.partition} {letter.at.offset}")]
+    """Of an event that is sent again: its own, and which letter it was."""
+    again = f"{letter.reason} {letter.at.partition} {letter.at.offset}"
+    return [*(one for one in letter.headers if one[0] != AGAIN), (AGAIN, again)]
 
 
 def _letter(message: Message) -> Letter:
-    headers = {name: value or b"" for name, value in message.headers() or []}
+    found = message.headers() or []
+    headers = {name: value or b"" for name, value in found if not name.startswith(HEADER)}
 
     def text(name: str) -> str:
         value = headers.get(name, b"")
@@ -238,5 +246,10 @@ def _letter(message: Message) -> Letter:
         max(0, number("timestamp")),
         message.key(),
         message.value(),
-        "original_size" in headers or "original_key_size" in headers,
+        [
+            (name.removeprefix(HEADER), value.encode() if isinstance(value, str) else value)
+            for name, value in found
+            if name.startswith(HEADER)
+        ],
+        any(name.startswith("original_") for name in headers),
     )

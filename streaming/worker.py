@@ -36,7 +36,8 @@ from infra.kafka.admin import (
     unread_partitions,
 )
 from infra.metrics import WorkerMetrics, new_registry
-from infra.settings import BrokerSettings, EventSettings, Settings
+from infra.schema_registry import SchemaRegistry
+from infra.settings import BrokerSettings, Settings
 from infra.store import Store, wall_clock_ms
 from infra.stores.mending import counted
 from infra.telemetry import configure_logging, get_logger
@@ -307,7 +308,7 @@ class Worker:
         """Bring up to date what keeps the worker from being ready."""
         health, progress = self._health, app.writer.progress
         # The writer logs its failures itself, and the group takes a moment to join.
-        silent = {"writing": progress.failure}
+        silent = {"writing": progress.failure, "decoding": progress.unread}
         silent["group"] = None if progress.assigned else "not joined yet"
         obstacles = {part: why for part, why in health.obstacles.items() if part not in silent}
         health.obstacles = obstacles | {part: why for part, why in silent.items() if why}
@@ -527,17 +528,17 @@ def _load_system(settings: Settings, metrics: WorkerMetrics) -> tuple[Bundle, Sy
 
     bundle, system = load_system(settings)
     metrics.use_bundle(bundle.version)
-    warm(settings.events, system)
+    warm(settings, system)
     tell_unkept()
     return bundle, system
 
 
-def warm(events: EventSettings, system: System) -> None:
+def warm(settings: Settings, system: System) -> None:
     """Have all kernels of a worker compiled, so that nothing waits for one later."""
     from infra import record_kernel
 
     system.warm()
-    EventDecoder(events).warm()
+    EventDecoder(settings.events, SchemaRegistry(settings.registry)).warm()
     record_kernel.warm()
 
 

@@ -18,8 +18,9 @@ from typing import Final, TypeVar
 import numpy as np
 
 from infra.behaviors import Source
-from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line
+from infra.errors import LifelongError, RecordTooLarge, StoreCorrupt, one_line, typed_line
 from infra.metrics import WorkerMetrics
+from infra.schema_registry import OUTCOMES, SchemaRegistry
 from infra.settings import Settings
 from infra.store import Append, Appended, Group, Store, wall_clock_ms
 from infra.telemetry import get_logger
@@ -66,6 +67,8 @@ class WriterProgress:
     """When a batch was last begun, retried or finished, monotonic seconds."""
     failure: str | None = None
     """Why the batch at hand cannot be written; None while all is well."""
+    unread: str | None = None
+    """Why the next one cannot be decoded; None while all is well."""
     assigned: bool = False
     """Whether the group has given us our partitions (perhaps none)."""
 
@@ -94,9 +97,14 @@ class BatchWriter:
         traces: WorkerTraces | None = None,
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        decoder: EventDecoder | None = None,
     ) -> None:
         self.progress = WriterProgress()
-        self._decoder = EventDecoder(settings.events)
+        registry = SchemaRegistry(
+            settings.registry, lambda outcome: metrics.registry_requests.labels(outcome).inc()
+        )
+        self._decoder = decoder or EventDecoder(settings.events, registry)
+        self._source = settings.events.said
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
         self._digest = digest
@@ -106,12 +114,19 @@ class BatchWriter:
         self._trace: TransactionTrace | None = None
         """Of the transaction that is being written; None: it has none, or none is."""
         self._metrics = metrics
+        self._told: set[str] = set()
+        """Why events are ignored, as far as it was logged."""
         self._clock = clock
         self._sleep = sleep
         self._decoding = ThreadPoolExecutor(1, "decode")
         self._writing = ThreadPoolExecutor(1, "write")
-        for reason in Reason:  # what is not there before the first one does not rise with it
+        # What is not there before the first one does not rise with it.
+        for reason in Reason:
             metrics.rejects.labels(reason.value)
+        for outcome in OUTCOMES:
+            metrics.registry_requests.labels(outcome)
+        for path in self._decoder.rules.reasons:
+            metrics.ignored.labels(self._source, path)
 
     async def make_due_for(self, digest: bytes | None) -> None:
         """Have users be due for another bundle; returns when no transaction is under way in which
@@ -122,10 +137,28 @@ class BatchWriter:
             await asyncio.get_running_loop().run_in_executor(self._writing, lambda: None)
 
     async def decode(self, batch: FetchedBatch) -> Decoded:
-        """Decode the batch's records; touches nothing else, so it may run ahead of `write`."""
-        self.progress.moved()
+        """Decode the batch's records; touches nothing else, so it may run ahead of `write`.
+
+        Tried again, with growing pauses, where the format cannot tell yet what they are.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, self._decode, batch)
+        pause = RETRY_MIN_S
+        while True:
+            self.progress.moved()
+            try:
+                decoded = await loop.run_in_executor(self._decoding, self._decode, batch)
+            except LifelongError as error:
+                why = typed_line(error)
+                if self.progress.unread is None:
+                    log.warning("cannot decode yet, will retry", error=why)
+                self.progress.unread = why
+                await self._sleep(pause)
+                pause = min(pause * 2, self._retry_max_s)
+                continue
+            if self.progress.unread is not None:
+                log.info("decoding again", after=self.progress.unread)
+                self.progress.unread = None
+            return decoded
 
     async def write(self, group: Sequence[Writable], wanted: Callable[[], bool]) -> None:
         """Apply batches at once; return when store and dead-letter topic have what is theirs.
@@ -156,7 +189,9 @@ class BatchWriter:
         appended, refused = await self.until_done(lambda: self._append_group(group), wanted)
         if trace is not None:
             trace.passed("append")
-        rejects = [(one, one.decoded.rejects + _refusals(one, refused)) for one in group]
+        rejects = [
+            (one, one.decoded.rejects + _refusals(one, refused, self._decoder)) for one in group
+        ]
         letters = [letter for one, of in rejects for letter in _letters(one.batch, of)]
         if letters:
             await self.until_done(lambda: self._dead_letters.send(letters), wanted)
@@ -166,6 +201,7 @@ class BatchWriter:
         self._metrics.group_events.observe(sum(len(one.batch.records) for one in group))
         for one, of in rejects:
             self._measure_rejects(one.batch, of)
+            self._measure_ignored(one)
         if trace is not None:
             trace.stored(appended.applied, [(one.batch, of) for one, of in rejects])
         self.progress.moved()
@@ -226,6 +262,7 @@ class BatchWriter:
             [record.key for record in records],
             [record.value for record in records],
             self._clock(),
+            [record.headers for record in records] if self._decoder.reads_headers else None,
         )
         if self._traces is not None:
             batch.decoding = self._traces.decoded(records, began_ns, time.time_ns())
@@ -291,19 +328,34 @@ class BatchWriter:
 
     def _measure_rejects(self, batch: FetchedBatch, rejects: Sequence[Reject]) -> None:
         metrics = self._metrics
-        metrics.events.labels("rejected").inc(len(rejects))
+        metrics.events.labels("rejected").inc(sum(reject.events for reject in rejects))
         for reject in rejects:
-            metrics.rejects.labels(reject.reason.value).inc()
+            metrics.rejects.labels(reject.reason.value).inc(reject.events)
         if rejects:
             first = rejects[0]
             log.warning(
                 "events rejected",
-                count=len(rejects),
+                count=sum(reject.events for reject in rejects),
                 partition=batch.tp.partition,
                 first_offset=first.offset,
                 first_reason=first.reason.value,
                 first_detail=first.detail,
             )
+
+    def _measure_ignored(self, one: Writable) -> None:
+        ignored = one.decoded.ignored
+        self._metrics.events.labels("ignored").inc(ignored.total())
+        for reason, count in ignored.items():
+            self._metrics.ignored.labels(self._source, reason).inc(count)
+            if reason not in self._told:
+                self._told.add(reason)
+                log.info(
+                    "events ignored, as from here on without a word",
+                    source=self._source,
+                    reason=reason,
+                    partition=one.batch.tp.partition,
+                    count=count,
+                )
 
 
 _User = tuple[Source, Append]
@@ -336,22 +388,28 @@ def _joined(group: Sequence[Writable]) -> list[Group]:
     ]
 
 
-def _refusals(one: Writable, refused: Sequence[_Refused]) -> list[Reject]:
+def _refusals(one: Writable, refused: Sequence[_Refused], decoder: EventDecoder) -> list[Reject]:
     """The events of a batch that the store can never take, as rejects."""
     if not refused:
         return []
     by_offset = {record.offset: record for record in one.batch.records}
-    rejects = []
+    # One reject for each record and reason: of those of one reason a replay sends one.
+    users: dict[tuple[int, Reason], tuple[list[str], str]] = {}
     for source, append, error in refused:
         if source.key != one.source.key:
             continue
         too_large = isinstance(error, RecordTooLarge)
         reason = Reason.RECORD_TOO_LARGE if too_large else Reason.RECORD_CORRUPT
-        detail = one_line(error)
-        for record in map(by_offset.get, append.offsets):
-            if record is None:  # of another batch of the group
-                continue
-            rejects.append(Reject(record.offset, record.key, record.value, reason, detail))
+        for offset in append.offsets:
+            of, _ = users.setdefault((offset, reason), ([], one_line(error)))
+            of.append(append.user)  # once for each event
+    rejects = []
+    for (offset, reason), (of, detail) in users.items():
+        record = by_offset.get(offset)
+        if record is None:  # of another batch of the group
+            continue
+        value = decoder.of_users(record.key, record.value, record.headers, set(of))
+        rejects.append(Reject(offset, record.key, value, reason, detail, len(of)))
     return rejects
 
 
@@ -359,7 +417,7 @@ def _letters(batch: FetchedBatch, rejects: Sequence[Reject]) -> list[DeadLetter]
     """The rejects of a batch as dead letters, which also say where each record came from."""
     if not rejects:
         return []
-    timestamps = {record.offset: record.timestamp for record in batch.records}
+    records = {record.offset: record for record in batch.records}
     return [
         DeadLetter(
             key=reject.key,
@@ -369,7 +427,8 @@ def _letters(batch: FetchedBatch, rejects: Sequence[Reject]) -> list[DeadLetter]
             topic=batch.tp.topic,
             partition=batch.tp.partition,
             offset=reject.offset,
-            timestamp=timestamps[reject.offset],
+            timestamp=records[reject.offset].timestamp,
+            headers=records[reject.offset].headers,
         )
         for reject in rejects
     ]

@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.skips",
     "tests.logged",
     "tests.kafka_fixture",
+    "tests.schema_registry",
     "tests.warm_processes",
     "tests.quick_exports",
 ]

@@ -34,6 +34,13 @@ ADVICE: Final = {
         f"applied falls while producers send: {_LAG}",
     ),
     "lifelong_worker_rejects": Advice("0, or few", "[dead letters](runbooks/dead-letters.md)"),
+    "lifelong_worker_ignored": Advice(
+        "what of a topic is no behavior", "[formats](formats/README.md#what-is-no-behavior)"
+    ),
+    "lifelong_worker_registry_requests": Advice(
+        "one a schema, found",
+        "failed rises, or unknown: [registry](formats/README.md#a-schema-registry)",
+    ),
     "lifelong_worker_batches": Advice("rises while events come", _LAG),
     "lifelong_worker_batch_seconds": Advice("as long as appends, and a little", _LAG),
     "lifelong_worker_group_events": Advice(

@@ -372,6 +372,19 @@ STREAM: Final = Dashboard(
             runbook="dead-letters",
         ),
         Panel(
+            "Ignored by rule",
+            (
+                (
+                    _rate("lifelong_worker_ignored_total", "source, reason"),
+                    "{{source}} {{reason}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Questions to the Schema Registry",
+            ((_increase("lifelong_worker_registry_requests_total", "outcome"), "{{outcome}}"),),
+        ),
+        Panel(
             "Lost events",
             (
                 (

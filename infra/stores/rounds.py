@@ -21,8 +21,9 @@ def rounds(groups: Sequence[Group], most: int) -> Iterator[list[tuple[Group, App
                 later.append((group, new))
                 continue
             users.add(new.user)
-            part.append((group, new.part(0, most)))
-            if len(new.offsets) > most:
-                later.append((group, new.part(most, len(new.offsets))))
+            stop = new.boundary(most)
+            part.append((group, new.part(0, stop)))
+            if len(new.offsets) > stop:
+                later.append((group, new.part(stop, len(new.offsets))))
         yield part
         waiting = later

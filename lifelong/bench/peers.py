@@ -1,8 +1,9 @@
 """The peers of ``lifelong bench stream``, each in a process of its own.
 
-``python -m lifelong.bench.peers NAME BOOTSTRAP TOPIC EVENTS DIRECTORY`` consumes EVENTS events from
-the start of TOPIC and prints ``{"events": ..., "seconds": ...}``: from the first event handled to
-the last, start-up not counted. Each keeps what our worker keeps, as its documentation suggests.
+``python -m lifelong.bench.peers NAME BOOTSTRAP TOPIC EVENTS DIRECTORY REGISTRY`` consumes EVENTS
+events from the start of TOPIC and prints ``{"events": ..., "seconds": ...}``: from the first event
+handled to the last, start-up not counted. Each keeps what our worker keeps, as its documentation
+suggests.
 """
 
 from __future__ import annotations
@@ -95,6 +96,33 @@ def _serve(app: Any) -> None:
 
 def quix(bootstrap: str, topic: str, events: int, directory: Path) -> None:
     """A Quix Streams application that keeps each user's last 1,000 items in its state."""
+    _run_quix(bootstrap, topic, events, directory, "json")
+
+
+def quix_envelopes(bootstrap: str, topic: str, events: int, directory: Path) -> None:
+    """The same, of records that are arrays of events."""
+    _run_quix(bootstrap, topic, events, directory, "json", expand=True)
+
+
+def quix_avro(bootstrap: str, topic: str, events: int, directory: Path) -> None:
+    """The same, of records in Avro by the schemas of a registry."""
+    from quixstreams.models import SchemaRegistryClientConfig
+    from quixstreams.models.serializers.avro import AvroDeserializer
+
+    registry = SchemaRegistryClientConfig(url=sys.argv[6])
+    deserializer = AvroDeserializer(schema_registry_client_config=registry)
+    _run_quix(bootstrap, topic, events, directory, deserializer)
+
+
+def _run_quix(
+    bootstrap: str,
+    topic: str,
+    events: int,
+    directory: Path,
+    deserializer: Any,
+    *,
+    expand: bool = False,
+) -> None:
     from quixstreams import Application
 
     application = Application(
@@ -112,7 +140,9 @@ def quix(bootstrap: str, topic: str, events: int, directory: Path) -> None:
             meter.report()
             _leave()
 
-    frame = application.dataframe(application.topic(topic, value_deserializer="json"))
+    frame = application.dataframe(application.topic(topic, value_deserializer=deserializer))
+    if expand:
+        frame = frame.apply(lambda events: events, expand=True)
     frame.apply(keep, stateful=True)
     application.run()
 
@@ -131,9 +161,11 @@ PEERS: Final[dict[str, Callable[[str, str, int, Path], None]]] = {
     "faust-raw": faust_raw,
     "faust-table": faust_table,
     "quix": quix,
+    "quix-envelopes": quix_envelopes,
+    "quix-avro": quix_avro,
 }
 
 
 if __name__ == "__main__":
-    name, bootstrap, topic, events, directory = sys.argv[1:]
+    name, bootstrap, topic, events, directory = sys.argv[1:6]
     PEERS[name](bootstrap, topic, int(events), Path(directory))

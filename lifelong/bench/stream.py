@@ -139,22 +139,34 @@ class _Bench:
 
     def peer(self, name: str, events: int) -> float:
         """Events a second of a peer, by its own clock."""
-        directory = self._directory / uuid.uuid4().hex
-        directory.mkdir()
-        command = [
-            *(sys.executable, "-m", "lifelong.bench.peers", name),
-            *(self._bootstrap, self._topic, str(events), str(directory)),
-        ]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=PEER_S, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise LifelongError(f"peer {name} took longer than {PEER_S:.0f} s") from error
-        try:
-            # Faust hides the cursor with a control sequence before whatever comes first.
-            report = json.loads(done.stdout[done.stdout.index("{") :])
-        except ValueError as error:
-            words = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise LifelongError(f"peer {name} gave no result: {words[-1]}") from error
-        return float(report["events"] / report["seconds"])
+        return peer(name, self._bootstrap, self._topic, events, self._directory)
+
+
+def peer(
+    name: str, bootstrap: str, topic: str, events: int, place: Path, registry: str = ""
+) -> float:
+    """Events a second of a peer, by its own clock.
+
+    Args:
+        name: of `lifelong.bench.peers`.
+        bootstrap, topic, events: what it reads, and how much of it.
+        place: where it may keep things.
+        registry: URL of a Schema Registry, for those that ask one.
+    """
+    directory = place / uuid.uuid4().hex
+    directory.mkdir()
+    command = [
+        *(sys.executable, "-m", "lifelong.bench.peers", name),
+        *(bootstrap, topic, str(events), str(directory), registry),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PEER_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise LifelongError(f"peer {name} took longer than {PEER_S:.0f} s") from error
+    try:
+        # Faust hides the cursor with a control sequence before whatever comes first.
+        report = json.loads(done.stdout[done.stdout.index("{") :])
+    except ValueError as error:
+        words = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise LifelongError(f"peer {name} gave no result: {words[-1]}") from error
+    return float(report["events"] / report["seconds"])

@@ -37,6 +37,8 @@ class Look(NamedTuple):
     oldest_due_s: float
     clustered_p99_s: float | None
     """From a segment sealed to interests that cover it; None: there were none yet."""
+    processor_s: float = 0.0
+    """Of all its threads since it was started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Run:
     events: int
     """Applied since it was started."""
     events_per_second: float
+    processor_us: float
+    """Processor time an event."""
     users_extracted_per_second: float
     oldest_due_s: float
     """The longest that anybody waited to be reclustered, at any look."""
@@ -62,6 +66,7 @@ class Run:
         clustered = self.clustered_p99_s
         return {
             "events_per_second": self.events_per_second,
+            "processor_us_per_event": self.processor_us,
             "users_extracted_per_second": self.users_extracted_per_second,
             "oldest_due_s": self.oldest_due_s,
             **({} if clustered is None else {"clustered_p99_s": clustered}),
@@ -100,6 +105,7 @@ class BenchedWorker:
             found.get(EXTRACTED, 0.0),
             found.get(OLDEST, 0.0),
             quantile(found, CLUSTERED, 0.99),
+            self._process.processor_s(),
         )
 
     def watch(self, enough: Callable[[Look, Look], bool], *, pause_s: float, limit_s: float) -> Run:
@@ -118,10 +124,11 @@ class BenchedWorker:
             if first is None:
                 first = now if now.applied else None
             elif enough(first, now):
-                seconds = now.at - first.at
+                seconds, events = now.at - first.at, now.applied - first.applied
                 return Run(
                     int(now.applied),
-                    (now.applied - first.applied) / seconds,
+                    events / seconds,
+                    1e6 * (now.processor_s - first.processor_s) / max(events, 1),
                     (now.extracted - first.extracted) / seconds,
                     oldest,
                     now.clustered_p99_s,
@@ -141,6 +148,7 @@ def started(
     *,
     reclustering: bool,
     store: Path | None = None,
+    chosen: Mapping[str, object] | None = None,
 ) -> Iterator[BenchedWorker]:
     """A worker that is ready; it has ended, and its store is gone, when this is left.
 
@@ -150,12 +158,14 @@ def started(
         topic: of events; the one of dead letters is beside it, ``TOPIC.dead``.
         reclustering: whether it reclusters.
         store: one that is there; None: an empty one.
+        chosen: further settings.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     group = uuid.uuid4().hex
     store = store or directory / group
     chosen = {
+        **(chosen or {}),
         "broker.bootstrap": bootstrap,
         "broker.topic": topic,
         "broker.dead_letter_topic": f"{topic}.dead",

@@ -65,6 +65,8 @@ def run_loadtest(settings: Settings, options: Options, *, quiet: bool) -> dict[s
         raise SettingsError("--rankings: name the scorers to ask with --scorer, or give 0")
     if not options.rankings and not options.events:
         raise SettingsError("--rankings and --events are 0: give one of them a rate")
+    if options.events:
+        _check_sent(settings)
     traffic = _traffic(settings, options)
     run = uuid.uuid4().hex[:8]
     asked, sent, fresh = _load(settings, options, traffic, run)
@@ -84,6 +86,17 @@ def run_loadtest(settings: Settings, options: Options, *, quiet: bool) -> dict[s
     if not quiet:
         show(Console(), report)
     return report
+
+
+def _check_sent(settings: Settings) -> None:
+    """Raise where events as they are sent are not what workers read."""
+    events = settings.events
+    events.single_names()
+    if settings.sources or events.format != "json" or events.split or events.only:
+        raise SettingsError(
+            "--events: flat JSON is sent to broker.topic, and the settings say sources, or that"
+            " events are something else: give --events 0"
+        )
 
 
 def _traffic(settings: Settings, options: Options) -> Traffic:

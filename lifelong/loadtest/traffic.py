@@ -74,7 +74,9 @@ def message(event: Mapping[str, Any], settings: EventSettings) -> dict[str, byte
     """
     shaped: dict[str, Any] = {}
     for name, value in event.items():
-        *outer, last = settings.fields.get(name, name).split(".")
+        theirs = settings.fields.get(name, name)
+        assert isinstance(theirs, str)  # `EventSettings.single_names` has looked
+        *outer, last = theirs.split(".")
         at = shaped
         for part in outer:
             at = at.setdefault(part, {})

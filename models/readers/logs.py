@@ -32,7 +32,7 @@ from infra.arrays import F32, I32, I64, Bools
 from infra.errors import BrokerError, DataError
 from infra.kafka.admin import topic_partitions
 from infra.kafka.clients import client_config
-from infra.settings import EVENT_FIELDS, BrokerSettings, EventSettings
+from infra.settings import BrokerSettings, EventSettings
 from infra.telemetry import get_logger
 from models.data.interactions import Column, Columns, Interactions, pc
 from models.readers import tables
@@ -212,7 +212,7 @@ def followed(shown: I64, shown_ms: I64, done: I64, done_ms: I64, window_ms: int)
 
 def _events(source: Path | Topic, settings: EventSettings) -> tuple[Columns, I64]:
     """The events' columns, and their times in ms."""
-    names = settings.fields or {name: name for name in EVENT_FIELDS}
+    names = settings.single_names()
     unit: TimeUnit = "ms" if settings.time_unit == "iso" else settings.time_unit
     needed = tuple(
         name

@@ -45,6 +45,10 @@ class Event(NamedTuple):
 class Conversion:
     """The rules under a set of settings.
 
+    Args:
+        settings: names, units and limits.
+        mappings: events are mappings, see `Fields`.
+
     Raises:
         SettingsError: a constant is none that an event could carry.
 
@@ -54,12 +58,15 @@ class Conversion:
     ('7', 'i', 2, 1700000000000)
     """
 
-    def __init__(self, settings: EventSettings) -> None:
-        self.fields: Final = Fields(settings)
+    def __init__(self, settings: EventSettings, *, mappings: bool = False) -> None:
+        self.fields: Final = Fields(settings, mappings=mappings)
         self.times: Final = Times(settings)
         self.max_id_bytes: Final = settings.max_id_bytes
         self.actions: Final = Actions(
-            settings.declared_actions, settings.actions, settings.max_id_bytes
+            settings.declared_actions,
+            settings.actions,
+            settings.max_id_bytes,
+            settings.section,
         )
         self.constant_ids: Final[dict[str, str]] = {}
         """The constants of ids, and of the source, as texts."""
@@ -74,7 +81,8 @@ class Conversion:
             )
         except Rejected as rejected:
             raise SettingsError(
-                f"events.constants: {rejected.detail}; give a value that an event could carry"
+                f"{settings.section}.constants: {rejected.detail}; give a value that an event could"
+                " carry"
             ) from None
 
     def convert(self, find: Find, latest: int) -> Event:

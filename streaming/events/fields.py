@@ -14,17 +14,15 @@ from typing import Any, Final
 
 import msgspec
 
-from infra.errors import one_line
 from infra.settings import EventSettings
-from streaming.events.rejects import Reason, Rejected, kind, show
+from streaming.events.paths import ABSENT, Finder, finder, first_of, top_of
+from streaming.events.payloads import decode_object
+from streaming.events.rejects import Reason, Rejected, show
 
 REQUIRED: Final = ("user_id", "item_id", "action", "event_time")
 OPTIONAL: Final = ("event_id", "category_id", "dwell_ms")
 NUMERIC: Final = ("event_time", "dwell_ms")
 """Fields whose texts are read as numbers; the others are ids, whose texts are never interpreted."""
-
-ABSENT: Final = msgspec.UNSET
-"""What a finder gives for a field that the event does not have at all."""
 
 _REFUSED: Final = object()
 
@@ -43,38 +41,55 @@ class Fields:
     Args:
         settings: names, paths and constants.
         extra: fields to find beside those that are stored.
+        mappings: events are mappings, with all that they hold; otherwise `decode` makes them, with
+            what is needed of them.
 
     >>> fields = Fields(EventSettings(fields={"item_id": "payload.sku"}))
     >>> fields.find(fields.decode(b'{"payload": {"sku": "i1"}}'), "item_id")
     'i1'
     """
 
-    def __init__(self, settings: EventSettings, extra: Sequence[str] = ()) -> None:
-        self.names: Final = {
-            name: settings.fields.get(name, name) for name in (*REQUIRED, *OPTIONAL, *extra)
+    def __init__(
+        self, settings: EventSettings, extra: Sequence[str] = (), *, mappings: bool = False
+    ) -> None:
+        given = {name: settings.fields.get(name, name) for name in (*REQUIRED, *OPTIONAL, *extra)}
+        self.names: Final[dict[str, tuple[str, ...]]] = {
+            ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in given.items()
         }
-        """Our name of a field to its name or dotted path in an event."""
+        """Our name of a field to its names or paths in an event, of which the first that is there
+        counts."""
         self.shown: Final = {
-            ours: ours if ours == theirs else f"{ours} ({theirs})"
+            ours: ours if theirs == (ours,) else f"{ours} ({' or '.join(theirs)})"
             for ours, theirs in self.names.items()
         }
         """Our name of a field to how a detail names it."""
         self.constants: Final = {
             name: value for name, value in settings.constants.items() if value != ""
         }
-        # In this order, so that an event without the extra fields has the same attributes.
-        tops = list(dict.fromkeys(theirs.split(".")[0] for theirs in self.names.values()))
-        self._row = msgspec.defstruct(
-            "Row",
-            [(f"c{i}", Any, msgspec.field(name=top, default=ABSENT)) for i, top in enumerate(tops)],
-            gc=False,
-        )
-        self._paths = {
-            ours: (f"c{tops.index(top)}", inner)
+        paths = [path for theirs in self.names.values() for path in theirs]
+        tops = list(dict.fromkeys(top_of(path) for path in paths))
+        tops_found: dict[str | None, Finder] = {}
+        if mappings or None in tops:
+            self._row: Any = None
+            self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(dict[str, Any])
+        else:
+            # In this order, so that an event without the extra fields has the same attributes.
+            self._row = msgspec.defstruct(
+                "Row",
+                [
+                    (f"c{i}", Any, msgspec.field(name=top, default=ABSENT))
+                    for i, top in enumerate(tops)
+                ],
+                gc=False,
+            )
+            self._decoder = msgspec.json.Decoder(self._row)
+            tops_found = {top: operator.attrgetter(f"c{i}") for i, top in enumerate(tops)}
+        self._finders: Final[dict[str, Finder]] = {
+            ours: first_of(
+                [finder(path, self.shown[ours], tops_found.get(top_of(path))) for path in theirs]
+            )
             for ours, theirs in self.names.items()
-            for top, *inner in [theirs.split(".")]
         }
-        self._decoder = msgspec.json.Decoder(self._row)
 
     def decode(self, event: bytes) -> Any:
         """A JSON event as something to `find` fields in.
@@ -82,22 +97,7 @@ class Fields:
         Raises:
             Rejected: it is not JSON, not an object, or holds a number of too many digits.
         """
-        try:
-            return self._decoder.decode(event)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            pass
-        # Decoded once more, as anything, to tell what is wrong.
-        try:
-            found = msgspec.json.decode(event)
-            if isinstance(found, dict):  # only what is skipped above can differ
-                return self._decoder.decode(event)
-        except msgspec.ValidationError as error:
-            raise Rejected(Reason.TOO_LONG, one_line(error)) from None
-        except RecursionError:
-            raise Rejected(Reason.NOT_JSON, "nested too deeply") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Rejected(Reason.NOT_JSON, one_line(error)) from None
-        raise Rejected(Reason.WRONG_SHAPE, f"not an object but {kind(found)}")
+        return decode_object(event, self._decoder)
 
     def decode_lines(self, lines: Sequence[bytes]) -> list[Any] | None:
         """JSON events, one a line, as `decode` gives them; None: not all of them are sound."""
@@ -113,16 +113,16 @@ class Fields:
 
     def adopt(self, event: Any) -> Any:
         """An event that `Fields` of fewer extra fields decoded, as one of these, without those."""
-        return self._row(*msgspec.structs.astuple(event))
+        return event if self._row is None else self._row(*msgspec.structs.astuple(event))
 
     def column(self, events: Sequence[Any], name: str) -> list[object]:
         """The raw values of a field in many events, as `find` gives them.
 
         What `find` refuses is an object that nothing takes for a value.
         """
-        attribute, inner = self._paths[name]
-        if not inner:
-            return list(map(operator.attrgetter(attribute), events))
+        find = self._finders[name]
+        if isinstance(find, operator.attrgetter):
+            return list(map(find, events))
         values: list[object] = []
         for event in events:
             try:
@@ -137,18 +137,7 @@ class Fields:
         Raises:
             Rejected: the path steps into what is no object.
         """
-        attribute, inner = self._paths[name]
-        value = getattr(event, attribute)
-        for part in inner:
-            if value is None or value is ABSENT:
-                return value
-            if not isinstance(value, dict):
-                raise Rejected(
-                    Reason.WRONG_TYPE,
-                    f"{self.shown[name]}: what should hold {part!r} is {kind(value)}",
-                )
-            value = value.get(part, ABSENT)
-        return value
+        return self._finders[name](event)
 
     def required(self, find: Find, name: str) -> object:
         """The value of a required field, or its constant.
@@ -157,6 +146,8 @@ class Fields:
             Rejected: there is none.
         """
         value = find(name)
+        if type(value) is str and value:  # as nearly all are
+            return value
         if value is None or value is ABSENT or value == "":
             constant = self.constants.get(name)
             if constant is not None:
@@ -171,6 +162,8 @@ class Fields:
     def optional(self, find: Find, name: str) -> object | None:
         """The value of an optional field, or its constant, or None."""
         value = find(name)
+        if type(value) is str and value:  # as nearly all are
+            return value
         if value is None or value is ABSENT or value == "":
             return self.constants.get(name)
         return self._as_text(value, name)

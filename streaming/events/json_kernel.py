@@ -28,6 +28,8 @@ POINT: Final = ord(".")
 ZERO: Final = ord("0")
 NINE: Final = ord("9")
 SPACE: Final = ord(" ")
+LINE_END: Final = ord("\n")
+CARRIAGE_RETURN: Final = ord("\r")
 
 MOST_DIGITS: Final = 18
 """Of a whole number: so many always fit 64 bits."""
@@ -50,7 +52,7 @@ _ESCAPED: Final = tuple(b'"\\/bfnrt')
 @kernel
 def after_space(text: U8, at: int, end: int) -> int:
     """Where the first character stands that is no white space."""
-    while at < end and text[at] in (SPACE, 0x0A, 0x0D, 0x09):
+    while at < end and text[at] in (SPACE, LINE_END, CARRIAGE_RETURN, 0x09):
         at += 1
     return at
 

@@ -1,19 +1,20 @@
 """The kernel that reads JSON events into columns, of a whole batch at once.
 
 It runs outside the interpreter's lock and takes half a microsecond for an event, where a loop in
-Python held that for two. It only knows how to say yes: a record of which it is sure becomes a row
+Python held that for two. It only knows how to say yes: a record of which it is sure becomes rows
 with exactly what `streaming.events.conversion` would make of it, and every other is left to that:
 ids with escapes, fields that stand twice, numbers as few producers write them, and whatever is
-wrong.
+wrong, be it in one of a record's events.
 
-What it is sure of is an object whose fields stand at the top and hold texts without escapes, or
-whole numbers as ids; times as numbers of the settings' unit or in the usual form of ISO 8601; and
-among them other fields, of any JSON. Texts are checked to be UTF-8, what is skipped to be JSON.
+What it is sure of is an object, an array of them or one a line, whose fields stand at the top and
+hold texts without escapes, or whole numbers as ids; times as numbers of the settings' unit or in
+the usual form of ISO 8601; and among them other fields, of any JSON. Texts are checked to be UTF-8,
+what is skipped to be JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,13 +25,17 @@ from infra.compiling import kernel
 from infra.hashing import xxh3_64, xxh32
 from infra.store import Behaviors
 from streaming.events.json_kernel import (
+    CARRIAGE_RETURN,
     CLOSE,
+    CLOSE_LIST,
     COLON,
     COMMA,
     EXACT_DIGITS,
+    LINE_END,
     MINUS,
     MOST_DIGITS,
     OPEN,
+    OPEN_LIST,
     QUOTE,
     ZERO,
     after_number,
@@ -57,8 +62,14 @@ FIELDS: Final = (
 IDS: Final = 5
 """How many of them are ids."""
 
+MOST_EVENTS: Final = 10_000
+"""Events of a record of which it is sure."""
+
 _USER, _ITEM, _EVENT, _CATEGORY, _ACTION, _TIME, _DWELL = range(7)
 _FIELDS = len(FIELDS)
+_ALL = (1 << _FIELDS) - 1
+_SPLIT = _FIELDS + IDS
+_ACTIONS = _SPLIT + 1
 
 
 class Names(NamedTuple):
@@ -66,13 +77,16 @@ class Names(NamedTuple):
 
     words: U8
     """u8[.], one behind the other: the names of the fields, the constants of ids (an empty one is
-    none), the names of a actions."""
+    none), the name of the array that is split (empty: none), the names of a actions."""
     marks: I64
-    """i64[7 + 5 + a + 1]: where each of the words begins, and the last ends."""
+    """i64[7 + 5 + 1 + a + 1]: where each of the words begins, and the last ends."""
     codes: U8
     """u8[a]: the codes of the actions."""
     dwell: int
     """ms where an event has none."""
+    beside: int
+    """A bit for each field: whether it stands beside the array that is split, not in its
+    elements."""
 
 
 class Rules(NamedTuple):
@@ -88,7 +102,18 @@ class Rules(NamedTuple):
     """The first time that is taken, ms."""
 
 
-class _Texts(NamedTuple):
+class How(NamedTuple):
+    """How a batch is read."""
+
+    names: Names
+    rules: Rules
+    latest: int
+    """The last time that is taken, ms."""
+    keyless: bool
+    """Whether a record may have no key."""
+
+
+class Texts(NamedTuple):
     """What n records hold, for the kernel."""
 
     values: U8
@@ -104,7 +129,7 @@ class _Texts(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    """Where the kernel puts what it finds: the fields of BEHAVIOR[n], and more."""
+    """Where the kernel puts what it finds: the fields of BEHAVIOR[r], and more."""
 
     item: U64
     time: I64
@@ -113,25 +138,109 @@ class _Columns(NamedTuple):
     action: U8
     event_key: U64
     user: I32
-    """i32[n]: the number of the user; -1: not sure of the row."""
+    """i32[r]: the number of the user; -1: not sure of the row."""
+    record: I32
+    """i32[r]: the number of the record."""
+
+
+class Found(NamedTuple):
+    """What a kernel found of events: rows, as many as could be, one for each or, where it is not
+    sure of one, for the record.
+    """
+
+    record: I32
+    """i32[r]: of which record."""
+    time: I64
+    """i64[r]: ms; `NO_TIME`: not sure."""
+    dwell: I64
+    """i64[r]: ms; -1: none."""
+    starts: I64
+    """i64[r, 5]: where in the text the ids begin."""
+    sizes: I64
+    """i64[r, 5]: their bytes; 0: there is none."""
+
+    @classmethod
+    def empty(cls, rows: int) -> Found:
+        """Room for so many."""
+        return cls(
+            np.empty(rows, np.int32),
+            np.empty(rows, np.int64),
+            np.empty(rows, np.int64),
+            np.empty((rows, IDS), np.int64),
+            np.empty((rows, IDS), np.int64),
+        )
+
+    def first(self, rows: int) -> Found:
+        """The first so many."""
+        return Found(
+            self.record[:rows],
+            self.time[:rows],
+            self.dwell[:rows],
+            self.starts[:rows],
+            self.sizes[:rows],
+        )
 
 
 class Rows(NamedTuple):
-    """What n records became, row by row."""
+    """What records became: r rows, in their order. A record has one for each of its events; or
+    one alone, which holds nothing, where the kernel is not sure of it.
+    """
 
     users: list[str]
     """The distinct users, in the order in which they come."""
     user_of: I32
-    """i32[n]: whose each is, by the place in ``users``; -1: the kernel is not sure of the record,
-    and the row holds nothing."""
+    """i32[r]: whose each is, by the place in ``users``; -1: not sure of the record."""
+    record_of: I32
+    """i32[r]: of which record each is, ascending."""
     behaviors: Behaviors
-    """BEHAVIOR[n]."""
+    """BEHAVIOR[r]."""
     event_keys: U64
-    """u64[n]."""
+    """u64[r]."""
+
+    @classmethod
+    def empty(cls, rows: int) -> Rows:
+        """So many rows, one a record, none of which is sure."""
+        return cls(
+            [],
+            np.full(rows, -1, np.int32),
+            np.arange(rows, dtype=np.int32),
+            np.zeros(rows, BEHAVIOR),
+            np.zeros(rows, np.uint64),
+        )
+
+    @property
+    def columns(self) -> _Columns:
+        """The same memory, for a kernel to fill."""
+        stored = self.behaviors
+        return _Columns(
+            stored["item"],
+            stored["time"],
+            stored["category"],
+            stored["dwell"],
+            stored["action"],
+            self.event_keys,
+            self.user_of,
+            self.record_of,
+        )
+
+    def first(self, rows: int) -> Rows:
+        """The first so many."""
+        return Rows(
+            self.users,
+            self.user_of[:rows],
+            self.record_of[:rows],
+            self.behaviors[:rows],
+            self.event_keys[:rows],
+        )
 
 
 def names_of(
-    fields: Mapping[str, str], constants: Mapping[str, str], dwell: int, codes: Mapping[str, int]
+    fields: Mapping[str, str],
+    constants: Mapping[str, str],
+    dwell: int,
+    codes: Mapping[str, int],
+    split: str = "",
+    beside: Collection[str] = (),
 ) -> Names:
     """The names for the kernel.
 
@@ -140,12 +249,15 @@ def names_of(
         constants: of ids.
         dwell: ms where an event has none.
         codes: of the actions, by their names.
+        split: the name of the array of which each element is an event; empty: there is none.
+        beside: our names of the fields that stand beside it.
     """
     words = [fields[name] for name in FIELDS]
     words += [constants.get(name, "") for name in FIELDS[:IDS]]
-    words += codes
-    text, marks = _joined([word.encode() for word in words])
-    return Names(_bytes(text), marks, np.array(list(codes.values()), np.uint8), dwell)
+    words += [split, *codes]
+    text, marks = joined([word.encode() for word in words])
+    bits = sum(1 << place for place, name in enumerate(FIELDS) if name in beside)
+    return Names(as_array(text), marks, np.array(list(codes.values()), np.uint8), dwell, bits)
 
 
 def rules_of(max_event: int, max_id: int, unit: str, earliest: int) -> Rules:
@@ -153,60 +265,45 @@ def rules_of(max_event: int, max_id: int, unit: str, earliest: int) -> Rules:
     return Rules(max_event, max_id, UNITS[unit], earliest)
 
 
-def parse(
-    values: Sequence[bytes | None],
-    keys: Sequence[bytes | None],
-    names: Names,
-    rules: Rules,
-    latest: int,
-    *,
-    keyless: bool,
-) -> Rows:
+def parse(values: Sequence[bytes | None], keys: Sequence[bytes | None], how: How) -> Rows:
     """Read the records of a batch.
 
     Args:
         values, keys: of n records; a key must be the user's id, in UTF-8.
-        names: what events call what.
-        rules: what is taken.
-        latest: the last time that is taken, ms.
-        keyless: whether a record may have no key.
+        how: they are read.
     """
+    names = how.names
     # The words come first, so that a constant is found in the same text as everything else.
-    text, bounds = _joined([names.words.tobytes(), *(value or b"" for value in values)])
-    keys_text, key_bounds = _joined([key or b"" for key in keys])
+    text, bounds = joined([names.words.tobytes(), *(value or b"" for value in values)])
+    texts = Texts(as_array(text), bounds[1:], *of_keys(keys, keyless=how.keyless))
+    # An event is an object; a record that holds none has a row, too.
+    found = Found.empty(len(values) + text.count(b"{"))
+    return judged(text, texts, how, found.first(_find(texts, names, how.rules, found)))
+
+
+def judged(text: bytearray, texts: Texts, how: How, found: Found) -> Rows:
+    """What becomes of what was found in a text, which is in ``texts``."""
+    rows = Rows.empty(len(found.record))
+    spans, kept = _judge(texts, how.names, how.rules, how.latest, found, rows.columns)
+    rows.users.extend(text[start:end].decode() for start, end in spans.tolist())
+    return rows.first(kept)
+
+
+def of_keys(keys: Sequence[bytes | None], *, keyless: bool) -> tuple[U8, I64, Bools]:
+    """Keys for the kernel."""
+    text, bounds = joined([key or b"" for key in keys])
     unchecked = np.zeros(len(keys), np.bool_)
     if keyless:
         unchecked[:] = [key is None for key in keys]
-    texts = _Texts(_bytes(text), bounds[1:], _bytes(keys_text), key_bounds, unchecked)
-    rows = unread(len(values))
-    stored = rows.behaviors
-    columns = _Columns(
-        stored["item"],
-        stored["time"],
-        stored["category"],
-        stored["dwell"],
-        stored["action"],
-        rows.event_keys,
-        rows.user_of,
-    )
-    spans = _parse_kernel(texts, names, rules, latest, columns)
-    rows.users.extend(text[start:end].decode() for start, end in spans.tolist())
-    return rows
+    return as_array(text), bounds, unchecked
 
 
-def unread(count: int) -> Rows:
-    """Rows of so many records, none of which is sure."""
-    return Rows(
-        [], np.full(count, -1, np.int32), np.zeros(count, BEHAVIOR), np.zeros(count, np.uint64)
-    )
-
-
-def _bytes(text: bytearray) -> U8:
-    """A text as the kernel reads it, without a copy."""
+def as_array(text: bytearray) -> U8:
+    """A text as a kernel reads it, without a copy."""
     return np.frombuffer(text, np.uint8)
 
 
-def _joined(parts: Sequence[bytes]) -> tuple[bytearray, I64]:
+def joined(parts: Sequence[bytes]) -> tuple[bytearray, I64]:
     """Texts one behind the other, and where each begins and the last ends.
 
     As bytes that may be written: kernels are compiled anew for those that may not.
@@ -217,35 +314,183 @@ def _joined(parts: Sequence[bytes]) -> tuple[bytearray, I64]:
 
 
 @kernel
-def _parse_kernel(texts: _Texts, names: Names, rules: Rules, latest: int, columns: _Columns) -> I64:
-    """Fill the columns; i64[u, 2], where in the values the ids of the distinct users lie."""
+def _find(texts: Texts, names: Names, rules: Rules, found: Found) -> int:
+    """Find the fields of all events, one row each; how many rows there are."""
     # As variables: a tuple of arrays that goes through the calls below would count references.
-    text, bounds, keys, key_bounds, unchecked = texts
-    words, marks, codes, no_dwell = names
-    items, times, categories, dwells, actions, event_keys, user_of = columns
-    max_event, max_id, unit, earliest = rules
-    count = len(bounds) - 1
-    spans, hashes = np.empty((count, 2), np.int64), np.empty(count, np.uint64)
-    starts, sizes = np.zeros(_FIELDS, np.int64), np.zeros(_FIELDS, np.int64)
-    for row in range(count):
-        start, end = bounds[row], bounds[row + 1]
-        if end - start > max_event:
+    text, bounds, _, _, _ = texts
+    words, marks, _, _, beside = names
+    record_of, times, dwells, starts, sizes = found
+    splits = marks[_SPLIT + 1] > marks[_SPLIT]
+    row = 0
+    for record in range(len(bounds) - 1):
+        start, end = bounds[record], bounds[record + 1]
+        first, sure, objects = row, end - start <= rules.max_event, 0
+        at = after_space(text, start, end)
+        is_list = at < end and text[at] == OPEN_LIST
+        at += is_list
+        while sure:
+            begin, objects = after_space(text, at, end), objects + 1
+            if splits:
+                before = row
+                row, at = _read_envelope(
+                    text,
+                    begin,
+                    end,
+                    words,
+                    marks,
+                    rules.unit,
+                    beside,
+                    times,
+                    dwells,
+                    starts,
+                    sizes,
+                    row,
+                )
+                sure = at >= 0
+                record_of[before:row] = record
+            else:
+                time, dwell, at, _ = _read_event(
+                    text, begin, end, words, marks, rules.unit, _ALL, starts[row], sizes[row]
+                )
+                sure = time != NO_TIME
+                times[row], dwells[row], record_of[row] = time, dwell, record
+                row += 1
+            sure = sure and row - first <= MOST_EVENTS
+            if not sure:
+                break
+            after = after_space(text, at, end)
+            if is_list:
+                if after < end and text[after] == COMMA:
+                    at = after + 1
+                    continue
+                sure = after < end and text[after] == CLOSE_LIST
+                sure = sure and after_space(text, after + 1, end) == end
+                break
+            if after == end and objects == 1:
+                break
+            # One a line: each lies within its own.
+            sure = not _has(text, begin, at, LINE_END) and not _has(
+                text, begin, at, CARRIAGE_RETURN
+            )
+            sure = sure and (after == end or _has(text, at, after, LINE_END))
+            if after == end:
+                break
+            at = after
+        if not sure:
+            row = first
+            times[row], record_of[row] = NO_TIME, record
+            row += 1
+    return row
+
+
+@kernel
+def _read_envelope(  # noqa: PLR0917 - arrays one by one, since tuples of them count references
+    text: U8,
+    at: int,
+    end: int,
+    words: U8,
+    marks: I64,
+    unit: int,
+    beside: int,
+    times: I64,
+    dwells: I64,
+    starts: I64,
+    sizes: I64,
+    row: int,
+) -> tuple[int, int]:
+    """Find the fields of events that are an array's elements, and of what stands beside it.
+
+    Returns:
+        How many rows there are then, and where it has ended; -1: not sure of it.
+    """
+    outer_starts, outer_sizes = np.zeros(IDS, np.int64), np.zeros(IDS, np.int64)
+    outer_time, outer_dwell, stop, at = _read_event(
+        text, at, end, words, marks, unit, beside, outer_starts, outer_sizes
+    )
+    # An id of the whole is made another for each element, by whoever reads carefully.
+    if stop < 0 or at < 0 or text[at] != OPEN_LIST or outer_sizes[_EVENT]:
+        return row, -1
+    while True:
+        at = after_space(text, at + 1, stop)
+        time, dwell, at, _ = _read_event(
+            text, at, stop, words, marks, unit, _ALL ^ beside, starts[row], sizes[row]
+        )
+        if at < 0:
+            return row, -1
+        for field in range(IDS):
+            if beside & (1 << field):
+                starts[row, field], sizes[row, field] = outer_starts[field], outer_sizes[field]
+        times[row] = outer_time if beside & (1 << _TIME) else time
+        dwells[row] = outer_dwell if beside & (1 << _DWELL) else dwell
+        if times[row] == NO_TIME:
+            return row, -1
+        row += 1
+        at = after_space(text, at, stop)
+        if text[at] == CLOSE_LIST:  # which stands there, since the whole is JSON
+            return row, stop
+        if text[at] != COMMA:
+            return row, -1
+
+
+@kernel
+def _has(text: U8, at: int, end: int, byte: int) -> bool:
+    """Whether a byte stands there."""
+    for place in range(at, end):  # noqa: SIM110 - kernels know no generators
+        if text[place] == byte:
+            return True
+    return False
+
+
+@kernel
+def _judge(
+    texts: Texts,
+    names: Names,
+    rules: Rules,
+    latest: int,
+    found: Found,
+    columns: _Columns,
+) -> tuple[I64, int]:
+    """Judge the events that were found, and fill the columns.
+
+    Returns:
+        i64[u, 2], where in the values the ids of the distinct users lie, and how many rows were
+        filled.
+    """
+    text, _, keys, key_bounds, unchecked = texts
+    words, marks, codes, no_dwell, _ = names
+    found_of, found_times, found_dwells, all_starts, all_sizes = found
+    items, times, categories, dwells, actions, event_keys, user_of, record_of = columns
+    rows = len(found_of)
+    spans, hashes = np.empty((rows, 2), np.int64), np.empty(rows, np.uint64)
+    row, first = -1, 0
+    for place in range(rows):
+        record = found_of[place]
+        if place == 0 or record != found_of[place - 1]:
+            row += 1
+            first = row
+        elif user_of[first] < 0:  # another event of the record was not sure
             continue
-        time, dwell = _read_event(text, start, end, words, marks, unit, starts, sizes)
-        if not earliest <= time <= latest or not _are_ids(starts, sizes, marks, max_id):
-            continue
+        else:
+            row += 1
+        record_of[row] = record
+        user_of[row] = -1
+        time, starts, sizes = found_times[place], all_starts[place], all_sizes[place]
+        sure = rules.earliest <= time <= latest and _are_ids(starts, sizes, marks, rules.max_id)
         user, size = starts[_USER], sizes[_USER]
-        key, key_end = key_bounds[row], key_bounds[row + 1]
-        if not unchecked[row] and not same(text, user, size, keys, key, key_end - key):
+        key, key_end = key_bounds[record], key_bounds[record + 1]
+        if not sure or not (unchecked[record] or same(text, user, size, keys, key, key_end - key)):
+            row, user_of[first] = first, -1
             continue
         start, size = starts[_ACTION], sizes[_ACTION]
-        action = _place_of(text, start, size, words, marks, _FIELDS + IDS, len(marks) - 1)
+        action = _place_of(text, start, size, words, marks, _ACTIONS, len(marks) - 1)
         if action < 0:
+            row, user_of[first] = first, -1
             continue
         items[row] = xxh3_64(text, starts[_ITEM], sizes[_ITEM])
         times[row] = time
-        dwells[row] = dwell if dwell >= 0 else no_dwell
-        actions[row] = codes[action - _FIELDS - IDS]
+        dwells[row] = found_dwells[place] if found_dwells[place] >= 0 else no_dwell
+        actions[row] = codes[action - _ACTIONS]
+        categories[row] = event_keys[row] = 0
         if sizes[_CATEGORY]:
             hashed = xxh32(text, starts[_CATEGORY], sizes[_CATEGORY])
             categories[row] = hashed or np.uint64(1)
@@ -255,7 +500,7 @@ def _parse_kernel(texts: _Texts, names: Names, rules: Rules, latest: int, column
         spans[row, 0], spans[row, 1] = user, user + sizes[_USER]
         hashes[row] = xxh3_64(text, user, sizes[_USER])
         user_of[row] = 0
-    return spans[: _number_users(text, spans, hashes, user_of)]
+    return spans[: _number_users(text, spans, hashes, user_of[: row + 1])], row + 1
 
 
 @kernel
@@ -311,27 +556,42 @@ def _place_of(text: U8, start: int, size: int, words: U8, marks: I64, first: int
 
 
 @kernel
-def _read_event(  # noqa: C901, PLR0912 - one loop over an event, with its state in variables
+def _field_of(text: U8, start: int, size: int, words: U8, marks: I64, wanted: int) -> int:
+    """Which of the fields that are ``wanted`` a name is, or `_SPLIT`; -1: none."""
+    for field in range(_FIELDS):
+        begin = marks[field]
+        if wanted >> field & 1 and same(text, start, size, words, begin, marks[field + 1] - begin):
+            return field
+    begin, end = marks[_SPLIT], marks[_SPLIT + 1]
+    if end > begin and same(text, start, size, words, begin, end - begin):
+        return _SPLIT
+    return -1
+
+
+@kernel
+def _read_event(  # noqa: C901, PLR0912, PLR0917 - one loop over an event, with its state in variables
     text: U8,
     at: int,
     end: int,
     words: U8,
     marks: I64,
     unit: int,
+    wanted: int,
     starts: I64,
     sizes: I64,
-) -> tuple[int, int]:
-    """Find the fields of an event.
+) -> tuple[int, int, int, int]:
+    """Find the fields of an event that are ``wanted``, a bit each.
 
     Returns:
-        Its time (`NO_TIME`: not sure of the event) and dwell time (-1: it has none), ms. Where its
-        ids lie stands in ``starts`` and ``sizes``, 0 for those that it has not.
+        Its time (`NO_TIME`: it has none) and dwell time (-1: it has none), ms; where it has ended
+        (-1: not sure of the event), and where the array begins that is split (-1: there is none).
+        Where its ids lie stands in ``starts`` and ``sizes``, 0 for those that it has not.
     """
-    unsure = NO_TIME, -1
+    unsure = NO_TIME, -1, -1, -1
+    split = -1
     time, dwell = NO_TIME, -1
     seen = 0
     sizes[:] = 0
-    at = after_space(text, at, end)
     if at >= end or text[at] != OPEN:
         return unsure
     while True:
@@ -341,7 +601,7 @@ def _read_event(  # noqa: C901, PLR0912 - one loop over an event, with its state
         name, at = at + 1, end_of_text(text, at + 1, end)
         if at < 0:
             return unsure
-        field = _place_of(text, name, at - name, words, marks, 0, _FIELDS)
+        field = _field_of(text, name, at - name, words, marks, wanted)
         at = after_space(text, at + 1, end)
         if at >= end or text[at] != COLON:
             return unsure
@@ -350,6 +610,10 @@ def _read_event(  # noqa: C901, PLR0912 - one loop over an event, with its state
             return unsure
         if field < 0:
             at = after_value(text, at, end)
+        elif field == _SPLIT:
+            if split >= 0:
+                return unsure
+            split, at = at, after_value(text, at, end)
         else:
             if seen & (1 << field):
                 return unsure
@@ -375,9 +639,7 @@ def _read_event(  # noqa: C901, PLR0912 - one loop over an event, with its state
             break
         if text[at] != COMMA:
             return unsure
-    if after_space(text, at + 1, end) != end:
-        return unsure
-    return time, dwell
+    return time, dwell, at + 1, split
 
 
 @kernel

@@ -18,6 +18,10 @@ class Reason(StrEnum):
     EMPTY = "empty"
     """No payload, or a required field that is an empty text."""
     NOT_JSON = "not_json"
+    BAD_FORMAT = "bad_format"
+    """Not what the format of the source says: an envelope without what belongs to it, for one."""
+    UNKNOWN_SCHEMA = "unknown_schema"
+    """The record names a schema that the registry does not have."""
     WRONG_SHAPE = "wrong_shape"
     """JSON, but not an object; or a row of a CSV file with too few or too many cells."""
     MISSING_FIELD = "missing_field"
@@ -37,7 +41,7 @@ class Reason(StrEnum):
     KEY_MISMATCH = "key_mismatch"
     """The record's key is not the user id: its partition keeps no order for this user."""
     TOO_LARGE = "too_large"
-    """The payload, or the line of a file, exceeds ``max_event_bytes``."""
+    """The payload, or the line of a file, exceeds ``max_event_bytes``, or holds too many events."""
     RECORD_TOO_LARGE = "record_too_large"
     """The store cannot hold this user's record (not of the decoder: the store says so)."""
     RECORD_CORRUPT = "record_corrupt"
@@ -53,6 +57,8 @@ class Reject(NamedTuple):
     reason: Reason
     detail: str
     """One line that names the field and shows the beginning of its value."""
+    events: int = 1
+    """How many it holds that are refused for this."""
 
 
 class Rejected(Exception):
@@ -62,6 +68,18 @@ class Rejected(Exception):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+
+
+class Ignored(Exception):
+    """Raised for what is no behavior, as the settings or its format say: it is counted, and goes
+    nowhere.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        """What decides: a path of the settings, or a word of the format. A metric's label, so never
+        of what a producer sent."""
 
 
 def kind(value: object) -> str:

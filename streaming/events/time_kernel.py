@@ -55,7 +55,7 @@ def read_time(text: U8, at: int, end: int, unit: int) -> tuple[int, int]:
         stop = end_of_text(text, at + 1, end) if text[at] == QUOTE else -1
         if stop < 0:
             return unsure
-        time = _read_iso(text, at + 1, stop)
+        time = read_iso(text, at + 1, stop)
         return (time, stop + 1) if time != NO_TIME else unsure
     whole, stop = after_number(text, at, end)
     if whole < 0 or text[at] == MINUS or whole - at > MOST_DIGITS:
@@ -83,7 +83,7 @@ def read_time(text: U8, at: int, end: int, unit: int) -> tuple[int, int]:
 
 
 @kernel
-def _read_iso(  # noqa: C901, PLR0912 - a row of plain tests
+def read_iso(  # noqa: C901, PLR0912 - a row of plain tests
     text: U8, at: int, stop: int
 ) -> int:
     """The time that ``2023-11-14T22:13:20.123+01:00`` says, ms, rounded down; the fraction and the

@@ -108,7 +108,10 @@ def read_id(value: object, shown: str, max_bytes: int) -> str:
     text = value if isinstance(value, str) else _id_of_number(value, shown)
     if not text:
         raise Rejected(Reason.EMPTY, f"{shown} is empty")
-    length = len(text.encode())
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError:  # a lone surrogate, as some readers of JSON let pass
+        raise Rejected(Reason.BAD_TEXT, f"{shown} {show(text)} is not UTF-8") from None
     if length > max_bytes:
         raise Rejected(
             Reason.TOO_LONG,
@@ -143,7 +146,14 @@ class Actions:
     {'view': 1, 'purchase': 2, 'buy': 2}
     """
 
-    def __init__(self, declared: ActionNames, mapped: Mapping[str, str], max_id_bytes: int) -> None:
+    def __init__(
+        self,
+        declared: ActionNames,
+        mapped: Mapping[str, str],
+        max_id_bytes: int,
+        section: str = "events",
+    ) -> None:
+        self._section = section
         codes = {
             **declared.codes,
             **{theirs: declared.codes[ours] for theirs, ours in mapped.items()},
@@ -164,7 +174,7 @@ class Actions:
             raise Rejected(
                 Reason.UNKNOWN_ACTION,
                 f"{shown} {show(name)} is not known{self._hint(name)}; add it to"
-                " events.action_names, or map it in events.actions",
+                f" events.action_names, or map it in {self._section}.actions",
             )
         return code
 

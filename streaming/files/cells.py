@@ -6,7 +6,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from streaming.events.fields import ABSENT
+from streaming.events.paths import ABSENT
 from streaming.events.times import Timestamp
 from streaming.files.batches import Column
 

@@ -21,7 +21,7 @@ from typing import Final, Literal, Protocol
 import pyarrow as pa
 import xxhash
 
-from infra.errors import SourceError, hint, one_line
+from infra.errors import SettingsError, SourceError, hint, one_line
 from infra.settings import EVENT_FIELDS, EventSettings
 from infra.store import wall_clock_ms
 from infra.telemetry import get_logger
@@ -101,13 +101,15 @@ class EventFile:
 
         Raises:
             SourceError: there is no such file, it cannot be read, or a column is missing.
-            SettingsError: a constant of the mapping is none that an event could carry.
+            SettingsError: a constant of the mapping is none that an event could carry, or the
+                mapping is of something else than rows.
         """
         self.path = Path(path)
         self.on_bad: OnBad = on_bad
         self.skipped: Counter[str] = Counter()
         """Rows skipped so far, by `streaming.events.rejects.Reason`."""
         self._mapping = mapping or EventSettings()
+        _check_flat(self._mapping)
         self.actions: Final = self._mapping.declared_actions
         """The actions whose codes its events have."""
         conversion = Conversion(self._mapping)
@@ -174,11 +176,11 @@ class EventFile:
 
     def _find_columns(self) -> dict[str, str]:
         """Field -> column for the fields that this file has."""
-        wanted = {name: self._mapping.fields.get(name, name) for name in EVENT_FIELDS}
         with self._reading():
             there = self._rows.names()
         if there is None:
-            return wanted
+            return {name: name for name in EVENT_FIELDS}
+        wanted = self._mapping.single_names()
         found: dict[str, str] = {}
         for name, column in wanted.items():
             if column in there:
@@ -213,6 +215,22 @@ def read_events(
 ) -> Iterator[EventBatch]:
     """The events of a file in batches; `EventFile` in one call, for those who need no more."""
     return EventFile(path, mapping, on_bad=on_bad, batch_rows=batch_rows).batches(start_row)
+
+
+def _check_flat(mapping: EventSettings) -> None:
+    """Raise where the mapping is of records that hold something else than rows do."""
+    of_records = {
+        "format": mapping.format != "json",
+        "split": bool(mapping.split),
+        "only": bool(mapping.only),
+        "ignore": bool(mapping.ignore),
+    }
+    for name, said in of_records.items():
+        if said:
+            raise SettingsError(
+                f"{mapping.section}.{name} = {getattr(mapping, name)!r} is of a topic's records; a"
+                " file is read row by row: give it settings of its own (--config) without that"
+            )
 
 
 def _format(path: Path) -> tuple[str, bool]:

@@ -2,12 +2,20 @@ import pickle
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from infra.errors import SettingsError
-from infra.settings import EVENT_FIELDS, EventSettings, Settings, StoreSettings, load_settings
+from infra.settings import (
+    SECTIONS,
+    Section,
+    Settings,
+    SourceSettings,
+    StoreSettings,
+    load_settings,
+)
 
 
 def error(
@@ -111,11 +119,6 @@ def test_a_wrong_list_of_actions_is_told_before_what_refers_to_it() -> None:
 def test_a_long_value_is_shown_in_part() -> None:
     message = error({"events.action_names": [f"action {code}" for code in range(300)]})
     assert len(message) < 250
-
-
-def test_fields_not_listed_keep_our_names() -> None:
-    fields = EventSettings(fields={"user_id": "u.id"}).fields
-    assert fields == {**{name: name for name in EVENT_FIELDS}, "user_id": "u.id"}
 
 
 def test_earliest_is_a_date_or_a_moment() -> None:
@@ -257,6 +260,9 @@ def test_secrets_are_there_for_those_who_need_them() -> None:
         {"scorer.jwt_keys": f"https://u:{SECRET}@h/jwks"},
         {"scorer.jwt_keys": f"https://{SECRET}@h/jwks"},
         {"store.url": f"memory://u:{SECRET}@h", "worker.fetch_max": 0},
+        {"registry.url": f"http://u:{SECRET}@h"},
+        {"registry.password": SECRET},
+        {"registry.token": SECRET, "registry.token_file": "token"},
     ],
 )
 def test_secrets_are_masked_in_errors(overrides: dict[str, object]) -> None:
@@ -275,8 +281,108 @@ def test_settings_are_frozen() -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    for name, section in Settings.model_fields.items():
-        assert section.description, name
-        model = type(getattr(Settings(), name))
+    for section, about in Settings.model_fields.items():
+        assert about.description, section
+    models: dict[str, type[Section]] = {**SECTIONS, "sources": SourceSettings}
+    for name, model in models.items():
         for key, field in model.model_fields.items():
             assert field.description, f"{name}.{key}"
+
+
+SHOP = {"name": "shop", "topic": "shop.events", "format": "segment"}
+APP = {"name": "app", "topic": "app.events", "dead_letter_topic": "app.dead", "max_id_bytes": 9}
+
+
+def sources(*entries: Mapping[str, object], **more: object) -> Settings:
+    return load_settings({"sources": list(entries), **more}, environ={})
+
+
+def test_without_sources_there_is_one_without_a_name() -> None:
+    settings = Settings()
+    assert settings.reading() == settings
+    assert settings.events.said == "default"
+
+
+def test_the_only_source_needs_no_name() -> None:
+    settings = sources(SHOP).reading()
+    assert (settings.broker.topic, settings.events.format) == ("shop.events", "segment")
+    assert (settings.broker.dead_letter_topic, settings.broker.group) == (
+        "behaviors.dead",
+        "lifelong.shop",
+    )
+
+
+@pytest.mark.parametrize("where", ["flag", "setting"])
+def test_of_several_sources_one_is_read_by_its_name(where: str) -> None:
+    named = {"worker": {"source": "app"}} if where == "setting" else {}
+    settings = sources(SHOP, APP, **named).reading("app" if where == "flag" else None)
+    assert settings.broker.dead_letter_topic == "app.dead"
+    assert settings.events.said == "app"
+
+
+def test_sources_have_limits_and_actions_of_all_events_but_no_mapping() -> None:
+    events = {"action_names": ["look"], "max_id_bytes": 20}
+    shop, app = sources(SHOP, APP, events=events).sources
+    assert shop.action_names == app.action_names == ("look",)
+    assert (shop.max_id_bytes, app.max_id_bytes) == (20, 9)
+
+
+@pytest.mark.parametrize("named", [None, "shopp"])
+def test_a_source_that_is_not_told_is_asked_for(named: str | None) -> None:
+    with pytest.raises(SettingsError, match="shop") as caught:
+        sources(SHOP, APP).reading(named)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match="no name"):
+        Settings().reading("shop")
+
+
+@pytest.mark.parametrize(
+    ("entries", "more", "message"),
+    [
+        ([SHOP, SHOP], {}, "sources: two have the name 'shop'"),
+        ([SHOP, APP | {"topic": "shop.events"}], {}, "two have the topic 'shop.events'"),
+        ([{"name": "shop"}], {}, "sources.shop: has no topic"),
+        ([SHOP | {"fromat": 1}], {}, "sources.shop.fromat is not a setting; did you mean format?"),
+        ([SHOP | {"format": "xml"}], {}, "sources.shop.format = 'xml': must be 'json'"),
+        ([SHOP | {"fields": {"user": "x"}}], {}, "'user' is not one of our fields"),
+        ([SHOP | {"action_names": ["x"]}], {}, "shop has action_names of its own"),
+        ([SHOP], {"events": {"time_unit": "s"}}, "nobody reads events.time_unit"),
+        ([SHOP], {"broker": {"topic": "x"}}, "nobody reads broker.topic"),
+        ([3], {}, "sources is not a list of entries"),
+    ],
+)
+def test_what_is_wrong_with_sources_is_named(
+    entries: list[Any], more: dict[str, Any], message: str
+) -> None:
+    assert message in error({"sources": entries, **more})
+
+
+def test_sources_come_of_the_file_or_of_the_environment(tmp_path: Path) -> None:
+    config = write(
+        tmp_path, "[[sources]]\nname = 'shop'\ntopic = 'a'\nonly = { kind = [1, true] }\n"
+    )
+    assert load_settings(config=config, environ={}).sources[0].only == {"kind": (1, True)}
+    environ = {"LIFELONG_SOURCES": '[{"name": "shop", "topic": "b"}]'}
+    assert load_settings(config=config, environ=environ).sources[0].topic == "b"
+    assert "must be a JSON array" in error(LIFELONG_SOURCES="shop")
+    config.write_text("[[sources]]\nname = 'shop'\ntopic = 'a'\nformat = 'x'\n")
+    assert error(config=config).startswith(f"{config}: sources.shop.format = 'x'")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a.[0]", "is not JMESPath"),
+        ("a[0].b", None),
+        ("a b (c)", None),
+        ("a[?b", "is not JMESPath"),
+        ("a..b", "dotted path"),
+        ([], "names nothing"),
+    ],
+)
+def test_paths_are_read_with_the_settings(path: object, message: str | None) -> None:
+    given = {"events.fields": {"user_id": path}}
+    if message is None:
+        load_settings(given, environ={})
+    else:
+        assert message in error(given)

@@ -281,3 +281,25 @@ def test_progress_is_not_asked_for_without_a_topic(settings: Settings) -> None:
     found = check_progress(settings)
     assert not found["ok"]
     assert found["detail"].startswith("not looked at")
+
+
+def test_of_several_sources_each_is_looked_at(broker: str, tmp_path: Path) -> None:
+    store = {"url": f"lmdb://{tmp_path / 'store'}"}
+    sources = [{"name": name, "topic": f"{name}.events"} for name in ("shop", "app")]
+    settings = Settings.model_validate(
+        {"broker": {"bootstrap": broker}, "store": store, "sources": sources}
+    )
+
+    found = {one["name"]: one["detail"] for one in run_checks(settings, quiet=True)["checks"]}
+
+    assert "sources shop (json in shop.events), app (json in app.events)" in found["settings"]
+    assert "there is no topic shop.events" in found["topic shop"]
+    assert "there is no topic app.events" in found["topic app"]
+    assert "not looked at, since the topic app" in found["progress app"]
+
+
+def test_a_constant_of_a_source_is_judged(settings: Settings) -> None:
+    shop = {"name": "shop", "topic": "t", "constants": {"item_id": "x" * 300}}
+    broker = {"bootstrap": settings.broker.bootstrap}
+    wrong = Settings.model_validate({"broker": broker, "sources": [shop]})
+    assert "sources.shop.constants: item_id" in check(wrong, "settings")["detail"]

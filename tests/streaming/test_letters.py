@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Message
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from infra.errors import BrokerError, SettingsError
@@ -40,6 +40,18 @@ def refuse(settings: Settings, *refused: DeadLetter, max_bytes: int = 900_000) -
 
 def sent(settings: Settings) -> list[tuple[bytes | None, bytes | None, int, str]]:
     """Everything in the topic of events: key, value, time, and which letter it was."""
+    found = [
+        (one.key(), one.value(), one.timestamp()[1], dict(one.headers() or [])["dead-letter"])
+        for one in messages(settings)
+    ]
+    return sorted(
+        ((key, value, time, bytes(of or b"").decode()) for key, value, time, of in found),
+        key=lambda one: one[2],
+    )
+
+
+def messages(settings: Settings) -> list[Message]:
+    """Everything in the topic of events."""
     consumer = Consumer(
         {
             "bootstrap.servers": settings.broker.bootstrap,
@@ -49,7 +61,7 @@ def sent(settings: Settings) -> list[tuple[bytes | None, bytes | None, int, str]
         }
     )
     topic = settings.broker.topic
-    found: list[tuple[bytes | None, bytes | None, int, str]] = []
+    found: list[Message] = []
     consumer.subscribe([topic])
     ended: set[int | None] = set()
     while len(ended) < settings.broker.partitions:
@@ -58,11 +70,9 @@ def sent(settings: Settings) -> list[tuple[bytes | None, bytes | None, int, str]
         if message.error() is not None:
             ended.add(message.partition())
             continue
-        ((_, of),) = message.headers() or []
-        assert isinstance(of, bytes)
-        found.append((message.key(), message.value(), message.timestamp()[1], of.decode()))
+        found.append(message)
     consumer.close()
-    return sorted(found, key=lambda one: one[2])
+    return found
 
 
 def test_a_letter_is_read_as_it_was_written(settings: Settings) -> None:
@@ -83,6 +93,21 @@ def test_letters_of_a_reason_go_back_as_they_came(settings: Settings) -> None:
     refuse(settings, letter(settings, 1, "too_old", b"a"), letter(settings, 2, "not_json", b"b"))
     assert send_again(settings.broker, "too_old").sent == 1
     assert sent(settings) == [(b"ann", b"a", 1_700_000_000_001, "too_old 0 0")]
+
+
+def test_a_letter_has_its_record_s_headers_when_it_goes_back(settings: Settings) -> None:
+    of = [("ce_id", b"7"), ("empty", None), ("dead-letter", b"another 0 0")]
+    refuse(settings, letter(settings, 1, "too_old")._replace(headers=of))
+    (found,) = letters(settings.broker)
+    assert found.headers == of
+    assert send_again(settings.broker, "too_old").sent == 1
+    (again,) = messages(settings)
+    assert again.headers() == [*of[:2], ("dead-letter", b"too_old 0 0")]
+
+
+def test_headers_that_are_too_large_are_left_out_and_told(settings: Settings) -> None:
+    refuse(settings, letter(settings, 1, "too_old")._replace(headers=[("h", b"x" * 60_000)]))
+    assert send_again(settings.broker, "too_old")[:2] == (0, 1)
 
 
 def test_each_goes_once_however_often_it_is_asked_for(settings: Settings) -> None:

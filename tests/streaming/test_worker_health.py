@@ -346,6 +346,15 @@ async def test_a_batch_that_cannot_be_written_is_told_until_it_is() -> None:
         await until(house.ready, "it is written")
 
 
+async def test_a_batch_that_cannot_be_decoded_yet_is_told_until_it_is() -> None:
+    async with ready_house() as house:
+        progress = house.app.writer.progress
+        progress.unread = "the Schema Registry is away"
+        await house.says("decoding", "the Schema Registry is away")
+        progress.unread = None
+        await until(house.ready, "it is decoded")
+
+
 async def test_a_worker_that_has_not_joined_its_group_is_not_ready() -> None:
     async with ready_house() as house:
         house.app.writer.progress.assigned = False

@@ -14,8 +14,9 @@ from infra.behaviors import Source
 from infra.errors import BrokerError, RecordTooLarge, StoreCorrupt, StoreFull, StoreUnavailable
 from infra.metrics import WorkerMetrics
 from infra.segments import SEGMENT
-from infra.settings import Settings
+from infra.settings import EventSettings, Settings
 from infra.store import Appended, Group
+from streaming.events.decoder import Decoded, EventDecoder
 from streaming.writer import BatchWriter, GivenUp, Writable
 from tests.streaming.running import NOW, KeptLetters, WatchedStore, event
 
@@ -26,7 +27,7 @@ OUTCOMES = ("applied", "duplicate", "replayed", "deleted", "rejected")
 
 def batch_of(*records: tuple[str, bytes | None], begin: int = 10) -> Any:
     made = [
-        SimpleNamespace(offset=begin + n, key=key.encode(), value=value, timestamp=NOW)
+        SimpleNamespace(offset=begin + n, key=key.encode(), value=value, timestamp=NOW, headers=())
         for n, (key, value) in enumerate(records)
     ]
     tp = TP("behaviors", 0)
@@ -37,19 +38,26 @@ def batch_of(*records: tuple[str, bytes | None], begin: int = 10) -> Any:
 class WatchedWriter:
     """A writer with its store and its letters; pauses take no time."""
 
-    def __init__(self, store: WatchedStore | None = None, digest: bytes | None = None) -> None:
+    def __init__(
+        self,
+        store: WatchedStore | None = None,
+        digest: bytes | None = None,
+        settings: dict[str, Any] | None = None,
+        decoder: EventDecoder | None = None,
+    ) -> None:
         self.store = store or WatchedStore()
         self.letters = KeptLetters()
         self.metrics = WorkerMetrics(CollectorRegistry())
         self.pauses: list[float] = []
         self.writer = BatchWriter(
-            Settings.model_validate({"worker": {"retry_max_s": 1.0}}),
+            Settings.model_validate({"worker": {"retry_max_s": 1.0}, **(settings or {})}),
             self.store,
             self.letters,
             self.metrics,
             digest=digest,
             clock=lambda: NOW + 10_000,
             sleep=self._sleep,
+            decoder=decoder,
         )
         self.on_pause: Callable[[], object] = lambda: None
 
@@ -238,6 +246,94 @@ async def test_a_user_that_cannot_be_stored_does_not_hold_the_others(
     ]
     assert watched.letters.letters[0].value == event("b", 1)
     assert watched.count("applied") == 2
+
+
+def any_key(*events: bytes) -> tuple[dict[str, Any], bytes]:
+    """Settings of a source whose keys are anything, and a record of several events."""
+    return {"events": {"key": "any"}}, b"[" + b",".join(events) + b"]"
+
+
+async def test_events_of_one_record_are_stored_by_user() -> None:
+    settings, record = any_key(event("a", 1), event("b"), event("a", 2))
+    watched = WatchedWriter(settings=settings)
+
+    for _ in range(2):
+        await watched.write(batch_of(("any", record), ("any", event("a", 3))))
+
+    assert watched.store.counts() == {"a": 3, "b": 1}
+    assert (watched.count("applied"), watched.count("replayed")) == (4, 4)
+    assert watched.letters.letters == []
+
+
+async def test_of_a_record_a_letter_holds_what_was_refused() -> None:
+    settings, record = any_key(event("a"), b"7", event("b", action="hug"), b"8")
+    watched = WatchedWriter(settings=settings)
+
+    await watched.write(batch_of(("any", record)))
+
+    assert watched.store.counts() == {"a": 1}
+    refused = [(letter.reason, letter.value) for letter in watched.letters.letters]
+    expected = [("wrong_shape", b"[7,8]"), ("unknown_action", b"[%b]" % event("b", action="hug"))]
+    assert refused == expected
+    assert "event 2 of 4" in watched.letters.letters[0].detail
+
+
+async def test_of_a_record_users_who_cannot_be_stored_are_in_one_letter() -> None:
+    settings, record = any_key(event("a"), event("b"), event("c"), event("b", 1))
+    error = RecordTooLarge("too large")
+    watched = WatchedWriter(PickyStore({"b": error, "c": error}), settings=settings)
+
+    await watched.write(batch_of(("any", record)))
+
+    assert watched.store.counts() == {"a": 1}
+    (letter,) = watched.letters.letters
+    assert letter.value == b"[%b,%b,%b]" % (event("b"), event("c"), event("b", 1))
+
+
+async def test_what_is_no_behavior_is_counted_and_goes_nowhere() -> None:
+    watched = WatchedWriter(settings={"events": {"ignore": {"action": ["search", "play"]}}})
+
+    found = [event("a"), event("a", action="play"), event("a", action="search")]
+    await watched.write(batch_of(*(("a", one) for one in found)))
+
+    assert (watched.count("applied"), watched.count("ignored")) == (1, 2)
+    assert watched.metrics.ignored.labels("default", "action")._value.get() == 2
+    assert watched.letters.letters == []
+
+
+class AwayDecoder(EventDecoder):
+    """A decoder whose format has to ask somebody who is away, for a while."""
+
+    away = 3
+
+    def decode(self, *arguments: Any) -> Decoded:
+        if self.away:
+            self.away -= 1
+            raise BrokerError("the registry does not answer")
+        return super().decode(*arguments)
+
+
+async def test_what_cannot_be_decoded_now_is_tried_again() -> None:
+    watched = WatchedWriter(decoder=AwayDecoder(EventSettings()))
+    told: list[str | None] = []
+    watched.on_pause = lambda: told.append(watched.writer.progress.unread)
+
+    await watched.write(batch_of(("a", event("a"))))
+
+    assert watched.store.counts() == {"a": 1}
+    assert watched.pauses == [0.05, 0.1, 0.2]
+    assert told == ["the registry does not answer"] * 3
+    assert watched.writer.progress.unread is None
+
+
+async def test_a_letter_has_its_records_headers() -> None:
+    watched = WatchedWriter()
+    batch = batch_of(("a", b"oops"))
+    batch.records[0].headers = [("ce_id", b"7")]
+
+    await watched.write(batch)
+
+    assert watched.letters.letters[0].headers == [("ce_id", b"7")]
 
 
 async def test_a_store_whose_every_record_is_damaged_keeps_its_events_waiting() -> None:

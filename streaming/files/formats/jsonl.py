@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from infra.arrays import Bools
-from streaming.events.fields import ABSENT, NUMERIC, Fields, too_large
+from streaming.events.fields import NUMERIC, Fields, too_large
+from streaming.events.paths import ABSENT
 from streaming.events.rejects import Rejected
 from streaming.files.batches import Column, RawBatch, RowReject
 from streaming.files.formats.text import TextFile

@@ -163,6 +163,29 @@ def test_a_bots_events_are_applied_however_many_come_at_once(store: Store) -> No
     assert items(ann) == [0, 1, 2]
 
 
+def record_append(user: str, first: int, number: int, a_record: int) -> Append:
+    """Events as of `append`, so many of them in each record."""
+    made = append(user, first, number, event_ids=False)
+    return Append(user, made.behaviors, made.event_keys, [i // a_record for i in made.offsets])
+
+
+def test_events_of_one_record_are_applied_together(store: Store) -> None:
+    feed(store, SOURCE, [record_append("ann", 0, 5, 3)], now_ms=1)
+    again = feed(store, SOURCE, [record_append("ann", 3, 6, 3)], now_ms=2)
+    assert (again.applied, again.replayed) == (3, 3)
+    assert items(store.sequences(["ann"])[0]) == [0, 1, 2, 3, 4, 6, 7, 8]
+
+
+def test_events_of_one_record_stay_together_however_many_come_at_once(store: Store) -> None:
+    many = record_append("bot", 0, 70_000, 50)
+    done = feed(store, SOURCE, [many, append("ann", 0, 3)], now_ms=1)
+
+    again = feed(store, SOURCE, [many], now_ms=2)
+
+    assert (done.applied, again.applied, again.replayed) == (70_003, 0, 70_000)
+    assert items(store.sequences(["bot"])[0]) == list(range(70_000 - LENGTH, 70_000))
+
+
 def test_an_append_repeated_changes_nothing(store: Store) -> None:
     feed(store, SOURCE, [append("ann", 0, 5)], now_ms=1)
     again = feed(store, SOURCE, [append("ann", 0, 5)], now_ms=2)

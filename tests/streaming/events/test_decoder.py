@@ -11,7 +11,9 @@ import pytest
 from infra.behaviors import BEHAVIOR, DEFAULT_ACTIONS, category_key, event_key, item_key
 from infra.errors import SettingsError
 from infra.settings import EventSettings
+from streaming.events.conversion import Event
 from streaming.events.decoder import Decoded, EventDecoder
+from streaming.events.formats.format import MOST_EVENTS
 from streaming.events.rejects import Reason, Reject
 
 NOW = 1_700_000_000_000
@@ -108,7 +110,8 @@ BAD: list[tuple[str, bytes | None, Reason, str]] = [
     ("not UTF-8", b'{"user_id": "\xff"}', Reason.NOT_JSON, ""),
     ("lone surrogate", b'{"user_id": "\\ud800x"}', Reason.NOT_JSON, ""),
     ("deep", DEEP[:60_000], Reason.NOT_JSON, "nested"),
-    ("array", b"[1, 2]", Reason.WRONG_SHAPE, "an array"),
+    ("array", b"[[1, 2]]", Reason.WRONG_SHAPE, "an array"),
+    ("empty array", b" [ ] ", Reason.EMPTY, "without events"),
     ("number", b"5", Reason.WRONG_SHAPE, "a number"),
     ("null", b"null", Reason.WRONG_SHAPE, "null"),
     ("no user", payload(user_id=...), Reason.MISSING_FIELD, "user_id"),
@@ -289,3 +292,125 @@ def test_one_field_may_serve_two_purposes() -> None:
     decoded = decode(payload(), settings=settings)
 
     assert decoded.appends[0].event_keys == [event_key("i1")]
+
+
+def told(settings: EventSettings, value: Any, key: bytes | None = b"u1") -> list[Any]:
+    """User, item and event id of each event of a record; of others why not."""
+    sent = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return [
+        (one.user, one.item, one.event_id) if isinstance(one, Event) else one.reason
+        for one in EventDecoder(settings).outcomes(key, sent, (), NOW)
+    ]
+
+
+def item(name: str, **changes: Any) -> dict[str, Any]:
+    return {"user_id": "u1", "item_id": name, "action": "click", "event_time": NOW} | changes
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_a_record_may_hold_several_events(form: str) -> None:
+    events = [json.dumps(item(name)).encode() for name in "abc"]
+    value = b"[" + b", ".join(events) + b"]" if form == "array" else b"\n".join(events)
+
+    decoded = EventDecoder(EventSettings()).decode_batch(
+        [(4, b"u1", payload()), (7, b"u1", value), (8, b"u1", payload())], NOW
+    )
+
+    [append] = decoded.appends
+    assert append.offsets == [4, 7, 7, 7, 8]
+    assert [from_item(one) for one in append.behaviors][1:4] == [item_key(name) for name in "abc"]
+
+
+def from_item(behavior: bytes) -> int:
+    return int.from_bytes(behavior[:8], "little")
+
+
+def test_what_is_refused_of_a_record_is_a_record_for_each_reason() -> None:
+    events = [item("a"), item("b", action="hug"), 7, item("c", action="kiss")]
+    decoded = decode(json.dumps(events).encode())
+
+    refused = [(one.reason.value, json.loads(one.value or b"")) for one in decoded.rejects]
+
+    assert decoded.events == 1
+    assert refused == [("unknown_action", [events[1], events[3]]), ("wrong_shape", [7])]
+    assert "event 2 of 4: action 'hug'" in decoded.rejects[0].detail
+
+
+def test_a_record_with_too_many_events_is_refused() -> None:
+    settings = EventSettings(max_event_bytes=1 << 20)
+    assert told(settings, [1] * (MOST_EVENTS + 1)) == ["too_large"]
+
+
+SPLIT = EventSettings(
+    split="cart.items",
+    fields={"item_id": ["cart.items.sku", "item_id"], "event_id": "id"},
+)
+
+
+def cart(*items: Any) -> dict[str, Any]:
+    return item("whole", id="e", cart={"items": list(items), "shop": 1})
+
+
+def test_each_element_of_what_is_split_is_an_event() -> None:
+    found = told(SPLIT, cart({"sku": "a"}, {"sku": "b"}))
+    assert found == [("u1", "a", "e/0"), ("u1", "b", "e/1")]
+
+
+@pytest.mark.parametrize(
+    "without", [{"cart": None}, {"cart": {"items": {"sku": "a"}}}, {"cart": 3}]
+)
+def test_an_event_without_the_array_is_one(without: dict[str, Any]) -> None:
+    [found] = told(SPLIT, item("whole", id="e") | without)
+    assert found in (("u1", "whole", "e"), ("u1", "a", "e"), "wrong_type")
+
+
+def test_an_element_sent_again_alone_is_the_same_event() -> None:
+    whole = json.dumps(cart({"sku": "a"}, {"sku": 1.5}, {"sku": "c"})).encode()
+    [refused] = decode(whole, settings=SPLIT).rejects
+
+    again = told(SPLIT, (refused.value or b"").replace(b"1.5", b'"b"'))
+
+    assert again == ["cart.items: null", ("u1", "b", "e/1"), "cart.items: null"]
+
+
+def test_ids_of_elements_are_kept_as_they_are() -> None:
+    settings = EventSettings(split="items", fields={"event_id": "items.id"})
+    assert told(settings, item("i", items=[{"id": "x"}, {"id": "y"}])) == [
+        ("u1", "i", "x"),
+        ("u1", "i", "y"),
+    ]
+
+
+def test_events_that_are_no_behaviors_are_counted_by_what_decides() -> None:
+    settings = EventSettings(only={"type": "track"}, ignore={"bot": True})
+    events = [item("a", type="track"), item("b"), item("c", type="track", bot=True)]
+    decoded = decode(json.dumps(events).encode(), settings=settings)
+    assert (decoded.events, decoded.rejects) == (1, [])
+    assert decoded.ignored == {"type": 1, "bot": 1}
+
+
+@pytest.mark.parametrize("key", [None, b"other", b"u1"])
+@pytest.mark.parametrize("value", [payload(), payload(more=[1]), payload(user_id=7)])
+def test_a_key_may_be_anything_where_the_settings_say_so(key: bytes | None, value: bytes) -> None:
+    assert decode(value, key, EventSettings(key="any")).events == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "user"),
+    [
+        ({"userId": "u", "anonymousId": "a"}, "u"),
+        ({"userId": None, "anonymousId": "a"}, "a"),
+        ({"userId": "", "anonymousId": "a"}, "a"),
+        ({"anonymousId": "a"}, "a"),
+        ({"userId": "u"}, "u"),
+    ],
+)
+def test_the_first_that_is_there_counts(ids: dict[str, Any], user: str) -> None:
+    settings = EventSettings(fields={"user_id": ["userId", "anonymousId"]})
+    assert told(settings, item("i") | ids, user.encode()) == [(user, "i", None)]
+
+
+def test_paths_step_into_arrays_and_may_be_expressions() -> None:
+    fields = {"item_id": "lines[-1].sku", "user_id": "ids[?kind == 'user'].id | [0]"}
+    event = item("i", lines=[{"sku": "a"}, {"sku": "b"}], ids=[{"kind": "user", "id": 9}])
+    assert told(EventSettings(fields=fields), event, b"9") == [("9", "b", None)]

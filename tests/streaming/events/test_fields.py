@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from infra.settings import EventSettings
-from streaming.events.fields import ABSENT, Fields
+from streaming.events.fields import Fields
+from streaming.events.paths import ABSENT
 from streaming.events.rejects import Reason, Rejected
 
 NESTED = Fields(EventSettings(fields={"user_id": "payload.user.id", "category_id": "payload.cat"}))

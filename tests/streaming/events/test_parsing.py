@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra.settings import EventSettings
 from infra.store import Append
 from streaming.events.decoder import EventDecoder
-from streaming.events.parsing import parse
+from streaming.events.parsing import How, parse
 from streaming.events.rejects import Reject
 
 NOW = 1_700_000_000_000
@@ -58,7 +58,7 @@ def is_sure(value: bytes, mapping: EventSettings, key: bytes | None = b"u1") -> 
     decoder = EventDecoder(mapping)
     latest = decoder._conversion.times.latest(NOW)
     assert decoder._names is not None
-    rows = parse([value], [key], decoder._names, decoder._rules, latest, keyless=False)
+    rows = parse([value], [key], How(decoder._names, decoder._rules, latest, keyless=False))
     return bool(rows.user_of[0] >= 0)
 
 
@@ -289,3 +289,110 @@ def test_rows_of_refused_records_are_left_out() -> None:
 
     assert found.offsets.tolist() == [0, 2]
     assert len(np.unique(found.behaviors["item"])) == 2
+
+
+SPLIT = EventSettings(
+    split="events",
+    fields={
+        "user_id": "user",
+        "event_id": "events.id",
+        "item_id": "events.item",
+        "action": "events.action",
+        "event_time": "events.at",
+        "dwell_ms": "events.ms",
+        "category_id": "page",
+    },
+)
+ELEMENT = {"id": "e1", "item": "i1", "action": "click", "at": NOW, "user": "another's"}
+
+
+def envelope(*elements: Any, **beside: Any) -> bytes:
+    return json.dumps({"sent": {"by": 7}, "events": elements, "user": "u1"} | beside).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "mapping", "events"),
+    [
+        (b"[" + event() + b", " + event(item_id="i2") + b"]\n", EventSettings(), 2),
+        (event() + b"\n" + event(item_id="i2") + b"\r\n\n", EventSettings(), 2),
+        (b"[" + event() + b"]", EventSettings(), 1),
+        (envelope(ELEMENT, ELEMENT | {"item": "i2", "ms": 7}), SPLIT, 2),
+        (envelope(ELEMENT, page="c1"), SPLIT, 1),
+        (b"[" + envelope(ELEMENT) + b"," + envelope(ELEMENT, ELEMENT) + b"]", SPLIT, 3),
+        (envelope(ELEMENT) + b"\n" + envelope(ELEMENT), SPLIT, 2),
+    ],
+)
+def test_several_events_of_a_record_are_read_by_the_kernel(
+    value: bytes, mapping: EventSettings, events: int
+) -> None:
+    assert is_sure(value, mapping)
+    found = decoded(value, mapping)
+    assert sum(len(append.offsets) for append in found[0]) == events
+    assert found == decoded(value, mapping, carefully=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "mapping"),
+    [
+        (b"[" + event() + b"," + event(action="clik") + b"]", EventSettings()),
+        (b"[" + event() + b",null]", EventSettings()),
+        (b"[" + event() + b",]", EventSettings()),
+        (b"[" + event() + b"] " + event(), EventSettings()),
+        (b"[" + event() + event() + b"]", EventSettings()),
+        (event() + b"\n" + json.dumps(EVENT, indent=2).encode(), EventSettings()),
+        (event() + b"\r" + event(), EventSettings()),
+        (event() + b"\n[" + event() + b"]", EventSettings()),
+        (envelope(), SPLIT),
+        (envelope(ELEMENT, None), SPLIT),
+        (envelope(ELEMENT, 7), SPLIT),
+        (envelope(ELEMENT, events={"item": "i1"}), SPLIT),
+        (envelope(ELEMENT, user=None), SPLIT),
+        (envelope(ELEMENT, events=None), SPLIT),
+        (envelope(ELEMENT, ELEMENT | {"at": None}), SPLIT),
+        (envelope({"item": "i1", "action": "click", "at": NOW}, event_id="e"), SPLIT),
+    ],
+)
+def test_records_of_which_one_event_is_odd_are_judged_alike(
+    value: bytes, mapping: EventSettings
+) -> None:
+    assert decoded(value, mapping) == decoded(value, mapping, carefully=True)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    at=st.floats(0, 1, exclude_max=True),
+    cut=st.integers(0, 3),
+    put=st.one_of(
+        st.sampled_from([b'"', b",", b":", b"{", b"}", b"[", b"]", b"\n", b"\r", b" ", b"0"]),
+        st.sampled_from([b"null,", b'"user":"u2",', b'"events":[],', b"},{", b"]\n["]),
+        st.binary(max_size=3),
+    ),
+    form=st.sampled_from(["array", "lines", "split"]),
+)
+def test_damaged_records_of_several_events_are_judged_alike(
+    at: float, cut: int, put: bytes, form: str
+) -> None:
+    sound = {
+        "array": b"[" + event() + b"," + event(item_id="i2", more=[{}]) + b"]",
+        "lines": event() + b"\n" + event(item_id="i2") + b"\n" + event(item_id="i3"),
+        "split": envelope(ELEMENT, ELEMENT | {"item": "i2"}, page="c1"),
+    }[form]
+    mapping = SPLIT if form == "split" else EventSettings()
+    place = int(at * len(sound))
+    value = sound[:place] + put + sound[place + cut :]
+
+    assert decoded(value, mapping) == decoded(value, mapping, carefully=True)
+
+
+def test_records_keep_their_order_whichever_path_read_them() -> None:
+    values = [
+        b"[" + event(event_id=f"{n}a") + b"," + event(event_id=f"{n}b", action=action) + b"]"
+        for n, action in enumerate(["click", "clik", "view"])
+    ]
+
+    found = EventDecoder(EventSettings()).decode_batch(
+        [(7 + place, b"u1", value) for place, value in enumerate(values)], NOW
+    )
+
+    assert found.offsets.tolist() == [7, 7, 8, 9, 9]
+    assert [one.offset for one in found.rejects] == [8]

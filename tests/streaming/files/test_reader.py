@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.behaviors import DEFAULT_ACTIONS
-from infra.errors import SourceError
+from infra.errors import SettingsError, SourceError
 from infra.settings import EventSettings
 from streaming.files.batches import EventBatch
 from streaming.files.reader import EventFile, read_events
@@ -442,3 +442,31 @@ def test_a_batch_has_plain_columns(tmp_path: Path) -> None:
         np.dtype("i8"),
         np.dtype("u1"),
     )
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"format": "segment"},
+        {"split": "items"},
+        {"only": {"type": "track"}},
+        {"ignore": {"bot": True}},
+        {"fields": {"user_id": ["userId", "anonymousId"]}},
+    ],
+)
+def test_a_mapping_of_records_is_none_of_columns(mapping: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "events.csv"
+    file.write_text("user_id,item_id,action,event_time\n")
+    with pytest.raises(SettingsError, match=f"events.{next(iter(mapping))}"):
+        EventFile(file, EventSettings.model_validate(mapping))
+
+
+def test_lines_of_json_may_have_a_choice_of_paths(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    rows = [{"a": "u1"}, {"b": [{"id": "u2"}]}, {"a": "", "b": [{"id": "u3"}]}]
+    same = {"item_id": "i", "action": "view", "event_time": 1_700_000_000_000}
+    file.write_text("".join(json.dumps(row | same) + "\n" for row in rows))
+    for second in ("b[0].id", "b[].id | [0]"):
+        mapping = EventSettings(fields={"user_id": ["a", second]})
+        (batch,) = EventFile(file, mapping).batches()
+        assert batch.users.to_pylist() == ["u1", "u2", "u3"]
