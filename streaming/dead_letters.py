@@ -76,16 +76,21 @@ class KafkaDeadLetters:
         max_bytes: int = MAX_BYTES,
         timeout_s: float = DELIVERY_TIMEOUT_S,
     ) -> None:
+        self._broker = broker
         self._topic = broker.dead_letter_topic
         self._max_bytes = max_bytes
-        settings = producer_config(broker) | {
-            "message.timeout.ms": int(timeout_s * 1000),
+        self._timeout_s = timeout_s
+        self._producer = self._connect()
+
+    def _connect(self) -> Producer:
+        settings = producer_config(self._broker) | {
+            "message.timeout.ms": int(self._timeout_s * 1000),
             # The topic's own limit decides; librdkafka's must not come before it.
             "message.max.bytes": 10_000_000,
             # Well below any topic's limit, see `send`.
             "batch.size": 131_072,
         }
-        self._producer = Producer(settings, logger=logging.getLogger(f"{__name__}.client"))
+        return Producer(settings, logger=logging.getLogger(f"{__name__}.client"))
 
     def send(self, letters: Sequence[DeadLetter]) -> None:
         # Letters travel in batches, and a batch that is too large is refused as a whole. So each
@@ -126,6 +131,9 @@ class KafkaDeadLetters:
             # Each letter is reported sooner or later: message.timeout.ms sees to it.
             self._producer.poll(0.1)
         if failures:
+            # It keeps the password and the certificate that it was made with, whose files may hold
+            # others by now. All of its letters are reported.
+            self._producer = self._connect()
             raise BrokerError(
                 f"{len(failures)} of {len(letters)} dead letters not delivered to topic"
                 f" {self._topic} ({failures[0].str()}): is it there, and may we write to it?"

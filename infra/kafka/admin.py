@@ -21,9 +21,10 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from infra.errors import BrokerError, nearest, one_line
+from infra.errors import BrokerError, LifelongError, nearest, one_line
 from infra.kafka.clients import bootstrap_of, client_config
 from infra.kafka.fetching_by_id import DERIVED
+from infra.kafka.logins import certificate_fault, fetch_token
 from infra.kafka.mock import mock_clusters
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
             KafkaError._RESOLVE,
             KafkaError._AUTHENTICATION,
         ):
-            raise BrokerError(_unreachable(where, timeout_s, [*causes, failure])) from None
+            raise BrokerError(_unreachable(broker, timeout_s, [*causes, failure])) from None
         raise BrokerError(f"Kafka at {where} refused: {one_line(failure.str())}") from None
 
 
@@ -315,10 +316,13 @@ def _wait_until_led(admin: Any, name: str, timeout_s: float) -> None:
         time.sleep(0.02)
 
 
-def _unreachable(where: str, timeout_s: float, causes: list[Any]) -> str:
+def _unreachable(broker: BrokerSettings | str, timeout_s: float, causes: list[Any]) -> str:
     """Why Kafka does not answer, and what to do about it, from all that librdkafka noted."""
+    where = bootstrap_of(broker)
     lines = [_cause(cause.str()) for cause in causes if cause.code() != _DOWN] or ["no broker"]
     denied = [cause for cause in causes if cause.code() == KafkaError._AUTHENTICATION]
+    if not isinstance(broker, str) and (login := _login_fault(broker, lines)) is not None:
+        return login
     if denied:
         return (
             f"Kafka at {where} refused the login ({_cause(denied[0].str())}): correct "
@@ -336,6 +340,31 @@ def _unreachable(where: str, timeout_s: float, causes: list[Any]) -> str:
         "(`lifelong broker` starts a local one), or correct broker.bootstrap or "
         "broker.security_protocol"
     )
+
+
+def _login_fault(broker: BrokerSettings, lines: list[str]) -> str | None:
+    """What is wrong with a certificate or a token, where librdkafka's words show that one is."""
+    said = " ".join(lines)
+    if "certificate verify failed" in said:
+        return certificate_fault(broker)
+    if re.search(r"alert (bad|unsupported|unknown|\w+ )?.*(certificate|unknown ca)", said):
+        ours = f"our certificate {broker.cert_file}" if broker.cert_file else "us without one"
+        return (
+            f"Kafka at {broker.bootstrap} refuses {ours} ({lines[0]}): correct broker.cert_file and"
+            " broker.key_file, or what the brokers trust"
+        )
+    if broker.sasl_mechanism == "OAUTHBEARER" and "mechanism handshake" not in said:
+        try:
+            fetch_token(broker)
+        except LifelongError as error:
+            return str(error)
+        if "authentication" in said:
+            return (
+                f"Kafka at {broker.bootstrap} refuses the tokens of {broker.oauth_token_url}"
+                f" ({lines[0]}): correct broker.oauth_scope, or the issuer, the audience and the"
+                " keys that the brokers expect"
+            )
+    return None
 
 
 def _cause(text: str) -> str:
