@@ -119,6 +119,10 @@ class BrokerSettings(Section):
     dead_letter_retention_s: Annotated[int, Field(ge=0)] = 30 * 86_400
     """Seconds for which events that could not be read are kept, in a topic that is created by us;
     0: for ever. Users who are to be forgotten are in these events, too."""
+    forget_tombstones: bool = False
+    """Whether `lifelong forget` sends a tombstone of each user to `topic`, so that Kafka takes what
+    it has of them away. For a topic that is compacted. Workers then count records without a
+    payload, and refuse them no longer."""
     group: Annotated[str, Field(min_length=1, max_length=255)] = "lifelong"
     """Consumer group of the workers."""
     create_topics: bool = False

@@ -1,13 +1,17 @@
 """The dead-letter topic: every event that was refused, with the reason, as it came.
 
-A message there has the original key and the original payload, byte for byte, and these headers:
-``reason`` (`streaming.events.rejects.Reason`), ``detail`` (one line for people), ``topic``,
-``partition``, ``offset`` and ``timestamp`` (ms since epoch) of the original record. A payload or
-key that exceeds what the topic takes is cut; then ``original_size`` (or ``original_key_size``)
-holds its bytes.
+A message there has the original payload, byte for byte, and these headers: ``reason``
+(`streaming.events.rejects.Reason`), ``detail`` (one line for people), ``topic``, ``partition``,
+``offset`` and ``timestamp`` (ms since epoch) of the original record and, where it had one, its
+``key``; ``no_value`` where it had no payload. A payload or key that exceeds what the topic takes is
+cut; then ``original_size`` (or ``original_key_size``) holds its bytes.
+
+The message's own key is the place of the original record (`place_key`), so that a tombstone can
+take one letter away, and no letter takes another's place, in a topic that is compacted. Letters of
+one partition of events stay in their order.
 
 Letters are delivered at least once: after a crash between delivery and acknowledgement the same
-letter comes again, recognizable by its topic, partition and offset.
+letter comes again, recognizable by its key.
 """
 
 from __future__ import annotations
@@ -34,6 +38,15 @@ DELIVERY_TIMEOUT_S: Final = 20.0
 
 # A letter that the topic does not take even when cut to this was not refused for its size.
 SMALLEST_BYTES: Final = 256
+
+
+def place_key(topic: str, partition: int, offset: int) -> bytes:
+    """The key of the letter of a record.
+
+    >>> place_key("behaviors", 3, 17)
+    b'behaviors/3/17'
+    """
+    return f"{topic}/{partition}/{offset}".encode()
 
 
 class DeadLetter(NamedTuple):
@@ -81,6 +94,8 @@ class KafkaDeadLetters:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._producer = self._connect()
+        self._partitions = 0
+        """Of the topic; 0: it was not asked yet."""
 
     def _connect(self) -> Producer:
         settings = producer_config(self._broker) | {
@@ -109,8 +124,27 @@ class KafkaDeadLetters:
         self._producer.purge()
         self._producer.flush(1.0)
 
+    def _count_partitions(self) -> int:
+        try:
+            found = self._producer.list_topics(self._topic, self._timeout_s).topics[self._topic]
+        except KafkaException as error:
+            raise self._failed(error.args[0], "") from None
+        if found.error is not None:
+            raise self._failed(found.error, "")
+        return len(found.partitions)
+
+    def _failed(self, error: KafkaError, which: str) -> BrokerError:
+        # It keeps the password and the certificate that it was made with, whose files may hold
+        # others by now. All of its letters are reported.
+        self._producer, self._partitions = self._connect(), 0
+        return BrokerError(
+            f"{which}dead letters not delivered to topic {self._topic} ({error.str()}): is it"
+            " there, and may we write to it?"
+        )
+
     def _deliver(self, letters: Sequence[DeadLetter], limit: int) -> list[DeadLetter]:
         """Send each letter once; returns those that were too large."""
+        self._partitions = self._partitions or self._count_partitions()
         too_large: list[DeadLetter] = []
         failures: list[KafkaError] = []
         reported = 0
@@ -131,13 +165,7 @@ class KafkaDeadLetters:
             # Each letter is reported sooner or later: message.timeout.ms sees to it.
             self._producer.poll(0.1)
         if failures:
-            # It keeps the password and the certificate that it was made with, whose files may hold
-            # others by now. All of its letters are reported.
-            self._producer = self._connect()
-            raise BrokerError(
-                f"{len(failures)} of {len(letters)} dead letters not delivered to topic"
-                f" {self._topic} ({failures[0].str()}): is it there, and may we write to it?"
-            )
+            raise self._failed(failures[0], f"{len(failures)} of {len(letters)} ")
         return too_large
 
     def _produce(self, letter: DeadLetter, limit: int, report: Any) -> None:
@@ -150,12 +178,19 @@ class KafkaDeadLetters:
             ("offset", str(letter.offset)),
             ("timestamp", str(letter.timestamp)),
         ]
-        if value is not None and len(value) > limit:
+        if value is None:
+            headers.append(("no_value", "1"))
+            value = b""
+        elif len(value) > limit:
             headers.append(("original_size", str(len(value))))
             value = value[:limit]
         if key is not None and len(key) > min(MAX_KEY_BYTES, limit):
             headers.append(("original_key_size", str(len(key))))
             key = key[: min(MAX_KEY_BYTES, limit)]
+        if key is not None:
+            headers.append(("key", key))
+        place = place_key(letter.topic, letter.partition, letter.offset)
+        partition = letter.partition % self._partitions
 
         def on_delivery(error: KafkaError | None, _message: Message) -> None:
             report(letter, error)
@@ -163,7 +198,7 @@ class KafkaDeadLetters:
         while True:
             try:
                 self._producer.produce(
-                    self._topic, value=value, key=key, headers=headers, on_delivery=on_delivery
+                    self._topic, value, place, partition, on_delivery=on_delivery, headers=headers
                 )
             except BufferError:
                 self._producer.poll(0.1)

@@ -97,6 +97,7 @@ class BatchWriter:
     ) -> None:
         self.progress = WriterProgress()
         self._decoder = EventDecoder(settings.events)
+        self._tombstones = settings.broker.forget_tombstones
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
         self._digest = digest
@@ -156,7 +157,7 @@ class BatchWriter:
         appended, refused = await self.until_done(lambda: self._append_group(group), wanted)
         if trace is not None:
             trace.passed("append")
-        rejects = [(one, one.decoded.rejects + _refusals(one, refused)) for one in group]
+        rejects = [(one, self._refused(one) + _refusals(one, refused)) for one in group]
         letters = [letter for one, of in rejects for letter in _letters(one.batch, of)]
         if letters:
             await self.until_done(lambda: self._dead_letters.send(letters), wanted)
@@ -166,6 +167,8 @@ class BatchWriter:
         self._metrics.group_events.observe(sum(len(one.batch.records) for one in group))
         for one, of in rejects:
             self._measure_rejects(one.batch, of)
+            tombstones = len(one.decoded.rejects) - len(self._refused(one))
+            self._metrics.events.labels("tombstone").inc(tombstones)
         if trace is not None:
             trace.stored(appended.applied, [(one.batch, of) for one, of in rejects])
         self.progress.moved()
@@ -288,6 +291,11 @@ class BatchWriter:
         metrics.batches.inc()
         metrics.batch_seconds.observe(seconds)
         metrics.last_batch_timestamp_seconds.set(self._clock() / 1000)
+
+    def _refused(self, one: Writable) -> list[Reject]:
+        """What the decoder refused of a batch, without tombstones where those are expected."""
+        rejects = one.decoded.rejects
+        return [r for r in rejects if r.value is not None] if self._tombstones else rejects
 
     def _measure_rejects(self, batch: FetchedBatch, rejects: Sequence[Reject]) -> None:
         metrics = self._metrics

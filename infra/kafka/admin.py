@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,7 +19,15 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewTopic,
+    ResourceType,
+)
 
 from infra.errors import BrokerError, LifelongError, nearest, one_line
 from infra.kafka.clients import bootstrap_of, client_config
@@ -162,6 +170,59 @@ def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: floa
         # All topics are listed: asked for one by its name, a broker may create it.
         topic = admin.list_topics(timeout=timeout_s).topics.get(name)
         return 0 if topic is None else len(topic.partitions)
+
+
+class TopicSetting(NamedTuple):
+    """A setting of a topic."""
+
+    value: str
+    given: bool
+    """Whether the topic itself has it, not its brokers."""
+
+
+def topic_config(
+    broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0
+) -> dict[str, TopicSetting]:
+    """The settings of a topic.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, does not tell, or there is no such topic.
+    """
+    asked = ConfigResource(ResourceType.TOPIC, name)
+    with _admin(broker, timeout_s) as admin:
+        found = admin.describe_configs([asked], request_timeout=timeout_s)[asked].result()
+    of_topic = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+    return {
+        key: TopicSetting(str(entry.value), entry.source == of_topic)
+        for key, entry in found.items()
+    }
+
+
+def set_topic_config(
+    broker: BrokerSettings | str,
+    name: str,
+    settings: Mapping[str, str | None],
+    *,
+    timeout_s: float = 5.0,
+) -> None:
+    """Set settings of a topic; None: as its brokers have it.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or refuses.
+    """
+    entries = [
+        ConfigEntry(
+            key,
+            value or "",
+            incremental_operation=AlterConfigOpType.DELETE
+            if value is None
+            else AlterConfigOpType.SET,
+        )
+        for key, value in settings.items()
+    ]
+    changed = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+    with _admin(broker, timeout_s) as admin:
+        admin.incremental_alter_configs([changed], request_timeout=timeout_s)[changed].result()
 
 
 class Standing(NamedTuple):

@@ -101,6 +101,12 @@ def compact(path: Path) -> Copied:
     return Copied(_identity(path), size, _size(path))
 
 
+def require_unused(path: Path) -> None:
+    """Make sure that no process has the store open; raises `StoreUnavailable` otherwise."""
+    with _unused(path):
+        pass
+
+
 @contextmanager
 def _copy(path: Path, beside: Path, *, lock: bool = True, anew: bool = False) -> Iterator[Path]:
     """A copy of a store in a new directory in ``beside``, gone where nobody takes it away."""
@@ -136,8 +142,11 @@ def _copy(path: Path, beside: Path, *, lock: bool = True, anew: bool = False) ->
 
 def _write_anew(env: lmdb.Environment, fresh: Path) -> None:
     """Write all that an environment holds into another one, in the order of its keys."""
-    room = {"map_size": 2 * env.info()["map_size"], "max_dbs": 16}
-    with lmdb.open(str(fresh), sync=False, **room) as other, env.begin() as txn:
+    room = 2 * env.info()["map_size"]
+    with (
+        lmdb.open(str(fresh), map_size=room, max_dbs=16, sync=False) as other,
+        env.begin() as txn,
+    ):
         writing = other.begin(write=True)
         for name in [bytes(name) for name in txn.cursor().iternext(values=False)]:
             db = other.open_db(name, writing)

@@ -37,13 +37,21 @@ def batch_of(*records: tuple[str, bytes | None], begin: int = 10) -> Any:
 class WatchedWriter:
     """A writer with its store and its letters; pauses take no time."""
 
-    def __init__(self, store: WatchedStore | None = None, digest: bytes | None = None) -> None:
+    def __init__(
+        self,
+        store: WatchedStore | None = None,
+        digest: bytes | None = None,
+        *,
+        tombstones: bool = False,
+    ) -> None:
         self.store = store or WatchedStore()
         self.letters = KeptLetters()
         self.metrics = WorkerMetrics(CollectorRegistry())
         self.pauses: list[float] = []
         self.writer = BatchWriter(
-            Settings.model_validate({"worker": {"retry_max_s": 1.0}}),
+            Settings.model_validate(
+                {"worker": {"retry_max_s": 1.0}, "broker": {"forget_tombstones": tombstones}}
+            ),
             self.store,
             self.letters,
             self.metrics,
@@ -411,6 +419,19 @@ async def test_what_happened_before_a_user_was_deleted_is_counted() -> None:
     assert watched.count("deleted") == 2  # at NOW and NOW + 1
     assert watched.count("applied") == 2
     assert watched.letters.letters == []
+
+
+@pytest.mark.parametrize("expected", [True, False])
+async def test_tombstones_are_counted_where_they_are_expected(expected: bool) -> None:
+    watched = WatchedWriter(tombstones=expected)
+
+    await watched.write(batch_of(("a", event("a")), ("a", None), ("b", b"")))
+
+    assert watched.count("applied") == 1
+    assert watched.count("tombstone") == expected
+    assert (
+        [letter.key for letter in watched.letters.letters] == [b"b"] if expected else [b"a", b"b"]
+    )
 
 
 async def test_what_is_counted_of_users_appended_one_by_one_is_all_of_them() -> None:
