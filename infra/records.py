@@ -25,7 +25,8 @@ known, and written anew with the next change.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -42,6 +43,7 @@ from infra.store import (
     Behaviors,
     DueUser,
     Group,
+    Held,
     StoredSequence,
     Version,
 )
@@ -545,6 +547,30 @@ def set_due(
     else:
         coverages = _with_coverage(counters.coverages, new, states)
     return _covered(head, counters, coverages, [], owner)
+
+
+def held(
+    head: bytes | None, user: str, segments: Sequence[int], states: Mapping[int, int]
+) -> Held | None:
+    """What is held of a user.
+
+    Args:
+        head: as stored; None: there is none.
+        user: only named in errors.
+        segments: the bytes of each.
+        states: the bytes of each, by `bundle_key`.
+    """
+    if head is None or is_deleted(head):
+        return None
+    behaviors, sources, due = SEGMENT * len(segments), 0, 0
+    with suppress(RecordDamaged):  # what else is there counts all the same
+        found = decode_head(head, user)
+        # Some stores keep those of a segment in the tail, too, until they know it is on disk.
+        behaviors = max(behaviors + found.count % SEGMENT, len(found.tail))
+        sources = len(found.marks)
+        due = sum(coverage.since > 0 for coverage in found.coverages)
+    named = {bundle.to_bytes(8, "little").hex(): size for bundle, size in states.items()}
+    return Held(behaviors, sources, due, named, len(head) + sum(segments) + sum(states.values()))
 
 
 def delete(head: bytes | None, user: str, now_ms: int) -> bytes:

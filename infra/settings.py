@@ -39,6 +39,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 
 from infra.behaviors import DEFAULT_ACTIONS, ActionNames
 from infra.errors import SettingsError, hint, nearest, one_line
+from infra.secrets import FILE, resolve
 
 ENV_PREFIX: Final = "LIFELONG_"
 ENV_CONFIG: Final = "LIFELONG_CONFIG"
@@ -73,6 +74,7 @@ Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Word = Annotated[str, Field(pattern=r"^[^\s,=]+$")]
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 UnknownItems = Literal["score", "last", "refuse"]
 """What becomes of candidates that the bundle does not know: scored by what it learned of items that
@@ -106,6 +108,13 @@ class Section(BaseModel):
     )
 
 
+_LOGINS: Final = (
+    ("sasl_username", "sasl_password"),
+    ("oauth_token_url", "oauth_client_id", "oauth_client_secret"),
+)
+"""What a login takes: by a password, or by a token."""
+
+
 class BrokerSettings(Section):
     """Kafka: where it is, how to enter, and the names of topics and group."""
 
@@ -118,6 +127,10 @@ class BrokerSettings(Section):
     dead_letter_retention_s: Annotated[int, Field(ge=0)] = 30 * 86_400
     """Seconds for which events that could not be read are kept, in a topic that is created by us;
     0: for ever. Users who are to be forgotten are in these events, too."""
+    forget_tombstones: bool = False
+    """Whether `lifelong forget` sends a tombstone of each user to `topic`, so that Kafka takes what
+    it has of them away. For a topic that is compacted. Workers then count records without a
+    payload, and refuse them no longer."""
     group: Annotated[str, Field(min_length=1, max_length=255)] = "lifelong"
     """Consumer group of the workers."""
     create_topics: bool = False
@@ -131,16 +144,38 @@ class BrokerSettings(Section):
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Upper
     ] = "PLAINTEXT"
     """How to speak to the brokers: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."""
-    sasl_mechanism: Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Upper] | None = (
-        None
-    )
-    """How to log in: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed with SASL_*."""
+    sasl_mechanism: (
+        Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"], Upper] | None
+    ) = None
+    """How to log in: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER; needed with SASL_*."""
     sasl_username: str | None = None
-    """User name to log in with; needed with SASL_*."""
+    """User name to log in with; needed with PLAIN and SCRAM."""
     sasl_password: SecretStr | None = None
-    """Password to log in with; needed with SASL_*. Shown masked."""
+    """Password to log in with; needed with PLAIN and SCRAM. Shown masked; file:PATH: what is in
+    that file."""
     ca_file: Path | None = None
     """Certificate authorities (PEM) to trust with SSL; none: those of the system."""
+    cert_file: Path | None = None
+    """Certificate (PEM, with those between it and its authority) to show to brokers that ask for
+    one."""
+    key_file: Path | None = None
+    """Key (PEM) of the certificate; none: it is in cert_file, too."""
+    key_password: SecretStr | None = None
+    """Password that the key is encrypted with. Shown masked; file:PATH: what is in that file."""
+    oauth_token_url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    """Where tokens are asked for, by OAuth's grant for clients; needed with OAUTHBEARER."""
+    oauth_client_id: str | None = None
+    """Client to ask for tokens as; needed with OAUTHBEARER."""
+    oauth_client_secret: SecretStr | None = None
+    """The client's secret; needed with OAUTHBEARER. Shown masked; file:PATH: what is in that
+    file."""
+    oauth_scope: str | None = None
+    """Scope to ask for; none: the server's default."""
+    oauth_ca_file: Path | None = None
+    """Certificate authorities (PEM) to trust at oauth_token_url; none: those of the system."""
+    oauth_extensions: Mapping[Word, Word] = {}
+    """What brokers want to be told beside the token, name = value; of some hosted ones, for
+    example, the cluster's id."""
 
     @field_validator("bootstrap")
     @classmethod
@@ -154,10 +189,12 @@ class BrokerSettings(Section):
     @model_validator(mode="after")
     def _check_sasl(self) -> BrokerSettings:
         if self.security_protocol.startswith("SASL_"):
-            wanted = ("sasl_mechanism", "sasl_username", "sasl_password")
+            wanted = ("sasl_mechanism", *_LOGINS[self.sasl_mechanism == "OAUTHBEARER"])
             missing = [name for name in wanted if getattr(self, name) is None]
             if missing:
                 raise ValueError(f"{self.security_protocol} needs {', '.join(missing)} too")
+        if self.cert_file is None and (self.key_file or self.key_password):
+            raise ValueError("key_file and key_password need cert_file too")
         return self
 
 
@@ -168,7 +205,7 @@ class StoreSettings(Section):
     """memory://, lmdb://PATH[?max_size=BYTES&sync=1],
     aerospike://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]/NAMESPACE[?set=NAME] or
     redis[s]://[USER:PASSWORD@]HOST[:PORT][/DATABASE][?prefix=NAME&cluster=1&ca=FILE]. A password is
-    shown masked."""
+    shown masked. file:PATH: what is in that file when the process starts."""
     length: Positive = 1000
     """Behaviors kept per user; older ones go."""
     ttl_s: Annotated[int, Field(ge=0)] = 0
@@ -181,6 +218,14 @@ class StoreSettings(Section):
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     """Id that the store must have, as `lifelong check` shows it, so that a mistyped URL does not
     open another; none: any."""
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _read_url(cls, value: object) -> object:
+        try:
+            return resolve(value) if isinstance(value, str) else value
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("url")
     @classmethod
@@ -874,8 +919,17 @@ def example_toml() -> str:
 _EXAMPLES: Final[dict[tuple[str, str], object]] = {
     ("broker", "sasl_mechanism"): "SCRAM-SHA-512",
     ("broker", "sasl_username"): "lifelong",
-    ("broker", "sasl_password"): "...",
+    ("broker", "sasl_password"): "file:/run/secrets/kafka-password",
     ("broker", "ca_file"): "/etc/ssl/kafka.pem",
+    ("broker", "cert_file"): "/etc/ssl/lifelong.pem",
+    ("broker", "key_file"): "/etc/ssl/lifelong.key",
+    ("broker", "key_password"): "file:/run/secrets/kafka-key-password",
+    ("broker", "oauth_token_url"): "https://login.example.com/token",
+    ("broker", "oauth_client_id"): "lifelong",
+    ("broker", "oauth_client_secret"): "file:/run/secrets/kafka-client-secret",
+    ("broker", "oauth_scope"): "kafka",
+    ("broker", "oauth_ca_file"): "/etc/ssl/login.pem",
+    ("broker", "oauth_extensions"): {"logicalCluster": "lkc-1"},
     ("scorer", "tls_cert"): "/etc/ssl/scorer.pem",
     ("scorer", "tls_key"): "/etc/ssl/scorer.key",
     ("scorer", "tls_client_ca"): "/etc/ssl/clients.pem",
@@ -965,9 +1019,19 @@ def _keys() -> list[tuple[str, ...]]:
     return [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
 
 
+def secret_keys() -> list[tuple[str, ...]]:
+    """Settings that are secret, as (section, name)."""
+    return [
+        (section, name)
+        for section, model in SECTIONS.items()
+        for name, field in model.model_fields.items()
+        if field.annotation == SecretStr | None
+    ]
+
+
 def _is_mapping(path: tuple[str, ...]) -> bool:
     of_events = ("fields", "constants", "actions", "only", "ignore")
-    return path[0] == "events" and path[1:2] in {(name,) for name in of_events}
+    return path[:2] in {("broker", "oauth_extensions"), *(("events", name) for name in of_events)}
 
 
 def _flag_source(overrides: Mapping[str, object], flags: Mapping[str, str]) -> _Source:
@@ -1128,7 +1192,7 @@ def _of_source(path: tuple[str, ...], detail: ErrorDetails, sources: tuple[_Sour
 def _show(key: tuple[str, ...], value: object) -> str:
     if key == ("store", "url"):
         return repr(mask_url(str(value)))
-    if key in {("broker", "sasl_password"), ("registry", "password"), ("registry", "token")}:
+    if key in secret_keys() and not str(value).startswith(FILE):
         return MASK
     if key in {("scorer", "jwt_keys"), ("tracing", "endpoint"), ("registry", "url")} and "@" in str(
         value

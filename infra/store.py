@@ -168,6 +168,21 @@ class StoredSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What a store holds of a user, deleted ones aside, whether they have expired or not."""
+
+    behaviors: int
+    sources: int
+    """From which events were applied: as many marks are kept."""
+    due: int
+    """Bundles that the user is due for."""
+    states: dict[str, int]
+    """Bytes of each interest state, by the first half of its bundle's digest, in hexadecimal."""
+    bytes: int
+    """Of all records, without their keys and what the database adds."""
+
+
+@dataclass(frozen=True, slots=True)
 class InterestWrite:
     """One user's new interest state."""
 
@@ -388,6 +403,10 @@ class Store(Protocol):
 
     def empty(self) -> bool:
         """Whether no user has a sequence."""
+        ...
+
+    def held(self, users: Sequence[str]) -> list[Held | None]:
+        """What is held of users, in order; None: nothing, or only when they were deleted."""
         ...
 
     def forget(self, users: Sequence[str], now_ms: int) -> int:

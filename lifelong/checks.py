@@ -11,7 +11,14 @@ from rich.console import Console
 from extractor.systems import load_system
 from infra.behaviors import partition_source
 from infra.errors import LISTED, BrokerError, LifelongError, StoreFull
-from infra.kafka.admin import ping, require_topic, standings, topic_id, topic_partitions
+from infra.kafka.admin import (
+    ping,
+    require_topic,
+    standings,
+    topic_config,
+    topic_id,
+    topic_partitions,
+)
 from infra.kafka.logs import LogBounds
 from infra.schema_registry import SchemaRegistry
 from infra.settings import Settings
@@ -162,7 +169,20 @@ def _check_topic(settings: Settings) -> str:
 
 
 def _check_dead_letters(settings: Settings) -> str:
-    return _describe_topic(settings, settings.broker.dead_letter_topic)
+    topic = settings.broker.dead_letter_topic
+    said = _describe_topic(settings, topic)
+    if "not there yet" in said:
+        return said
+    try:
+        policy = topic_config(settings.broker, topic)["cleanup.policy"].value
+    except BrokerError:
+        return f"{said}; whether it is compacted, Kafka does not tell"
+    if "compact" not in policy:
+        return Warned(
+            f"{said}; it is not compacted: letters of users who are forgotten stay in Kafka's files"
+            " until its retention ends (docs/forgetting.md)"
+        )
+    return f"{said}, compacted"
 
 
 def _describe_topic(settings: Settings, topic: str) -> str:

@@ -335,19 +335,40 @@ def forget(
     file: Annotated[
         Path | None, typer.Option("--file", help="Ids, one a line; beside those given.")
     ] = None,
+    letters: Annotated[
+        bool, typer.Option(help="Also their dead letters; otherwise Kafka is not asked.")
+    ] = True,
+    scrub: Annotated[
+        bool,
+        typer.Option(
+            "--scrub",
+            help="Have files of store and dead letters written anew, without what was deleted"
+            " (LMDB: workers and scorers stopped).",
+        ),
+    ] = False,
+    hash_ids: Annotated[
+        bool, typer.Option("--hash-ids", help="Name users by a hash in what --json writes.")
+    ] = False,
+    bootstrap: Bootstrap = None,
     store: StoreUrl = None,
     config: Config = None,
     assignments: Assignments = None,
     json_out: JsonOut = None,
 ) -> None:
-    """Delete users: their sequences and interests; events up to now that come late stay out."""
-    from lifelong.upkeep import run_forget
+    """Delete users: their sequences, interests and dead letters; events up to now that come late
+    stay out. The receipt says what was there, and what is left until when.
+    """
+    from lifelong.forgetting import ForgetOptions, run_forget
 
-    settings = _settings(config, assignments, {"store.url": store})
+    settings = _settings(config, assignments, {"broker.bootstrap": bootstrap, "store.url": store})
     names = [*(users or []), *(_lines(file) if file is not None else [])]
-    if not names:
+    if not names or "" in names:
         raise SettingsError("name the users to delete, or a --file that lists them")
-    _write_json(run_forget(settings, names), json_out)
+    options = ForgetOptions(letters=letters, scrub=scrub, hash_ids=hash_ids)
+    receipt = run_forget(settings, names, options)
+    _write_json(receipt, json_out)
+    if receipt["problems"]:
+        raise LifelongError(receipt["problems"][0])
 
 
 @letters_app.command("list")

@@ -1,9 +1,9 @@
-"""``lifelong store`` and ``lifelong forget``: what an operator does to a store by hand."""
+"""``lifelong store``: what an operator does to a store by hand."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,11 +12,7 @@ from rich.console import Console
 
 from infra.errors import SettingsError
 from infra.settings import Settings
-from infra.store import wall_clock_ms
-from infra.stores import lmdb_place, open_as_it_is, open_store
-
-FORGET_BATCH: Final = 1000
-"""Users deleted in one transaction."""
+from infra.stores import lmdb_place
 
 _OTHERS: Final = {
     "aerospike": "back it up and restore it with asbackup and asrestore, which know its cluster",
@@ -49,31 +45,6 @@ def run_compact(settings: Settings) -> dict[str, Any]:
 
     directory = _directory(settings)
     return _told(f"{directory} compacted", lambda: compact(directory))
-
-
-def run_forget(settings: Settings, users: Sequence[str]) -> dict[str, Any]:
-    """Delete users, and keep out what they did before now."""
-    # Whoever mistypes the store must not be told that all is deleted.
-    reader = open_store(settings.store, read_only=True)
-    identity = reader.identity
-    reader.close()
-    if identity is None:
-        raise SettingsError(
-            f"store.url: {settings.store.masked_url} was made by an earlier version; start a worker"
-            " of this one, which brings it up to date"
-        )
-    store = open_as_it_is(settings.store, identity)
-    now_ms = wall_clock_ms()
-    try:
-        known = sum(
-            store.forget(users[start : start + FORGET_BATCH], now_ms)
-            for start in range(0, len(users), FORGET_BATCH)
-        )
-    finally:
-        store.close()
-    unknown = len(users) - known
-    _print(f"{known:,} deleted, {unknown:,} unknown; events up to now stay out")
-    return {"deleted": known, "unknown": unknown, "until_ms": now_ms}
 
 
 def _directory(settings: Settings) -> Path:

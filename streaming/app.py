@@ -6,15 +6,17 @@ acknowledges them, the writer brings them into the store.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 import faust
+from faust.auth import OAuthCredentials
 from faust.tables import TableManager
 from faust.types import TP
 
+from infra.kafka.logins import Tokens, tls_context
 from infra.metrics import WorkerMetrics
+from infra.secrets import read_secret
 from infra.settings import BrokerSettings, Settings
 from infra.store import Store, wall_clock_ms
 from infra.telemetry import get_logger
@@ -54,6 +56,7 @@ class LifelongApp(faust.App):
     logger = faust_log
     writer: BatchWriter
     batch_agent: BatchAgent
+    broker: BrokerSettings
 
     def _create_directories(self) -> None:
         """Create none: Faust's are for tables, and state lives in the store."""
@@ -96,6 +99,7 @@ def create_app(
         clock: ms since epoch.
     """
     app = LifelongApp(settings.broker.group, **_faust_settings(settings))
+    app.broker = settings.broker
     app.transport = BatchTransport(app.conf.broker, app)
     # Nothing is produced through Faust: dead letters have an idempotent producer of their own.
     app.boot_strategy.enable_kafka_producer = False
@@ -184,15 +188,15 @@ def _credentials(broker: BrokerSettings) -> Any:
     """Faust's credentials for Kafka; None where it asks for none."""
     if broker.security_protocol == "PLAINTEXT":
         return None
-    context = None
-    if broker.security_protocol.endswith("SSL"):
-        context = ssl.create_default_context(cafile=broker.ca_file)
+    context = tls_context(broker) if broker.security_protocol.endswith("SSL") else None
     if broker.security_protocol == "SSL":
         return faust.SSLCredentials(context)
+    if broker.sasl_mechanism == "OAUTHBEARER":
+        return OAuthCredentials(oauth_cb=Tokens(broker), ssl_context=context)
     assert broker.sasl_password is not None
     return faust.SASLCredentials(
         mechanism=broker.sasl_mechanism,
         username=broker.sasl_username,
-        password=broker.sasl_password.get_secret_value(),
+        password=read_secret("broker.sasl_password", broker.sasl_password),
         ssl_context=context,
     )

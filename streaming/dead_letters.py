@@ -1,15 +1,20 @@
 """The dead-letter topic: every event that was refused, with the reason, as it came.
 
-A message there has the original key and the original payload, byte for byte, and these headers:
-``reason`` (`streaming.events.rejects.Reason`), ``detail`` (one line for people), ``topic``,
-``partition``, ``offset`` and ``timestamp`` (ms since epoch) of the original record. Its own headers
-follow, each after ``header.``. A payload or key that exceeds what the topic takes is cut; then
-``original_size`` (or ``original_key_size``) holds its bytes, as ``original_headers_size`` does
-where headers are too large, and left out. Of a record of several events there is a letter for each
-reason, with the events alone that were refused for it.
+A message there has the original payload, byte for byte, and these headers: ``reason``
+(`streaming.events.rejects.Reason`), ``detail`` (one line for people), ``topic``, ``partition``,
+``offset`` and ``timestamp`` (ms since epoch) of the original record and, where it had one, its
+``key``; ``no_value`` where it had no payload. Its own headers follow, each after ``header.``. A
+payload or key that exceeds what the topic takes is cut; then ``original_size`` (or
+``original_key_size``) holds its bytes, as ``original_headers_size`` does where headers are too
+large, and left out. Of a record of several events there is a letter for each reason, with the
+events alone that were refused for it.
+
+The message's own key is the place of the original record and the reason (`place_key`), so that a
+tombstone can take one letter away, and no letter takes another's place, in a topic that is
+compacted. Letters of one partition of events stay in their order.
 
 Letters are delivered at least once: after a crash between delivery and acknowledgement the same
-letter comes again, recognizable by its topic, partition and offset.
+letter comes again, recognizable by its key.
 """
 
 from __future__ import annotations
@@ -40,6 +45,15 @@ DELIVERY_TIMEOUT_S: Final = 20.0
 
 # A letter that the topic does not take even when cut to this was not refused for its size.
 SMALLEST_BYTES: Final = 256
+
+
+def place_key(topic: str, partition: int, offset: int, reason: str) -> bytes:
+    """The key of a record's letter; one of several events may have a letter for each reason.
+
+    >>> place_key("behaviors", 3, 17, "not_json")
+    b'behaviors/3/17/not_json'
+    """
+    return f"{topic}/{partition}/{offset}/{reason}".encode()
 
 
 class DeadLetter(NamedTuple):
@@ -84,16 +98,23 @@ class KafkaDeadLetters:
         max_bytes: int = MAX_BYTES,
         timeout_s: float = DELIVERY_TIMEOUT_S,
     ) -> None:
+        self._broker = broker
         self._topic = broker.dead_letter_topic
         self._max_bytes = max_bytes
-        settings = producer_config(broker) | {
-            "message.timeout.ms": int(timeout_s * 1000),
+        self._timeout_s = timeout_s
+        self._producer = self._connect()
+        self._partitions = 0
+        """Of the topic; 0: it was not asked yet."""
+
+    def _connect(self) -> Producer:
+        settings = producer_config(self._broker) | {
+            "message.timeout.ms": int(self._timeout_s * 1000),
             # The topic's own limit decides; librdkafka's must not come before it.
             "message.max.bytes": 10_000_000,
             # Well below any topic's limit, see `send`.
             "batch.size": 131_072,
         }
-        self._producer = Producer(settings, logger=logging.getLogger(f"{__name__}.client"))
+        return Producer(settings, logger=logging.getLogger(f"{__name__}.client"))
 
     def send(self, letters: Sequence[DeadLetter]) -> None:
         # Letters travel in batches, and a batch that is too large is refused as a whole. So each
@@ -112,8 +133,27 @@ class KafkaDeadLetters:
         self._producer.purge()
         self._producer.flush(1.0)
 
+    def _count_partitions(self) -> int:
+        try:
+            found = self._producer.list_topics(self._topic, self._timeout_s).topics[self._topic]
+        except KafkaException as error:
+            raise self._failed(error.args[0], "") from None
+        if found.error is not None:
+            raise self._failed(found.error, "")
+        return len(found.partitions)
+
+    def _failed(self, error: KafkaError, which: str) -> BrokerError:
+        # It keeps the password and the certificate that it was made with, whose files may hold
+        # others by now. All of its letters are reported.
+        self._producer, self._partitions = self._connect(), 0
+        return BrokerError(
+            f"{which}dead letters not delivered to topic {self._topic} ({error.str()}): is it"
+            " there, and may we write to it?"
+        )
+
     def _deliver(self, letters: Sequence[DeadLetter], limit: int) -> list[DeadLetter]:
         """Send each letter once; returns those that were too large."""
+        self._partitions = self._partitions or self._count_partitions()
         too_large: list[DeadLetter] = []
         failures: list[KafkaError] = []
         reported = 0
@@ -134,10 +174,7 @@ class KafkaDeadLetters:
             # Each letter is reported sooner or later: message.timeout.ms sees to it.
             self._producer.poll(0.1)
         if failures:
-            raise BrokerError(
-                f"{len(failures)} of {len(letters)} dead letters not delivered to topic"
-                f" {self._topic} ({failures[0].str()}): is it there, and may we write to it?"
-            )
+            raise self._failed(failures[0], f"{len(failures)} of {len(letters)} ")
         return too_large
 
     def _produce(self, letter: DeadLetter, limit: int, report: Any) -> None:
@@ -155,12 +192,19 @@ class KafkaDeadLetters:
             headers.append(("original_headers_size", str(size)))
         else:
             headers += [(f"{HEADER}{name}", of) for name, of in letter.headers]
-        if value is not None and len(value) > limit:
+        if value is None:
+            headers.append(("no_value", "1"))
+            value = b""
+        elif len(value) > limit:
             headers.append(("original_size", str(len(value))))
             value = value[:limit]
         if key is not None and len(key) > min(MAX_KEY_BYTES, limit):
             headers.append(("original_key_size", str(len(key))))
             key = key[: min(MAX_KEY_BYTES, limit)]
+        if key is not None:
+            headers.append(("key", key))
+        place = place_key(letter.topic, letter.partition, letter.offset, letter.reason)
+        partition = letter.partition % self._partitions
 
         def on_delivery(error: KafkaError | None, _message: Message) -> None:
             report(letter, error)
@@ -168,7 +212,7 @@ class KafkaDeadLetters:
         while True:
             try:
                 self._producer.produce(
-                    self._topic, value=value, key=key, headers=headers, on_delivery=on_delivery
+                    self._topic, value, place, partition, on_delivery=on_delivery, headers=headers
                 )
             except BufferError:
                 self._producer.poll(0.1)

@@ -11,11 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
+    KafkaError,
     KafkaException,
     Message,
     Producer,
@@ -26,7 +29,7 @@ from infra.errors import BrokerError, one_line
 from infra.kafka.admin import require_topic, topic_partitions
 from infra.kafka.clients import bootstrap_of, client_config, producer_config
 from infra.settings import BrokerSettings
-from streaming.dead_letters import HEADER
+from streaming.dead_letters import HEADER, place_key
 
 ANSWER_S: Final = 20.0
 """Time in which Kafka must answer, or have a transaction."""
@@ -66,6 +69,9 @@ class Letter(NamedTuple):
     """Its own, as they were sent."""
     cut: bool
     """Whether key, value or headers are not whole, since the topic did not take them."""
+    own_key: bytes | None
+    """Its own in the dead-letter topic, of which a tombstone takes it away. The record's, and so
+    that of other letters, too, where a worker of an earlier version has written it; None: none."""
 
 
 class Replayed(NamedTuple):
@@ -138,22 +144,86 @@ def send_again(broker: BrokerSettings, reason: str, *, most: int | None = None) 
     return done
 
 
+def holds_removed(broker: BrokerSettings) -> bool:
+    """Whether Kafka still has letters that a tombstone takes away.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or the topic is not there.
+    """
+    with _told(broker):
+        return _tombstones(broker).waiting
+
+
+@dataclass(slots=True)
+class _Tombstones:
+    """What takes letters away."""
+
+    offsets: dict[tuple[int, bytes | None], int] = field(default_factory=dict)
+    """Of the last one, by partition and key."""
+    waiting: bool = False
+    """Whether there are letters before one."""
+
+
+def _tombstones(broker: BrokerSettings) -> _Tombstones:
+    """All that are there. Read by a consumer of its own: assigned one partition twice, librdkafka
+    (2.12) ends the process.
+    """
+    topic = broker.dead_letter_topic
+    places = range(topic_partitions(broker, topic))
+    config = _config(broker, f"{broker.group}-deadletters") | {"enable.partition.eof": True}
+    found, letters, ended = _Tombstones(), set(), set[int]()
+    with closing(Consumer(config, logger=log)) as consumer:
+        consumer.assign([TopicPartition(topic, place, OFFSET_BEGINNING) for place in places])
+        while len(ended) < len(places):
+            message = consumer.poll(ANSWER_S)
+            if message is None:
+                raise BrokerError(f"topic {topic} is not read on: no answer for {ANSWER_S:g} s")
+            place, error = message.partition() or 0, message.error()
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                raise KafkaException(error)
+            if error is not None:
+                ended.add(place)
+            elif not _is_tombstone(message):
+                letters.add((place, message.key()))
+            else:
+                found.offsets[place, message.key()] = message.offset() or 0
+                found.waiting |= (place, message.key()) in letters
+    return found
+
+
 class _Reading:
     """The dead-letter topic, read by one group."""
 
     def __init__(self, broker: BrokerSettings, consumer: Consumer) -> None:
+        self._broker = broker
         self._topic = broker.dead_letter_topic
         self._consumer = consumer
         self.partitions = range(topic_partitions(broker, self._topic))
 
+    @cached_property
+    def _removed(self) -> _Tombstones:
+        return _tombstones(self._broker)
+
     def of(self, partition: int, begin: int) -> Iterator[list[Letter]]:
-        """A partition's letters from an offset on, to what is its end now, some at a time."""
-        at = TopicPartition(self._topic, partition, begin)
-        _, end = self._consumer.get_watermark_offsets(at, ANSWER_S)
+        """A partition's letters from an offset on, to what is its end now, some at a time; without
+        those that a tombstone takes away.
+        """
+        taken = self._removed.offsets
+        for found in self._messages(partition, begin):
+            some = [_letter(message) for message in found if not _is_tombstone(message)]
+            some = [one for one in some if one.at.offset >= taken.get((partition, one.own_key), 0)]
+            if some:
+                yield some
+
+    def _messages(self, partition: int, begin: int) -> Iterator[list[Message]]:
+        """A partition's messages from an offset on, to what is its end now, some at a time."""
+        at = TopicPartition(self._topic, partition)
+        first, end = self._consumer.get_watermark_offsets(at, ANSWER_S)
+        at.offset = begin = max(begin, first)
         self._consumer.assign([at])
         silent = 0
-        while self._position(at, begin) < end:
-            found = self._consumer.consume(AT_ONCE, 1.0)
+        while (position := self._position(at, begin)) < end:
+            found = self._consumer.consume(min(AT_ONCE, end - position), 1.0)
             silent = 0 if found else silent + 1
             if silent > ANSWER_S:
                 raise BrokerError(
@@ -163,7 +233,7 @@ class _Reading:
                 if (error := message.error()) is not None:
                     raise KafkaException(error)
             if found:
-                yield [_letter(message) for message in found]
+                yield found
 
     def committed(self) -> dict[int, int]:
         """How far the group has come, by partition; without those that it has not begun."""
@@ -199,17 +269,26 @@ class _Reading:
 
 @contextmanager
 def _reading(broker: BrokerSettings, group: str) -> Iterator[_Reading]:
-    require_topic(broker, broker.dead_letter_topic)
-    config = client_config(broker) | {
+    with _told(broker), closing(Consumer(_config(broker, group), logger=log)) as consumer:
+        yield _Reading(broker, consumer)
+
+
+def _config(broker: BrokerSettings, group: str) -> dict[str, Any]:
+    return client_config(broker) | {
         "group.id": group,
         "enable.auto.commit": False,
         "auto.offset.reset": "earliest",
         "isolation.level": "read_committed",
         "enable.partition.eof": False,
     }
+
+
+@contextmanager
+def _told(broker: BrokerSettings) -> Iterator[None]:
+    """See that the topic is there, and have what fails be a `BrokerError`."""
+    require_topic(broker, broker.dead_letter_topic)
     try:
-        with closing(Consumer(config, logger=log)) as consumer:
-            yield _Reading(broker, consumer)
+        yield
     except KafkaException as error:
         raise BrokerError(
             f"dead letters of {broker.dead_letter_topic} at {bootstrap_of(broker)}:"
@@ -238,18 +317,35 @@ def _letter(message: Message) -> Letter:
     def number(name: str) -> int:
         return int(text(name)) if text(name).isdigit() else -1
 
+    source = Place(text("topic"), number("partition"), number("offset"))
+    key, value = message.key(), message.value()
+    if key == place_key(
+        *source, text("reason")
+    ):  # otherwise of an earlier version, and both are the record's
+        key = _bytes(headers.get("key"))
+        value = None if "no_value" in headers else value
     return Letter(
         Place(str(message.topic()), message.partition() or 0, message.offset() or 0),
-        Place(text("topic"), number("partition"), number("offset")),
+        source,
         text("reason") or "unknown",
         text("detail"),
         max(0, number("timestamp")),
-        message.key(),
-        message.value(),
+        key,
+        value,
         [
             (name.removeprefix(HEADER), value.encode() if isinstance(value, str) else value)
             for name, value in found
             if name.startswith(HEADER)
         ],
         any(name.startswith("original_") for name in headers),
+        message.key(),
     )
+
+
+def _bytes(header: str | bytes | None) -> bytes | None:
+    return header.encode() if isinstance(header, str) else header
+
+
+def _is_tombstone(message: Message) -> bool:
+    """Whether it takes letters away; a letter has a reason."""
+    return message.value() is None and not message.headers()

@@ -226,7 +226,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         # Faust reads what was never committed, too, unless it is in a transaction itself.
         consumer._isolation_level = "read_committed"
-        mend_connections(consumer._client)
+        mend_connections(consumer._client, cast("Any", self.app).broker)
         self._reader = Reader(consumer)
         self._reader.ids = self._ids
         return consumer

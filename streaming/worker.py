@@ -61,6 +61,9 @@ log: Final = get_logger(__name__)
 LOOK_S: Final = 0.5
 """How often health is judged."""
 
+COMPACTED_MS: Final = 86_400_000
+"""Within so long after the next letter, a dead-letter topic of ours is rid of those taken away."""
+
 AGAIN_S: Final = 1.0
 """Pause before a part that is away is tried again, at the start and after a crash."""
 
@@ -556,9 +559,15 @@ def _open_store(settings: Settings, metrics: WorkerMetrics, interruptions: Inter
 
 def _ensure_topic(broker: BrokerSettings, topic: str) -> None:
     """Create the topic unless it is there; existing ones are left as they are."""
-    kept = {}
+    kept: dict[str, Any] = {}
     if topic == broker.dead_letter_topic:
-        kept = {"retention_ms": round(1000 * broker.dead_letter_retention_s) or -1}
+        kept = {
+            "retention_ms": round(1000 * broker.dead_letter_retention_s) or -1,
+            # So that a letter can be taken away alone, of a user who is forgotten.
+            "cleanup_policy": "compact,delete",
+            "segment_ms": COMPACTED_MS,
+            "max_compaction_lag_ms": COMPACTED_MS,
+        }
     if topic_partitions(broker, topic) == 0 and create_topic(
         broker, topic, broker.partitions, replication=broker.replication, **kept
     ):

@@ -105,6 +105,7 @@ class BatchWriter:
         )
         self._decoder = decoder or EventDecoder(settings.events, registry)
         self._source = settings.events.said
+        self._tombstones = settings.broker.forget_tombstones
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
         self._digest = digest
@@ -190,7 +191,7 @@ class BatchWriter:
         if trace is not None:
             trace.passed("append")
         rejects = [
-            (one, one.decoded.rejects + _refusals(one, refused, self._decoder)) for one in group
+            (one, self._refused(one) + _refusals(one, refused, self._decoder)) for one in group
         ]
         letters = [letter for one, of in rejects for letter in _letters(one.batch, of)]
         if letters:
@@ -202,6 +203,8 @@ class BatchWriter:
         for one, of in rejects:
             self._measure_rejects(one.batch, of)
             self._measure_ignored(one)
+            tombstones = len(one.decoded.rejects) - len(self._refused(one))
+            self._metrics.events.labels("tombstone").inc(tombstones)
         if trace is not None:
             trace.stored(appended.applied, [(one.batch, of) for one, of in rejects])
         self.progress.moved()
@@ -325,6 +328,11 @@ class BatchWriter:
         metrics.batches.inc()
         metrics.batch_seconds.observe(seconds)
         metrics.last_batch_timestamp_seconds.set(self._clock() / 1000)
+
+    def _refused(self, one: Writable) -> list[Reject]:
+        """What the decoder refused of a batch, without tombstones where those are expected."""
+        rejects = one.decoded.rejects
+        return [r for r in rejects if r.value is not None] if self._tombstones else rejects
 
     def _measure_rejects(self, batch: FetchedBatch, rejects: Sequence[Reject]) -> None:
         metrics = self._metrics

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from infra.settings import Positive, Section, Settings
+from infra.settings import Positive, Section, Settings, secret_keys
 
 Free = dict[str, Any]
 """What Kubernetes itself checks."""
@@ -46,8 +46,11 @@ class Secrets(Section):
     """What is secret, by reference alone."""
 
     saslPassword: SecretKey = SecretKey()
+    oauthClientSecret: SecretKey = SecretKey()
     storeUrl: SecretKey = SecretKey()
     brokerCa: SecretKey = SecretKey()
+    brokerTls: SecretName = SecretName()
+    brokerKeyPassword: SecretKey = SecretKey()
     keys: SecretKey = SecretKey()
     tls: SecretName = SecretName()
 
@@ -146,16 +149,14 @@ class Values(Section):
     global_: Annotated[Free, Field(alias="global")] = {}
 
 
-SECRET = (("BrokerSettings", "sasl_password"),)
-"""Settings that values must not hold."""
-
-
 def schema() -> dict[str, Any]:
     """As JSON Schema."""
     found = Values.model_json_schema()
     definitions = found["$defs"]
-    for section, name in SECRET:
-        del definitions[section]["properties"][name]
+    for section, name in secret_keys():
+        of = Settings.model_fields[section].annotation
+        assert of is not None
+        del definitions[of.__name__]["properties"][name]
     store = definitions["StoreSettings"]["properties"]["url"]
     # Pods are on several machines, an LMDB store is on one; and a password is for a Secret.
     store["pattern"] = "^aerospike://[^@]*$"

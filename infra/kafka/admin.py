@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,11 +19,20 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewTopic,
+    ResourceType,
+)
 
-from infra.errors import BrokerError, nearest, one_line
+from infra.errors import BrokerError, LifelongError, nearest, one_line
 from infra.kafka.clients import bootstrap_of, client_config
 from infra.kafka.fetching_by_id import DERIVED
+from infra.kafka.logins import certificate_fault, fetch_token
 from infra.kafka.mock import mock_clusters
 
 if TYPE_CHECKING:
@@ -163,6 +172,59 @@ def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: floa
         return 0 if topic is None else len(topic.partitions)
 
 
+class TopicSetting(NamedTuple):
+    """A setting of a topic."""
+
+    value: str
+    given: bool
+    """Whether the topic itself has it, not its brokers."""
+
+
+def topic_config(
+    broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0
+) -> dict[str, TopicSetting]:
+    """The settings of a topic.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, does not tell, or there is no such topic.
+    """
+    asked = ConfigResource(ResourceType.TOPIC, name)
+    with _admin(broker, timeout_s) as admin:
+        found = admin.describe_configs([asked], request_timeout=timeout_s)[asked].result()
+    of_topic = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+    return {
+        key: TopicSetting(str(entry.value), entry.source == of_topic)
+        for key, entry in found.items()
+    }
+
+
+def set_topic_config(
+    broker: BrokerSettings | str,
+    name: str,
+    settings: Mapping[str, str | None],
+    *,
+    timeout_s: float = 5.0,
+) -> None:
+    """Set settings of a topic; None: as its brokers have it.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or refuses.
+    """
+    entries = [
+        ConfigEntry(
+            key,
+            value or "",
+            incremental_operation=AlterConfigOpType.DELETE
+            if value is None
+            else AlterConfigOpType.SET,
+        )
+        for key, value in settings.items()
+    ]
+    changed = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+    with _admin(broker, timeout_s) as admin:
+        admin.incremental_alter_configs([changed], request_timeout=timeout_s)[changed].result()
+
+
 class Standing(NamedTuple):
     """How far a partition's log goes, and a group came in it."""
 
@@ -280,7 +342,7 @@ def _admin(broker: BrokerSettings | str, timeout_s: float) -> Iterator[Any]:
             KafkaError._RESOLVE,
             KafkaError._AUTHENTICATION,
         ):
-            raise BrokerError(_unreachable(where, timeout_s, [*causes, failure])) from None
+            raise BrokerError(_unreachable(broker, timeout_s, [*causes, failure])) from None
         raise BrokerError(f"Kafka at {where} refused: {one_line(failure.str())}") from None
 
 
@@ -315,10 +377,13 @@ def _wait_until_led(admin: Any, name: str, timeout_s: float) -> None:
         time.sleep(0.02)
 
 
-def _unreachable(where: str, timeout_s: float, causes: list[Any]) -> str:
+def _unreachable(broker: BrokerSettings | str, timeout_s: float, causes: list[Any]) -> str:
     """Why Kafka does not answer, and what to do about it, from all that librdkafka noted."""
+    where = bootstrap_of(broker)
     lines = [_cause(cause.str()) for cause in causes if cause.code() != _DOWN] or ["no broker"]
     denied = [cause for cause in causes if cause.code() == KafkaError._AUTHENTICATION]
+    if not isinstance(broker, str) and (login := _login_fault(broker, lines)) is not None:
+        return login
     if denied:
         return (
             f"Kafka at {where} refused the login ({_cause(denied[0].str())}): correct "
@@ -336,6 +401,31 @@ def _unreachable(where: str, timeout_s: float, causes: list[Any]) -> str:
         "(`lifelong broker` starts a local one), or correct broker.bootstrap or "
         "broker.security_protocol"
     )
+
+
+def _login_fault(broker: BrokerSettings, lines: list[str]) -> str | None:
+    """What is wrong with a certificate or a token, where librdkafka's words show that one is."""
+    said = " ".join(lines)
+    if "certificate verify failed" in said:
+        return certificate_fault(broker)
+    if re.search(r"alert (bad|unsupported|unknown|\w+ )?.*(certificate|unknown ca)", said):
+        ours = f"our certificate {broker.cert_file}" if broker.cert_file else "us without one"
+        return (
+            f"Kafka at {broker.bootstrap} refuses {ours} ({lines[0]}): correct broker.cert_file and"
+            " broker.key_file, or what the brokers trust"
+        )
+    if broker.sasl_mechanism == "OAUTHBEARER" and "mechanism handshake" not in said:
+        try:
+            fetch_token(broker)
+        except LifelongError as error:
+            return str(error)
+        if "authentication" in said:
+            return (
+                f"Kafka at {broker.bootstrap} refuses the tokens of {broker.oauth_token_url}"
+                f" ({lines[0]}): correct broker.oauth_scope, or the issuer, the audience and the"
+                " keys that the brokers expect"
+            )
+    return None
 
 
 def _cause(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import BrokerError
+from infra.kafka.logins import check_files
+from infra.secrets import read_secret
 
 if TYPE_CHECKING:
     from infra.settings import BrokerSettings
@@ -14,7 +15,8 @@ def client_config(broker: BrokerSettings | str) -> dict[str, Any]:
     """Configuration of a confluent-kafka client for ``broker``: its settings, or HOST:PORT.
 
     Raises:
-        BrokerError: the file of certificate authorities is missing.
+        BrokerError: a file of certificates or of a key is missing, or cannot be used.
+        SettingsError: a file that holds a secret cannot be read.
     """
     config: dict[str, Any] = {
         "client.id": "lifelong",
@@ -22,19 +24,39 @@ def client_config(broker: BrokerSettings | str) -> dict[str, Any]:
     }
     if isinstance(broker, str):
         return config | {"bootstrap.servers": broker}
-    config["bootstrap.servers"] = broker.bootstrap
-    config["security.protocol"] = broker.security_protocol
-    if broker.sasl_mechanism is not None:
-        config["sasl.mechanism"] = broker.sasl_mechanism
-    if broker.sasl_username is not None:
-        config["sasl.username"] = broker.sasl_username
-    if broker.sasl_password is not None:
-        config["sasl.password"] = broker.sasl_password.get_secret_value()
-    if broker.ca_file is not None:
-        if not broker.ca_file.is_file():  # OpenSSL's words for this name no file
-            raise BrokerError(f"broker.ca_file: there is no file {broker.ca_file}: correct it")
-        config["ssl.ca.location"] = str(broker.ca_file)
-    return config
+    check_files(broker)
+    secrets = {
+        name: read_secret(f"broker.{name}", secret)
+        for name in ("sasl_password", "key_password", "oauth_client_secret")
+        if (secret := getattr(broker, name)) is not None
+    }
+    config |= {
+        "bootstrap.servers": broker.bootstrap,
+        "security.protocol": broker.security_protocol,
+        "sasl.mechanism": broker.sasl_mechanism,
+        "sasl.username": broker.sasl_username,
+        "sasl.password": secrets.get("sasl_password"),
+        "ssl.ca.location": broker.ca_file,
+        "ssl.certificate.location": broker.cert_file,
+        "ssl.key.location": broker.key_file or broker.cert_file,
+        "ssl.key.password": secrets.get("key_password"),
+    }
+    if broker.sasl_mechanism == "OAUTHBEARER":
+        extensions = ",".join(f"{name}={value}" for name, value in broker.oauth_extensions.items())
+        config |= {
+            "sasl.oauthbearer.method": "oidc",  # librdkafka's own, which renews tokens by itself
+            "sasl.oauthbearer.token.endpoint.url": broker.oauth_token_url,
+            "sasl.oauthbearer.client.id": broker.oauth_client_id,
+            "sasl.oauthbearer.client.secret": secrets["oauth_client_secret"],
+            "sasl.oauthbearer.scope": broker.oauth_scope,
+            "sasl.oauthbearer.extensions": extensions or None,
+            "https.ca.location": broker.oauth_ca_file,
+        }
+    return {
+        name: value if isinstance(value, bool) else str(value)
+        for name, value in config.items()
+        if value is not None
+    }
 
 
 def producer_config(broker: BrokerSettings | str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from infra.store import (
     Appended,
     DueUser,
     Group,
+    Held,
     Identity,
     InterestWrite,
     Profile,
@@ -361,6 +362,19 @@ class LmdbStore:
 
     def empty(self) -> bool:
         return not self.users(b"", 1).users
+
+    def held(self, users: Sequence[str]) -> list[Held | None]:
+        def read(txn: lmdb.Transaction) -> list[Held | None]:
+            found = []
+            for user in users:
+                prefix = user.encode() + b"\0"
+                segments = _sizes(txn, self._dbs.segments, prefix, _SEGMENT_KEY)
+                states = dict(_sizes(txn, self._dbs.states, prefix, _STATE_KEY))
+                head = _get(txn, user.encode(), self._dbs.heads)
+                found.append(records.held(head, user, [size for _, size in segments], states))
+            return found
+
+        return self._read(read)
 
     def forget(self, users: Sequence[str], now_ms: int) -> int:
         def write(txn: lmdb.Transaction) -> int:
@@ -1081,6 +1095,20 @@ def _get(txn: lmdb.Transaction, key: bytes, db: lmdb._Database) -> bytes | None:
 
 def _state_key(key: bytes, bundle: int) -> bytes:
     return key + b"\0" + _STATE_KEY.pack(bundle)
+
+
+def _sizes(
+    txn: lmdb.Transaction, db: lmdb._Database, prefix: bytes, form: struct.Struct
+) -> list[tuple[int, int]]:
+    """The number at the end of each key of a prefix, and the bytes of what lies there."""
+    found = []
+    with txn.cursor(db) as cursor:
+        more = cursor.set_range(prefix)
+        while more and (key := bytes(cursor.key())).startswith(prefix):
+            if len(key) == len(prefix) + form.size:
+                found.append((form.unpack_from(key, len(prefix))[0], len(cursor.value())))
+            more = cursor.next()
+    return found
 
 
 def _delete_all(txn: lmdb.Transaction, db: lmdb._Database, prefix: bytes, size: int) -> None:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,9 @@ from infra.store import Identity, StoreOptions
 from infra.stores.lmdb import DATA, LOCK, LmdbStore
 from infra.stores.lmdb_faults import told
 from infra.stores.lmdb_meta import check
+
+_AT_ONCE: Final = 100_000
+"""Records written in one transaction."""
 
 _KEEP_FREE: Final = 64 << 20
 """Bytes of the disk that a copy must leave free: whoever writes the store needs some, too."""
@@ -80,21 +84,31 @@ def restore(source: Path, path: Path, *, replace: bool = False) -> Copied:
 
 
 def compact(path: Path) -> Copied:
-    """Make the file of the store at ``path`` as small as its data; no process may have it open.
+    """Write the file of the store at ``path`` anew, with its records and not a byte of what was
+    deleted; no process may have it open.
+
+    Record by record, since LMDB's own copy takes pages as they are: in their gaps are pieces of
+    what was there before.
 
     Raises:
         StoreUnavailable: there is no store, or it is in use.
         StoreFull: the disk has no room for the copy that takes its place.
     """
     size = _size(path)
-    with _unused(path), _copy(path, path.parent, lock=False) as fresh:
+    with _unused(path), _copy(path, path.parent, lock=False, anew=True) as fresh:
         (fresh / DATA).replace(path / DATA)
         _sync(path)
     return Copied(_identity(path), size, _size(path))
 
 
+def require_unused(path: Path) -> None:
+    """Make sure that no process has the store open; raises `StoreUnavailable` otherwise."""
+    with _unused(path):
+        pass
+
+
 @contextmanager
-def _copy(path: Path, beside: Path, *, lock: bool = True) -> Iterator[Path]:
+def _copy(path: Path, beside: Path, *, lock: bool = True, anew: bool = False) -> Iterator[Path]:
     """A copy of a store in a new directory in ``beside``, gone where nobody takes it away."""
     if not (path / DATA).exists():
         raise StoreUnavailable(f"there is no store at {path}")
@@ -111,7 +125,10 @@ def _copy(path: Path, beside: Path, *, lock: bool = True) -> Iterator[Path]:
         fresh = Path(tempfile.mkdtemp(prefix=".lifelong-copy.", dir=beside))
         with lmdb.open(str(path), readonly=True, create=False, lock=lock, max_dbs=16) as env:
             env.reader_check()
-            env.copy(str(fresh), compact=True)
+            if anew:
+                _write_anew(env, fresh)
+            else:
+                env.copy(str(fresh), compact=True)
         _sync(fresh / DATA)
         fresh.chmod(0o755)
         yield fresh
@@ -121,6 +138,28 @@ def _copy(path: Path, beside: Path, *, lock: bool = True) -> Iterator[Path]:
     finally:
         if fresh is not None:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_anew(env: lmdb.Environment, fresh: Path) -> None:
+    """Write all that an environment holds into another one, in the order of its keys."""
+    room = 2 * env.info()["map_size"]
+    with (
+        lmdb.open(str(fresh), map_size=room, max_dbs=16, sync=False) as other,
+        env.begin() as txn,
+    ):
+        writing = other.begin(write=True)
+        for name in [bytes(name) for name in txn.cursor().iternext(values=False)]:
+            db = other.open_db(name, writing)
+            with txn.cursor(env.open_db(name, txn, create=False)) as cursor:
+                records = iter(cursor)
+                while some := list(islice(records, _AT_ONCE)):
+                    writing.cursor(db).putmulti(some, append=True)
+                    if len(some) == _AT_ONCE:
+                        writing.commit()
+                        writing = other.begin(write=True)
+        writing.commit()
+        other.sync(True)
+    (fresh / LOCK).unlink(missing_ok=True)
 
 
 @contextmanager

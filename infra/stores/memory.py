@@ -14,6 +14,7 @@ from infra.store import (
     Appended,
     DueUser,
     Group,
+    Held,
     Identity,
     InterestWrite,
     Profile,
@@ -123,6 +124,18 @@ class MemoryStore:
 
     def empty(self) -> bool:
         return not self.users(b"", 1).users
+
+    def held(self, users: Sequence[str]) -> list[Held | None]:
+        with self._lock:
+            return [
+                records.held(
+                    self._heads.get(user),
+                    user,
+                    [len(segment) for segment in self._segments.get(user, {}).values()],
+                    {bundle: len(state) for bundle, state in self._states.get(user, {}).items()},
+                )
+                for user in users
+            ]
 
     def forget(self, users: Sequence[str], now_ms: int) -> int:
         known = 0

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from infra.behaviors import Source, pack_behavior
-from infra.errors import SettingsError, StoreUnavailable
+from infra.errors import SettingsError
 from infra.settings import Settings, StoreSettings
 from infra.store import Append, Group
 from infra.stores import open_store
-from lifelong.upkeep import run_backup, run_compact, run_forget, run_restore
+from lifelong.forgetting import ForgetOptions, run_forget
+from lifelong.upkeep import run_backup, run_compact, run_restore
 
 SOURCE = Source(1, 1)
 
@@ -38,34 +39,9 @@ def users(settings: Settings) -> list[str]:
     return found
 
 
-def test_forgetting_deletes_and_keeps_out_what_came_before(settings: Settings) -> None:
-    report = run_forget(settings, ["ann", "nobody"])
-    assert (report["deleted"], report["unknown"]) == (1, 1)
-    add(settings, ["ann", "nobody"], offset=1, time_ms=report["until_ms"])
-    assert users(settings) == ["bob"]
-    add(settings, ["ann"], offset=2, time_ms=report["until_ms"] + 1)
-    assert users(settings) == ["ann", "bob"]
-
-
-def test_forgetting_leaves_the_store_s_identity_as_it_is(settings: Settings) -> None:
-    other = settings.store.model_copy(update={"ttl_s": 60})
-    run_forget(settings.model_copy(update={"store": other}), ["ann"])
-    store = open_store(settings.store, read_only=True)
-    assert store.identity is not None
-    assert (store.identity.ttl_s, store.identity.actions) == (0, ("buy",))
-    store.close()
-
-
-def test_forgetting_in_a_mistyped_store_is_told(settings: Settings, tmp_path: Path) -> None:
-    absent = settings.store.model_copy(update={"url": f"lmdb://{tmp_path / 'stroe'}"})
-    with pytest.raises(StoreUnavailable, match="there is no store"):
-        run_forget(settings.model_copy(update={"store": absent}), ["ann"])
-    assert not (tmp_path / "stroe").exists()
-
-
 def test_a_backup_is_restored(settings: Settings, tmp_path: Path) -> None:
     made = run_backup(settings, tmp_path / "copy")
-    run_forget(settings, ["ann", "bob"])
+    run_forget(settings, ["ann", "bob"], ForgetOptions(letters=False))
     restored = run_restore(settings, tmp_path / "copy", replace=True)
     assert users(settings) == ["ann", "bob"]
     assert restored["store"]["id"] == made["store"]["id"]

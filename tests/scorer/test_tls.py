@@ -22,7 +22,7 @@ from infra.settings import ScorerSettings, Settings
 from scorer.client import RankClient, Tls
 from scorer.http.admin import AdminServer, create_admin_app
 from scorer.tls import UNUSABLE, TlsFiles, tls_context
-from tests.scorer.certificates import Authority, Pair
+from tests.certificates import Authority, Pair
 from tests.scorer.client.serving import in_loop, serving_grpc
 from tests.scorer.conftest import World
 from tests.scorer.http.serving import Served, echo, serving

@@ -27,7 +27,7 @@ def test_a_letter_holds_the_payload_and_where_it_came_from(kafka: LocalKafka) ->
 
     (message,) = dead_letters_of(settings, 1)
     assert message.value() == b"\x00\xffnot JSON"
-    assert message.key() == b"u1"
+    assert message.key() == b"behaviors/3/5"
     assert headers_of(message) == {
         "reason": "not_json",
         "detail": "malformed",
@@ -35,11 +35,12 @@ def test_a_letter_holds_the_payload_and_where_it_came_from(kafka: LocalKafka) ->
         "partition": "3",
         "offset": "5",
         "timestamp": "1700000000",
+        "key": "u1",
     }
 
 
 @pytest.mark.kafka
-def test_a_tombstone_and_a_record_without_key_stay_such(kafka: LocalKafka) -> None:
+def test_a_letter_of_a_record_without_key_and_payload_says_so(kafka: LocalKafka) -> None:
     settings = new_settings(kafka.bootstrap)
     create_topics(settings)
     letters = KafkaDeadLetters(settings.broker)
@@ -48,7 +49,10 @@ def test_a_tombstone_and_a_record_without_key_stay_such(kafka: LocalKafka) -> No
     letters.close()
 
     (message,) = dead_letters_of(settings, 1)
-    assert (message.key(), message.value()) == (None, None)
+    # Without a payload it would be a tombstone.
+    assert (message.key(), message.value()) == (b"behaviors/3/5", b"")
+    assert headers_of(message)["no_value"] == "1"
+    assert "key" not in headers_of(message)
 
 
 @pytest.mark.kafka

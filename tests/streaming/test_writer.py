@@ -509,6 +509,19 @@ async def test_what_happened_before_a_user_was_deleted_is_counted() -> None:
     assert watched.letters.letters == []
 
 
+@pytest.mark.parametrize("expected", [True, False])
+async def test_tombstones_are_counted_where_they_are_expected(expected: bool) -> None:
+    watched = WatchedWriter(settings={"broker": {"forget_tombstones": expected}})
+
+    await watched.write(batch_of(("a", event("a")), ("a", None), ("b", b"")))
+
+    assert watched.count("applied") == 1
+    assert watched.count("tombstone") == expected
+    assert (
+        [letter.key for letter in watched.letters.letters] == [b"b"] if expected else [b"a", b"b"]
+    )
+
+
 async def test_what_is_counted_of_users_appended_one_by_one_is_all_of_them() -> None:
     watched = WatchedWriter(PickyStore({"b": RecordTooLarge("the record of 'b' is too large")}))
     watched.store.forget(["c"], NOW)

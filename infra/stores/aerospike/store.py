@@ -55,6 +55,7 @@ from infra.store import (
     Appended,
     DueUser,
     Group,
+    Held,
     Identity,
     InterestWrite,
     Profile,
@@ -439,6 +440,30 @@ class AerospikeStore:
         if any(not records.is_deleted(bins.get(HEAD, b"")) for bins in rows):
             return False
         return complete or not self.users(b"", 1).users
+
+    def held(self, users: Sequence[str]) -> list[Held | None]:
+        found = []
+        for user in users:
+            (stored,) = self._client.get([self._client.key(SEQUENCE, user)], [HEAD])
+            head = None if stored is None else stored.bins.get(HEAD)
+            bundles = []
+            with contextlib.suppress(RecordDamaged):
+                if head is not None:
+                    bundles = [c.bundle for c in records.read_counters(head, user).coverages]
+            keys = [self._segment_key(user, place) for place in range(self._ring)]
+            keys += [self._state_key(user, bundle) for bundle in bundles]
+            sizes = [
+                None if one is None else len(one.bins.get(DATA, b""))
+                for one in self._client.get(keys, [DATA])
+            ]
+            segments = [size for size in sizes[: self._ring] if size is not None]
+            states = {
+                bundle: size
+                for bundle, size in zip(bundles, sizes[self._ring :], strict=True)
+                if size is not None
+            }
+            found.append(records.held(head, user, segments, states))
+        return found
 
     def forget(self, users: Sequence[str], now_ms: int) -> int:
         known = self._heads(users)

@@ -4,6 +4,7 @@ errors that say what to do.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -25,7 +26,14 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from infra.errors import SettingsError, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from infra.errors import (
+    SettingsError,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    one_line,
+)
 from infra.store import AS_IT_COMES, StoreOptions
 from infra.stores.outages import Outages
 from infra.stores.redis.address import RedisAddress
@@ -111,6 +119,20 @@ class RedisClient:
         except (RedisError, OSError) as error:
             raise self._failed(error) from error
 
+    def rewrite_files(self, wait_s: float) -> None:
+        """Have each such server write its AOF and its RDB file anew, those that it has."""
+        deadline = time.monotonic() + wait_s
+        try:
+            for server in self._asked():
+                _rewrite_files(server, deadline)
+        except ResponseError as error:
+            raise StoreUnavailable(
+                f"the Redis at {self.address} does not write its files anew ({one_line(error)}):"
+                " have it do so with BGREWRITEAOF and BGSAVE"
+            ) from error
+        except (RedisError, OSError) as error:
+            raise self._failed(error) from error
+
     def look_for_restarts(self) -> None:
         """Find out whether servers were started anew, or others took their place, which may lack
         what was acknowledged last.
@@ -143,6 +165,40 @@ class RedisClient:
         if isinstance(failure, StoreUnavailable) and not isinstance(error, ResponseError):
             self._outages.failed(failure)
         return failure
+
+
+def _rewrite_files(server: Any, deadline: float) -> None:
+    """Have a server write its AOF and its RDB file anew, and wait until it has."""
+
+    def settled() -> Info:
+        while True:
+            info: Info = server.info("persistence")
+            if not any(info.get(name) for name in _UNDER_WAY):
+                return info
+            if time.monotonic() > deadline:
+                raise StoreUnavailable("a Redis is still writing its files anew: look at it later")
+            time.sleep(0.05)
+
+    info = settled()  # what began before the deletion has it not, and two do not run at once
+    done = []
+    if info.get("aof_enabled"):
+        server.bgrewriteaof()
+        done.append("aof_last_bgrewrite_status")
+        settled()
+    if info.get("rdb_saves") or server.config_get("save").get("save"):
+        server.bgsave()
+        done.append("rdb_last_bgsave_status")
+    info = settled()
+    if any(info.get(status) != "ok" for status in done):
+        raise StoreUnavailable("a Redis could not write its files anew: see its log")
+
+
+_UNDER_WAY: Final = (
+    "aof_rewrite_in_progress",
+    "aof_rewrite_scheduled",
+    "rdb_bgsave_in_progress",
+)
+"""Of INFO: whether files are being written."""
 
 
 def _connected(address: RedisAddress, timeout_s: float) -> Any:

@@ -32,6 +32,7 @@ from infra.store import (
     Appended,
     DueUser,
     Group,
+    Held,
     Identity,
     InterestWrite,
     Profile,
@@ -80,6 +81,9 @@ READ_ATTEMPTS: Final = 5
 LISTED_TOGETHER: Final = 16
 """Buckets whose users are asked for in one round trip: those of a small store lie in all of them,
 and of a large one a page is full after the first."""
+
+REWRITE_S: Final = 600.0
+"""How long servers may take to write their files anew."""
 
 IDENTITY: Final = "identity"
 """The bookmark that has the store's identity."""
@@ -329,6 +333,15 @@ class RedisStore:
         counts = self._client.run([("ZCARD", self._keys.users(b)) for b in range(BUCKETS)])
         return not any(counts) or not self.users(b"", 1).users
 
+    def held(self, users: Sequence[str]) -> list[Held | None]:
+        read = self._client.run([("HGETALL", self._keys.user(user)) for user in users])
+        found = []
+        for user, fields in zip(users, read, strict=True):
+            segments = [len(value) for name, value in fields.items() if name[:1] == b"s"]
+            states = {int(n[1:], 16): len(v) for n, v in fields.items() if n[:1] == b"i"}
+            found.append(records.held(fields.get(HEAD), user, segments, states))
+        return found
+
     def forget(self, users: Sequence[str], now_ms: int) -> int:
         known: set[str] = set()
 
@@ -396,6 +409,15 @@ class RedisStore:
 
     def cautions(self) -> list[str]:
         return list(cautions(self._client.configured))
+
+    def rewrite_files(self, *, wait_s: float = REWRITE_S) -> None:
+        """Have each primary write its AOF and RDB files anew, those that it has, so that they hold
+        nothing of what was deleted. Replicas' files are theirs.
+
+        Raises:
+            StoreUnavailable: one has not within ``wait_s``, or may not be asked to.
+        """
+        self._client.rewrite_files(wait_s)
 
     def close(self) -> None:
         self._client.close()

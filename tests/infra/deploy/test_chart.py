@@ -112,7 +112,9 @@ def test_settings_are_read_and_fit_what_is_mounted(values: str, part: str) -> No
     found = settings(values, part)
     pod = pods(values)[part]
     mounted = [one["mountPath"] for one in pod["containers"][0]["volumeMounts"]]
-    named_paths = [found.broker.ca_file, found.bundle.path]
+    named_paths = [found.bundle.path]
+    if part == "worker":
+        named_paths += [found.broker.ca_file, found.broker.cert_file]
     if part == "scorer":
         named_paths += [found.scorer.tls_cert, found.scorer.tls_key, found.scorer.keys]
 
@@ -121,6 +123,37 @@ def test_settings_are_read_and_fit_what_is_mounted(values: str, part: str) -> No
     }
     for path in named_paths:
         assert path is None or any(str(path).startswith(place) for place in mounted), path
+
+
+def test_what_kafka_asks_for_is_in_files_of_workers_alone() -> None:
+    secrets = {
+        "saslPassword": "sasl_password",
+        "oauthClientSecret": "oauth_client_secret",
+        "brokerCa": "ca.pem",
+        "brokerKeyPassword": "key_password",
+    }
+    given = [f"secrets.{name}.{what}" for name in secrets for what in ("name=kafka", f"key={name}")]
+    done = helm(
+        "template", "shop", str(FOLDER), "--set", ",".join([*given, "secrets.brokerTls.name=mine"])
+    )
+    found = {one["kind"]: one for one in yaml.safe_load_all(done.stdout) if one}
+
+    mounted = {}
+    for kind in ("StatefulSet", "Deployment"):
+        volumes = found[kind]["spec"]["template"]["spec"]["volumes"]
+        mounted[kind] = [
+            (of["secret"]["name"], item["key"], item["path"])
+            for one in volumes
+            if "projected" in one
+            for of in one["projected"]["sources"]
+            for item in of["secret"]["items"]
+        ]
+    assert mounted["Deployment"] == []
+    assert set(mounted["StatefulSet"]) == {
+        *(("kafka", name, path) for name, path in secrets.items()),
+        ("mine", "tls.crt", "tls.crt"),
+        ("mine", "tls.key", "tls.key"),
+    }
 
 
 def test_what_is_given_is_what_is_read() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 from infra.errors import BrokerError
 from infra.kafka.admin import create_topic, ping, require_topic, topic_id, topic_partitions
-from infra.kafka.local import LocalKafka, _claim_port
+from infra.kafka.local import LocalKafka
 from infra.settings import BrokerSettings
 from tests.infra.kafka.steps import consume, delete_topic, one_line, produce
 
@@ -90,38 +88,6 @@ def test_a_missing_topic_is_an_error_with_the_nearest_name(
 
     assert f"there is no topic {topic[1:]}" in one_line(error)
     assert f"did you mean {topic}?" in one_line(error)
-
-
-@pytest.mark.kafka
-@pytest.mark.slow
-def test_a_refused_login_is_told_as_that(tmp_path: Path) -> None:
-    """Slow: a broker that asks for a password starts."""
-    plain, guarded, controller = (_claim_port(0) for _ in range(3))
-    addresses = f"PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{guarded}"
-    properties = {
-        "listeners": f"{addresses},CONTROLLER://127.0.0.1:{controller}",
-        "advertised.listeners": addresses,
-        "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}",
-        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,"
-        "SASL_PLAINTEXT:SASL_PLAINTEXT",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.sasl_plaintext.plain.sasl.jaas.config": "org.apache.kafka.common.security"
-        '.plain.PlainLoginModule required user_ann="right";',
-    }
-    settings = BrokerSettings(
-        bootstrap=f"127.0.0.1:{guarded}",
-        security_protocol="SASL_PLAINTEXT",
-        sasl_mechanism="PLAIN",
-        sasl_username="ann",
-        sasl_password="right",
-    )
-    with LocalKafka(tmp_path, plain, kind="apache", properties=properties):
-        assert ping(settings).brokers == (settings.bootstrap,)
-        with pytest.raises(BrokerError) as error:
-            ping(settings.model_copy(update={"sasl_password": SecretStr("wrong")}), timeout_s=2)
-
-    assert "refused the login" in one_line(error)
-    assert "wrong" not in one_line(error)
 
 
 @pytest.mark.kafka

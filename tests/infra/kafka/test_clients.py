@@ -13,6 +13,7 @@ from infra.kafka.admin import create_topic, ping, topic_partitions
 from infra.kafka.clients import client_config, producer_config
 from infra.kafka.local import LocalKafka
 from infra.settings import BrokerSettings
+from tests.certificates import Authority
 from tests.infra.kafka.steps import one_line, produce
 
 
@@ -37,14 +38,19 @@ def test_a_producer_makes_no_topic(mock_kafka: LocalKafka) -> None:
 
 
 def test_settings_become_the_configuration_of_a_client(tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").touch()
+    authority = Authority(tmp_path)
+    pair = authority.pair("lifelong", password=b"of the key")
+    (tmp_path / "password").write_text("secret\n")
     settings = BrokerSettings(
         bootstrap="kafka.example:9093",
         security_protocol="SASL_SSL",
         sasl_mechanism="SCRAM-SHA-512",
         sasl_username="lifelong",
-        sasl_password="secret",
-        ca_file=tmp_path / "ca.pem",
+        sasl_password=f"file:{tmp_path / 'password'}",
+        ca_file=authority.certificate,
+        cert_file=pair.cert,
+        key_file=pair.key,
+        key_password="of the key",
     )
 
     config = client_config(settings)
@@ -54,7 +60,10 @@ def test_settings_become_the_configuration_of_a_client(tmp_path: Path) -> None:
     assert config["sasl.mechanism"] == "SCRAM-SHA-512"
     assert config["sasl.username"] == "lifelong"
     assert config["sasl.password"] == "secret"
-    assert config["ssl.ca.location"] == str(tmp_path / "ca.pem")
+    assert config["ssl.ca.location"] == str(authority.certificate)
+    assert config["ssl.certificate.location"] == str(pair.cert)
+    assert config["ssl.key.location"] == str(pair.key)
+    assert config["ssl.key.password"] == "of the key"
 
 
 def test_a_missing_file_of_authorities_is_named(tmp_path: Path) -> None:

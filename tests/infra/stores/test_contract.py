@@ -602,6 +602,21 @@ def test_a_deleted_user_is_unknown(store: Store) -> None:
     assert store.mark_due(SOURCE.owner, BUNDLE, ["ann"], 5_002) == 0
 
 
+def test_what_is_held_of_a_user_is_told_before_it_is_deleted(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, 2 * SEGMENT + 3), append("bob", 0)], now_ms=1)
+    put(store, BUNDLE, SEGMENT, b"state")
+    ann, nobody, bob = store.held(["ann", "nobody", "bob"])
+    assert ann is not None
+    assert (ann.behaviors, ann.sources, ann.due) == (2 * SEGMENT + 3, 1, 1)
+    assert ann.states == {BUNDLE[:8].hex(): 5}
+    assert ann.bytes > (2 * SEGMENT + 3) * 2
+    assert nobody is None
+    assert bob is not None
+    assert (bob.behaviors, bob.states) == (1, {})
+    store.forget(["ann"], now_ms=5_000)
+    assert store.held(["ann"]) == [None]
+
+
 def test_a_store_is_empty_until_somebody_is_there_and_once_all_are_deleted(store: Store) -> None:
     assert store.empty()
     feed(store, SOURCE, [append("ann", 0), append("bob", 1)], now_ms=1)

@@ -16,7 +16,7 @@ from infra.errors import RequestError
 from scorer.client import Retries, ScorerError, ScorerUnavailable, Tls
 from scorer.grpc import open_inference_pb2 as pb
 from scorer.messages import AsOf, RankAnswer
-from tests.scorer.certificates import Authority
+from tests.certificates import Authority
 from tests.scorer.client.serving import (
     KINDS,
     PROTOCOLS,

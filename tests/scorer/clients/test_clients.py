@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from infra.settings import ScorerSettings
 from models.bundle import Bundle
 from scorer.http.app import create_app
-from tests.scorer.certificates import Authority
+from tests.certificates import Authority
 from tests.scorer.conftest import World, made_world
 from tests.scorer.http.serving import Served, serving
 

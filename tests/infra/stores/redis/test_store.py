@@ -97,6 +97,28 @@ def test_a_user_who_was_deleted_is_found_in_no_byte(
     assert left.count(b"whoever-it-is") == 1
 
 
+def test_files_that_are_written_anew_hold_nothing_of_who_was_deleted(tmp_path: Path) -> None:
+    with running(tmp_path, "--appendonly", "yes", "--save", "3600 1") as server:
+        store = open_redis(server, OPTIONS)
+        feed(store, SOURCE, [append("whoever-it-is", 0, 3 * SEGMENT)], now_ms=10)
+        write = InterestWrite(
+            "whoever-it-is", BUNDLE, version_of(store, "whoever-it-is"), b"a state"
+        )
+        store.put_interests([write], 11)
+        store.rewrite_files()  # an RDB file that knows the user
+        store.forget(["whoever-it-is"], 20)
+
+        def on_disk() -> bytes:
+            files = [path for path in tmp_path.rglob("*") if path.suffix in {".aof", ".rdb"}]
+            assert len(files) >= 2
+            return b"".join(path.read_bytes() for path in files)
+
+        assert b"a state" in on_disk()
+        store.rewrite_files()
+        assert b"a state" not in on_disk()
+        store.close()
+
+
 def test_nothing_of_a_user_who_expired_is_left(redis_server: RedisServer) -> None:
     now_ms = 1_700_000_000_000
     store = open_redis(redis_server, StoreOptions(length=200, ttl_s=60, clock=lambda: now_ms))

@@ -43,6 +43,10 @@ app.kubernetes.io/component: {{ . }}
 {{- with .Values.secrets -}}
 {{- if .storeUrl.name }}{{ $_ = unset $s.store "url" }}{{ end -}}
 {{- if .brokerCa.name }}{{ $_ = set $s.broker "ca_file" "/etc/lifelong/broker/ca.pem" }}{{ end -}}
+{{- if .brokerTls.name }}{{ $_ = set $s.broker "cert_file" "/etc/lifelong/broker/tls.crt" }}{{ $_ = set $s.broker "key_file" "/etc/lifelong/broker/tls.key" }}{{ end -}}
+{{- if .brokerKeyPassword.name }}{{ $_ = set $s.broker "key_password" "file:/etc/lifelong/broker/key_password" }}{{ end -}}
+{{- if .saslPassword.name }}{{ $_ = set $s.broker "sasl_password" "file:/etc/lifelong/broker/sasl_password" }}{{ end -}}
+{{- if .oauthClientSecret.name }}{{ $_ = set $s.broker "oauth_client_secret" "file:/etc/lifelong/broker/oauth_client_secret" }}{{ end -}}
 {{- if .keys.name }}{{ $_ = set $s.scorer "keys" "/etc/lifelong/keys/keys.toml" }}{{ end -}}
 {{- if .tls.name }}{{ $_ = set $s.scorer "tls_cert" "/etc/lifelong/tls/tls.crt" }}{{ $_ = set $s.scorer "tls_key" "/etc/lifelong/tls/tls.key" }}{{ end -}}
 {{- end -}}
@@ -54,6 +58,22 @@ app.kubernetes.io/component: {{ . }}
 {{- end -}}
 {{- range $section, $of := $s }}{{ if not $of }}{{ $_ = unset $s $section }}{{ end }}{{ end -}}
 {{- toToml $s -}}
+{{- end }}
+
+{{/* What proves to Kafka who a worker is, as sources of a volume; a file that is exchanged there counts
+from the next connection on. */}}
+{{- define "lifelong.broker" -}}
+{{- if eq .part "worker" }}
+{{- $secrets := .root.Values.secrets -}}
+{{- range $name, $path := dict "brokerCa" "ca.pem" "brokerKeyPassword" "key_password" "saslPassword" "sasl_password" "oauthClientSecret" "oauth_client_secret" }}
+{{- with get $secrets $name }}{{ if .name }}
+- secret: {name: {{ .name }}, items: [{key: {{ .key }}, path: {{ $path }}}]}
+{{- end }}{{ end }}
+{{- end }}
+{{- with $secrets.brokerTls.name }}
+- secret: {name: {{ . }}, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* What both kinds of pods have; (dict "root" $ "part" "scorer" "of" .Values.scorer "grace" 30) */}}
@@ -102,11 +122,10 @@ volumes:
     emptyDir: {}
 {{- end }}
 {{- end }}
-{{- with $root.Values.secrets.brokerCa }}
-{{- if .name }}
+{{- if include "lifelong.broker" . }}
   - name: broker
-    secret: {secretName: {{ .name }}, items: [{key: {{ .key }}, path: ca.pem}]}
-{{- end }}
+    projected:
+      sources: {{- include "lifelong.broker" . | nindent 8 }}
 {{- end }}
 {{- if eq .part "scorer" }}
 {{- with $root.Values.secrets.keys }}
@@ -164,12 +183,6 @@ env:
   - {name: LIFELONG_STORE__URL, value: {{ $root.Values.settings.store.url | quote }}}
 {{- end }}
 {{- end }}
-{{- with $root.Values.secrets.saslPassword }}
-{{- if .name }}
-  - name: LIFELONG_BROKER__SASL_PASSWORD
-    valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key }}}}
-{{- end }}
-{{- end }}
 {{- if and (eq .part "worker") .of.staticMembership }}
   - name: LIFELONG_WORKER__MEMBER
     valueFrom: {fieldRef: {fieldPath: metadata.name}}
@@ -180,7 +193,7 @@ volumeMounts:
 {{- if or $root.Values.bundle.volume $root.Values.bundle.url }}
   - {name: bundle, mountPath: /bundle, readOnly: true}
 {{- end }}
-{{- if $root.Values.secrets.brokerCa.name }}
+{{- if include "lifelong.broker" . }}
   - {name: broker, mountPath: /etc/lifelong/broker, readOnly: true}
 {{- end }}
 {{- if eq .part "scorer" }}

@@ -6,6 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -21,6 +22,8 @@ from cryptography.x509.oid import NameOID
 
 DAY = dt.timedelta(days=1)
 
+HERE: Final[x509.GeneralName] = x509.IPAddress(IPv4Address("127.0.0.1"))
+
 
 @dataclass
 class Pair:
@@ -31,7 +34,7 @@ class Pair:
 
 
 class Authority:
-    """An authority that signs certificates for 127.0.0.1."""
+    """An authority that signs certificates, for 127.0.0.1 unless told otherwise."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -49,11 +52,17 @@ class Authority:
         file.write_bytes(pkcs12.serialize_java_truststore(trusted, encryption))
         return file
 
-    def pair(self, name: str, password: bytes | None = None, days: float = 1) -> Pair:
+    def pair(
+        self,
+        name: str,
+        password: bytes | None = None,
+        days: float = 1,
+        host: x509.GeneralName = HERE,
+    ) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         pair = Pair(self._directory / f"{name}.pem", self._directory / f"{name}.key")
-        certificate = self._signed(subject, key.public_key(), authority=False, days=days)
+        certificate = self._signed(subject, key.public_key(), authority=False, days=days, host=host)
         pair.cert.write_bytes(certificate.public_bytes(Encoding.PEM))
         encryption = NoEncryption() if password is None else BestAvailableEncryption(password)
         pair.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
@@ -66,6 +75,7 @@ class Authority:
         *,
         authority: bool,
         days: float = 1,
+        host: x509.GeneralName = HERE,
     ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)
         return (
@@ -78,7 +88,7 @@ class Authority:
             .not_valid_after(now + days * DAY)
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
             .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]),
+                x509.SubjectAlternativeName([host]),
                 critical=False,
             )
             .sign(self._key, hashes.SHA256())
