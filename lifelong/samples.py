@@ -69,7 +69,7 @@ def run_sample(settings: Settings, file: Path, *, quiet: bool) -> dict[str, Any]
     )
     names = settings.events.action_names
     now_ms = time.time_ns() // 1_000_000
-    records: list[dict[str, Any]] = []
+    records: list[tuple[int, list[dict[str, Any]]]] = []
     for number, one in enumerate(_records(file), 1):
         decoder = strict if one.keyed else lenient
         outcomes = decoder.outcomes(one.key, one.value, one.headers, now_ms)

@@ -13,7 +13,7 @@ from infra.settings import Settings, load_settings
 from lifelong.samples import run_sample
 from streaming.events.formats import with_preset
 from tests.schema_registry import RegistryDouble
-from tests.streaming.events.formats.producing import descriptor
+from tests.streaming.events.formats.producing import register_sample
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "formats").glob("[a-z]*.md"))
@@ -21,18 +21,6 @@ SHOWN = re.compile(
     r"^```console\n\$ lifelong check --source (\S+) --sample (\S+)\n(.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-
-
-def registered(page: Path, registry: RegistryDouble, tmp_path: Path) -> None:
-    """Register the schema that lies beside a page's sample, if one does, as the first."""
-    samples = page.parent / "samples"
-    kinds = {".avsc": "AVRO", ".json": "JSON", ".proto": "PROTOBUF"}
-    for suffix, kind in kinds.items():
-        if (file := samples / f"{page.stem}{suffix}").is_file():
-            text = file.read_text()
-            if kind == "PROTOBUF":
-                text = descriptor(tmp_path, text)
-            registry.register("shop.events-value", {"schema": text, "schemaType": kind})
 
 
 def block(page: Path) -> str:
@@ -45,7 +33,7 @@ def block(page: Path) -> str:
 def test_a_page_shows_what_becomes_of_its_sample(
     page: Path, registry: RegistryDouble, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    registered(page, registry, tmp_path)
+    register_sample(page.stem, registry, tmp_path)
     config = tmp_path / "lifelong.toml"
     config.write_text(block(page).replace("http://127.0.0.1:8081", registry.url))
     shown = SHOWN.search(page.read_text())

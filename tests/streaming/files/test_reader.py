@@ -463,8 +463,8 @@ def test_a_mapping_of_records_is_none_of_columns(mapping: dict[str, Any], tmp_pa
 
 def test_lines_of_json_may_have_a_choice_of_paths(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
-    rows = [{"a": "u1"}, {"b": [{"id": "u2"}]}, {"a": "", "b": [{"id": "u3"}]}]
-    same = {"item_id": "i", "action": "view", "event_time": 1_700_000_000_000}
+    rows: list[Row] = [{"a": "u1"}, {"b": [{"id": "u2"}]}, {"a": "", "b": [{"id": "u3"}]}]
+    same: Row = {"item_id": "i", "action": "view", "event_time": 1_700_000_000_000}
     file.write_text("".join(json.dumps(row | same) + "\n" for row in rows))
     for second in ("b[0].id", "b[].id | [0]"):
         mapping = EventSettings(fields={"user_id": ["a", second]})

@@ -26,6 +26,7 @@ from infra.settings import RegistrySettings
 from tests.schema_registry import RegistryDouble
 
 TOPIC = "clicks"
+SAMPLES = Path(__file__).parents[4] / "docs" / "formats" / "samples"
 
 Sent = tuple[bytes, list[tuple[str, bytes | None]]]
 """A record's value and headers."""
@@ -107,10 +108,16 @@ def messages(directory: Path, **files: str) -> dict[str, Any]:
     }
 
 
-def descriptor(directory: Path, text: str) -> str:
-    """A .proto as registries give it where they are asked so: its descriptor, base64."""
-    *_, file = _compiled(directory, {"sample": text}).file
-    return base64.b64encode(file.SerializeToString()).decode()
+def register_sample(name: str, registry: RegistryDouble, directory: Path) -> None:
+    """Register the schema that lies beside the sample of a format, if one does."""
+    kinds = {".avsc": "AVRO", ".json": "JSON", ".proto": "PROTOBUF"}
+    for suffix, kind in kinds.items():
+        if (file := SAMPLES / f"{name}{suffix}").is_file():
+            text = file.read_text()
+            if kind == "PROTOBUF":
+                *_, found = _compiled(directory, {name: text}).file
+                text = base64.b64encode(found.SerializeToString()).decode()
+            registry.register("shop.events-value", {"schema": text, "schemaType": kind})
 
 
 def _compiled(directory: Path, files: Mapping[str, str]) -> descriptor_pb2.FileDescriptorSet:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import base64
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import get_args
 
 import pytest
@@ -15,13 +17,17 @@ from streaming.events.decoder import EventDecoder
 from streaming.events.formats import with_preset
 from streaming.events.formats.format import Headers
 from streaming.events.rejects import Ignored, Rejected
+from tests.schema_registry import registry_double
+from tests.streaming.events.formats.producing import SAMPLES, asked, register_sample
 
-SAMPLES = Path(__file__).parents[4] / "docs" / "formats" / "samples"
 FORMATS = get_args(FormatName)
 NOW = 1_800_000_000_000
 
-DECODERS = {name: EventDecoder(EventSettings(format=name)) for name in FORMATS}
-VALUES = [value for file in sorted(SAMPLES.iterdir()) for value in file.read_bytes().split(b"\n")]
+VALUES = [
+    base64.b64decode(value) if file.suffix == ".b64" else value
+    for file in sorted(SAMPLES.iterdir())
+    for value in file.read_bytes().split(b"\n")
+]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: (
@@ -57,13 +63,33 @@ HEADERS = st.lists(
 )
 
 
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, EventDecoder]]:
+    """One of each format, with a registry that has its sample's schema."""
+    with ExitStack() as stack:
+        found = {}
+        for name in FORMATS:
+            registry = stack.enter_context(registry_double())
+            register_sample(name, registry, tmp_path_factory.mktemp(name))
+            found[name] = EventDecoder(EventSettings(format=name), asked(registry))
+        yield found
+
+
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(key=st.none() | st.binary(max_size=8), value=st.none() | SENT, headers=HEADERS)
 def test_whatever_was_sent_is_an_event_or_ignored_or_refused(
-    name: str, key: bytes | None, value: bytes | None, headers: Headers
+    decoders: dict[str, EventDecoder],
+    name: str,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Headers,
 ) -> None:
-    for outcome in DECODERS[name].outcomes(key, value, headers, NOW):
+    for outcome in decoders[name].outcomes(key, value, headers, NOW):
         assert isinstance(outcome, Event | Rejected | Ignored)
         assert not isinstance(outcome, Rejected) or "\n" not in outcome.detail
 
