@@ -16,7 +16,8 @@ from infra.errors import BrokerError
 from infra.kafka.admin import set_topic_config, topic_config, topic_partitions
 from infra.kafka.clients import producer_config
 from infra.settings import BrokerSettings, EventSettings
-from streaming.events.fields import ABSENT, Fields
+from streaming.events.fields import Fields
+from streaming.events.paths import ABSENT
 from streaming.events.rejects import Rejected
 from streaming.letters import ANSWER_S, Letter, holds_removed, letters, log
 
