@@ -64,7 +64,7 @@ NEWER_BUCKETS: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 RATIO_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)
 NATS_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 10)
 
-EVENT_OUTCOMES: Final = ("applied", "replayed", "duplicate", "rejected")
+EVENT_OUTCOMES: Final = ("applied", "replayed", "duplicate", "deleted", "covered", "rejected")
 LOST_CAUSES: Final = ("retention", "truncation", "deletion")
 DAMAGE_KINDS: Final = ("head", "segment", "state")
 RECLUSTER_OUTCOMES: Final = ("stored", "stale", "gone", "failed")
@@ -292,8 +292,9 @@ class WorkerMetrics(BundleMetrics):
         self.events = Counter(
             "lifelong_worker_events",
             "Events read from Kafka, by what became of them: applied to a sequence, replayed "
-            "(applied before; normal after a restart), duplicate (an event id seen lately) or "
-            "rejected (sent to the dead-letter topic).",
+            "(applied before; normal after a restart), duplicate (an event id seen lately), "
+            "deleted (from before their user was), covered (from before the cut of their user's merged "
+            "history) or rejected (sent to the dead-letter topic).",
             ["outcome"],
             registry=registry,
         )
