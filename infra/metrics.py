@@ -293,8 +293,8 @@ class WorkerMetrics(BundleMetrics):
             "lifelong_worker_events",
             "Events read from Kafka, by what became of them: applied to a sequence, replayed "
             "(applied before; normal after a restart), duplicate (an event id seen lately), "
-            "deleted (from before their user was), covered (from before the cut of their user's merged "
-            "history) or rejected (sent to the dead-letter topic).",
+            "deleted (from before their user was), covered (from before the cut of their user's "
+            "merged history) or rejected (sent to the dead-letter topic).",
             ["outcome"],
             registry=registry,
         )

@@ -38,7 +38,7 @@ import xxhash
 
 from infra.behaviors import BEHAVIOR
 from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
-from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment
+from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment, encode_segments
 from infra.store import (
     STATES,
     Append,
@@ -92,6 +92,10 @@ _FIRST_MS: Final = -(1 << 63)
 _BEHAVIOR_SIZE: Final = BEHAVIOR.itemsize
 _SEALED_SIZE: Final = SEGMENT * _BEHAVIOR_SIZE
 _OLDER_KEYS: Final = (RECENT_EVENTS - 1) * _KEY.size
+
+
+_Numbers = tuple[int, int, int, int, int]
+"""count, epoch, updated, owner, deleted."""
 
 
 class DueKey(NamedTuple):
@@ -275,15 +279,43 @@ class Grown:
 
 @dataclass(slots=True)
 class Joined:
-    """A head after a merge; the interest states that were there are to be removed."""
+    """A sequence after a merge; the interest states that were there are to be removed."""
 
-    head: bytes | None
-    """Its tail has all that is kept, unsealed. None: nothing changed."""
+    count: int
+    """Behaviors; 0: nothing changed."""
+    tail: bytes
+    """The newest of them, packed: whole segments, and what fills none."""
     merged: Merged
     undue: set[DueKey]
     """Where the user is not listed as due any more."""
     due: set[DueKey]
     """Where they are now."""
+    numbers: _Numbers = (0, 0, 0, 0, 0)
+    coverages: bytes = b""
+    marks: bytes = b""
+    keys: bytes = b""
+
+    def head(self) -> bytes:
+        """The head with all of the tail, unsealed.
+
+        Raises:
+            RecordTooLarge: a head holds less.
+        """
+        if len(self.tail) > MAX_TAIL * _BEHAVIOR_SIZE:
+            raise RecordTooLarge(
+                f"a history of {len(self.tail) // _BEHAVIOR_SIZE} behaviors cannot be merged here:"
+                f" {MAX_TAIL} are written at once; make a store of a smaller store.length"
+            )
+        return _pack(self.numbers, self.coverages, self.marks, self.keys, self.tail)
+
+    def sealed(self) -> tuple[bytes, list[tuple[int, bytes]]]:
+        """The head, and (number, bytes) of each segment."""
+        full = len(self.tail) // _SEALED_SIZE
+        first = (self.count - len(self.tail) // _BEHAVIOR_SIZE) // SEGMENT
+        segments = encode_segments(self.tail[: full * _SEALED_SIZE])
+        rest = self.tail[full * _SEALED_SIZE :]
+        head = _pack(self.numbers, self.coverages, self.marks, self.keys, rest)
+        return head, list(enumerate(segments, first))
 
 
 NOWHERE: Final[set[DueKey]] = set()
@@ -442,27 +474,24 @@ def merge(
         bundle, states: as of `grow`.
 
     Raises:
-        RecordTooLarge: the user was fed from 254 sources, or the store keeps more than a head
-            holds for a moment.
+        RecordTooLarge: the user was fed from 254 sources.
     """
-    rows, older, deleted = np.frombuffer(history.behaviors, BEHAVIOR), history.older, 0
+    tail, older, deleted = history.behaviors, history.older, 0
     if head is not None and head.deleted:
+        rows = np.frombuffer(tail, BEHAVIOR)
         alive = rows["time"] > head.deleted
         if not alive.all():
             deleted = older + len(rows) - int(alive.sum())
-            rows, older = rows[alive], 0
-            if not len(rows):
-                return Joined(None, Merged(deleted=deleted), NOWHERE, NOWHERE)
-    follows = stored[stored["time"] >= claim.cut]
-    count = older + len(rows) + len(follows)
+            tail, older = rows[alive].tobytes(), 0
+            if not tail:
+                return Joined(0, b"", Merged(deleted=deleted), NOWHERE, NOWHERE)
+    behaviors = older + len(tail) // _BEHAVIOR_SIZE
+    kept = 0
+    if len(stored):
+        follows = stored[stored["time"] >= claim.cut]
+        tail, kept = tail + follows.tobytes(), len(follows)
+    count = behaviors + kept
     begin = max(older, SEGMENT * (count // SEGMENT - ring))
-    tail = (rows.tobytes() + follows.tobytes())[(begin - older) * _BEHAVIOR_SIZE :]
-    if len(tail) > MAX_TAIL * _BEHAVIOR_SIZE:
-        raise RecordTooLarge(
-            f"the history of user {history.user!r} cannot be merged: the store keeps"
-            f" {ring * SEGMENT} behaviors of a user, and {MAX_TAIL} can be written at once; make a"
-            " store of a smaller store.length"
-        )
     coverages: list[Coverage] = []
     sources: dict[int, int] = {}
     keys: tuple[int, ...] = ()
@@ -481,22 +510,18 @@ def merge(
     marks = b"".join(_MARK.pack(*mark) for mark in sources.items())
     marks += _MARK.pack(CUT, cut) + _JOB_MARK.pack(JOB, claim.job)
     packed = _packed(coverages)
-    merged = _pack(
+    is_due = _due_keys(packed, history.owner)
+    return Joined(
+        count,
+        tail[(begin - older) * _BEHAVIOR_SIZE :],
+        Merged(1, 0, behaviors, len(stored) - kept, kept, deleted),
+        was_due - is_due,
+        is_due - was_due,
         (count, epoch, now_ms, history.owner, was_deleted),
         packed,
         marks,
         struct.pack(f"<{len(keys)}Q", *keys),
-        tail,
     )
-    is_due = _due_keys(packed, history.owner)
-    told = Merged(
-        users=1,
-        behaviors=older + len(rows),
-        replaced=len(stored) - len(follows),
-        kept=len(follows),
-        deleted=deleted,
-    )
-    return Joined(merged, told, was_due - is_due, is_due - was_due)
 
 
 def _any_before(behaviors: Sequence[bytes], time_ms: int) -> bool:
@@ -721,9 +746,6 @@ def ring_size(length: int) -> int:
     """
     return -(-length // SEGMENT) + 1
 
-
-_Numbers = tuple[int, int, int, int, int]
-"""count, epoch, updated, owner, deleted."""
 
 _Parsed = tuple[_Numbers, int, int, int, int, int]
 """A whole head: its numbers, where its coverages, marks, event keys and tail begin, and where the

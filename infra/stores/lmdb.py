@@ -725,12 +725,12 @@ class LmdbStore:
                 return Merged(merged_before=1)
         states = self._states_kept
         joined = records.merge(head, stored, history, claim, now_ms, self._ring, bundle, states)
-        if joined.head is None:
+        if not joined.count:
             return joined.merged
         if old is not None:
             self._remove(txn, key)
             self._mending.take(user)
-        trimmed, segments = records.seal(joined.head, self._ring)
+        trimmed, segments = joined.sealed()
         for number, segment in segments:
             txn.put(self._segment_key(key, number), segment, db=self._dbs.segments)
         txn.put(key, trimmed, db=self._dbs.heads)

@@ -237,10 +237,10 @@ class MemoryStore:
             return Merged(merged_before=1)
         states = self._states_kept
         joined = records.merge(head, stored, history, claim, now_ms, self._ring, bundle, states)
-        if joined.head is not None:
+        if joined.count:
             self._remove(user)
             self._mending.take(user)
-            self._heads[user], full = records.seal(joined.head, self._ring)
+            self._heads[user], full = joined.sealed()
             self._segments[user] = {number % self._ring: segment for number, segment in full}
         return joined.merged
 

@@ -80,7 +80,7 @@ def heads(draw: st.DrawFn) -> bytes:
                 history = History("ann", of.owner, pack_behavior(1, 0, 0, 0, 1))
                 whole = records.decode_head(head, "ann")
                 joined = records.merge(whole, whole.tail, history, claim, 260, 17, bundle)
-                head = joined.head or head
+                head = joined.head() if joined.count else head
             case _:
                 head, _ = records.seal(head)
     return head

@@ -107,8 +107,9 @@ class Written:
         assert joined.merged == told
         assert joined.undue == before - self._due()
         assert joined.due == self._due() - before
-        if joined.head is not None:
-            self.head, segments = records.seal(joined.head, ring)
+        if joined.count:
+            self.head, segments = joined.sealed()
+            assert records.seal(joined.head(), ring) == (self.head, segments)
             self._ring = {number % ring: segment for number, segment in segments}
 
     def _due(self) -> set[DueKey]:

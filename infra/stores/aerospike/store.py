@@ -672,13 +672,14 @@ class AerospikeStore:
             states = self._states_kept
             rows = there.behaviors if there else records.NOTHING
             joined = records.merge(head, rows, history, claim, now_ms, self._ring, bundle, states)
-            if joined.head is None:
+            if not joined.count:
                 done[place] = joined.merged
                 continue
+            new = joined.head()
             # As of a user who begins anew, so that all that is kept is given the whole TTL.
             anew = _Old(record, None, 0)
-            puts.append(self._head_write(user, joined.head, anew, now_ms, events=True))
-            tried.append((place, user, joined.head, joined.merged))
+            puts.append(self._head_write(user, new, anew, now_ms, events=True))
+            tried.append((place, user, new, joined.merged))
         # An outage that they met must be heard of before anything newer is written.
         self._reached.settle()
         codes = self._client.put(puts, CONFLICT, [user for _, user, _, _ in tried])

@@ -210,10 +210,10 @@ class RedisStore:
             states = self._states_kept
             joined = records.merge(head, stored, history, claim, now_ms, self._ring, bundle, states)
             done[place] = joined.merged
-            if joined.head is None:
+            if not joined.count:
                 return None
             self._mending.take(user)
-            trimmed, full = records.seal(joined.head, self._ring)
+            trimmed, full = joined.sealed()
             segments = {segment_field(number % self._ring): data for number, data in full}
             return Change(
                 set={HEAD: trimmed, **segments},
