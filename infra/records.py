@@ -311,6 +311,8 @@ class Joined:
     def sealed(self) -> tuple[bytes, list[tuple[int, bytes]]]:
         """The head, and (number, bytes) of each segment."""
         full = len(self.tail) // _SEALED_SIZE
+        if not full:
+            return self.head(), []
         first = (self.count - len(self.tail) // _BEHAVIOR_SIZE) // SEGMENT
         segments = encode_segments(self.tail[: full * _SEALED_SIZE])
         rest = self.tail[full * _SEALED_SIZE :]
@@ -491,7 +493,9 @@ def merge(
         follows = stored[stored["time"] >= claim.cut]
         tail, kept = tail + follows.tobytes(), len(follows)
     count = behaviors + kept
-    begin = max(older, SEGMENT * (count // SEGMENT - ring))
+    begin = older
+    if count - older > ring * SEGMENT:
+        begin = max(older, SEGMENT * (count // SEGMENT - ring))
     coverages: list[Coverage] = []
     sources: dict[int, int] = {}
     keys: tuple[int, ...] = ()
@@ -507,20 +511,21 @@ def merge(
         if bundle and all(c.bundle != bundle for c in coverages):
             coverages = _with_coverage(coverages, Coverage(bundle, 0, 0), states)
         coverages = _all_due(coverages, now_ms)
-    marks = b"".join(_MARK.pack(*mark) for mark in sources.items())
-    marks += _MARK.pack(CUT, cut) + _JOB_MARK.pack(JOB, claim.job)
-    packed = _packed(coverages)
-    is_due = _due_keys(packed, history.owner)
+    marks = _MARK.pack(CUT, cut) + _JOB_MARK.pack(JOB, claim.job)
+    if sources:
+        marks = b"".join(_MARK.pack(*mark) for mark in sources.items()) + marks
+    packed = _packed(coverages) if coverages else b""
+    is_due = _due_keys(packed, history.owner) if coverages else NOWHERE
     return Joined(
         count,
-        tail[(begin - older) * _BEHAVIOR_SIZE :],
+        tail[(begin - older) * _BEHAVIOR_SIZE :] if begin > older else tail,
         Merged(1, 0, behaviors, len(stored) - kept, kept, deleted),
         was_due - is_due,
         is_due - was_due,
         (count, epoch, now_ms, history.owner, was_deleted),
         packed,
         marks,
-        struct.pack(f"<{len(keys)}Q", *keys),
+        struct.pack(f"<{len(keys)}Q", *keys) if keys else b"",
     )
 
 

@@ -165,15 +165,14 @@ class Merged:
     deleted: int = 0
     """Behaviors left out because their user was deleted after they happened."""
 
-    def __add__(self, other: Merged) -> Merged:
-        return Merged(
-            self.users + other.users,
-            self.merged_before + other.merged_before,
-            self.behaviors + other.behaviors,
-            self.replaced + other.replaced,
-            self.kept + other.kept,
-            self.deleted + other.deleted,
-        )
+    def add(self, other: Merged) -> None:
+        """Count what became of others as well."""
+        self.users += other.users
+        self.merged_before += other.merged_before
+        self.behaviors += other.behaviors
+        self.replaced += other.replaced
+        self.kept += other.kept
+        self.deleted += other.deleted
 
 
 @dataclass(frozen=True, slots=True)

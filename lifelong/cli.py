@@ -884,6 +884,19 @@ def bench_store(
     _report_bench(lambda: store.run(quick=quick), "store", chart, json_out)
 
 
+@bench.command("backfill")
+def bench_backfill(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Events a second from Parquet into an LMDB store, beside reading the file alone."""
+    from lifelong.bench import backfill as job
+
+    _report_bench(lambda: job.run(quick=quick), "backfill", chart, json_out)
+
+
 @bench.command("users")
 def bench_users(
     *,

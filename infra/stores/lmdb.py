@@ -270,7 +270,7 @@ class LmdbStore:
         def write(txn: lmdb.Transaction) -> Merged:
             total = Merged()
             for history in ordered:
-                total += self._merge(txn, history, claim, now_ms, bundle)
+                total.add(self._merge(txn, history, claim, now_ms, bundle))
             return total
 
         return self._write(write)

@@ -77,7 +77,7 @@ class MemoryStore:
         total = Merged()
         with self._lock:
             for history in histories:
-                total += self._merge(history, claim, now_ms, bundle)
+                total.add(self._merge(history, claim, now_ms, bundle))
         return total
 
     def positions(self, sources: Sequence[int]) -> list[int | None]:

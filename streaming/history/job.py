@@ -404,7 +404,7 @@ class _Telling:
             skipped=place.skipped,
             later=place.later,
             duplicates=place.duplicates,
-            merged=self._merged,
+            merged=replace(self._merged),
             fraction=self._fraction,
         )
 
@@ -414,7 +414,7 @@ class _Telling:
 
     def merged(self, merged: Merged, fraction: float) -> None:
         self._events = self._place.events
-        self._merged += merged
+        self._merged.add(merged)
         self._fraction = READING + (1 - READING) * fraction
         self._tell()
 

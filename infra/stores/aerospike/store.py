@@ -287,7 +287,10 @@ class AerospikeStore:
             part = [(place, histories[place]) for place in waiting]
             waiting = self._merge(part, claim, now_ms, bundle, done, last=last)
             if not waiting:
-                return sum(done.values(), Merged())
+                total = Merged()
+                for merged in done.values():
+                    total.add(merged)
+                return total
         raise self._written_by_others(histories[waiting[0]].user)
 
     def positions(self, sources: Sequence[int]) -> list[int | None]:

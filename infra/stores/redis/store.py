@@ -225,7 +225,10 @@ class RedisStore:
             )
 
         self._change([history.user for history in histories], decide, read)
-        return sum(done.values(), Merged())
+        total = Merged()
+        for merged in done.values():
+            total.add(merged)
+        return total
 
     def positions(self, sources: Sequence[int]) -> list[int | None]:
         found = self._client.run([("GET", self._keys.source(source)) for source in sources])
