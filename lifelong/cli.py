@@ -285,7 +285,10 @@ def replay(
     assignments: Assignments = None,
     json_out: JsonOut = None,
 ) -> None:
-    """Send the events of a file to Kafka."""
+    """Send the events of a file to Kafka, as new ones: sent again, most of them count twice.
+
+    Go on with --resume; a whole history comes in with backfill.
+    """
     from lifelong.transfers import run_replay
     from streaming.files.formats.text import Text
 

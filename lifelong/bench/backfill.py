@@ -127,7 +127,7 @@ def make(file: Path, events: int, users: int) -> None:
             "event_time": times,
         }
     )
-    pyarrow.parquet.write_table(table, file, row_group_size=1 << 20)  # type: ignore[no-untyped-call]
+    pyarrow.parquet.write_table(table, file, row_group_size=1 << 20)
 
 
 def _read(file: Path) -> None:

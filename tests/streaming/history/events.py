@@ -39,7 +39,7 @@ def write(path: Path, events: Sequence[Row]) -> Path:
     elif path.suffix == ".csv":
         pyarrow.csv.write_csv(pa.Table.from_pylist(list(events)), path)
     else:
-        pq.write_table(pa.Table.from_pylist(list(events)), path)  # type: ignore[no-untyped-call]
+        pq.write_table(pa.Table.from_pylist(list(events)), path)
     return path
 
 

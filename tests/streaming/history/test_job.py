@@ -242,8 +242,11 @@ def test_what_was_read_is_not_read_again(store: Store, tmp_path: Path) -> None:
         lambda progress: stop.set() if progress.inputs == 1 else None, stop
     )
     assert first.inputs == 2
-    inputs = [Unread(tmp_path / "0.jsonl"), Unread(tmp_path / "1.jsonl")]
-    inputs.append(FileInput(tmp_path / "2.jsonl"))
+    inputs = [
+        Unread(tmp_path / "0.jsonl"),
+        Unread(tmp_path / "1.jsonl"),
+        FileInput(tmp_path / "2.jsonl"),
+    ]
     assert Job(inputs, store, "behaviors", 4, tmp_path / "work").run().finished
     assert stored(store) == expected(rows(600, users=40))
 
