@@ -1,9 +1,9 @@
 """A file of behavior events to Kafka, at a chosen pace.
 
 Events go out as JSON in our own shape, keyed by their user. An event that carries no id gets one
-that its file and row determine, so that one sent twice is recognised downstream, where it comes again
-within the user's newest `infra.records.RECENT_EVENTS`. A replay that is repeated as a whole is not: it
-goes on from its position instead, or is a history (`streaming.history`).
+that its file and row determine, so that one sent twice is recognised downstream, where it comes
+again within `infra.records.RECENT_EVENTS` of its user. A replay that is repeated as a whole is not:
+it goes on from its position instead, or is a history (`streaming.history`).
 """
 
 from __future__ import annotations
