@@ -9,8 +9,8 @@ recognised by the mark that they carry.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from infra.store import Claim, Merged, Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.history.buckets import Told, histories
 from streaming.history.inputs import Input
-from streaming.history.spill import BUCKET_ROWS, ROW_BYTES, Spill, buckets_for
+from streaming.history.spill import BUCKET_ROWS, ROW_BYTES, SUFFIX, Spill, buckets_for
 from streaming.interruptions import Interruptions, Trail
 
 LATE_MS: Final = 300_000
@@ -121,8 +121,8 @@ class _Place(msgspec.Struct, kw_only=True):
     """Whether all inputs were."""
     merged: int = 0
     """Buckets merged."""
-    later: int = 0
-    duplicates: int = 0
+    left_out: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
+    """By bucket: events from the cut on, and those met before."""
 
 
 class Job:
@@ -215,7 +215,7 @@ class Job:
             return told.progress
         kept.finished_ms = self._clock()
         self._keep(kept, stop)
-        shutil.rmtree(self._work, ignore_errors=True)
+        self._clear()
         return replace(told.progress, fraction=1.0, finished=True)
 
     def _begin(self, stop: threading.Event) -> _Kept:
@@ -251,22 +251,32 @@ class Job:
         try:
             place = msgspec.json.decode(self._progress_file.read_bytes(), type=_Place)
         except FileNotFoundError:
-            if self._work.exists() and any(self._work.iterdir()):
+            if self._work.exists() and any(f.suffix != SUFFIX for f in self._work.iterdir()):
                 raise SettingsError(
                     f"{self._work} holds other files than a job's: name an empty folder by --work"
                 ) from None
         except OSError as error:
             raise SourceError(f"{self._work}: {error.strerror}; choose another --work") from error
-        except msgspec.DecodeError:
-            log.warning("progress of the job cannot be read, beginning anew", work=str(self._work))
+        except msgspec.DecodeError as error:
+            raise SettingsError(
+                f"{self._progress_file} is not a job's: remove it, or name another --work"
+            ) from error
         else:
             if place.job == job:
                 return place
         rows = self._rows // self._options.parts
         place = _Place(job=job, buckets=buckets_for(rows, self._bucket_rows))
-        shutil.rmtree(self._work, ignore_errors=True)
+        self._clear()
         self._note(place)
         return place
+
+    def _clear(self) -> None:
+        """Remove the files that jobs make, and the folder unless it holds others."""
+        with contextlib.suppress(OSError):
+            for file in self._work.glob(f"*{SUFFIX}"):
+                file.unlink()
+            self._progress_file.unlink(missing_ok=True)
+            self._work.rmdir()
 
     def _note(self, place: _Place) -> None:
         try:
@@ -353,8 +363,7 @@ class Job:
             if merged is None or stop.is_set():
                 return False
             told.merged(merged, (place.merged + 0.5) / place.buckets)
-        place.later += left_out.later
-        place.duplicates += left_out.duplicates
+        place.left_out[place.merged] = left_out.later, left_out.duplicates
         return True
 
     def _patiently(self, operation: Callable[[], T], stop: threading.Event) -> T | None:
@@ -396,14 +405,15 @@ class _Telling:
     @property
     def progress(self) -> JobProgress:
         place = self._place
+        left_out = place.left_out.values()
         return JobProgress(
             job=self._name,
             cut=self._kept.cut,
             inputs=place.inputs,
             events=self._events,
             skipped=place.skipped,
-            later=place.later,
-            duplicates=place.duplicates,
+            later=sum(later for later, _ in left_out),
+            duplicates=sum(duplicates for _, duplicates in left_out),
             merged=replace(self._merged),
             fraction=self._fraction,
         )

@@ -32,6 +32,9 @@ SPILLED_TOGETHER: Final = 524_288
 ROW_BYTES: Final = 50
 """Of an event in the files, about."""
 
+SUFFIX: Final = ".arrows"
+"""Of the files' names."""
+
 Table = Any
 """A pyarrow table of `SCHEMA`; its stubs make a type of every column type."""
 
@@ -189,7 +192,7 @@ class Spill:
         return self._streams[number]
 
     def _path(self, number: int) -> Path:
-        return self._folder / f"{number:03}.arrows"
+        return self._folder / f"{number:03}{SUFFIX}"
 
     def _failed(self, error: OSError) -> SourceError:
         return SourceError(

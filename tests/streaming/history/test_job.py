@@ -268,8 +268,13 @@ def test_users_who_are_merged_are_recognised_where_the_folder_is_lost(
 
 def test_a_folder_of_other_files_is_left_alone(run: Run, tmp_path: Path, work: Path) -> None:
     write(work / "mine.csv", rows(1))
+    file = write(tmp_path / "e.csv", rows())
     with pytest.raises(SettingsError, match="holds other files than a job's"):
-        run([write(tmp_path / "e.csv", rows())])
+        run([file])
+    (work / "progress.json").write_text("[]")
+    with pytest.raises(SettingsError, match=r"progress.json is not a job's"):
+        run([file])
+    (work / "progress.json").unlink()
     assert (work / "mine.csv").exists()
 
 
