@@ -206,6 +206,11 @@ class Head(Counters):
         covered = interests.count if interests and interests.epoch == self.epoch else 0
         return max(self.count % SEGMENT, min(self.count - covered, length))
 
+    @property
+    def has_segments(self) -> bool:
+        """Whether behaviors lie in segments, and not in the tail."""
+        return self.count > len(self.tail)
+
     def segments(self, length: int) -> range:
         """Numbers of the segments that the newest ``length`` behaviors lie in, beside the tail."""
         full = self.count - len(self.tail)

@@ -645,8 +645,9 @@ class AerospikeStore:
         became of it. Returns the places of those who were written by others meanwhile, or, unless
         ``last``, of whom segments were.
 
-        A new head has all that is kept in its tail, and its segments are written afterwards, as
-        with any; those of the old epoch they replace, which nobody reads beside the new head.
+        A new head has all that is kept in its tail. Its segments are written afterwards, as with
+        any, but where they would replace some of the old epoch: a server that is killed may lose
+        the head, and the earlier one needs those. They are written with later events.
         """
         users = [history.user for _, history in part]
         stored = self._read_heads(users)
@@ -694,7 +695,8 @@ class AerospikeStore:
                 self._mending.take(user)
             else:
                 again.append(place)
-        self._seal([one for one in made if records.holds_segment(one[1])], {}, now_ms)
+        free = [one for one in made if one[0] not in found or not found[one[0]].has_segments]
+        self._seal([one for one in free if records.holds_segment(one[1])], {}, now_ms)
         gone = [
             (user, older_removal(self._state_key(user, coverage.bundle), counters.epoch))
             for user, head_bytes in made
