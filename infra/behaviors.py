@@ -133,7 +133,7 @@ MAX_DEAD: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where events come from: one partition of a topic, or one backfilled file."""
+    """Where events come from: one partition of a topic, in one life of its log."""
 
     key: int
     """u64 under which a sequence remembers the last offset applied (its mark). It holds the

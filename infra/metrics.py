@@ -69,6 +69,7 @@ EVENT_OUTCOMES: Final = (
     "replayed",
     "duplicate",
     "deleted",
+    "covered",
     "tombstone",
     "rejected",
 )
@@ -300,9 +301,9 @@ class WorkerMetrics(BundleMetrics):
             "lifelong_worker_events",
             "Events read from Kafka, by what became of them: applied to a sequence, replayed "
             "(applied before; normal after a restart), duplicate (an event id seen lately), "
-            "deleted (of before its user was forgotten), tombstone (no payload, with "
-            "broker.forget_tombstones), ignored (no behavior, as the settings say) or rejected "
-            "(sent to the dead-letter topic).",
+            "deleted (of before its user was forgotten), covered (of before the cut of its user's "
+            "merged history), tombstone (no payload, with broker.forget_tombstones), ignored (no "
+            "behavior, as the settings say) or rejected (sent to the dead-letter topic).",
             ["outcome"],
             registry=registry,
         )

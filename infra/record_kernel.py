@@ -22,13 +22,15 @@ from infra.arrays import I64, U8, U64
 from infra.behaviors import Source
 from infra.compiling import kernel
 from infra.hashing import read_64, xxh3_64
-from infra.records import RECENT_EVENTS
+from infra.records import CUT, RECENT_EVENTS
 from infra.segments import SEGMENT
 from infra.store import Append
 
 _FORMAT: Final = 2
 _LENGTH, _COUNT, _UPDATED, _OWNER, _DELETED, _HEADER = 4, 8, 24, 32, 40, 48
 _COVERAGE, _MARK, _KEY, _BEHAVIOR, _CHECKSUM = 24, 16, 8, 25, 8
+_TIME: Final = 8
+_CUT: Final = np.uint64(CUT)
 
 
 class _News(NamedTuple):
@@ -126,6 +128,7 @@ def _grow_kernel(old: U8, sizes: I64, news: _News, rules: _Rules) -> tuple[I64, 
             and np.int64(read_64(old, start + _UPDATED)) >= expired
             and _makes_nobody_due(old, start, last - first, owner, bundle)
             and _is_new(old, start, source, offsets[first], keys)
+            and not _is_covered(old, start, behaviors, first, last)
         ):
             body = _copy_with(old, start, source, offsets[last - 1], keys, new, at)
             stop = _copy(behaviors, first * _BEHAVIOR, last * _BEHAVIOR, new, body)
@@ -187,6 +190,20 @@ def _is_new(old: U8, start: int, source: np.uint64, offset: int, keys: U64) -> b
             if keys[before] == keys[place]:
                 return False
     return True
+
+
+@kernel
+def _is_covered(old: U8, start: int, behaviors: U8, first: int, last: int) -> bool:
+    """Whether one of the behaviors happened before the cut of a merged history."""
+    marks, keys, _ = _places(old, start)
+    mark = _find(old, marks, keys, _MARK, _CUT)
+    if mark == keys:
+        return False
+    cut = np.int64(read_64(old, mark + _KEY))
+    for event in range(first, last):
+        if np.int64(read_64(behaviors, event * _BEHAVIOR + _TIME)) < cut:
+            return True
+    return False
 
 
 @kernel

@@ -18,6 +18,10 @@ Layout, format 2, little-endian::
     tail       x BEHAVIOR, oldest first
     checksum u64 (xxh3 of all before it; so it is in every later format)
 
+Two marks are no sources' but tell of a history that was merged: under `CUT` the time before which
+nothing is applied any more, under `JOB` whose history it is. Versions that know neither leave them
+alone, as marks of sources that are silent.
+
 Format 1 had no coverages and no checksum; its heads are read, as of users of whom no state is
 known, and written anew with the next change.
 """
@@ -35,15 +39,18 @@ import xxhash
 
 from infra.behaviors import BEHAVIOR
 from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
-from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment
+from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment, encode_segments
 from infra.store import (
     STATES,
     Append,
     Appended,
     Behaviors,
+    Claim,
     DueUser,
     Group,
     Held,
+    History,
+    Merged,
     StoredSequence,
     Version,
 )
@@ -52,8 +59,18 @@ RECENT_EVENTS: Final = 32
 """Event keys remembered per user to recognise an event that its producer sent twice. Producers
 repeat within seconds; a user does not act 32 times in between."""
 
+MAX_TAIL: Final = (1 << 16) - 1
+"""Behaviors in a tail, sealed or not: their number is two bytes."""
+
 MAX_MARKS: Final = 255
 """Sources remembered per user: their number is one byte."""
+
+CUT: Final = 0x7A41_C0DE_0000_0C07
+"""Key of the mark that tells before which time (ms since epoch) all is as a merged history has it.
+"""
+
+JOB: Final = 0x7A41_C0DE_0000_0B0B
+"""Key of the mark that tells whose history was merged last: `Claim.job`."""
 
 MOST_AT_ONCE: Final = 1 << 15
 """Events of one user that are applied at once: with the tail before them they must fit the tail's
@@ -65,15 +82,22 @@ _HEADER_1: Final = struct.Struct("<BBBBHxxQQQQQQ")
 _NUMBERS: Final = struct.Struct("<QQQQQ")
 _COVERAGE: Final = struct.Struct("<QQQ")
 _MARK: Final = struct.Struct("<Qq")
+_JOB_MARK: Final = struct.Struct("<QQ")
 _KEY: Final = struct.Struct("<Q")
 _UPDATED: Final = struct.Struct("<Q")
 _UPDATED_AT: Final = 24
 _CHECKSUM: Final = struct.Struct("<Q")
 _NO_COUNT: Final = bytes(8)
 _TIME: Final = struct.Struct("<8xq")
+_FIRST_MS: Final = -(1 << 63)
+"""The time before which nothing happened."""
 _BEHAVIOR_SIZE: Final = BEHAVIOR.itemsize
 _SEALED_SIZE: Final = SEGMENT * _BEHAVIOR_SIZE
 _OLDER_KEYS: Final = (RECENT_EVENTS - 1) * _KEY.size
+
+
+_Numbers = tuple[int, int, int, int, int]
+"""count, epoch, updated, owner, deleted."""
 
 
 class DueKey(NamedTuple):
@@ -170,6 +194,8 @@ class Head(Counters):
 
     marks: dict[int, int]
     """Per source key: offset of the last event applied or recognised."""
+    claim: Claim | None
+    """Of the job whose history was merged last, with the latest cut of any; None: none was."""
     event_keys: tuple[int, ...]
     """Of the newest events that carry one, oldest first; at most `RECENT_EVENTS`."""
     tail: Behaviors
@@ -181,6 +207,11 @@ class Head(Counters):
         """
         covered = interests.count if interests and interests.epoch == self.epoch else 0
         return max(self.count % SEGMENT, min(self.count - covered, length))
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether behaviors lie in segments, and not in the tail."""
+        return self.count > len(self.tail)
 
     def segments(self, length: int) -> range:
         """Numbers of the segments that the newest ``length`` behaviors lie in, beside the tail."""
@@ -241,6 +272,7 @@ class Grown:
     replayed: int
     duplicates: int
     deleted: int
+    covered: int
     undue: set[DueKey]
     """Where the user is not listed as due any more."""
     due: set[DueKey]
@@ -249,10 +281,56 @@ class Grown:
     @property
     def appended(self) -> Appended:
         """What became of the behaviors, as stores tell it."""
-        return Appended(self.applied, self.replayed, self.duplicates, self.deleted)
+        return Appended(self.applied, self.replayed, self.duplicates, self.deleted, self.covered)
+
+
+@dataclass(slots=True)
+class Joined:
+    """A sequence after a merge; the interest states that were there are to be removed."""
+
+    count: int
+    """Behaviors; 0: nothing changed."""
+    tail: bytes
+    """The newest of them, packed: whole segments, and what fills none."""
+    merged: Merged
+    undue: set[DueKey]
+    """Where the user is not listed as due any more."""
+    due: set[DueKey]
+    """Where they are now."""
+    numbers: _Numbers = (0, 0, 0, 0, 0)
+    coverages: bytes = b""
+    marks: bytes = b""
+    keys: bytes = b""
+
+    def head(self) -> bytes:
+        """The head with all of the tail, unsealed.
+
+        Raises:
+            RecordTooLarge: a head holds less.
+        """
+        if len(self.tail) > MAX_TAIL * _BEHAVIOR_SIZE:
+            raise RecordTooLarge(
+                f"a history of {len(self.tail) // _BEHAVIOR_SIZE} behaviors cannot be merged here:"
+                f" {MAX_TAIL} are written at once; make a store of a smaller store.length"
+            )
+        return _pack(self.numbers, self.coverages, self.marks, self.keys, self.tail)
+
+    def sealed(self) -> tuple[bytes, list[tuple[int, bytes]]]:
+        """The head, and (number, bytes) of each segment."""
+        full = len(self.tail) // _SEALED_SIZE
+        if not full:
+            return self.head(), []
+        first = (self.count - len(self.tail) // _BEHAVIOR_SIZE) // SEGMENT
+        segments = encode_segments(self.tail[: full * _SEALED_SIZE])
+        rest = self.tail[full * _SEALED_SIZE :]
+        head = _pack(self.numbers, self.coverages, self.marks, self.keys, rest)
+        return head, list(enumerate(segments, first))
 
 
 NOWHERE: Final[set[DueKey]] = set()
+
+NOTHING: Final[Behaviors] = np.empty(0, BEHAVIOR)
+"""The behaviors of a user of whom nothing is stored."""
 
 
 def bundle_key(digest: bytes) -> int:
@@ -282,8 +360,9 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
     tail is read with the head anyway, and counts in a ranking behavior by behavior.
 
     Behaviors at or below the mark of ``source`` and event keys in the recent window are skipped, so
-    that the sequence is the same however its events were cut into appends, and repeated. The marks
-    of ``dead`` sources go when the first of ``source`` is set, so that a log that begins anew again
+    that the sequence is the same however its events were cut into appends, and repeated; so is what
+    happened before the user was deleted, or before the cut of their merged history. The marks of
+    ``dead`` sources go when the first of ``source`` is set, so that a log that begins anew again
     and again leaves one mark a user, not one each time.
 
     Raises:
@@ -295,7 +374,7 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
         coverages = marks = keys = tail = b""
         count = updated = deleted = old_owner = 0
         epoch = now_ms
-        mark = at = -1
+        mark = at = cut_at = -1
     else:
         (
             (count, epoch, updated, old_owner, deleted),
@@ -311,10 +390,14 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
         tail = head[tail_at:end]
         at = _find(marks, source, 16)
         mark = _MARK.unpack_from(marks, at)[1] if at >= 0 else -1
+        cut_at = _find(marks, CUT, 16)
 
-    replayed = duplicates = late = 0
+    not_before = _MARK.unpack_from(marks, cut_at)[1] if cut_at >= 0 else _FIRST_MS
+    if deleted:
+        not_before = max(not_before, deleted + 1)
+    replayed = duplicates = late = covered = 0
     all_new = None
-    if not deleted and new.offsets and new.offsets[0] > mark:
+    if new.offsets and new.offsets[0] > mark and not _any_before(new.behaviors, not_before):
         all_new = _with_keys(keys, new.event_keys)
     if all_new is not None:
         applied, keys, mark = new.behaviors, all_new, new.offsets[-1]
@@ -326,8 +409,12 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
                 replayed += 1
                 continue
             mark = offset
-            if deleted and _TIME.unpack_from(behavior)[0] <= deleted:
-                late += 1
+            time = _TIME.unpack_from(behavior)[0]
+            if time < not_before:
+                if deleted and time <= deleted:
+                    late += 1
+                else:
+                    covered += 1
                 continue
             if event:
                 if _find(keys, event, 8) >= 0:
@@ -347,9 +434,9 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
             if full > sealed(count):
                 of = _all_due(of, now_ms)
             coverages = _packed(of)
-    moved = bool(applied or duplicates or late)
+    moved = bool(applied or duplicates or late or covered)
     if not moved and coverages == old_coverages:
-        return Grown(None, 0, replayed, 0, 0, NOWHERE, NOWHERE)
+        return Grown(None, 0, replayed, 0, 0, 0, NOWHERE, NOWHERE)
 
     if moved:
         updated = now_ms
@@ -360,10 +447,7 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
         elif len(marks) < MAX_MARKS * 16:
             marks += _MARK.pack(source, mark)
         else:
-            raise RecordTooLarge(
-                f"user {new.user!r} has events from {MAX_MARKS} sources, no more can be remembered:"
-                " merge the files before backfilling them"
-            )
+            raise _too_many_sources(new.user)
     if applied:
         tail += b"".join(applied)
         count += len(applied)
@@ -375,7 +459,96 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
         undue, due = before - after, after - before
     numbers = count, epoch, updated, owner, deleted
     grown = _pack(numbers, coverages, marks, keys, tail)
-    return Grown(grown, len(applied), replayed, duplicates, late, undue, due)
+    return Grown(grown, len(applied), replayed, duplicates, late, covered, undue, due)
+
+
+def merge(
+    head: Head | None,
+    stored: Behaviors,
+    history: History,
+    claim: Claim,
+    now_ms: int,
+    ring: int,
+    bundle: int = 0,
+    states: int = STATES,
+) -> Joined:
+    """Put a job's history in the place of what a user's sequence has from before the cut.
+
+    Args:
+        head: as it is; None: there is none, or it cannot be read.
+        stored: the newest behaviors of the sequence.
+        history: not empty.
+        claim: of the job.
+        now_ms: the time, which is the new epoch where that is later than the old one.
+        ring: segments that the store keeps; what fills older ones is left out.
+        bundle, states: as of `grow`.
+
+    Raises:
+        RecordTooLarge: the user was fed from 254 sources.
+    """
+    tail, older, deleted = history.behaviors, history.older, 0
+    if head is not None and head.deleted:
+        rows = np.frombuffer(tail, BEHAVIOR)
+        alive = rows["time"] > head.deleted
+        if not alive.all():
+            deleted = older + len(rows) - int(alive.sum())
+            tail, older = rows[alive].tobytes(), 0
+            if not tail:
+                return Joined(0, b"", Merged(deleted=deleted), NOWHERE, NOWHERE)
+    behaviors = older + len(tail) // _BEHAVIOR_SIZE
+    kept = 0
+    if len(stored):
+        follows = stored[stored["time"] >= claim.cut]
+        tail, kept = tail + follows.tobytes(), len(follows)
+    count = behaviors + kept
+    begin = older
+    if count - older > ring * SEGMENT:
+        begin = max(older, SEGMENT * (count // SEGMENT - ring))
+    coverages: list[Coverage] = []
+    sources: dict[int, int] = {}
+    keys: tuple[int, ...] = ()
+    epoch, was_due, was_deleted, cut = now_ms, NOWHERE, 0, claim.cut
+    if head is not None:
+        epoch, was_due, was_deleted = max(now_ms, head.epoch + 1), head.due, head.deleted
+        sources, keys = head.marks, head.event_keys
+        coverages = [Coverage(c.bundle, 0, 0) for c in head.coverages]
+        cut = max(cut, head.claim.cut if head.claim else cut)
+    if len(sources) + 2 > MAX_MARKS:
+        raise _too_many_sources(history.user)
+    if sealed(count):
+        if bundle and all(c.bundle != bundle for c in coverages):
+            coverages = _with_coverage(coverages, Coverage(bundle, 0, 0), states)
+        coverages = _all_due(coverages, now_ms)
+    marks = _MARK.pack(CUT, cut) + _JOB_MARK.pack(JOB, claim.job)
+    if sources:
+        marks = b"".join(_MARK.pack(*mark) for mark in sources.items()) + marks
+    packed = _packed(coverages) if coverages else b""
+    is_due = _due_keys(packed, history.owner) if coverages else NOWHERE
+    return Joined(
+        count,
+        tail[(begin - older) * _BEHAVIOR_SIZE :] if begin > older else tail,
+        Merged(1, 0, behaviors, len(stored) - kept, kept, deleted),
+        was_due - is_due,
+        is_due - was_due,
+        (count, epoch, now_ms, history.owner, was_deleted),
+        packed,
+        marks,
+        struct.pack(f"<{len(keys)}Q", *keys) if keys else b"",
+    )
+
+
+def _any_before(behaviors: Sequence[bytes], time_ms: int) -> bool:
+    """Whether one of them happened before that time."""
+    if time_ms == _FIRST_MS:
+        return False
+    return any(_TIME.unpack_from(behavior)[0] < time_ms for behavior in behaviors)
+
+
+def _too_many_sources(user: str) -> RecordTooLarge:
+    return RecordTooLarge(
+        f"user {user!r} has events from {MAX_MARKS} sources, no more can be remembered: topics made"
+        " anew, and partitions, are one each; fill a new store"
+    )
 
 
 def _with_keys(keys: bytes, events: Sequence[int]) -> bytes | None:
@@ -592,10 +765,13 @@ def decode_head(head: bytes, user: str) -> Head:
         StoreCorrupt: it is of a later format.
     """
     numbers, coverages_at, marks_at, keys_at, tail_at, end = _parse(head, user)
+    marks = dict(_MARK.iter_unpack(head[marks_at:keys_at]))
+    job, cut = marks.pop(JOB, 0), marks.pop(CUT, None)
     return Head(
         *numbers,
         _coverages(head[coverages_at:marks_at]),
-        marks=dict(_MARK.iter_unpack(head[marks_at:keys_at])),
+        marks=marks,
+        claim=None if cut is None else Claim(job % (1 << 64), cut),
         event_keys=struct.unpack_from(f"<{(tail_at - keys_at) // 8}Q", head, keys_at),
         tail=np.frombuffer(head, BEHAVIOR, (end - tail_at) // _BEHAVIOR_SIZE, tail_at),
     )
@@ -607,9 +783,6 @@ def ring_size(length: int) -> int:
     """
     return -(-length // SEGMENT) + 1
 
-
-_Numbers = tuple[int, int, int, int, int]
-"""count, epoch, updated, owner, deleted."""
 
 _Parsed = tuple[_Numbers, int, int, int, int, int]
 """A whole head: its numbers, where its coverages, marks, event keys and tail begin, and where the

@@ -60,7 +60,7 @@ class Version:
     """How recent a sequence or an interest state is; compares field by field.
 
     ``epoch`` is the time (ms) at which the user's head was created, so that the counts of a user
-    whose expired record began anew do not lose against the old ones.
+    whose expired record began anew, or whose history was merged, do not lose against the old ones.
     """
 
     epoch: int
@@ -127,6 +127,9 @@ class Appended:
     """Behaviors skipped because their event id is in the user's recent window."""
     deleted: int = 0
     """Behaviors skipped because their user was deleted after they happened."""
+    covered: int = 0
+    """Behaviors skipped because they happened before the cut up to which a user's history was
+    merged: it is as the job that merged it has it."""
 
     def __add__(self, other: Appended) -> Appended:
         return Appended(
@@ -134,7 +137,59 @@ class Appended:
             self.replayed + other.replayed,
             self.duplicates + other.duplicates,
             self.deleted + other.deleted,
+            self.covered + other.covered,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a job says of the users whose histories it has: all before the cut is as I have it."""
+
+    job: int
+    """u64 by which a sequence remembers whose history it has."""
+    cut: int
+    """ms since epoch. What happened before is the job's, from then on it is the stream's."""
+
+
+@dataclass(slots=True)
+class History:
+    """What a job has of one user from before its cut."""
+
+    user: str
+    owner: int
+    """Under whom the user is due then (`infra.behaviors.Source.owner`)."""
+    behaviors: bytes
+    """Packed BEHAVIOR records, oldest first: all, or the newest of them, at least the store's
+    length and a segment."""
+    older: int = 0
+    """How many there were before these, whole segments of them: a multiple of 64."""
+
+
+@dataclass(slots=True)
+class Merged:
+    """What became of the histories of one merge call."""
+
+    users: int = 0
+    """Users whose sequences begin with the job's history now."""
+    merged_before: int = 0
+    """Users of whom the job had been merged already; nothing changed."""
+    behaviors: int = 0
+    """Behaviors of the histories that were merged, those beyond the store's length included."""
+    replaced: int = 0
+    """Stored behaviors from before the cut in whose place the histories came."""
+    kept: int = 0
+    """Stored behaviors from the cut on, which follow the histories."""
+    deleted: int = 0
+    """Behaviors left out because their user was deleted after they happened."""
+
+    def add(self, other: Merged) -> None:
+        """Count what became of others as well."""
+        self.users += other.users
+        self.merged_before += other.merged_before
+        self.behaviors += other.behaviors
+        self.replaced += other.replaced
+        self.kept += other.kept
+        self.deleted += other.deleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,11 +400,34 @@ class Store(Protocol):
         and for the one named by ``digest``; also where a segment was full before and that bundle
         has none. Per user the effect is atomic and idempotent: behaviors at or below the user's
         mark for the source are skipped, as are event keys in the user's recent window, and what
-        happened before the user was deleted. Behaviors that no full segment holds yet make nobody
-        due: they are in the head, and whoever reads the user reads them.
+        happened before the user was deleted, or before the cut of their merged history. Behaviors
+        that no full segment holds yet make nobody due: they are in the head, and whoever reads the
+        user reads them.
 
         A failure leaves each user either untouched or fully applied (stores with transactions: all
         untouched), and `positions` never ahead; the caller repeats the whole call.
+        """
+        ...
+
+    def merge(
+        self,
+        histories: Sequence[History],
+        claim: Claim,
+        now_ms: int,
+        *,
+        digest: bytes | None = None,
+    ) -> Merged:
+        """Have users' sequences begin with what a job has of them, whatever is appended meanwhile.
+
+        Per user, in one atomic step: the sequence becomes the job's behaviors, followed by the
+        stored ones that happened at the cut or later, in their order, under a new epoch. So the
+        interest states, which covered another sequence, are gone, and users with a full segment are
+        due under their history's owner, for the bundles of those states and for ``digest``. The
+        marks of sources stay; from then on behaviors from before the cut stay out. A user who
+        carries the job's mark already is left alone, and so is one of whom the job has nothing
+        since they were deleted. No user may be there twice.
+
+        A failure leaves each user as before or merged; the caller repeats the call.
         """
         ...
 

@@ -86,6 +86,8 @@ Reasons = Annotated[
     list[str] | None,
     typer.Option("--reason", metavar="REASON", help="Of this reason; may be given several times."),
 ]
+Delimiter = Annotated[str, typer.Option(help="What is between the cells of CSV files.")]
+Encoding = Annotated[str, typer.Option(help="In which text files are written.")]
 Chart = Annotated[Path | None, typer.Option(help="Draw the bars into this PNG or SVG.")]
 JsonOut = Annotated[
     str | None,
@@ -135,7 +137,7 @@ def demo(
     *,
     keep: Annotated[bool, typer.Option(help="Leave everything running until Ctrl-C.")] = False,
     events: Annotated[
-        int | None, typer.Option(min=100, help="Live purchases to stream; default: all 158,209.")
+        int | None, typer.Option(min=100, help="Live purchases to stream; default: all 158,061.")
     ] = None,
     rate: Annotated[
         float, typer.Option(min=0, help="Events a second; 0: as fast as it goes.")
@@ -278,7 +280,9 @@ def scorer(
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(help="Events as .parquet, .csv or .jsonl (also .gz).")],
+    file: Annotated[
+        Path, typer.Argument(help="Events as .parquet, .csv or .jsonl (also .gz and .zst).")
+    ],
     *,
     rate: Annotated[float, typer.Option(min=0, help="Events a second; 0: as fast as it goes.")] = 0,
     resume: Annotated[
@@ -286,43 +290,98 @@ def replay(
     ] = None,
     on_bad: Annotated[str, typer.Option(help="stop or skip (counted).")] = "stop",
     source: Source = None,
+    delimiter: Delimiter = ",",
+    encoding: Encoding = "utf-8",
     bootstrap: Bootstrap = None,
     config: Config = None,
     assignments: Assignments = None,
     json_out: JsonOut = None,
 ) -> None:
-    """Send the events of a file to Kafka."""
+    """Send the events of a file to Kafka, as new ones: sent again, most of them count twice.
+
+    Go on with --resume; a whole history comes in with backfill.
+    """
     from lifelong.transfers import run_replay
+    from streaming.files.formats.text import Text
 
     settings = _settings(config, assignments, {"broker.bootstrap": bootstrap})
+    text = Text(encoding, delimiter)
     with _terminable():
-        result = run_replay(settings.reading(source), file, rate=rate, resume=resume, on_bad=on_bad)
+        chosen = settings.reading(source)
+        result = run_replay(chosen, file, rate=rate, resume=resume, on_bad=on_bad, text=text)
     _write_json(result, json_out)
 
 
 @app.command()
 def backfill(
-    file: Annotated[Path, typer.Argument(help="Events as .parquet, .csv or .jsonl (also .gz).")],
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]...",
+            help="Files of events (.parquet, .csv, .jsonl; also .gz and .zst), folders, patterns.",
+        ),
+    ] = None,
     *,
+    from_topic: Annotated[
+        bool, typer.Option("--from-topic", help="And all that the topic holds now.")
+    ] = False,
+    job: Annotated[
+        str, typer.Option(metavar="NAME", help="By which it is known again.")
+    ] = "history",
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="ISO 8601 or ms since epoch: what was before is as the inputs have it, what came"
+            " then the stream's; default: right behind the newest event, of a topic 5 minutes ago"
+            " at the latest.",
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Begin a job that is finished anew.")
+    ] = False,
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="Of N processes that share the job, which this is.")
+    ] = "1/1",
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For its files; default: .lifelong/history/NAME."),
+    ] = None,
     partitions: Annotated[
         int | None,
         typer.Option(min=1, help="Partitions of the topic; default: asked from Kafka."),
     ] = None,
     on_bad: Annotated[str, typer.Option(help="stop or skip (counted).")] = "stop",
     source: Source = None,
+    delimiter: Delimiter = ",",
+    encoding: Encoding = "utf-8",
     bootstrap: Bootstrap = None,
     store: StoreUrl = None,
     config: Config = None,
     assignments: Assignments = None,
     json_out: JsonOut = None,
 ) -> None:
-    """Write the events of a file straight into the store; repeated or resumed, it doubles none."""
-    from lifelong.transfers import run_backfill
+    """Merge users' whole histories into the store, before what the live stream has of them.
+
+    A job is all of a user's history before a cut, so name all inputs together. Repeated in whatever
+    format, or resumed after whatever ended it, it doubles nothing.
+    """
+    from lifelong.transfers import job_options, run_backfill
+    from streaming.files.formats.text import Text
 
     settings = _settings(config, assignments, {"broker.bootstrap": bootstrap, "store.url": store})
+    options = job_options(job, cut=cut, again=again, part=part)
     with _terminable():
-        chosen = _with_bundle(settings.reading(source))
-        result = run_backfill(chosen, file, partitions=partitions, on_bad=on_bad)
+        result = run_backfill(
+            _with_bundle(settings.reading(source)),
+            places or [],
+            options,
+            from_topic=from_topic,
+            work=work,
+            partitions=partitions,
+            on_bad=on_bad,
+            text=Text(encoding, delimiter),
+        )
     _write_json(result, json_out)
 
 
@@ -894,6 +953,19 @@ def bench_store(
     from lifelong.bench import store
 
     _report_bench(lambda: store.run(quick=quick), "store", chart, json_out)
+
+
+@bench.command("backfill")
+def bench_backfill(
+    *,
+    quick: Quick = False,
+    chart: Chart = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Events a second from Parquet into an LMDB store, beside reading the file alone."""
+    from lifelong.bench import backfill as job
+
+    _report_bench(lambda: job.run(quick=quick), "backfill", chart, json_out)
 
 
 @bench.command("users")

@@ -58,8 +58,11 @@ class Purchases:
 
     @property
     def history_rows(self) -> int:
-        """Purchases before this row are history, from it on they are live."""
-        return int(len(self) * HISTORY_SHARE)
+        """Purchases before this row are history, from it on they are live. It is the first of its
+        minute, so that a time tells them apart.
+        """
+        last = self.time_ms[int(len(self) * HISTORY_SHARE) - 1]
+        return int(np.searchsorted(self.time_ms, last, side="right"))
 
     def behaviors(self) -> Behaviors:
         """BEHAVIOR[n]: what a sequence keeps of each purchase."""

@@ -325,6 +325,7 @@ class BatchWriter:
         metrics.events.labels("replayed").inc(appended.replayed)
         metrics.events.labels("duplicate").inc(appended.duplicates)
         metrics.events.labels("deleted").inc(appended.deleted)
+        metrics.events.labels("covered").inc(appended.covered)
         metrics.batches.inc()
         metrics.batch_seconds.observe(seconds)
         metrics.last_batch_timestamp_seconds.set(self._clock() / 1000)

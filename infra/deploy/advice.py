@@ -30,7 +30,8 @@ _QUALITY: Final = "[quality](operations.md#how-well-requests-see-their-users)"
 
 ADVICE: Final = {
     "lifelong_worker_events": Advice(
-        "nearly all applied; replayed rises after restarts, duplicate where producers repeat",
+        "nearly all applied; replayed rises after restarts, duplicate where producers repeat, "
+        "covered beside a [backfill](history.md)",
         f"applied falls while producers send: {_LAG}",
     ),
     "lifelong_worker_rejects": Advice("0, or few", "[dead letters](runbooks/dead-letters.md)"),

@@ -31,11 +31,14 @@ from infra.store import (
     AS_IT_COMES,
     Append,
     Appended,
+    Claim,
     DueUser,
     Group,
     Held,
+    History,
     Identity,
     InterestWrite,
+    Merged,
     Profile,
     StoredSequence,
     StoreOptions,
@@ -249,6 +252,26 @@ class LmdbStore:
             for group in groups:
                 if group.reached is not None:
                     self._reach(txn, group.source.key, group.reached)
+            return total
+
+        return self._write(write)
+
+    def merge(
+        self,
+        histories: Sequence[History],
+        claim: Claim,
+        now_ms: int,
+        *,
+        digest: bytes | None = None,
+    ) -> Merged:
+        bundle = records.bundle_key(digest) if digest else 0
+        # As appends are: neighbours share their pages.
+        ordered = sorted(histories, key=lambda history: history.user.encode())
+
+        def write(txn: lmdb.Transaction) -> Merged:
+            total = Merged()
+            for history in ordered:
+                total.add(self._merge(txn, history, claim, now_ms, bundle))
             return total
 
         return self._write(write)
@@ -697,6 +720,37 @@ class LmdbStore:
             self._mending.head(error)
             self._remove(txn, key)
             return records.grow(None, source.key, source.owner, new, now_ms, bundle, states)
+
+    def _merge(
+        self, txn: lmdb.Transaction, history: History, claim: Claim, now_ms: int, bundle: int
+    ) -> Merged:
+        user = history.user
+        key = user.encode()
+        old = _get(txn, key, self._dbs.heads)
+        head, stored = None, records.NOTHING
+        if old is not None:
+            try:
+                if not records.expired(old, user, self._ttl_ms, now_ms):
+                    head = records.decode_head(old, user)
+                    stored = self._newest(txn, key, user, head, self._length).behaviors
+            except RecordDamaged as error:
+                self._mending.head(error)
+            if head and head.claim and head.claim.job == claim.job:
+                return Merged(merged_before=1)
+        states = self._states_kept
+        joined = records.merge(head, stored, history, claim, now_ms, self._ring, bundle, states)
+        if not joined.count:
+            return joined.merged
+        if old is not None:
+            self._remove(txn, key)
+            self._mending.take(user)
+        trimmed, segments = joined.sealed()
+        for number, segment in segments:
+            txn.put(self._segment_key(key, number), segment, db=self._dbs.segments)
+        txn.put(key, trimmed, db=self._dbs.heads)
+        for due in joined.due:
+            txn.put(_DUE_KEY.pack(*due) + key, b"", db=self._dbs.queue)
+        return joined.merged
 
     def _reach(self, txn: lmdb.Transaction, source: int, offset: int) -> None:
         """Keep how far a source was fed, unless it was further already."""

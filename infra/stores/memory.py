@@ -12,11 +12,14 @@ from infra.store import (
     AS_IT_COMES,
     Append,
     Appended,
+    Claim,
     DueUser,
     Group,
     Held,
+    History,
     Identity,
     InterestWrite,
+    Merged,
     Profile,
     StoredSequence,
     StoreOptions,
@@ -61,6 +64,21 @@ class MemoryStore:
                 if group.reached is not None:
                     key = group.source.key
                     self._positions[key] = max(self._positions.get(key, -1), group.reached)
+        return total
+
+    def merge(
+        self,
+        histories: Sequence[History],
+        claim: Claim,
+        now_ms: int,
+        *,
+        digest: bytes | None = None,
+    ) -> Merged:
+        bundle = records.bundle_key(digest) if digest else 0
+        total = Merged()
+        with self._lock:
+            for history in histories:
+                total.add(self._merge(history, claim, now_ms, bundle))
         return total
 
     def positions(self, sources: Sequence[int]) -> list[int | None]:
@@ -217,6 +235,27 @@ class MemoryStore:
             ring = self._segments.setdefault(user, {})
             ring.update((number % self._ring, segment) for number, segment in full)
         return grown.appended
+
+    def _merge(self, history: History, claim: Claim, now_ms: int, bundle: int) -> Merged:
+        user = history.user
+        old = self._heads.get(user)
+        head, stored = None, records.NOTHING
+        try:
+            if old and not records.expired(old, user, self._ttl_ms, now_ms):
+                head = records.decode_head(old, user)
+                stored = self._newest(user, head, self._length).behaviors
+        except RecordDamaged as error:
+            self._mending.head(error)
+        if head and head.claim and head.claim.job == claim.job:
+            return Merged(merged_before=1)
+        states = self._states_kept
+        joined = records.merge(head, stored, history, claim, now_ms, self._ring, bundle, states)
+        if joined.count:
+            self._remove(user)
+            self._mending.take(user)
+            self._heads[user], full = joined.sealed()
+            self._segments[user] = {number % self._ring: segment for number, segment in full}
+        return joined.merged
 
     def _sequence(self, user: str) -> StoredSequence | None:
         head = self._decoded(user)

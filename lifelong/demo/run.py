@@ -57,8 +57,9 @@ from models.reference.serving import (
 )
 from scorer.client import RankClient
 from scorer.ids import item_keys
-from streaming.files.backfill import backfill
 from streaming.files.replay import BehaviorEvent, EventProducer
+from streaming.history.inputs import FileInput
+from streaming.history.job import Job
 
 REQUESTS: Final = 1500
 """Ranking requests of 100 candidates, each of another user, where the stream has so many users."""
@@ -425,15 +426,15 @@ class Demo:
             )
         file = self._directory / "history.parquet"
         write_purchases(0, self._first, file)
-        backfill(
-            file,
+        job = Job(
+            [FileInput(file, MAPPING)],
             self._store,
-            topic=self.settings.broker.topic,
-            partitions=self.settings.broker.partitions,
-            mapping=MAPPING,
+            self.settings.broker.topic,
+            self.settings.broker.partitions,
+            self._directory / "history",
             digest=self._bundle.digest if self._system.keeps_state else None,
-            on_progress=lambda progress: at(progress.next_row),
         )
+        job.run(lambda progress: at(round(progress.fraction * self._first)))
 
     def _start_worker(self) -> ServiceProcess:
         port = free_port(self.settings.worker.metrics_port)

@@ -1,4 +1,4 @@
-"""Files of events, to Kafka (`replay`) or to the store (`backfill`).
+"""Files of events, to Kafka (`replay`) or to the store (`streaming.history`).
 
 `reader` opens a file, `formats` read its rows, and `columns` makes events of them by the rules of
 `streaming.events`.

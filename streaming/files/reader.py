@@ -2,7 +2,7 @@
 
 A file is read in batches of rows. A row is known by its number, counted from 0 through the whole
 file, bad rows included; so a row's number never depends on where reading began or on what was
-skipped, and can serve as an offset (backfill) and as part of an event id (replay).
+skipped, and can serve as part of an event id (replay).
 
 The columns are mapped to ours by `infra.settings.EventSettings`, as the events of a topic are, and
 a row becomes what the same event of a topic would become, or is refused for the same reason: see
@@ -32,7 +32,7 @@ from streaming.files.columns import ColumnConversion
 from streaming.files.formats.csv import CsvRows
 from streaming.files.formats.jsonl import JsonRows
 from streaming.files.formats.parquet import ParquetRows
-from streaming.files.formats.text import TextFile
+from streaming.files.formats.text import Compression, Text, TextFile
 
 BATCH_ROWS: Final = 65_536
 """Rows read at a time: some 10 MB of columns; larger batches gain nothing."""
@@ -46,6 +46,7 @@ at its end, and a text file that was appended to has another size."""
 
 OnBad = Literal["stop", "skip"]
 
+_COMPRESSIONS: Final[dict[str, Compression]] = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS: Final = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -75,7 +76,7 @@ class EventFile:
     """One file of behavior events: what it is, how long it is, and its events from any row on.
 
     The extension tells the format: ``.parquet``, ``.csv``, ``.jsonl`` or ``.ndjson``, the text
-    formats also with ``.gz`` after it.
+    formats also with ``.gz`` or ``.zst`` after it.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class EventFile:
         mapping: EventSettings | None = None,
         *,
         on_bad: OnBad = "stop",
+        text: Text | None = None,
         batch_rows: int = BATCH_ROWS,
         text_block: int = TEXT_BLOCK,
         now_ms: int | None = None,
@@ -95,6 +97,7 @@ class EventFile:
             mapping: which column holds which of our fields, and within which limits.
             on_bad: what a row that is not an event does: ``stop`` raises and names it, ``skip``
                 counts it in `skipped`.
+            text: how text files are written; default: in UTF-8, with commas.
             batch_rows: rows read at a time (of a CSV file: those in ``text_block`` bytes).
             text_block: bytes of text parsed at a time.
             now_ms: the time against which events from the future are told; default: now.
@@ -114,27 +117,31 @@ class EventFile:
         """The actions whose codes its events have."""
         conversion = Conversion(self._mapping)
         self._convert = ColumnConversion(conversion, wall_clock_ms() if now_ms is None else now_ms)
-        self.format, self.compressed = _format(self.path)
+        self.format, self.compression = _format(self.path)
         try:
             self.size = self.path.stat().st_size
             self.identity = _identity(self.path, self.size)
         except OSError as error:
             raise SourceError(f"{self.path}: {error.strerror}; check the path") from error
-        text = TextFile(self.path, compressed=self.compressed, size=self.size)
+        told = text or Text()
+        lines = TextFile(self.path, compression=self.compression, size=self.size, text=told)
         self._rows: Format
         if self.format == "parquet":
             self._rows = ParquetRows(self.path, batch_rows=batch_rows)
         elif self.format == "csv":
-            self._rows = CsvRows(text, block=text_block)
+            self._rows = CsvRows(lines, block=text_block, delimiter=told.delimiter)
         else:
             self._rows = JsonRows(
-                text,
+                lines,
                 conversion.fields,
                 Fields(self._mapping, extra=("source",)),
                 block=text_block,
                 batch_rows=batch_rows,
                 max_event_bytes=self._mapping.max_event_bytes,
             )
+        if self.format != "parquet":
+            with self._reading():
+                lines.check(header=self.format == "csv")
         self._columns = self._find_columns()
         self.rows: int | None = self._rows.rows
         """Rows in the file, where the format tells without reading it all."""
@@ -198,6 +205,10 @@ class EventFile:
     def _reading(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeError as error:
+            raise SourceError(
+                f"{self.path}: cannot be read: {one_line(error)}; check its --encoding"
+            ) from error
         except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             raise SourceError(
                 f"{self.path}: cannot be read as {self.format}: {one_line(error)};"
@@ -233,18 +244,30 @@ def _check_flat(mapping: EventSettings) -> None:
             )
 
 
-def _format(path: Path) -> tuple[str, bool]:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compressed = bool(suffixes) and suffixes[-1] == ".gz"
-    if compressed:
-        suffixes.pop()
-    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
-    if kind is None or (compressed and kind == "parquet"):
+def is_event_file(path: Path) -> bool:
+    """Whether its extension tells a format that is known."""
+    return _known_format(path) is not None
+
+
+def _format(path: Path) -> tuple[str, Compression | None]:
+    known = _known_format(path)
+    if known is None:
         raise SourceError(
             f"{path}: the extension tells no known format; name the file .parquet, .csv, .jsonl,"
-            " .csv.gz or .jsonl.gz"
+            " .csv.gz, .jsonl.gz, .csv.zst or .jsonl.zst"
         )
-    return kind, compressed
+    return known
+
+
+def _known_format(path: Path) -> tuple[str, Compression | None] | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    if compression is not None:
+        suffixes.pop()
+    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
+    if kind is None or (compression is not None and kind == "parquet"):
+        return None
+    return kind, compression
 
 
 def _identity(path: Path, size: int) -> int:

@@ -1,7 +1,9 @@
 """A file of behavior events to Kafka, at a chosen pace.
 
 Events go out as JSON in our own shape, keyed by their user. An event that carries no id gets one
-that its file and row determine, so that a replay repeated is recognised as such downstream.
+that its file and row determine, so that one sent twice is recognised downstream, where it comes
+again within `infra.records.RECENT_EVENTS` of its user. A replay that is repeated as a whole is not:
+it goes on from its position instead, or is a history (`streaming.history`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from infra.files import replacing
 from infra.kafka.admin import no_topic
 from infra.settings import EventSettings
 from streaming.files.batches import Column, EventBatch
+from streaming.files.formats.text import Text
 from streaming.files.reader import EventFile, OnBad
 
 READ_ROWS: Final = 8192
@@ -241,6 +244,7 @@ def replay(
     rate: float = 0.0,
     speed: float = 0.0,
     on_bad: OnBad = "stop",
+    text: Text | None = None,
     position: Path | None = None,
     on_progress: Callable[[ReplayProgress], None] | None = None,
     stop: threading.Event | None = None,
@@ -255,6 +259,7 @@ def replay(
         rate: events per second, evenly; 0: as fast as it goes.
         speed: instead of ``rate``: keep the events' own spacing in time, so many times faster.
         on_bad: whether a row that is no event stops the replay or is skipped and counted.
+        text: how text files are written; default: in UTF-8, with commas.
         position: a small file that keeps how far the replay came; one that exists is gone on from.
         on_progress: called several times a second at most.
         stop: when set, the replay ends soon, with everything sent confirmed.
@@ -265,7 +270,9 @@ def replay(
             then the last at which all of them were.
     """
     stop = stop or threading.Event()
-    file = EventFile(path, mapping, on_bad=on_bad, batch_rows=READ_ROWS, text_block=READ_TEXT)
+    file = EventFile(
+        path, mapping, on_bad=on_bad, text=text, batch_rows=READ_ROWS, text_block=READ_TEXT
+    )
     bookmark = _Bookmark(position, file, topic)
     pacer = _pacer(rate, speed)
     producer = EventProducer(config, topic)

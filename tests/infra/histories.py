@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from infra.behaviors import pack_behavior
 from infra.records import RECENT_EVENTS, sealed
 from infra.segments import SEGMENT
-from infra.store import Append, Appended, Version
+from infra.store import Append, Appended, Claim, History, Merged, Version
 
 TTL_MS = 1_000_000
 FLUSHED_MS = 10_000
@@ -22,6 +22,7 @@ FLUSHED_MS = 10_000
 SOURCES = 3
 OWNERS = 2
 BUNDLES = 2
+JOBS = 2
 EVENT_IDS = 3 * RECENT_EVENTS // 2
 """Few, so that ids come again just inside the window, and just outside."""
 
@@ -67,11 +68,26 @@ class Forget:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """A job's history is merged."""
+
+    job: int
+    owner: int
+    behaviors: tuple[int, int]
+    """How many it gives, and how many older ones not, which are beyond what a store keeps."""
+    age: int
+    """How many ms ago the newest of them happened; each was 1 ms after the one before."""
+    back: int
+    """By so many ms the cut is before now."""
+    bundle: int | None = 0
+
+
+@dataclass(frozen=True)
 class Wait:
     ms: int
 
 
-Operation = Send | PutInterests | MarkDue | Forget | Wait
+Operation = Send | PutInterests | MarkDue | Forget | Merge | Wait
 
 sends = st.builds(
     Send,
@@ -94,6 +110,19 @@ operations: st.SearchStrategy[Operation] = (
     )
     | st.builds(MarkDue, st.integers(0, OWNERS - 1), st.integers(0, BUNDLES - 1))
     | st.builds(Forget)
+    | st.builds(
+        Merge,
+        job=st.integers(1, JOBS),
+        owner=st.integers(0, OWNERS - 1),
+        behaviors=st.tuples(
+            st.integers(1, 4) | st.integers(1, 5 * SEGMENT) | st.sampled_from([63, 64, 65]),
+            st.just(0),
+        )
+        | st.tuples(st.just(6 * SEGMENT + 1), st.sampled_from([SEGMENT, 1000 * SEGMENT])),
+        age=st.integers(1, 10),
+        back=st.integers(0, 5),
+        bundle=st.none() | st.integers(0, BUNDLES - 1),
+    )
     | st.builds(Wait, st.sampled_from([1, FLUSHED_MS, FLUSHED_MS, TTL_MS, TTL_MS, TTL_MS + 1]))
 )
 histories = st.lists(operations, min_size=1, max_size=12)
@@ -104,6 +133,11 @@ lengths = st.integers(1, 5 * SEGMENT) | st.sampled_from([63, 64, 65, 127, 128, 1
 def spread(i: int) -> int:
     """The i-th of distinct u64 keys whose bytes, packed side by side, also spell other keys."""
     return 1 + i // 2 << 8 * (i % 2)
+
+
+def time_of(behavior: bytes) -> int:
+    """When a packed behavior happened, ms since epoch."""
+    return int.from_bytes(behavior[8:16], "little", signed=True)
 
 
 @dataclass
@@ -124,17 +158,24 @@ class Record:
     """By bundle, where they are due."""
     deleted: int = 0
     """When; 0: never."""
+    older: int = 0
+    """Behaviors of a merged history that nobody has any more."""
+    claim: Claim | None = None
+
+    @property
+    def count(self) -> int:
+        return self.older + len(self.behaviors)
 
     @property
     def version(self) -> Version:
-        return Version(self.epoch, len(self.behaviors))
+        return Version(self.epoch, self.count)
 
     def newest(self, length: int) -> list[bytes]:
         return self.behaviors[max(0, len(self.behaviors) - length) :]
 
     def lacking(self, bundle: int) -> int:
         """Behaviors in full segments that a bundle's state does not cover."""
-        return max(0, sealed(len(self.behaviors)) - self.covered.get(bundle, 0))
+        return max(0, sealed(self.count) - self.covered.get(bundle, 0))
 
 
 class Model:
@@ -171,7 +212,7 @@ class Model:
         """Apply events: how many were applied, replayed, and so on."""
         record = self.record or Record(self.now_ms, self.now_ms)
         source = self.source_keys[send.source]
-        applied = replayed = duplicates = deleted = 0
+        applied = replayed = duplicates = deleted = covered = 0
         for behavior, key, offset in zip(
             events.behaviors, events.event_keys, events.offsets, strict=True
         ):
@@ -182,6 +223,9 @@ class Model:
             if record.deleted and self.now_ms - send.age <= record.deleted:
                 deleted += 1
                 continue
+            if record.claim and self.now_ms - send.age < record.claim.cut:
+                covered += 1
+                continue
             if key and key in record.event_keys[-RECENT_EVENTS:]:
                 duplicates += 1
                 continue
@@ -191,17 +235,62 @@ class Model:
                 record.event_keys.append(key)
         if applied:
             record.owner = self.owner_keys[send.owner]
-        full = sealed(len(record.behaviors))
+        full = sealed(record.count)
         if full and send.bundle is not None and send.bundle not in record.covered:
             record.covered[send.bundle] = 0
             record.since[send.bundle] = self.now_ms
-        if full > sealed(len(record.behaviors) - applied):
+        if full > sealed(record.count - applied):
             for bundle in record.covered:
                 record.since.setdefault(bundle, self.now_ms)
-        if applied or duplicates or deleted:
+        if applied or duplicates or deleted or covered:
             record.updated = self.now_ms
             self.record = record
-        return Appended(applied, replayed, duplicates, deleted)
+        return Appended(applied, replayed, duplicates, deleted, covered)
+
+    def history(self, merge: Merge) -> tuple[History, Claim]:
+        """What a job has of the user; no two behaviors are alike, nor like those that are sent."""
+        self._pass()
+        number, older = merge.behaviors
+        cut = self.now_ms - merge.back
+        newest = min(cut, self.now_ms - merge.age + 1)
+        times = range(newest - number, newest)
+        items = range(self._sent, self._sent + number)
+        self._sent += number
+        behaviors = b"".join(
+            pack_behavior(item, time, 0, 0, 1) for item, time in zip(items, times, strict=True)
+        )
+        history = History(self.user, self.owner_keys[merge.owner], behaviors, older)
+        return history, Claim(merge.job, cut)
+
+    def merge(self, merge: Merge, history: History, claim: Claim, length: int) -> Merged:
+        """Merge it into what a store keeps that has the newest ``length`` behaviors."""
+        old = self.record or Record(self.now_ms, self.now_ms)
+        if old.claim and old.claim.job == claim.job:
+            return Merged(merged_before=1)
+        packed = history.behaviors
+        rows = [packed[at : at + 25] for at in range(0, len(packed), 25)]
+        older, deleted = history.older, 0
+        alive = [row for row in rows if time_of(row) > old.deleted] if old.deleted else rows
+        if len(alive) < len(rows):
+            deleted = older + len(rows) - len(alive)
+            older = 0
+        if not alive:
+            return Merged(deleted=deleted)
+        stored = old.newest(length)
+        follows = [row for row in stored if time_of(row) >= claim.cut]
+        epoch = max(self.now_ms, old.epoch + 1) if self.record else self.now_ms
+        new = Record(epoch, self.now_ms, [*alive, *follows], dict(old.marks), older=older)
+        new.event_keys, new.deleted = list(old.event_keys), old.deleted
+        new.owner = history.owner
+        new.covered = dict.fromkeys(old.covered, 0)
+        cut = max(claim.cut, old.claim.cut) if old.claim else claim.cut
+        new.claim = Claim(claim.job, cut)
+        if sealed(new.count):
+            if merge.bundle is not None:
+                new.covered.setdefault(merge.bundle, 0)
+            new.since = dict.fromkeys(new.covered, self.now_ms)
+        self.record = new
+        return Merged(1, 0, older + len(alive), len(stored) - len(follows), len(follows), deleted)
 
     def put_interests(self, put: PutInterests) -> Version | None:
         """The version of the interests to be stored; None: there is nobody to store them for.
@@ -212,7 +301,7 @@ class Model:
         record = self.known
         if record is None:
             return None
-        covered = max(1, len(record.behaviors) - put.behind)
+        covered = max(1, record.count - put.behind)
         if covered >= record.covered.get(put.bundle, 0):
             record.covered[put.bundle] = covered
             record.since.pop(put.bundle, None)
@@ -237,7 +326,11 @@ class Model:
         known = self.known is not None
         old = self.record or Record(0, 0)
         self.record = Record(
-            max(self.now_ms, old.epoch + 1), self.now_ms, marks=old.marks, deleted=self.now_ms
+            max(self.now_ms, old.epoch + 1),
+            self.now_ms,
+            marks=old.marks,
+            deleted=self.now_ms,
+            claim=old.claim,
         )
         return known
 

@@ -12,7 +12,7 @@ from infra.behaviors import Source, pack_behavior
 from infra.record_kernel import grow_each
 from infra.records import RECENT_EVENTS
 from infra.segments import SEGMENT
-from infra.store import Append
+from infra.store import Append, Claim, History
 from tests.infra.histories import spread
 
 NOW_MS = 1_000
@@ -74,6 +74,13 @@ def heads(draw: st.DrawFn) -> bytes:
                 head = records.cover(head, counters, bundle or 1, counters.count, 300).head or head
             case 2:
                 pass
+            case 3:
+                head, _ = records.seal(head)
+                claim = Claim(1, draw(st.integers(0, 60)))
+                history = History("ann", of.owner, pack_behavior(1, 0, 0, 0, 1))
+                whole = records.decode_head(head, "ann")
+                joined = records.merge(whole, whole.tail, history, claim, 260, 17, bundle)
+                head = joined.head() if joined.count else head
             case _:
                 head, _ = records.seal(head)
     return head

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra import records
-from infra.behaviors import pack_behavior
+from infra.behaviors import BEHAVIOR, pack_behavior
 from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
 from infra.records import MAX_MARKS, RECENT_EVENTS, Changed, Counters, Coverage, DueKey
 from infra.segments import SEGMENT
-from infra.store import STATES, Append, Appended
+from infra.store import STATES, Append
 from tests.infra.histories import (
     BUNDLES,
     OWNERS,
@@ -22,6 +23,7 @@ from tests.infra.histories import (
     TTL_MS,
     Forget,
     MarkDue,
+    Merge,
     Model,
     Operation,
     PutInterests,
@@ -59,6 +61,8 @@ class Written:
                 self._mark_due(operation)
             case Forget():
                 self._forget()
+            case Merge():
+                self._merge(operation)
             case Wait():
                 self.model.wait(operation)
                 self._expire()
@@ -79,12 +83,34 @@ class Written:
         before = self._due()
         bundle = 0 if send.bundle is None else BUNDLE_KEYS[send.bundle]
         grown = records.grow(self.head, source, owner, events, self.model.now_ms, bundle)
-        done = Appended(grown.applied, grown.replayed, grown.duplicates, grown.deleted)
-        assert done == self.model.append(send, events)
+        assert grown.appended == self.model.append(send, events)
         assert grown.undue == before - self._due()
         assert grown.due == self._due() - before
         if grown.head is not None:
             self._keep(grown.head, seal=send.sealed)
+
+    def _merge(self, merge: Merge) -> None:
+        history, claim = self.model.history(merge)
+        self._expire()
+        head = None if self.head is None else records.decode_head(self.head, USER)
+        before = self._due()
+        told = self.model.merge(merge, history, claim, self._length)
+        if head and head.claim and head.claim.job == claim.job:
+            return
+        bundle = 0 if merge.bundle is None else BUNDLE_KEYS[merge.bundle]
+        ring = records.ring_size(self._length)
+        stored = records.NOTHING
+        if self.head is not None:
+            rows = b"".join(self.newest(self.head, self._length))
+            stored = np.frombuffer(rows, BEHAVIOR)
+        joined = records.merge(head, stored, history, claim, self.model.now_ms, ring, bundle)
+        assert joined.merged == told
+        assert joined.undue == before - self._due()
+        assert joined.due == self._due() - before
+        if joined.count:
+            self.head, segments = joined.sealed()
+            assert records.seal(joined.head(), ring) == (self.head, segments)
+            self._ring = {number % ring: segment for number, segment in segments}
 
     def _due(self) -> set[DueKey]:
         record = self.model.record
@@ -153,7 +179,7 @@ class Written:
         assert (head.version, head.updated) == (record.version, record.updated)
         assert head.marks == record.marks
         assert list(head.event_keys) == record.event_keys[-RECENT_EVENTS:]
-        assert head.deleted == record.deleted
+        assert (head.deleted, head.claim) == (record.deleted, record.claim)
         assert records.is_deleted(self.head) == (not record.behaviors)
         self._compare_coverages(record, records.read_counters(self.head, USER))
         for length in {0, 1, min(len(head.tail) + 1, self._length), self._length}:

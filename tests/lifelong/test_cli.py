@@ -180,7 +180,7 @@ def test_backfill_fills_the_store_that_inspect_reads(tmp_path: Path, events: Pat
     filled = lifelong("backfill", events, "--partitions", "8", *store, "--json", "-", cwd=tmp_path)
     shown = lifelong("inspect", "ann", *store, "--json", "-", cwd=tmp_path)
 
-    assert json.loads(filled.stdout)["applied"] == 3
+    assert json.loads(filled.stdout)["behaviors"] == 3
     assert json.loads(shown.stdout)["events"] == 3
 
 

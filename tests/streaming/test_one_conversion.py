@@ -34,9 +34,9 @@ from streaming.events.conversion import Conversion
 from streaming.events.decoder import EventDecoder
 from streaming.events.rejects import Reason, Rejected
 from streaming.events.times import Times
-from streaming.files.backfill import group_appends
 from streaming.files.reader import EventFile
 from streaming.files.replay import encode_batch
+from streaming.history.packing import pack
 
 NOW = 1_700_000_000_000
 ROW: dict[str, Any] = {
@@ -77,10 +77,15 @@ def by_file(path: Path, mapping: EventSettings) -> list[Outcome]:
     for raw in file._rows.batches(file._columns, 0):
         batch, rejects = file._convert(raw)
         found |= {reject.row: (reject.reason, reject.detail) for reject in rejects}
-        for _, appends in group_appends(batch, 4):
-            for append in appends:
-                taken = zip(append.offsets, append.behaviors, append.event_keys, strict=True)
-                found |= {row: (append.user, packed, key) for row, packed, key in taken}
+        events = pack(batch)
+        taken = zip(
+            batch.rows.tolist(),
+            events.users.to_pylist(),
+            events.behaviors,
+            events.event_keys.tolist(),
+            strict=True,
+        )
+        found |= {row: (user, packed.tobytes(), key) for row, user, packed, key in taken}
     return [found[row] for row in sorted(found)]
 
 

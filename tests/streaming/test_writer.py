@@ -10,19 +10,19 @@ import pytest
 from faust.types import TP
 from prometheus_client import CollectorRegistry
 
-from infra.behaviors import Source
+from infra.behaviors import Source, pack_behavior
 from infra.errors import BrokerError, RecordTooLarge, StoreCorrupt, StoreFull, StoreUnavailable
 from infra.metrics import WorkerMetrics
 from infra.segments import SEGMENT
 from infra.settings import EventSettings, Settings
-from infra.store import Appended, Group
+from infra.store import Appended, Claim, Group, History
 from streaming.events.decoder import Decoded, EventDecoder
 from streaming.writer import BatchWriter, GivenUp, Writable
 from tests.streaming.running import NOW, KeptLetters, WatchedStore, event
 
 SOURCE = Source(key=1, owner=2)
 DIGEST, OTHER = b"b" * 16, b"c" * 16
-OUTCOMES = ("applied", "duplicate", "replayed", "deleted", "rejected")
+OUTCOMES = ("applied", "duplicate", "replayed", "deleted", "covered", "rejected")
 
 
 def batch_of(*records: tuple[str, bytes | None], begin: int = 10) -> Any:
@@ -522,6 +522,17 @@ async def test_tombstones_are_counted_where_they_are_expected(expected: bool) ->
     )
 
 
+async def test_what_happened_before_the_cut_of_a_merged_history_is_counted() -> None:
+    watched = WatchedWriter()
+    history = History("a", SOURCE.owner, pack_behavior(1, NOW, 0, 0, 1))
+    watched.store.merge([history], Claim(1, NOW + 2), NOW)
+
+    await watched.write(batch_of(*(("a", event("a", n)) for n in range(4))))
+
+    assert watched.count("covered") == 2  # at NOW and NOW + 1
+    assert watched.count("applied") == 2
+
+
 async def test_what_is_counted_of_users_appended_one_by_one_is_all_of_them() -> None:
     watched = WatchedWriter(PickyStore({"b": RecordTooLarge("the record of 'b' is too large")}))
     watched.store.forget(["c"], NOW)
@@ -536,5 +547,6 @@ async def test_what_is_counted_of_users_appended_one_by_one_is_all_of_them() -> 
         "duplicate": 1,
         "replayed": 0,
         "deleted": 1,
+        "covered": 0,
         "rejected": 1,
     }

@@ -20,7 +20,7 @@ import aerospike
 import xxhash
 from aerospike import predicates
 from aerospike_helpers import expressions
-from aerospike_helpers.batch.records import Write
+from aerospike_helpers.batch.records import Remove, Write
 from aerospike_helpers.operations import operations
 
 from infra import records
@@ -149,6 +149,12 @@ def monotone_write(
         _writes({EPOCH: epoch, COUNT: count, DATA: data, **(more or {})}),
         policy={"ttl": ttl, "expressions": not_newer},
     )
+
+
+def older_removal(key: Key, epoch: int) -> Remove:
+    """The removal of a record, refused where it is of that epoch already."""
+    older = expressions.LT(expressions.IntBin(EPOCH), epoch).compile()
+    return Remove(key, policy={"expressions": older})
 
 
 def unchanged_write(

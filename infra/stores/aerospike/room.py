@@ -8,8 +8,9 @@ from infra.behaviors import BEHAVIOR
 from infra.segments import SEGMENT
 
 SLICE: Final = 8192
-"""Most behaviors of one user applied at once. Only a backfill of one user has more, and a failure
-amid its slices leaves the first ones applied, which the repeated call skips by their offsets."""
+"""Most behaviors of one user appended at once. Only a bot has more, and a failure amid its slices
+leaves the first ones applied, which the repeated call skips by their offsets. A merged history is
+written as a whole, whatever a record takes of it."""
 
 _BESIDE_TAIL: Final = 8 << 10
 """Bytes of a sequence record beside the tail, at most: marks of 255 sources take half of it."""

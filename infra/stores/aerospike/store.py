@@ -53,11 +53,14 @@ from infra.store import (
     OPEN_WAIT_S,
     Append,
     Appended,
+    Claim,
     DueUser,
     Group,
     Held,
+    History,
     Identity,
     InterestWrite,
+    Merged,
     Profile,
     StoredSequence,
     StoreOptions,
@@ -112,6 +115,7 @@ from infra.stores.aerospike.layout import (
     head_write,
     interests_in,
     monotone_write,
+    older_removal,
     sealed_ms,
     segment_write,
     touch,
@@ -265,6 +269,30 @@ class AerospikeStore:
         if not any(group.appends for group in groups):
             self._reached.settle()
         return done
+
+    def merge(
+        self,
+        histories: Sequence[History],
+        claim: Claim,
+        now_ms: int,
+        *,
+        digest: bytes | None = None,
+    ) -> Merged:
+        bundle = records.bundle_key(digest) if digest else 0
+        done: dict[int, Merged] = {}
+        waiting = list(range(len(histories)))
+        for attempt in range(CONFLICTS):
+            if attempt > 1:
+                time.sleep(random.uniform(0, 0.001 * min(attempt * attempt, 50)))
+            last = _is_last(attempt % READ_ATTEMPTS)
+            part = [(place, histories[place]) for place in waiting]
+            waiting = self._merge(part, claim, now_ms, bundle, done, last=last)
+            if not waiting:
+                total = Merged()
+                for merged in done.values():
+                    total.add(merged)
+                return total
+        raise self._written_by_others(histories[waiting[0]].user)
 
     def positions(self, sources: Sequence[int]) -> list[int | None]:
         self._reached.settle()
@@ -628,6 +656,84 @@ class AerospikeStore:
             done += outcome.appended
         return done
 
+    def _merge(
+        self,
+        part: Sequence[tuple[int, History]],
+        claim: Claim,
+        now_ms: int,
+        bundle: int,
+        done: dict[int, Merged],
+        *,
+        last: bool,
+    ) -> list[int]:
+        """Merge histories, each with its place in the call, under which ``done`` is told what
+        became of it. Returns the places of those who were written by others meanwhile, or, unless
+        ``last``, of whom segments were.
+
+        A new head has all that is kept in its tail. Its segments are written afterwards, as with
+        any, but where they would replace some of the old epoch: a server that is killed may lose
+        the head, and the earlier one needs those. They are written with later events.
+        """
+        users = [history.user for _, history in part]
+        stored = self._read_heads(users)
+        heads: list[records.Head | None] = []
+        for user, record in zip(users, stored, strict=True):
+            old = self._live(record, user, now_ms)
+            try:
+                heads.append(None if old is None else records.decode_head(old, user))
+            except RecordDamaged as error:
+                self._mending.head(error)
+                heads.append(None)
+        found = {user: head for user, head in zip(users, heads, strict=True) if head is not None}
+        newest = self._newest([(*one, self._length) for one in found.items()], last)
+        behaviors = dict(zip(found, newest, strict=True))
+        puts: list[BatchRecord] = []
+        tried: list[tuple[int, str, bytes, Merged]] = []
+        again: list[int] = []
+        for (place, history), record, head in zip(part, stored, heads, strict=True):
+            user, there = history.user, behaviors.get(history.user)
+            if head and head.claim and head.claim.job == claim.job:
+                done[place] = Merged(merged_before=1)
+                continue
+            if head and there is None:
+                again.append(place)
+                continue
+            states = self._states_kept
+            rows = there.behaviors if there else records.NOTHING
+            joined = records.merge(head, rows, history, claim, now_ms, self._ring, bundle, states)
+            if not joined.count:
+                done[place] = joined.merged
+                continue
+            new = joined.head()
+            # As of a user who begins anew, so that all that is kept is given the whole TTL.
+            anew = _Old(record, None, 0)
+            puts.append(self._head_write(user, new, anew, now_ms, events=True))
+            tried.append((place, user, new, joined.merged))
+        # An outage that they met must be heard of before anything newer is written.
+        self._reached.settle()
+        codes = self._client.put(puts, CONFLICT, [user for _, user, _, _ in tried])
+        made: list[tuple[str, bytes]] = []
+        for (place, user, head_bytes, merged), code in zip(tried, codes, strict=True):
+            if code == OK:
+                done[place] = merged
+                made.append((user, head_bytes))
+                self._mending.take(user)
+            else:
+                again.append(place)
+        free = [one for one in made if one[0] not in found or not found[one[0]].has_segments]
+        self._seal([one for one in free if records.holds_segment(one[1])], {}, now_ms)
+        gone = [
+            (user, older_removal(self._state_key(user, coverage.bundle), counters.epoch))
+            for user, head_bytes in made
+            for counters in (records.read_counters(head_bytes, user),)
+            for coverage in counters.coverages
+            if user in found
+        ]
+        self._client.put(
+            [remove for _, remove in gone], MONOTONE | PRESENT, [user for user, _ in gone]
+        )
+        return again
+
     def _put_reached(self, reached: Mapping[int, int]) -> None:
         writes = [
             monotone_write(self._source_key(source), 0, offset, b"", ttl_of(0))
@@ -792,8 +898,11 @@ class AerospikeStore:
                     done[i] = new
             if not waiting:
                 return done
-        raise StoreUnavailable(
-            f"user {users[waiting[0]]!r} is written by others at the Aerospike server at"
+        raise self._written_by_others(users[waiting[0]])
+
+    def _written_by_others(self, user: str) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"user {user!r} is written by others at the Aerospike server at"
             f" {self._client.address} each time it is tried; retry"
         )
 

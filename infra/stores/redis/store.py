@@ -30,11 +30,14 @@ from infra.store import (
     OPEN_WAIT_S,
     Append,
     Appended,
+    Claim,
     DueUser,
     Group,
     Held,
+    History,
     Identity,
     InterestWrite,
+    Merged,
     Profile,
     StoredSequence,
     StoreOptions,
@@ -90,6 +93,8 @@ IDENTITY: Final = "identity"
 
 log: Final = get_logger(__name__)
 
+Read = Callable[[Sequence[int]], "Sequence[bytes | None]"]
+"""places in the call -> their heads"""
 Decide = Callable[[int, "bytes | None"], "Change | None"]
 """(place in the call, head or None) -> what becomes of the user; None: nothing."""
 
@@ -174,6 +179,60 @@ class RedisStore:
             writing=True,
         )
         return done
+
+    def merge(
+        self,
+        histories: Sequence[History],
+        claim: Claim,
+        now_ms: int,
+        *,
+        digest: bytes | None = None,
+    ) -> Merged:
+        bundle = records.bundle_key(digest) if digest else 0
+        fields = [HEAD, *map(segment_field, range(self._ring))]
+        rings: dict[int, Sequence[bytes | None]] = {}
+        done: dict[int, Merged] = {}
+
+        def read(places: Sequence[int]) -> list[bytes | None]:
+            users = [histories[place].user for place in places]
+            found = self._client.run([("HMGET", self._keys.user(user), *fields) for user in users])
+            rings.update((place, ring) for place, (_, *ring) in zip(places, found, strict=True))
+            return [head for head, *_ in found]
+
+        def decide(place: int, old: bytes | None) -> Change | None:
+            history = histories[place]
+            user = history.user
+            numbers = None if old is None else self._numbers(user, old)
+            head, stored = None, records.NOTHING
+            if old and numbers and not self._has_expired(user, old, now_ms):
+                head = records.decode_head(old, user)
+                ring = [rings[place][n % self._ring] for n in head.segments(self._length)]
+                stored = self._newest(user, head, ring, self._length).behaviors
+            if head and head.claim and head.claim.job == claim.job:
+                done[place] = Merged(merged_before=1)
+                return None
+            states = self._states_kept
+            joined = records.merge(head, stored, history, claim, now_ms, self._ring, bundle, states)
+            done[place] = joined.merged
+            if not joined.count:
+                return None
+            self._mending.take(user)
+            trimmed, full = joined.sealed()
+            segments = {segment_field(number % self._ring): data for number, data in full}
+            return Change(
+                set={HEAD: trimmed, **segments},
+                clear=True,
+                listed=True,
+                ttl_ms=self._server_ttl_ms,
+                due=joined.due,
+                undue=numbers.due - joined.due if numbers else (),
+            )
+
+        self._change([history.user for history in histories], decide, read)
+        total = Merged()
+        for merged in done.values():
+            total.add(merged)
+        return total
 
     def positions(self, sources: Sequence[int]) -> list[int | None]:
         found = self._client.run([("GET", self._keys.source(source)) for source in sources])
@@ -500,16 +559,19 @@ class RedisStore:
         states, dead = self._states_kept, source.dead
         return records.grow(head, source.key, source.owner, new, now_ms, bundle, states, dead)
 
-    def _change(self, users: Sequence[str], decide: Decide) -> list[bool]:
+    def _change(self, users: Sequence[str], decide: Decide, read: Read | None = None) -> list[bool]:
         """Change users, none of whom is there twice, whatever others do meanwhile; whether each
-        was.
+        was. Who needs more than their heads gives how they are read.
         """
         changed = [False] * len(users)
         waiting = list(range(len(users)))
         for attempt in range(CONFLICTS):
             if attempt:
                 time.sleep(random.uniform(0, 0.002 * attempt))
-            heads = self._heads([users[place] for place in waiting])
+            if read is None:
+                heads = self._heads([users[place] for place in waiting])
+            else:
+                heads = list(read(waiting))
             together: defaultdict[int, list[int]] = defaultdict(list)
             changes: dict[int, tuple[str, bytes | None, Change]] = {}
             for place, head in zip(waiting, heads, strict=True):

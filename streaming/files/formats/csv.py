@@ -36,12 +36,14 @@ class CsvRows:
     Args:
         text: the file.
         block: bytes parsed at a time; a row must fit into one block.
+        delimiter: what is between cells.
     """
 
     rows: int | None = None
 
-    def __init__(self, text: TextFile, *, block: int) -> None:
+    def __init__(self, text: TextFile, *, block: int, delimiter: str = ",") -> None:
         self._text = text
+        self._delimiter = delimiter
         self._block = block
 
     def names(self) -> list[str] | None:
@@ -104,7 +106,9 @@ class CsvRows:
             # Threads would cost the numbers of invalid rows.
             read_options=pyarrow.csv.ReadOptions(block_size=self._block, use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(
-                newlines_in_values=True, invalid_row_handler=handle or (lambda _: "skip")
+                delimiter=self._delimiter,
+                newlines_in_values=True,
+                invalid_row_handler=handle or (lambda _: "skip"),
             ),
             # As bytes: a cell that is no number or no UTF-8 is then one bad row, not a bad file.
             convert_options=pyarrow.csv.ConvertOptions(

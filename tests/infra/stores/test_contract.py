@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from infra.store import (
     LAYOUT,
     Append,
     Appended,
+    Claim,
     Group,
+    History,
     Identity,
     InterestWrite,
+    Merged,
     Store,
     StoredSequence,
     StoreOptions,
@@ -81,6 +85,28 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenS
 @pytest.fixture
 def store(open_store: OpenStore) -> Store:
     return open_store()
+
+
+class Heard:
+    """What a store told of damaged records."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+        self.lines: list[str] = []
+
+    def __call__(self, kind: str, line: str) -> None:
+        self.kinds.append(kind)
+        self.lines.append(line)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def watched(open_store: OpenStore, heard: Heard) -> Store:
+    return open_store(damage=heard)
 
 
 def append(
@@ -585,6 +611,159 @@ def test_of_many_bundles_that_are_never_extracted_few_are_remembered(store: Stor
     assert sum(due) <= 4
 
 
+# Histories
+
+
+def history(user: str, first: int, number: int, older: int = 0) -> History:
+    """What `append` would append, as a job has it."""
+    behaviors = b"".join(append(user, first, number).behaviors)
+    return History(user, OTHER.owner, behaviors, older)
+
+
+def merge(store: Store, told: History, job: int = 1, cut: int = 10, now_ms: int = 5_000) -> Merged:
+    """Merge a history of what came before event ``cut``."""
+    return store.merge([told], Claim(job, 1000 + cut), now_ms, digest=BUNDLE)
+
+
+def test_a_history_comes_before_what_happened_from_its_cut_on(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 8, 5), append("zoe", 20)], now_ms=1)
+    done = store.merge(
+        [history("ann", 0, 10), history("bob", 3, 2)], Claim(1, 1010), 5_000, digest=BUNDLE
+    )
+    assert done == Merged(users=2, behaviors=12, replaced=2, kept=3)
+    ann, bob, zoe = store.sequences(["ann", "bob", "zoe"])
+    assert (items(ann), items(bob), items(zoe)) == (list(range(13)), [3, 4], [20])
+    assert ann is not None
+    assert (ann.marks, ann.version) == ({SOURCE.key: 12}, Version(5_000, 13))
+    assert set(store.users(b"", 10).users) == {"ann", "bob", "zoe"}
+
+
+def test_stored_behaviors_from_the_cut_on_keep_their_order(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 30)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 12, 2, offset=40)], now_ms=2)
+    feed(store, SOURCE, [append("ann", 4, 2, offset=50)], now_ms=3)
+    merge(store, history("ann", 0, 3))
+    assert items(store.sequences(["ann"])[0]) == [0, 1, 2, 30, 12, 13]
+
+
+def test_a_job_is_merged_once_and_another_takes_its_place(store: Store) -> None:
+    merge(store, history("ann", 0, 3), job=1)
+    again = merge(store, history("ann", 0, 9), job=1, now_ms=6_000)
+    assert again == Merged(merged_before=1)
+    assert items(store.sequences(["ann"])[0]) == [0, 1, 2]
+    done = merge(store, history("ann", 1, 9), job=2, now_ms=4_000)
+    assert (done.users, done.replaced) == (1, 3)
+    (sequence,) = store.sequences(["ann"])
+    assert items(sequence) == list(range(1, 10))
+    assert sequence is not None
+    assert sequence.version == Version(5_001, 9)
+
+
+def test_late_events_from_before_the_cut_are_covered(store: Store) -> None:
+    merge(store, history("ann", 0, 10))
+    assert feed(store, SOURCE, [append("ann", 10, 3)], now_ms=6_000) == Appended(applied=3)
+    late = feed(store, OTHER, [append("ann", 7, 10, offset=0)], now_ms=6_001)
+    assert late == Appended(applied=4, covered=3, duplicates=3)
+    assert items(store.sequences(["ann"])[0]) == list(range(17))
+    again = feed(store, OTHER, [append("ann", 7, 10, offset=0)], now_ms=6_002)
+    assert again == Appended(replayed=10)
+
+
+def test_a_later_job_with_an_earlier_cut_leaves_the_later_cut(store: Store) -> None:
+    merge(store, history("ann", 0, 10), job=1, cut=10)
+    merge(store, history("ann", 0, 5), job=2, cut=5)
+    assert items(store.sequences(["ann"])[0]) == list(range(10))
+    assert feed(store, SOURCE, [append("ann", 9)], now_ms=6_000) == Appended(covered=1)
+
+
+def test_what_was_applied_before_a_merge_is_recognised_after_it(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 8, 5)], now_ms=1)
+    merge(store, history("ann", 0, 10))
+    assert feed(store, SOURCE, [append("ann", 8, 5)], now_ms=6_000) == Appended(replayed=5)
+
+
+def test_a_merged_history_makes_states_anew(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, SEGMENT + 6)], now_ms=1)
+    put(store, BUNDLE, SEGMENT, b"old")
+    old = version_of(store, "ann")
+    merge(store, history("ann", 0, 3 * SEGMENT), cut=1000, now_ms=9_000)
+    (profile,) = store.profiles(["ann"], BUNDLE)
+    assert profile is not None
+    assert (profile.interests, len(profile.recent)) == (None, 3 * SEGMENT)
+    assert store.interests(["ann"], BUNDLE) == [None]
+    assert store.due(SOURCE.owner, BUNDLE, 10) == []
+    assert store.due(OTHER.owner, BUNDLE, 10) == [("ann", 9_000, 3 * SEGMENT)]
+    late = InterestWrite("ann", BUNDLE, old, b"late")
+    assert store.put_interests([late], 9_001) == [Written.STALE]
+    new = InterestWrite("ann", BUNDLE, version_of(store, "ann"), b"new")
+    assert store.put_interests([new], 9_002) == [Written.STORED]
+    assert store.due(OTHER.owner, BUNDLE, 10) == []
+    assert store.interests(["ann"], BUNDLE) == [b"new"]
+
+
+def test_of_a_long_history_the_newest_behaviors_are_kept(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 1000, 3)], now_ms=1)
+    done = merge(store, history("ann", 640, 300, older=640), cut=1000)
+    assert (done.behaviors, done.kept) == (940, 3)
+    (sequence,) = store.sequences(["ann"])
+    assert items(sequence) == [*range(940 - LENGTH + 3, 940), 1000, 1001, 1002]
+    assert sequence is not None
+    assert sequence.version.count == 943
+    feed(store, SOURCE, [append("ann", 1003, 100)], now_ms=6_000)
+    assert items(store.sequences(["ann"])[0])[-103:] == list(range(1000, 1103))
+
+
+def test_a_shorter_history_leaves_nothing_of_the_longer_one(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, 3 * SEGMENT)], now_ms=1)
+    merge(store, history("ann", 0, 2), cut=1000)
+    assert items(store.sequences(["ann"])[0]) == [0, 1]
+    feed(store, SOURCE, [append("ann", 1000, 2 * SEGMENT, offset=1000)], now_ms=6_000)
+    assert items(store.sequences(["ann"])[0]) == [0, 1, *range(1000, 1000 + 2 * SEGMENT)]
+
+
+def test_a_deleted_user_stays_deleted_for_a_history_from_before(store: Store) -> None:
+    feed(store, SOURCE, [append("ann", 0, 3)], now_ms=1)
+    store.forget(["ann", "zoe"], now_ms=1_005)
+    done = store.merge([history("ann", 2, 6), history("zoe", 0, 4)], Claim(1, 1010), 5_000)
+    # Event i happened at 1,000 + i.
+    assert done == Merged(users=1, behaviors=2, deleted=8)
+    assert items(store.sequences(["ann"])[0]) == [6, 7]
+    assert store.sequences(["zoe"]) == [None]
+    assert feed(store, SOURCE, [append("zoe", 4, 3)], now_ms=6_000) == Appended(1, deleted=2)
+
+
+def test_a_user_whose_head_is_damaged_begins_anew_with_a_history(
+    open_store: OpenStore, heard: Heard
+) -> None:
+    store = open_store(damage=heard)
+    feed(store, SOURCE, [append("ann", 0, 100)], now_ms=1)
+    put_head(store, "ann", b"rubbish")
+    assert merge(store, history("ann", 0, 5)) == Merged(users=1, behaviors=5)
+    assert items(store.sequences(["ann"])[0]) == list(range(5))
+
+
+def test_histories_are_merged_beside_appends_without_loss_or_doubling(store: Store) -> None:
+    users = [f"u{number}" for number in range(4)]
+    live = range(100, 260)
+    fed = Appended()
+
+    def stream() -> None:
+        nonlocal fed
+        for first in range(live.start, live.stop, 4):
+            fed += feed(store, SOURCE, [append(user, first, 4) for user in users], now_ms=first)
+
+    worker = threading.Thread(target=stream)
+    worker.start()
+    for job in range(1, 6):
+        histories = [history(user, 0, 130) for user in users]
+        merged = store.merge(histories, Claim(job, 1130), 5_000 + job, digest=BUNDLE)
+        assert merged.users == len(users)
+    worker.join()
+    assert fed.applied + fed.covered == len(users) * len(live)
+    for sequence in store.sequences(users):
+        assert items(sequence) == list(range(260 - LENGTH, 260))
+
+
 # Deletion
 
 
@@ -667,28 +846,6 @@ def test_a_deletion_is_remembered_as_long_as_a_sequence_would_be(open_store: Ope
 
 
 # Damage
-
-
-class Heard:
-    """What a store told of damaged records."""
-
-    def __init__(self) -> None:
-        self.kinds: list[str] = []
-        self.lines: list[str] = []
-
-    def __call__(self, kind: str, line: str) -> None:
-        self.kinds.append(kind)
-        self.lines.append(line)
-
-
-@pytest.fixture
-def heard() -> Heard:
-    return Heard()
-
-
-@pytest.fixture
-def watched(open_store: OpenStore, heard: Heard) -> Store:
-    return open_store(damage=heard)
 
 
 SPOILED = {"missing": None, "rubbish": b"rubbish", "empty": b"", "of another length": bytes(1599)}

@@ -18,6 +18,7 @@ from tests.infra.histories import (
     TTL_MS,
     Forget,
     MarkDue,
+    Merge,
     Model,
     Operation,
     PutInterests,
@@ -87,6 +88,11 @@ class Kept:
                 known = model.forget()
                 assert store.forget([user], model.now_ms) == known
                 self._interests = {}
+            case Merge():
+                history, claim = model.history(operation)
+                digest = None if operation.bundle is None else DIGESTS[operation.bundle]
+                merged = store.merge([history], claim, model.now_ms, digest=digest)
+                assert merged == model.merge(operation, history, claim, LENGTH)
             case Wait():
                 model.wait(operation)
         self._compare()
@@ -122,7 +128,7 @@ class Kept:
 
     def _compare_bundle(self, record: Record, bundle: int, profile: Profile | None) -> None:
         assert profile is not None
-        count = len(record.behaviors)
+        count = record.count
         covered = record.covered.get(bundle, 0)
         recent = max(count % SEGMENT, min(count - covered, LENGTH))
         assert packed(profile.recent) == record.newest(recent)

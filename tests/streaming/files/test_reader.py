@@ -18,10 +18,19 @@ from infra.behaviors import DEFAULT_ACTIONS
 from infra.errors import SettingsError, SourceError
 from infra.settings import EventSettings
 from streaming.files.batches import EventBatch
+from streaming.files.formats.text import Text
 from streaming.files.reader import EventFile, read_events
 
 T0 = 1_600_000_000_000
-FORMATS = ["events.parquet", "events.csv", "events.jsonl", "events.csv.gz", "events.jsonl.gz"]
+FORMATS = [
+    "events.parquet",
+    "events.csv",
+    "events.jsonl",
+    "events.csv.gz",
+    "events.jsonl.gz",
+    "events.csv.zst",
+    "events.jsonl.zst",
+]
 
 Row = dict[str, Any]
 
@@ -36,7 +45,7 @@ def row(number: int, **fields: Any) -> Row:
 
 
 def write(path: Path, rows: Sequence[Row], *, group: int = 1000) -> Path:
-    name = path.name.removesuffix(".gz")
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=group)
         return path
@@ -51,7 +60,11 @@ def write(path: Path, rows: Sequence[Row], *, group: int = 1000) -> Path:
 
 def write_text(path: Path, data: str | bytes) -> Path:
     raw = data.encode() if isinstance(data, str) else data
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    if path.suffix == ".gz":
+        raw = gzip.compress(raw)
+    elif path.suffix == ".zst":
+        raw = pa.Codec("zstd").compress(raw, asbytes=True)
+    path.write_bytes(raw)
     return path
 
 
@@ -394,6 +407,48 @@ def test_csv_cells_may_hold_line_ends_and_commas(tmp_path: Path) -> None:
     data = f'user_id,item_id,action,event_time\nu,"a\nb,c",click,{T0}\nv,d,click,{T0}\n'
     (batch,) = read_events(write_text(tmp_path / "e.csv", data))
     assert plain(batch.items) == ["a\nb,c", "d"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("name", ["e.csv", "e.csv.zst", "e.jsonl.gz"])
+def test_text_is_read_in_its_encoding(tmp_path: Path, encoding: str, name: str) -> None:
+    data = f'{{"user_id": "é", "item_id": "i;", "action": "view", "event_time": {T0}}}\n'
+    if ".csv" in name:
+        data = f'user_id;item_id;action;event_time\né;"i;";view;{T0}\n'
+    path = write_text(tmp_path / name, data.encode(encoding))
+    (batch,) = EventFile(path, text=Text(encoding, ";")).batches()
+    assert (plain(batch.users), plain(batch.items)) == (["é"], ["i;"])
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("user_id,item_id\n".encode("utf-16"), "it is in UTF-16, give --encoding utf-16"),
+        ("user_id,item_id\n".encode("utf-16-le"), "an encoding of several bytes a character"),
+        ("user_id,item_id\n".encode("utf-32"), "it is in UTF-32"),
+        (gzip.compress(b"user_id,item_id\n"), "compressed by gzip, name it .gz"),
+        (pa.Codec("zstd").compress(b"user_id\n", asbytes=True), "compressed by Zstandard"),
+        (b"PAR1", "it is Parquet, name it .parquet"),
+        ("user_id,é\n".encode("latin-1"), "byte 8 of its first line is not UTF-8"),
+    ],
+)
+def test_what_is_no_text_in_utf_8_is_told_what_it_is(
+    tmp_path: Path, data: bytes, told: str
+) -> None:
+    with pytest.raises(SourceError, match=told):
+        EventFile(write_text(tmp_path / "e.csv", data))
+
+
+def test_text_in_another_encoding_than_told_is_one_line(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "e.jsonl", b'{"user_id": "\xd8\n"}\n')
+    with pytest.raises(SourceError, match="check its --encoding"):
+        list(EventFile(path, text=Text("utf-16")).batches())
+
+
+@pytest.mark.parametrize(("encoding", "delimiter"), [("klingon", ","), ("utf-8", "||")])
+def test_what_is_no_encoding_or_delimiter_is_told(encoding: str, delimiter: str) -> None:
+    with pytest.raises(SourceError, match=r"no encoding 'klingon'|delimiter '\|\|'"):
+        Text(encoding, delimiter)
 
 
 @pytest.mark.parametrize("name", ["events.parquet", "events.csv"])

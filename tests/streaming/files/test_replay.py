@@ -19,7 +19,6 @@ from infra.kafka.local import LocalKafka
 from infra.settings import EventSettings
 from streaming.events.decoder import EventDecoder
 from streaming.files import replay as module
-from streaming.files.backfill import partition_numbers
 from streaming.files.reader import EventFile
 from streaming.files.replay import (
     BehaviorEvent,
@@ -30,6 +29,7 @@ from streaming.files.replay import (
     encode_batch,
     replay,
 )
+from streaming.history.placing import murmur2, partition_numbers
 
 T0 = 1_600_000_000_000
 PARTITIONS = 4
@@ -115,7 +115,9 @@ def test_keys_land_where_kafkas_own_clients_put_them(
     records = consume(kafka.bootstrap, topic, 200)
     keys = pa.array([key.decode() for _, key, _ in records])
     assert len(records) == 200
-    assert partition_numbers(keys, PARTITIONS).tolist() == [number for number, _, _ in records]
+    assert partition_numbers(murmur2(keys), PARTITIONS).tolist() == [
+        number for number, _, _ in records
+    ]
 
 
 @pytest.mark.kafka

@@ -22,7 +22,16 @@ from infra.errors import (
     StoreMismatch,
     StoreUnavailable,
 )
-from infra.store import Append, Group, InterestWrite, StoreOptions, Version, Written
+from infra.store import (
+    Append,
+    Claim,
+    Group,
+    History,
+    InterestWrite,
+    StoreOptions,
+    Version,
+    Written,
+)
 from infra.stores.aerospike.address import AerospikeAddress
 from infra.stores.aerospike.client import AerospikeClient, IndexMissing
 from infra.stores.aerospike.room import SLICE
@@ -721,6 +730,26 @@ def test_a_head_that_a_killed_server_lost_begins_where_its_segments_end(
     assert eventually(lambda: times(store, "ann")) == list(range(100))
     done = feed(store, SOURCE, [append("ann", 90, 40)], now_ms=2 * LATER)
     assert (done.replayed, times(store, "ann")) == (10, list(range(130)))
+
+
+def test_a_merged_head_that_a_killed_server_lost_leaves_the_earlier_sequence(
+    store: AerospikeStore, double: AerospikeDouble
+) -> None:
+    feed(store, SOURCE, [append("ann", 0, 130)], now_ms=1)
+    feed(store, SOURCE, [append("ann", 130)], now_ms=LATER)
+    double.data.flush()
+    told = append("ann", 0, 192)
+    history = History("ann", SOURCE.owner, b"".join(told.behaviors))
+    assert store.merge([history], Claim(1, 500), 2 * LATER).users == 1
+    assert times(store, "ann") == list(range(192))
+    double.kill("sequence")
+    double.come_back()
+    assert eventually(lambda: times(store, "ann")) == list(range(131))
+    assert store.merge([history], Claim(1, 500), 3 * LATER).users == 1
+    for number in range(3):
+        feed(store, SOURCE, [append("ann", 1000 + number)], now_ms=(4 + number) * LATER)
+    assert times(store, "ann") == [*range(192), 1000, 1001, 1002]
+    assert tail_of(store, "ann") == 3
 
 
 def test_who_has_older_interests_again_after_a_server_was_killed_can_be_made_due(
