@@ -508,6 +508,13 @@ class WorkerMetrics(BundleMetrics):
             "When the brokers last told how far the logs of all partitions go. Lag is as of then.",
             registry=registry,
         )
+        self.consumer_failures = Counter(
+            "lifelong_worker_consumer_failures",
+            "Kafka consumers of this worker that crashed, did not start, or got no answers for "
+            "half a minute while another client did, each with a line in the log. The next one is "
+            "made in its place; readiness is off until it has run for a while.",
+            registry=registry,
+        )
         self.last_batch_timestamp_seconds = Gauge(
             "lifelong_worker_last_batch_timestamp_seconds",
             "When the last batch was acknowledged, as seconds since epoch; 0: none yet.",
