@@ -95,6 +95,9 @@ class Fault(NamedTuple):
     """Returns what was done, in a few words."""
     alone: bool = False
     """Whether the producer waits meanwhile: the fault sends what it needs itself."""
+    told: bool = False
+    """Whether it keeps workers from getting on, so that they must say that they are not ready, and
+    be it again when it is over."""
 
 
 def kill_worker(scene: Scene, chance: random.Random) -> str:
@@ -141,6 +144,18 @@ def kill_broker(scene: Scene, chance: random.Random) -> str:
     return f"down for {seconds:.1f} s and until {told}, and its start"
 
 
+def silence_broker(scene: Scene, _: random.Random) -> str:
+    """All that workers and broker say to each other is thrown away, for longer than the session;
+    the connections that were open then stay so, and never give anything again.
+    """
+    scene.proxy.fall_silent()
+    began = time.monotonic()
+    told = scene.hold_until_told("broker")
+    time.sleep(max(0.0, began + 1.5 * SESSION_S - time.monotonic()))
+    scene.proxy.speak()
+    return f"for {time.monotonic() - began:.1f} s, {told}"
+
+
 def renew_topic(scene: Scene, chance: random.Random) -> str:
     """Delete the topic with events that nobody has stored but all know of, and make it anew."""
     broker = scene.settings.broker
@@ -150,6 +165,7 @@ def renew_topic(scene: Scene, chance: random.Random) -> str:
             admin.delete_topics([broker.topic])[broker.topic].result(30)
         scene.ledger.renew_topic()
     time.sleep(chance.uniform(0, 2))
+    told = scene.hold_until_told("broker")
 
     def made() -> bool:
         try:
@@ -159,7 +175,7 @@ def renew_topic(scene: Scene, chance: random.Random) -> str:
             return False
 
     scene.wait_until(made, "the topic is made anew", 30)
-    return f"{len(burst):,} events just sent"
+    return f"{len(burst):,} events just sent, {told}"
 
 
 def lose_tail(scene: Scene, chance: random.Random) -> str:
@@ -290,17 +306,18 @@ FAULTS: Final[dict[str, Fault]] = {
     "worker-paused": Fault(pause_worker),
     "rolling-restart": Fault(restart_workers),
     "partitions-added": Fault(add_partitions),
-    "broker-killed": Fault(kill_broker),
-    "topic-made-anew": Fault(renew_topic, alone=True),
-    "log-tail-lost": Fault(lose_tail, alone=True),
-    "unread-tail-lost": Fault(lose_unread_tail, alone=True),
+    "broker-killed": Fault(kill_broker, told=True),
+    "broker-silent": Fault(silence_broker, told=True),
+    "topic-made-anew": Fault(renew_topic, alone=True, told=True),
+    "log-tail-lost": Fault(lose_tail, alone=True, told=True),
+    "unread-tail-lost": Fault(lose_unread_tail, alone=True, told=True),
     "transactions-aborted": Fault(abort_transactions, alone=True),
-    "transaction-left-open": Fault(leave_transaction_open, alone=True),
+    "transaction-left-open": Fault(leave_transaction_open, alone=True, told=True),
     "compressed": Fault(compress, alone=True),
     "retention-overtaking": Fault(overtake, alone=True),
-    "store-full": Fault(fill_store, alone=True),
-    "reader-slots-used-up": Fault(use_up_readers),
-    "store-locked": Fault(lock_store),
+    "store-full": Fault(fill_store, alone=True, told=True),
+    "reader-slots-used-up": Fault(use_up_readers, told=True),
+    "store-locked": Fault(lock_store, told=True),
     "store-restored": Fault(restore_store, alone=True),
 }
 """Each by its name."""
@@ -309,6 +326,7 @@ FAULTS: Final[dict[str, Fault]] = {
 def _cut_tail(scene: Scene, burst: range, chance: random.Random) -> str:
     """Kill the broker, cut what one partition has of the burst, and start it."""
     _kill_broker(scene)
+    told = scene.hold_until_told("broker")
     ledger, topic = scene.ledger, scene.settings.broker.topic
     partition = int(chance.choice(sorted(set(ledger.partitions[burst.start : burst.stop]))))
     offsets = ledger.offsets_of(partition, burst)
@@ -317,7 +335,7 @@ def _cut_tail(scene: Scene, burst: range, chance: random.Random) -> str:
     cut = cut_tail(data, topic, partition, first, chance.uniform(0.2, 1))
     gone = ledger.destroy("truncation", partition, cut, end)
     scene.kafka.start()
-    return f"{gone:,} events of partition {partition}"
+    return f"{gone:,} events of partition {partition}, {told}"
 
 
 def _kill_broker(scene: Scene) -> None:
