@@ -163,6 +163,7 @@ class Worker:
         self._metrics = metrics
         self._health = health
         self._interruptions = interruptions or Interruptions()
+        self._of_states = self._interruptions.follower()
         self._traces = traces
         # By the clock of whoever asks, as the endpoint tells it: the loop may be stuck.
         metrics.live.set_function(health.alive)
@@ -237,7 +238,13 @@ class Worker:
             clock=self._clock,
         )
         reclusterer = Reclusterer(
-            self._store, system, settings, self._metrics, self._clock, self._traces
+            self._store,
+            system,
+            settings,
+            self._metrics,
+            self._clock,
+            self._traces,
+            None if self._store.local else self._of_states,
         )
         return reclusterer, renewal
 
