@@ -414,7 +414,7 @@ class WorkerMetrics(BundleMetrics):
         )
         self.renewal_users = Counter(
             "lifelong_worker_renewal_users",
-            "Users looked at after a bundle was exchanged, and every six hours since (seen), and "
+            "Users looked at after a bundle was exchanged, and once a day since (seen), and "
             "those made due since their interests were of another bundle or not there (due).",
             ["outcome"],
             registry=registry,
