@@ -36,11 +36,11 @@ CODECS: Final = ("lz4", "zstd", "snappy", "gzip")
 CANNOT_WRITE: Final = "cannot write, will retry"
 """What a worker says."""
 
-FILL_S: Final = 30.0
-"""Longest that a store is filled."""
+FILL_S: Final = 8.0
+"""Longest that a store is filled with what comes: its file may have many pages that are free."""
 
 FILL: Final = 0.2
-"""Most that is sent to fill it, as a share of a run's events."""
+"""Most that is sent meanwhile, as a share of a run's events."""
 
 _OPEN: Final = (
     "import sys, time, lmdb\nstore = lmdb.open(sys.argv[1], max_dbs=16, map_size=1 << 38)\n"
@@ -252,21 +252,27 @@ def overtake(scene: Scene, chance: random.Random) -> str:
 
 
 def fill_store(scene: Scene, chance: random.Random) -> str:
-    """Let the store's file grow no more, as on a full disk, until workers say so."""
+    """Let the store's file grow no more, as on a full disk, until workers say so; where it need not
+    grow, have its second half refuse what is written, or less of it.
+    """
     size = (scene.store_path / "data.mdb").stat().st_size
     said = len(scene.crew.said())
     began, first = time.monotonic(), scene.ledger.sent
     # While the snapshot is in use, no page that is freed after it can be used again.
-    with scene.crew.limited(size), _program(scene, _SNAPSHOT):
-        while not (full := any(CANNOT_WRITE in line for line in scene.crew.said()[said:])):
-            sent = scene.ledger.sent - first
-            if time.monotonic() - began > FILL_S or sent > scene.size.events * FILL:
-                break
+    with scene.crew.limited(size) as limit, _program(scene, _SNAPSHOT):
+        while not any(CANNOT_WRITE in line for line in scene.crew.said()[said:]):
             scene.producer.send(_burst(scene, chance) // 4)
             time.sleep(0.2)
-        told = scene.hold_until_told("store", "writing") if full else "which was enough"
+            seconds, sent = time.monotonic() - began, scene.ledger.sent - first
+            if seconds > FILL_S or sent > scene.size.events * FILL:
+                size //= 2
+                if not size:
+                    raise NotInTime("the store takes what it has no room for")
+                limit(size)
+                first, began = scene.ledger.sent, time.monotonic()
+        told = scene.hold_until_told("store", "writing")
         time.sleep(chance.uniform(0, 3))
-    return f"at {size / 1e6:.0f} MB, {told}"
+    return f"at {size / 1e6:.1f} MB, {told}"
 
 
 def use_up_readers(scene: Scene, chance: random.Random) -> str:

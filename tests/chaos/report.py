@@ -168,8 +168,8 @@ seed 7; `make chaos` runs more and longer.
   held, for {BUDGET_S:.0f} s, and every worker said that it was ready.
 - *Not ready again*: a worker was not ready {RECOVERY_S:.0f} s after all was in the store.
 
-*Told* is the time until a worker said that it was not ready, of faults that keep workers from
-getting on; they last until then. *Recovery* is the time from the end of a fault until the newest
+*Told* is for how long a fault that keeps workers from getting on had to last beyond its own time
+until one said that it was not ready (0.0: it had said so before). *Recovery* is the time from the end of a fault until the newest
 event of every partition is in the store. It holds the start of a worker where one was killed, and
 what was sent meanwhile.
 

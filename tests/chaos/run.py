@@ -45,7 +45,8 @@ class Injected:
     at_event: int
     lasted_s: float
     told_s: float | None
-    """Until a worker said that it was not ready; None: none had to, or none did."""
+    """Until a worker said that it was not ready, beyond the time that the fault lasts anyway; None:
+    none had to, or none did."""
     recovery_s: float | None
     """From its end until the newest event of every partition was in the store; None: never."""
     ready_s: float | None

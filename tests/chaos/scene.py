@@ -103,7 +103,7 @@ class Scene:
         self.restored = 0
         """How many times an older copy took the store's place."""
         self.told_s: list[float] = []
-        """Of the present fault: times until a worker said that it was not ready."""
+        """Of the present fault: what `hold_until_told` took."""
         self.silent: list[str] = []
         """Where something was stuck beyond `BUDGET_S`, and every worker said that it was ready."""
         self._stack = ExitStack()
