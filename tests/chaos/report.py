@@ -169,9 +169,9 @@ seed 7; `make chaos` runs more and longer.
 - *Not ready again*: a worker was not ready {RECOVERY_S:.0f} s after all was in the store.
 
 *Told* is for how long a fault that keeps workers from getting on had to last beyond its own time
-until one said that it was not ready (0.0: it had said so before). *Recovery* is the time from the end of a fault until the newest
-event of every partition is in the store. It holds the start of a worker where one was killed, and
-what was sent meanwhile.
+until one said that it was not ready (0.0: it had said so before). *Recovery* is the time from the
+end of a fault until the newest event of every partition is in the store. It holds the start of a
+worker where one was killed, and what was sent meanwhile.
 
 | fault | injected | told, median | longest | recovery, median | longest |
 | --- | ---: | ---: | ---: | ---: | ---: |

@@ -260,6 +260,28 @@ async def test_what_a_deleted_topic_held_is_told_by_none_who_had_left_it_to_othe
 
 
 @pytest.mark.kafka
+async def test_what_a_deleted_topic_held_is_told_by_who_gets_none_of_the_new_one(
+    kafka: LocalKafka,
+) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 10))
+    async with running(settings, store, KeptLetters()) as worker:
+        agent = worker.app.batch_agent
+        await until(lambda: committed(settings) == {0: 10}, "all are committed")
+        store.failure = lambda _s, _a: OSError("the disk is gone")
+        await send(settings, of("a", 20, first=10))
+        await agent.check()
+        await asyncio.to_thread(delete_topic, settings.broker.bootstrap, settings.broker.topic)
+        consumer: Any = worker.app.consumer
+        consumer.assignment = set  # as if the group gave the new one to others
+        agent.rebalanced(set())
+        store.failure = lambda _s, _a: None
+        await asyncio.to_thread(create_topics, settings)
+        await agent.check()
+        await until(lambda: lost(worker, "deletion") == 20, "what was not read is told")
+
+
+@pytest.mark.kafka
 async def test_a_store_put_back_from_a_backup_catches_up(kafka: LocalKafka) -> None:
     settings, store = one_partition(kafka), WatchedStore()
     await send(settings, of("a", 10))
