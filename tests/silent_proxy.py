@@ -46,7 +46,7 @@ class SilentProxy:
         self._port = int(bootstrap.rpartition(":")[2])
         self._listener = socket.create_server((_HOST, 0))
         self.bootstrap = f"{_HOST}:{self._listener.getsockname()[1]}"
-        self._silent = False
+        self._silent_to: bytes | None = None
         self._connections: set[_Connection] = set()
         self._lock = threading.Lock()
 
@@ -64,13 +64,17 @@ class SilentProxy:
     def fall_silent(self) -> None:
         """Throw away all that comes from now on, through connections that are there or to come."""
         with self._lock:
-            self._silent = True
+            self._silent_to = b""
             for connection in self._connections:
                 connection.silent = True
 
+    def fall_silent_to(self, client_id: bytes) -> None:
+        """The same, for clients whose id has that in it, from what each asks next."""
+        self._silent_to = client_id
+
     def speak(self) -> None:
         """Pass on what comes through new connections. The others stay open, and silent."""
-        self._silent = False
+        self._silent_to = None
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # closed
@@ -82,7 +86,7 @@ class SilentProxy:
                     client.close()
                     continue
                 with self._lock:
-                    connection = _Connection(client, broker, self._silent)
+                    connection = _Connection(client, broker, self._silent_to == b"")
                     self._connections.add(connection)
                 _start(self._ask, connection)
                 _start(self._answer, connection)
@@ -90,6 +94,8 @@ class SilentProxy:
     def _ask(self, connection: _Connection) -> None:
         with contextlib.suppress(OSError):
             while said := connection.client.recv(1 << 16):
+                if self._silent_to is not None and self._silent_to in said:
+                    connection.silent = True
                 if not connection.silent:
                     connection.broker.sendall(said)
         self._end(connection)

@@ -51,6 +51,16 @@ def mend_connections(client: Any, answer_s: float) -> None:
         return connection
 
     client._get_conn = connected
+    bootstrap = client.bootstrap
+
+    async def bootstrapped() -> None:
+        patience_ms, client._request_timeout_ms = client._request_timeout_ms, round(1000 * answer_s)
+        try:
+            await bootstrap()
+        finally:
+            client._request_timeout_ms = patience_ms
+
+    client.bootstrap = bootstrapped
 
 
 class _Mended:

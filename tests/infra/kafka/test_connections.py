@@ -43,10 +43,16 @@ class Client:
         self.connection = connection
         self.connect_after_s = 0.0
         self.updates = 0
+        self._request_timeout_ms = 40_000
+        self.patience_ms: list[int] = []
+        """With which the first connections were made."""
 
     async def _get_conn(self, _node: int, *, no_hint: bool = False) -> Any:
         await asyncio.sleep(self.connect_after_s)
         return None if no_hint else self.connection
+
+    async def bootstrap(self) -> None:
+        self.patience_ms.append(self._request_timeout_ms)
 
     def force_metadata_update(self) -> None:
         self.updates += 1
@@ -91,6 +97,12 @@ async def test_who_joins_a_group_may_wait_for_the_others(client: Client) -> None
     join = JoinGroupRequest("group", 1, 1, "", None, "consumer", [])
     assert await connection.send(join)
     assert connection.closed_for == []
+
+
+async def test_the_first_connections_are_made_in_time_as_well(client: Client) -> None:
+    await client.bootstrap()
+    assert client.patience_ms == [1000 * ANSWER_S]
+    assert client._request_timeout_ms == 40_000
 
 
 async def test_a_connection_that_is_not_made_in_time_is_none(client: Client) -> None:
