@@ -487,7 +487,7 @@ async def lost_with_the_topic(*rebalances: set[int], heard: str = "new") -> floa
 
     consumer: Any = SimpleNamespace(read_by_id=lambda *_: None, logs=logs)
     await positions.find(consumer, [TP("behaviors", n) for n in rebalances[-1]], lambda: True)
-    return metrics.lost_events.labels("deletion")._value.get()
+    return float(metrics.lost_events.labels("deletion")._value.get())
 
 
 async def test_what_a_deleted_topic_held_is_told_by_who_had_it_whatever_it_is_given_then() -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.errors import GroupAuthorizationFailedError
 from faust.types import TP
 
 from infra.errors import BrokerError
@@ -260,6 +261,22 @@ async def test_what_keeps_knowledge_of_the_cluster_is_started_again(kafka: Local
         await until(client._sync_task.done, "it has ended")
         await worker.app.batch_agent.check()
         assert not client._sync_task.done()
+
+
+@pytest.mark.kafka
+async def test_what_ends_the_part_in_the_group_ends_the_app(kafka: LocalKafka) -> None:
+    """aiokafka keeps it until somebody asks, and does nothing for the group before."""
+    settings, store = one_partition(kafka), WatchedStore()
+    produce(settings, [("a", event("a"))])
+    async with running(settings, store, KeptLetters()) as worker:
+        await until(lambda: store.counts() == {"a": 1}, "it reads")
+        consumer: Any = worker.app.consumer
+        coordinator = consumer._thread._consumer._coordinator
+        coordinator._pending_exception = GroupAuthorizationFailedError(settings.broker.group)
+        await until(lambda: worker.app.crash_reason is not None, "it is heard")
+        assert isinstance(worker.app.crash_reason, GroupAuthorizationFailedError)
+        consumer.cut_off()
+        await until(lambda: not consumer._thread._thread.is_alive(), "its thread has ended")
 
 
 @pytest.mark.kafka
