@@ -439,7 +439,7 @@ class WorkerMetrics(BundleMetrics):
         )
         self.renewal_users = Counter(
             "lifelong_worker_renewal_users",
-            "Users looked at after a bundle was exchanged, and every six hours since (seen), and "
+            "Users looked at after a bundle was exchanged, and once a day since (seen), and "
             "those made due since their interests were of another bundle or not there (due).",
             ["outcome"],
             registry=registry,
@@ -531,6 +531,13 @@ class WorkerMetrics(BundleMetrics):
         self.logs_asked_timestamp_seconds = Gauge(
             "lifelong_worker_logs_asked_timestamp_seconds",
             "When the brokers last told how far the logs of all partitions go. Lag is as of then.",
+            registry=registry,
+        )
+        self.consumer_failures = Counter(
+            "lifelong_worker_consumer_failures",
+            "Kafka consumers of this worker that crashed, did not start, or got no answers for "
+            "half a minute while another client did, each with a line in the log. The next one is "
+            "made in its place; readiness is off until it has run for a while.",
             registry=registry,
         )
         self.last_batch_timestamp_seconds = Gauge(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,9 +20,10 @@ from infra.kafka.admin import (
     topic_partitions,
 )
 from infra.kafka.logs import LogBounds
+from infra.kafka.transactions import open_transactions
 from infra.schema_registry import SchemaRegistry
 from infra.settings import Settings
-from infra.store import LOW, Store
+from infra.store import LOW, Store, wall_clock_ms
 from infra.stores import open_as_it_is, open_store
 from streaming.events.conversion import Conversion
 from streaming.events.formats import open_format, with_preset
@@ -248,16 +249,13 @@ def _check_progress(settings: Settings) -> str:
         reached = store.positions(keys)
     finally:
         store.close()
-    behind, trouble, held = 0, [], ""
+    behind, trouble, held = 0, [], {}
     for (number, (log, stable, committed)), fed in zip(partitions.items(), reached, strict=True):
         bounds = LogBounds(log.start, stable, log.stop)
         begin = start(lives[number], fed, committed, bounds)
         behind += log.stop - begin.offset
         if stable < log.stop:
-            held += (
-                f"; an open transaction holds back partition {number} from offset {stable} on: if"
-                " it stays, find its producer, or abort it (docs/operations.md)"
-            )
+            held[number] = stable
         for offsets, what in ((begin.gone, "are gone from Kafka"), (begin.cut, "were cut off")):
             if offsets:
                 span = f"{offsets.start} to {offsets.stop - 1}"
@@ -268,12 +266,37 @@ def _check_progress(settings: Settings) -> str:
             f"{trouble[0]}{more}: a worker goes on behind them; see docs/losses.md for what that"
             " costs"
         )
+    whose = _describe_held(settings, held)
     said = (
-        f"{behind} events of {topic} are not in the store yet{held}; a log that lost its tail and"
+        f"{behind} events of {topic} are not in the store yet{whose}; a log that lost its tail and"
         " has grown again is found by workers alone"
     )
     # No failure: a moment does not tell a transaction that stays from one under way.
     return Warned(said) if held else said
+
+
+def _describe_held(settings: Settings, held: Mapping[int, int]) -> str:
+    """What open transactions hold back, by the partition's number from which offset on; raises
+    `BrokerError` where one has for longer than a worker allows.
+    """
+    topic, most_s = settings.broker.topic, settings.worker.held_max_s
+    said = ""
+    transactions = open_transactions(settings.broker) if held else []
+    for number, offset in held.items():
+        of = [one for one in transactions if (topic, number) in one.partitions]
+        oldest = min(of, key=lambda one: one.since_ms, default=None)
+        whose = "an open transaction, of which no broker tells whose it is,"
+        if oldest is not None:
+            since_s = max(0, wall_clock_ms() - oldest.since_ms) / 1000
+            whose = f"a transaction of {oldest.producer}, open for {since_s:.0f} s,"
+            if since_s > most_s:
+                raise BrokerError(
+                    f"{whose} holds back partition {number} from offset {offset} on, for longer"
+                    f" than worker.held_max_s = {most_s:g}: end that producer, or abort its"
+                    " transaction (docs/runbooks/partition-held.md)"
+                )
+        said += f"; {whose} holds back partition {number} from offset {offset} on"
+    return said
 
 
 def _check_bundle(settings: Settings) -> str:

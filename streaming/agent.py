@@ -78,6 +78,9 @@ class BatchAgent:
         change."""
         self._once_untold: set[TP] = set()
         """Those of which none could the last time."""
+        self._left_over = False
+        """Whether another topic bears the name of which nothing is ours: what was known of the one
+        before is told all the same."""
         self._unread: list[int] = []
         """Partitions that no worker of the group has."""
         self._rebalances = 0
@@ -182,8 +185,12 @@ class BatchAgent:
         if self._topic.id is None:
             return
         ours = self._consumer.assignment()
-        if not ours and found == self._topic.id and rebalances == self._rebalances:
-            self._positions.leave_to_others()
+        if not ours and rebalances == self._rebalances:
+            if found == self._topic.id:
+                self._positions.leave_to_others()
+            else:
+                self._left_over = True
+                self._place_soon()
         # None should be neither placed nor on its way to be: it would not be read, without a word.
         stray = ours - self._positions.next.keys() - self._unplaced.keys()
         if stray:
@@ -293,7 +300,7 @@ class BatchAgent:
         stop the others.
         """
         said = ""
-        while self._unplaced and not self._app.should_stop:
+        while (self._unplaced or self._left_over) and not self._app.should_stop:
             async with self._turn:
                 try:
                     await self._place(self._ours())
@@ -314,6 +321,7 @@ class BatchAgent:
         rebalances, unplaced, back_ms = self._rebalances, set(self._unplaced), self._back_ms
         topic = self._topic.id
         offsets = await self._positions.find(self._consumer, unplaced, wanted, back_ms)
+        self._left_over = False
         if topic not in (None, self._topic.id):
             # Another topic: also partitions that were not asked about do not stand as they did.
             self._misplaced(self._consumer.assignment() - unplaced)

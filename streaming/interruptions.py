@@ -1,8 +1,9 @@
-"""Outages of the store, from when one is noticed until what it may have cost is fed again.
+"""Outages of the store, from when one is noticed until what it may have cost is made up for.
 
 A database that writes to disk later than it answers may have lost what it acknowledged right before
 an outage. The marks make it harmless to feed all of it again; but it must come before anything
-newer, since later events of a user raise the mark over those that were lost.
+newer, since later events of a user raise the mark over those that were lost. Interest states that
+are lost cost time alone, and are made anew (`streaming.schedule`).
 """
 
 from __future__ import annotations
@@ -25,16 +26,32 @@ TRAIL_STEP_MS: Final = 1_000
 
 
 class Interruptions:
-    """An `infra.store.Interrupted` that remembers. Safe to use from threads."""
+    """An `infra.store.Interrupted` that remembers, for one who goes back. Safe to use from threads.
+
+    >>> of_events = Interruptions()
+    >>> of_states = of_events.follower()
+    >>> of_events(90_000)
+    >>> of_events.take(), of_events.take(), of_states.take()
+    (60000, None, 60000)
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._since_ms: int | None = None
+        self._followers: list[Interruptions] = []
+
+    def follower(self) -> Interruptions:
+        """Another one, for somebody else, that is told of all outages from now on."""
+        follower = Interruptions()
+        self._followers.append(follower)
+        return follower
 
     def __call__(self, since_ms: int) -> None:
         """Take notice of an outage; ``since_ms`` is when the store last answered before."""
         with self._lock:
             self._since_ms = since_ms if self._since_ms is None else min(since_ms, self._since_ms)
+        for follower in self._followers:
+            follower(since_ms)
 
     @property
     def pending(self) -> bool:
@@ -42,7 +59,7 @@ class Interruptions:
         return self._since_ms is not None
 
     def take(self) -> int | None:
-        """From when on all is to be fed again, ms since epoch; None: nothing is. It is forgotten
+        """From when on all is to be done again, ms since epoch; None: nothing is. It is forgotten
         here: whoever takes it goes back.
         """
         with self._lock:

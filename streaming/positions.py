@@ -125,6 +125,7 @@ class Positions:
         self._at: dict[TP, _Position] = {}
         self._before: dict[TP, _Position] = {}
         """Where partitions stood that have not been found anew since a rebalance."""
+        self._assigned: frozenset[TP] = frozenset()
         self._heard: dict[TP, LogBounds] = {}
         """The logs of partitions of which it was not found out yet where to go on."""
         self._told: set[tuple[TP, int, str, range]] = set()
@@ -144,15 +145,12 @@ class Positions:
     def forget(self, assigned: Collection[TP]) -> None:
         """Know nothing for sure any more; partitions that are not ours are told of no longer.
 
-        Whoever is left without any still knows where they stood: that is how the group's members
-        hear that the topic was deleted.
+        Where they stood is still known until it is heard whether the topic is the same: a rebalance
+        is how the group's members hear that it was deleted, and there may be several.
         """
         self._before |= self._at
         self._at.clear()
-        if assigned:
-            for known in (self._before, self._heard):
-                for tp in known.keys() - assigned:
-                    known.pop(tp)
+        self._assigned = frozenset(assigned)
         metrics = self._metrics
         metrics.partitions.set(len(assigned))
         ours = {str(tp.partition) for tp in assigned}
@@ -163,11 +161,13 @@ class Positions:
                 gauge.remove(partition)
 
     def leave_to_others(self) -> None:
-        """Know nothing of partitions any more: the topic is there, so others of the group have them
-        all, and tell what is lost. Two that know of one partition would both tell it.
+        """Know nothing any more of partitions that are not ours: the topic is there, so others of
+        the group have them, and tell what is lost. Two that know of one partition would both tell
+        it.
         """
-        self._before.clear()
-        self._heard.clear()
+        for known in (self._before, self._heard):
+            for tp in known.keys() - self._assigned:
+                known.pop(tp)
 
     async def find(
         self,
@@ -200,6 +200,8 @@ class Positions:
             # Nobody stands anywhere in the new topic yet; what is known of the old one's logs must
             # not be kept under its id.
             self._at.clear()
+        else:
+            self.leave_to_others()
         consumer.read_by_id(self._topic.topic, topic)
         await self._tell_deleted(wanted)
         numbers = [tp.partition for tp in partitions]

@@ -6,6 +6,9 @@ ranking behavior by behavior; so an event alone, however old it gets, makes nobo
 The store remembers due users by owner, a partition of the topic, so a crash or a rebalance
 loses none: whoever consumes the partition next goes on. Two workers may recluster one user at the
 same time for a moment; interest writes are monotone, so the older result is refused.
+
+A database that is killed may lose states that it had acknowledged. Whoever wrote them remembers for
+a while whose they were, and after an outage makes due again who has none.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +43,7 @@ from infra.store import (
     wall_clock_ms,
 )
 from infra.telemetry import get_logger
+from streaming.interruptions import TRAIL_MS, Interruptions
 
 if TYPE_CHECKING:  # numba is slow to import; health answers meanwhile
     from extractor.system import System
@@ -81,6 +85,13 @@ HANGING_MS: Final = 60_000
 """Time after which a pass that does not get on is trouble: many times what a batch takes, and
 longer than a store's own budgets, whose errors say more."""
 
+REMEMBERED: Final = 100_000
+"""Users of states stored last that are remembered, for `TRAIL_MS` at most: some MB. Whoever is not
+among them is found by the next pass over all users (`streaming.renewal`)."""
+
+LOOKED_AT: Final = 1000
+"""Users whose states are looked for together."""
+
 UNSEEN_MS: Final = 1000
 """Time without a look for due users, beyond the pause between two, after which somebody is taken to
 be due since the last one."""
@@ -119,6 +130,15 @@ class _Pause:
     """In a row."""
 
 
+class _Stored(NamedTuple):
+    """A user whose state was stored."""
+
+    at: int
+    """ms since epoch."""
+    owner: int
+    user: str
+
+
 class _Failure(NamedTuple):
     """A user who could not be reclustered."""
 
@@ -147,8 +167,24 @@ class Reclusterer:
         metrics: WorkerMetrics,
         clock: Callable[[], int] = wall_clock_ms,
         traces: WorkerTraces | None = None,
+        interruptions: Interruptions | None = None,
     ) -> None:
+        """Make it; nothing is read yet.
+
+        Args:
+            store: where users and states are.
+            system: makes states.
+            settings: of workers.
+            metrics: where all of it is counted.
+            clock: ms since epoch.
+            traces: what makes spans; None: nothing does.
+            interruptions: outages of the store, in which it may lose states; None: it loses none.
+        """
         self._store = store
+        self._interruptions = interruptions
+        self._stored: deque[_Stored] = deque(maxlen=REMEMBERED)
+        self._lost_since: int | None = None
+        """From when on states that were stored may be lost, ms since epoch."""
         self._traces = traces
         self._system = system
         self._metrics = metrics
@@ -165,7 +201,7 @@ class Reclusterer:
         self._failed: dict[str, _Failure] = {}
         """Users who failed since one was last stored, the first of them first."""
         self._pauses_lock = threading.Lock()
-        """Over pauses, failures, and who the owners are."""
+        """Over pauses, failures, who the owners are, and whose states were stored."""
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -238,6 +274,7 @@ class Reclusterer:
             StoreUnavailable, StoreFull: the store failed; nothing is lost, the users stay due.
         """
         now = self._clock() if now_ms is None else now_ms
+        self._find_lost(now)
         due = self._due(now)
         batches = [due[i : i + self._batch] for i in range(0, len(due), self._batch)]
         if self._threads <= 1 or len(batches) <= 1:
@@ -379,6 +416,40 @@ class Reclusterer:
                 self._failed.setdefault(due.user, _Failure(due.owner, now))
             return pause
 
+    # What an outage has cost
+
+    def _remember(self, stored: _Stored) -> None:
+        if self._interruptions is None:
+            return
+        with self._pauses_lock:
+            self._stored.append(stored)
+            while self._stored[0].at < stored.at - TRAIL_MS:
+                self._stored.popleft()
+
+    def _find_lost(self, now: int) -> None:
+        """After an outage, make those due whose states were stored before it and are not there."""
+        since = None if self._interruptions is None else self._interruptions.take()
+        if since is not None:
+            before = self._lost_since
+            self._lost_since = since if before is None else min(since, before)
+        if self._lost_since is None:
+            return
+        users: dict[int, set[str]] = defaultdict(set)
+        with self._pauses_lock:
+            for stored in self._stored:
+                if stored.at >= self._lost_since and stored.owner in self._owners:
+                    users[stored.owner].add(stored.user)
+        lost = 0
+        for owner, whose in users.items():
+            names = sorted(whose)
+            for start in range(0, len(names), LOOKED_AT):
+                some = names[start : start + LOOKED_AT]
+                lost += self._store.mark_due(owner, self._system.digest, some, now)
+                self._moved()
+        self._lost_since = None
+        if lost:
+            log.warning("store was away and has lost interests, making them anew", users=lost)
+
     # A batch
 
     def _recluster(self, batch: Sequence[_Due]) -> int:
@@ -499,6 +570,7 @@ class Reclusterer:
         for (due, _), outcome in zip(writes, outcomes, strict=True):
             if outcome is Written.STORED:
                 stored += 1
+                self._remember(_Stored(now, due.owner, due.user))
                 self._metrics.freshness_seconds.observe(max(0, now - due.since) / 1000)
                 if self._pauses:
                     with self._pauses_lock:

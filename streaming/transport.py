@@ -14,14 +14,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import ConsumerStoppedError, KafkaConnectionError, KafkaError
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    RequestTimedOutError,
+)
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.transport.drivers.aiokafka import Transport as FaustTransport
@@ -55,6 +60,9 @@ for as long."""
 
 QUEUED_S: Final = 10.0
 """Time that a question may wait for its place in the thread's queue."""
+
+NO_ANSWER: Final = (TimeoutError, KafkaConnectionError, NodeNotReadyError, RequestTimedOutError)
+"""What a question to the brokers ends with that none has answered."""
 
 T = TypeVar("T")
 
@@ -215,9 +223,6 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         self._reader: Reader | None = None
         self._ids: Mapping[str, bytes] = {}
         self.misplaced: frozenset[TopicPartition] = frozenset()
-        self.unanswered_since = math.inf
-        """When the first was asked of the questions that brokers have not answered, and none since
-        that they have; monotonic seconds."""
 
     def _create_worker_consumer(self, transport: FaustTransport) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
@@ -226,7 +231,9 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         # Faust reads what was never committed, too, unless it is in a transaction itself.
         consumer._isolation_level = "read_committed"
-        mend_connections(consumer._client, cast("Any", self.app).broker)
+        # Who has got no answer for as long is out of its group.
+        answer_s = self.app.conf.broker_session_timeout
+        mend_connections(consumer._client, answer_s, cast("Any", self.app).broker)
         self._reader = Reader(consumer)
         self._reader.ids = self._ids
         return consumer
@@ -244,6 +251,9 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         max_records: int | None = None,
     ) -> dict[TP, FetchedBatch]:
         """Fetch as the parent does, but partition by partition, and number what was fetched."""
+        # What ended the coordination with the group: it waits until somebody has heard of it, and
+        # Faust does not ask.
+        consumer._coordinator.check_errors()
         if not self.consumer.flow_active:
             return {}
         fetcher = consumer._fetcher
@@ -315,6 +325,8 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         consumer, reader = self._ensure_consumer(), self._reader
         assert reader is not None
         _keep_informed(consumer._client)
+        if not consumer.assignment() and not await consumer._client.force_metadata_update():
+            raise KafkaConnectionError("no broker answers the consumer")
         asked = [tp for tp in consumer.assignment() if TP(*tp) in unplaced]
         committed = await _committed(consumer, asked) if asked else {}
         bounds = await log_bounds(consumer._client, consumer.assignment(), self._ids)
@@ -428,16 +440,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         async def asked() -> T:
             return await asyncio.wait_for(method(*arguments), ASK_S)
 
-        since = monotonic()
-        try:
-            answer: T = await asyncio.wait_for(self.call_thread(asked), QUEUED_S + ASK_S)
-        except TimeoutError:
-            self.unanswered_since = min(self.unanswered_since, since)
-            raise
-        except KafkaError:
-            self.unanswered_since = math.inf
-            raise
-        self.unanswered_since = math.inf
+        answer: T = await asyncio.wait_for(self.call_thread(asked), QUEUED_S + ASK_S)
         return answer
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
@@ -566,13 +569,6 @@ class BatchConsumer(FaustConsumer):
     async def rejoin(self) -> None:
         """See `BatchConsumerThread.rejoin`."""
         await self._thread.rejoin()
-
-    @property
-    def unanswered_s(self) -> float:
-        """For how long no question to the brokers has been answered, by this client; 0: the last
-        one was.
-        """
-        return max(0.0, monotonic() - self._thread.unanswered_since)
 
     def cut_off(self) -> None:
         """End whatever its thread still does: while it heartbeats, the group leaves partitions to

@@ -49,7 +49,7 @@ from streaming.interruptions import Interruptions
 from streaming.renewal import Renewal
 from streaming.schedule import Reclusterer
 from streaming.traces import WorkerTraces, open_traces
-from streaming.transport import BatchConsumer
+from streaming.transport import NO_ANSWER, BatchConsumer
 
 if TYPE_CHECKING:
     from extractor.reloading import Reloader
@@ -78,7 +78,7 @@ GROUP_S: Final = 15.0
 """How often it is asked whether each partition is somebody's: what is nobody's twice in a row is
 not just being shared out."""
 
-DEAF_S: Final = 30.0
+DEAF_MS: Final = 30_000
 """Time after which a consumer that gets no answers, though another client of the same brokers does,
 is given up. Brokers hold no answer back as long, and an election takes less."""
 
@@ -167,6 +167,7 @@ class Worker:
         self._metrics = metrics
         self._health = health
         self._interruptions = interruptions or Interruptions()
+        self._of_states = self._interruptions.follower()
         self._traces = traces
         # By the clock of whoever asks, as the endpoint tells it: the loop may be stuck.
         metrics.live.set_function(health.alive)
@@ -241,7 +242,13 @@ class Worker:
             clock=self._clock,
         )
         reclusterer = Reclusterer(
-            self._store, system, settings, self._metrics, self._clock, self._traces
+            self._store,
+            system,
+            settings,
+            self._metrics,
+            self._clock,
+            self._traces,
+            None if self._store.local else self._of_states,
         )
         return reclusterer, renewal
 
@@ -287,6 +294,7 @@ class Worker:
 
     def _crashed(self, what: str, error: BaseException) -> None:
         log.error(what, error=typed_line(error))
+        self._metrics.consumer_failures.inc()
         self._crashed_at = time.monotonic()
         self._health.blocked("consumer", typed_line(error))
 
@@ -330,22 +338,29 @@ class Worker:
     async def _check_broker(self, app: LifelongApp) -> None:
         """Keep asking whether the broker answers, and how far its logs go.
 
-        Another client asks first. A consumer that gets no answers where that one does is given up.
+        Another client asks first. A consumer that gets no answers where that one does is given up,
+        and the next one is made in its place: the process, its kernels and what it extracts are
+        sound, and would take longer to start again.
         """
+        deaf_since_ms: int | None = None
         while True:
             await asyncio.sleep(self._settings.worker.check_s)
+            asked_ms = self._clock()
             try:
                 await app.batch_agent.check()
-            except TimeoutError:
+            except NO_ANSWER:
                 self._health.blocked("broker", "does not answer the consumer")
+                deaf_since_ms = asked_ms if deaf_since_ms is None else deaf_since_ms
+                if self._clock() - deaf_since_ms >= DEAF_MS:
+                    app.crash_reason = BrokerError(
+                        "the consumer gets no answers, another client does"
+                    )
             except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
                 self._health.blocked("broker", typed_line(error))
-                continue
+                deaf_since_ms = None
             else:
                 self._health.cleared("broker")
-            consumer = app.consumer
-            if isinstance(consumer, BatchConsumer) and consumer.unanswered_s > DEAF_S:
-                app.crash_reason = BrokerError("the consumer gets no answers, another client does")
+                deaf_since_ms = None
 
     async def _check_group(self, app: LifelongApp) -> None:
         """Keep asking whether each partition is somebody's: who shares them out may not have heard

@@ -95,6 +95,9 @@ ADVICE: Final = {
     "lifelong_worker_logs_asked_timestamp_seconds": Advice(
         "some seconds ago", "[brokers are silent](runbooks/brokers-silent.md)"
     ),
+    "lifelong_worker_consumer_failures": Advice(
+        "0", "the log says why; no answers: [brokers are silent](runbooks/brokers-silent.md)"
+    ),
     "lifelong_worker_last_batch_timestamp_seconds": Advice("a moment ago, while events come", _LAG),
     "lifelong_worker_bundle_info": Advice("one version, that of the scorers", _BUNDLES),
     "lifelong_worker_bundle_since_timestamp_seconds": Advice("of the last rollout", _BUNDLES),

@@ -357,6 +357,12 @@ STREAM: Final = Dashboard(
             runbook="brokers-silent",
         ),
         Panel(
+            "Consumers made anew",
+            ((_increase("lifelong_worker_consumer_failures_total", "instance"), "{{instance}}"),),
+            bad=1,
+            runbook="brokers-silent",
+        ),
+        Panel(
             "Last transaction",
             (
                 (

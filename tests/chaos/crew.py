@@ -11,7 +11,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Self
 
@@ -116,11 +116,13 @@ class Crew:
         return bool(self._workers) and not self.unready()
 
     @contextlib.contextmanager
-    def limited(self, size: int) -> Iterator[None]:
-        """Let no file of theirs grow beyond so many bytes."""
+    def limited(self, size: int) -> Iterator[Callable[[int], None]]:
+        """Let no file of theirs be written beyond so many bytes; another size is for the call of
+        what is yielded.
+        """
         self._limit(size)
         try:
-            yield
+            yield self._limit
         finally:
             self._limit(resource.RLIM_INFINITY)
 

@@ -36,11 +36,11 @@ CODECS: Final = ("lz4", "zstd", "snappy", "gzip")
 CANNOT_WRITE: Final = "cannot write, will retry"
 """What a worker says."""
 
-FILL_S: Final = 30.0
-"""Longest that a store is filled."""
+FILL_S: Final = 8.0
+"""Longest that a store is filled with what comes: its file may have many pages that are free."""
 
 FILL: Final = 0.2
-"""Most that is sent to fill it, as a share of a run's events."""
+"""Most that is sent meanwhile, as a share of a run's events."""
 
 _OPEN: Final = (
     "import sys, time, lmdb\nstore = lmdb.open(sys.argv[1], max_dbs=16, map_size=1 << 38)\n"
@@ -95,6 +95,9 @@ class Fault(NamedTuple):
     """Returns what was done, in a few words."""
     alone: bool = False
     """Whether the producer waits meanwhile: the fault sends what it needs itself."""
+    told: bool = False
+    """Whether it keeps workers from getting on, so that they must say that they are not ready, and
+    be it again when it is over."""
 
 
 def kill_worker(scene: Scene, chance: random.Random) -> str:
@@ -141,6 +144,18 @@ def kill_broker(scene: Scene, chance: random.Random) -> str:
     return f"down for {seconds:.1f} s and until {told}, and its start"
 
 
+def silence_broker(scene: Scene, _: random.Random) -> str:
+    """All that workers and broker say to each other is thrown away, for longer than the session;
+    the connections that were open then stay so, and never give anything again.
+    """
+    scene.proxy.fall_silent()
+    began = time.monotonic()
+    told = scene.hold_until_told("broker")
+    time.sleep(max(0.0, began + 1.5 * SESSION_S - time.monotonic()))
+    scene.proxy.speak()
+    return f"for {time.monotonic() - began:.1f} s, {told}"
+
+
 def renew_topic(scene: Scene, chance: random.Random) -> str:
     """Delete the topic with events that nobody has stored but all know of, and make it anew."""
     broker = scene.settings.broker
@@ -150,6 +165,7 @@ def renew_topic(scene: Scene, chance: random.Random) -> str:
             admin.delete_topics([broker.topic])[broker.topic].result(30)
         scene.ledger.renew_topic()
     time.sleep(chance.uniform(0, 2))
+    told = scene.hold_until_told("broker")
 
     def made() -> bool:
         try:
@@ -159,7 +175,7 @@ def renew_topic(scene: Scene, chance: random.Random) -> str:
             return False
 
     scene.wait_until(made, "the topic is made anew", 30)
-    return f"{len(burst):,} events just sent"
+    return f"{len(burst):,} events just sent, {told}"
 
 
 def lose_tail(scene: Scene, chance: random.Random) -> str:
@@ -236,21 +252,27 @@ def overtake(scene: Scene, chance: random.Random) -> str:
 
 
 def fill_store(scene: Scene, chance: random.Random) -> str:
-    """Let the store's file grow no more, as on a full disk, until workers say so."""
+    """Let the store's file grow no more, as on a full disk, until workers say so; where it need not
+    grow, have its second half refuse what is written, or less of it.
+    """
     size = (scene.store_path / "data.mdb").stat().st_size
     said = len(scene.crew.said())
     began, first = time.monotonic(), scene.ledger.sent
     # While the snapshot is in use, no page that is freed after it can be used again.
-    with scene.crew.limited(size), _program(scene, _SNAPSHOT):
-        while not (full := any(CANNOT_WRITE in line for line in scene.crew.said()[said:])):
-            sent = scene.ledger.sent - first
-            if time.monotonic() - began > FILL_S or sent > scene.size.events * FILL:
-                break
+    with scene.crew.limited(size) as limit, _program(scene, _SNAPSHOT):
+        while not any(CANNOT_WRITE in line for line in scene.crew.said()[said:]):
             scene.producer.send(_burst(scene, chance) // 4)
             time.sleep(0.2)
-        told = scene.hold_until_told("store", "writing") if full else "which was enough"
+            seconds, sent = time.monotonic() - began, scene.ledger.sent - first
+            if seconds > FILL_S or sent > scene.size.events * FILL:
+                size //= 2
+                if not size:
+                    raise NotInTime("the store takes what it has no room for")
+                limit(size)
+                first, began = scene.ledger.sent, time.monotonic()
+        told = scene.hold_until_told("store", "writing")
         time.sleep(chance.uniform(0, 3))
-    return f"at {size / 1e6:.0f} MB, {told}"
+    return f"at {size / 1e6:.1f} MB, {told}"
 
 
 def use_up_readers(scene: Scene, chance: random.Random) -> str:
@@ -290,17 +312,18 @@ FAULTS: Final[dict[str, Fault]] = {
     "worker-paused": Fault(pause_worker),
     "rolling-restart": Fault(restart_workers),
     "partitions-added": Fault(add_partitions),
-    "broker-killed": Fault(kill_broker),
-    "topic-made-anew": Fault(renew_topic, alone=True),
-    "log-tail-lost": Fault(lose_tail, alone=True),
-    "unread-tail-lost": Fault(lose_unread_tail, alone=True),
+    "broker-killed": Fault(kill_broker, told=True),
+    "broker-silent": Fault(silence_broker, told=True),
+    "topic-made-anew": Fault(renew_topic, alone=True, told=True),
+    "log-tail-lost": Fault(lose_tail, alone=True, told=True),
+    "unread-tail-lost": Fault(lose_unread_tail, alone=True, told=True),
     "transactions-aborted": Fault(abort_transactions, alone=True),
-    "transaction-left-open": Fault(leave_transaction_open, alone=True),
+    "transaction-left-open": Fault(leave_transaction_open, alone=True, told=True),
     "compressed": Fault(compress, alone=True),
     "retention-overtaking": Fault(overtake, alone=True),
-    "store-full": Fault(fill_store, alone=True),
-    "reader-slots-used-up": Fault(use_up_readers),
-    "store-locked": Fault(lock_store),
+    "store-full": Fault(fill_store, alone=True, told=True),
+    "reader-slots-used-up": Fault(use_up_readers, told=True),
+    "store-locked": Fault(lock_store, told=True),
     "store-restored": Fault(restore_store, alone=True),
 }
 """Each by its name."""
@@ -309,6 +332,7 @@ FAULTS: Final[dict[str, Fault]] = {
 def _cut_tail(scene: Scene, burst: range, chance: random.Random) -> str:
     """Kill the broker, cut what one partition has of the burst, and start it."""
     _kill_broker(scene)
+    told = scene.hold_until_told("broker")
     ledger, topic = scene.ledger, scene.settings.broker.topic
     partition = int(chance.choice(sorted(set(ledger.partitions[burst.start : burst.stop]))))
     offsets = ledger.offsets_of(partition, burst)
@@ -317,7 +341,7 @@ def _cut_tail(scene: Scene, burst: range, chance: random.Random) -> str:
     cut = cut_tail(data, topic, partition, first, chance.uniform(0.2, 1))
     gone = ledger.destroy("truncation", partition, cut, end)
     scene.kafka.start()
-    return f"{gone:,} events of partition {partition}"
+    return f"{gone:,} events of partition {partition}, {told}"
 
 
 def _kill_broker(scene: Scene) -> None:

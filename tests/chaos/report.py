@@ -49,23 +49,30 @@ def compose(runs: Sequence[Run], command: str) -> dict[str, Any]:
 
 
 def by_fault(injected: Iterable[Injected]) -> list[dict[str, Any]]:
-    """How often each fault was injected, and how long recovery took."""
-    recoveries: dict[str, list[float | None]] = {}
+    """How often each fault was injected, how soon it was told, and how long recovery took."""
+    found: dict[str, list[Injected]] = {}
     for one in injected:
-        recoveries.setdefault(one.fault, []).append(one.recovery_s)
+        found.setdefault(one.fault, []).append(one)
     rows = []
-    for fault, seconds in sorted(recoveries.items()):
-        known = sorted(s for s in seconds if s is not None)
+    for fault, ones in sorted(found.items()):
+        told = sorted(one.told_s for one in ones if one.told_s is not None)
+        recovered = sorted(one.recovery_s for one in ones if one.recovery_s is not None)
         rows.append(
             {
                 "fault": fault,
-                "injected": len(seconds),
-                "recovery_s_median": known[len(known) // 2] if known else None,
-                "recovery_s_max": known[-1] if known else None,
-                "never_recovered": len(seconds) - len(known),
+                "injected": len(ones),
+                "told_s_median": _middle(told),
+                "told_s_max": told[-1] if told else None,
+                "recovery_s_median": _middle(recovered),
+                "recovery_s_max": recovered[-1] if recovered else None,
+                "never_recovered": len(ones) - len(recovered),
             }
         )
     return rows
+
+
+def _middle(ordered: Sequence[float]) -> float | None:
+    return ordered[len(ordered) // 2] if ordered else None
 
 
 def new_console() -> Console:
@@ -85,12 +92,14 @@ def show(console: Console, report: dict[str, Any]) -> None:
     """Print what was injected and what was found."""
     faults = Table(title=f"Faults, {report['machine']}", title_justify="left")
     faults.add_column("fault")
-    for name in ("injected", "recovery, median", "longest", "never"):
+    for name in ("injected", "told, median", "longest", "recovery, median", "longest", "never"):
         faults.add_column(name, justify="right")
     for row in report["faults"]:
         faults.add_row(
             row["fault"],
             str(row["injected"]),
+            seconds(row["told_s_median"], "-"),
+            seconds(row["told_s_max"], "-"),
             seconds(row["recovery_s_median"]),
             seconds(row["recovery_s_max"]),
             str(row["never_recovered"]),
@@ -121,7 +130,8 @@ def page(report: dict[str, Any]) -> str:
         "not ready again": report["not_ready_again"],
     }
     faults = "\n".join(
-        f"| {row['fault']} | {row['injected']} | {seconds(row['recovery_s_median'])} |"
+        f"| {row['fault']} | {row['injected']} | {seconds(row['told_s_median'], '')} |"
+        f" {seconds(row['told_s_max'], '')} | {seconds(row['recovery_s_median'])} |"
         f" {seconds(row['recovery_s_max'])} |"
         for row in report["faults"]
     )
@@ -158,11 +168,13 @@ seed 7; `make chaos` runs more and longer.
   held, for {BUDGET_S:.0f} s, and every worker said that it was ready.
 - *Not ready again*: a worker was not ready {RECOVERY_S:.0f} s after all was in the store.
 
-*Recovery* is the time from the end of a fault until the newest event of every partition is in the
-store. It holds the start of a worker where one was killed, and what was sent meanwhile.
+*Told* is for how long a fault that keeps workers from getting on had to last beyond its own time
+until one said that it was not ready (0.0: it had said so before). *Recovery* is the time from the
+end of a fault until the newest event of every partition is in the store. It holds the start of a
+worker where one was killed, and what was sent meanwhile.
 
-| fault | injected | recovery, median | longest |
-| --- | ---: | ---: | ---: |
+| fault | injected | told, median | longest | recovery, median | longest |
+| --- | ---: | ---: | ---: | ---: | ---: |
 {faults}
 
 ## What went wrong
@@ -171,6 +183,6 @@ store. It holds the start of a worker where one was killed, and what was sent me
 """
 
 
-def seconds(value: float | None) -> str:
+def seconds(value: float | None, none: str = "never") -> str:
     """A time for people."""
-    return "never" if value is None else f"{value:.1f} s"
+    return none if value is None else f"{value:.1f} s"

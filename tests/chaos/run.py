@@ -44,6 +44,9 @@ class Injected:
     """Since the workers were ready."""
     at_event: int
     lasted_s: float
+    told_s: float | None
+    """Until a worker said that it was not ready, beyond the time that the fault lasts anyway; None:
+    none had to, or none did."""
     recovery_s: float | None
     """From its end until the newest event of every partition was in the store; None: never."""
     ready_s: float | None
@@ -192,6 +195,7 @@ def _inject(scene: Scene, run: Run, injection: Injection, chunk: int, began: flo
     scene.producer.send(before)
     pace = 0 if fault.alone else scene.size.a_second
     with _sending(scene, chunk - before, pace, at_once=not fault.alone) as sending:
+        scene.told_s.clear()
         at, at_event = time.monotonic(), scene.ledger.sent
         what = fault.inject(scene, random.Random(injection.seed))
         ended = time.monotonic()
@@ -200,12 +204,19 @@ def _inject(scene: Scene, run: Run, injection: Injection, chunk: int, began: flo
     try:
         scene.wait_until(scene.drained, "all is in the store", RECOVERY_S)
         recovery = round(time.monotonic() - ended, 2)
-        if injection.awaited and _wait_ready(scene, run, injection.fault):
+        if (injection.awaited or fault.told) and _wait_ready(scene, run, injection.fault):
             ready = round(time.monotonic() - ended, 2)
     except NotInTime:
         what += f"; not ready: {scene.crew.unready()}"
     return Injected(
-        injection.fault, what, round(at - began, 1), at_event, round(ended - at, 1), recovery, ready
+        injection.fault,
+        what,
+        at_s=round(at - began, 1),
+        at_event=at_event,
+        lasted_s=round(ended - at, 1),
+        told_s=max(scene.told_s, default=None),
+        recovery_s=recovery,
+        ready_s=ready,
     )
 
 

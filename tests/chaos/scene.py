@@ -29,6 +29,7 @@ from tests.chaos.crew import Crew
 from tests.chaos.ledger import EPOCH_MS, Ledger, Numbers
 from tests.chaos.producing import NumberedProducer, name_of
 from tests.configuration import toml
+from tests.silent_proxy import SilentProxy, behind
 
 SESSION_S: Final = 4.0
 """Silence after which a worker's partitions are given to others."""
@@ -101,6 +102,8 @@ class Scene:
         self._reading = threading.Lock()
         self.restored = 0
         """How many times an older copy took the store's place."""
+        self.told_s: list[float] = []
+        """Of the present fault: what `hold_until_told` took."""
         self.silent: list[str] = []
         """Where something was stuck beyond `BUDGET_S`, and every worker said that it was ready."""
         self._stack = ExitStack()
@@ -143,7 +146,8 @@ class Scene:
         create_topic(broker, broker.topic, PARTITIONS)
         create_topic(broker, broker.dead_letter_topic, 1)
         self.producer = NumberedProducer(broker, self.ledger)
-        self._config.write_text(toml(self.settings))
+        self.proxy = self._stack.enter_context(SilentProxy(self.kafka.bootstrap))
+        self._config.write_text(toml(behind(self.proxy, self.settings)))
         self.crew = self._stack.enter_context(Crew(self.directory, self._config, WORKERS))
         self.crew.start()
         self.crew.wait_ready()
@@ -218,10 +222,12 @@ class Scene:
             return any(part.startswith(parts) for part in said)
 
         try:
-            return f"told after {self.wait_until(told, 'a worker tells it', BUDGET_S):.1f} s"
+            seconds = self.wait_until(told, "a worker tells it", BUDGET_S)
         except NotInTime:
             self.silent.append(f"no worker said that it was not ready for its {' or '.join(parts)}")
             return "told by nobody"
+        self.told_s.append(round(seconds, 2))
+        return f"told after {seconds:.1f} s"
 
     def wait_until(self, done: Callable[[], bool], what: str, timeout_s: float) -> float:
         """Wait for a condition; returns the seconds waited.

@@ -19,7 +19,7 @@ SEED = 1
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_faults_lose_and_double_nothing(tmp_path: Path) -> None:
-    """Slow: a broker and workers of its own, and sixteen faults, each waited for."""
+    """Slow: a broker and workers of its own, and every fault, each waited for."""
     obstacle = apache_obstacle()
     if obstacle is not None:
         pytest.skip(f"Apache Kafka cannot run here: {obstacle}")

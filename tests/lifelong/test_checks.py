@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -271,8 +272,16 @@ def test_an_open_transaction_is_told_with_its_partition(fed: Settings) -> None:
     send_in_transaction(producer, fed, [("a", event("a", 20)), ("a", event("a", 21))])
     found = check_progress(fed)
     assert found["detail"].startswith("17 events")
-    assert "an open transaction holds back partition 0 from offset 20 on" in found["detail"]
+    whose = (
+        r"a transaction of [0-9a-f]{32}, open for \d s, holds back partition 0 from offset 20 on"
+    )
+    assert re.search(whose, found["detail"])
     assert (found["status"], found["ok"]) == ("warning", True)
+    worker = fed.worker.model_copy(update={"held_max_s": 0.1})
+    time.sleep(0.2)
+    found = check_progress(fed.model_copy(update={"worker": worker}))
+    assert (found["status"], found["ok"]) == ("failed", False)
+    assert "for longer than worker.held_max_s = 0.1: end that producer" in found["detail"]
     producer.abort_transaction(PATIENCE_S)
     assert check_progress(fed)["status"] == "ok"
 

@@ -60,7 +60,7 @@ def consumer_of(broker: BrokerSettings) -> AIOKafkaConsumer:
         metadata_max_age_ms=500,
         **credentials_to_aiokafka_auth(_credentials(broker)),
     )
-    mend_connections(consumer._client, broker)
+    mend_connections(consumer._client, 10.0, broker)
     return consumer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from infra.kafka.local import LocalKafka
 from infra.settings import Settings
 from infra.store import Store
 from infra.stores import open_store
+from tests.silent_proxy import SilentProxy, behind
 from tests.streaming.running import (
     WatchedStore,
     WorkerProcess,
@@ -125,6 +127,82 @@ async def test_a_broker_that_goes_away_is_waited_for(
     said = worker.said
     assert said.count("away, waiting") == 1
     assert "Traceback" not in said
+    store = open_store(settings.store)
+    assert counts(store) == {f"u{n}": 15 for n in range(USERS)}
+    store.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.long
+async def test_connections_that_fall_silent_are_told_and_made_anew(
+    kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
+) -> None:
+    """Slow: a session has to end, and the group gives the partitions to the worker again."""
+    settings = with_worker(
+        worker_settings(kafka.bootstrap, tmp_path), check_s=1.0, session_timeout_s=3.0
+    )
+    create_topics(settings)
+    with (
+        SilentProxy(kafka.bootstrap) as proxy,
+        WorkerProcess(behind(proxy, settings), tmp_path / "log", warm) as worker,
+    ):
+        await until(worker.ready, "the worker is ready")
+        await asyncio.to_thread(produce, settings, rounds(5))
+        await until(lambda: sum(committed(settings).values()) > 0, "it has begun")
+        proxy.fall_silent()
+        await until(lambda: '"broker"' in worker.get("/health/ready")[1], "it says so")
+        assert "lifelong_worker_ready 0.0" in worker.get("/metrics")[1]
+        assert worker.get("/health/live")[0] == 200
+        await asyncio.to_thread(produce, settings, rounds(10))
+        await asyncio.sleep(4)  # the session is 3 s long
+        proxy.speak()
+        spoke = time.monotonic()
+        await until(lambda: sum(committed(settings).values()) == 15 * USERS, "all is read")
+        await until(worker.ready, "the worker is ready again")
+        assert time.monotonic() - spoke < 20
+        assert worker.end() == 0
+
+    assert "Traceback" not in worker.said
+    store = open_store(settings.store)
+    assert counts(store) == {f"u{n}": 15 for n in range(USERS)}
+    store.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.long
+async def test_a_consumer_that_gets_no_answers_is_made_anew(
+    kafka: LocalKafka, warm: ForkServerContext, tmp_path: Path
+) -> None:
+    """Slow: it is given half a minute."""
+    settings = with_worker(
+        worker_settings(kafka.bootstrap, tmp_path), check_s=1.0, session_timeout_s=3.0
+    )
+    create_topics(settings)
+    with (
+        SilentProxy(kafka.bootstrap) as proxy,
+        WorkerProcess(behind(proxy, settings), tmp_path / "log", warm) as worker,
+    ):
+        await until(worker.ready, "the worker is ready")
+        await asyncio.to_thread(produce, settings, rounds(5))
+        await until(lambda: sum(committed(settings).values()) > 0, "it has begun")
+        proxy.fall_silent_to(b"faust")
+        await until(
+            lambda: "does not answer the consumer" in worker.get("/health/ready")[1], "it says so"
+        )
+        await asyncio.to_thread(produce, settings, rounds(10))
+        await until(lambda: "gets no answers, another" in worker.said, "it is given up", 60)
+        assert worker.get("/health/live")[0] == 200
+        assert not worker.ready()
+        proxy.speak()
+        await until(lambda: sum(committed(settings).values()) == 15 * USERS, "all is read")
+        await until(worker.ready, "the worker is ready again")
+        metric = "lifelong_worker_consumer_failures_total"
+        assert re.search(rf"^{metric} [1-9]", worker.get("/metrics")[1], re.MULTILINE)
+        assert worker.end() == 0
+
+    assert "Traceback" not in worker.said
     store = open_store(settings.store)
     assert counts(store) == {f"u{n}": 15 for n in range(USERS)}
     store.close()

@@ -260,6 +260,28 @@ async def test_what_a_deleted_topic_held_is_told_by_none_who_had_left_it_to_othe
 
 
 @pytest.mark.kafka
+async def test_what_a_deleted_topic_held_is_told_by_who_gets_none_of_the_new_one(
+    kafka: LocalKafka,
+) -> None:
+    settings, store = one_partition(kafka), WatchedStore()
+    await send(settings, of("a", 10))
+    async with running(settings, store, KeptLetters()) as worker:
+        agent = worker.app.batch_agent
+        await until(lambda: committed(settings) == {0: 10}, "all are committed")
+        store.failure = lambda _s, _a: OSError("the disk is gone")
+        await send(settings, of("a", 20, first=10))
+        await agent.check()
+        await asyncio.to_thread(delete_topic, settings.broker.bootstrap, settings.broker.topic)
+        consumer: Any = worker.app.consumer
+        consumer.assignment = set  # as if the group gave the new one to others
+        agent.rebalanced(set())
+        store.failure = lambda _s, _a: None
+        await asyncio.to_thread(create_topics, settings)
+        await agent.check()
+        await until(lambda: lost(worker, "deletion") == 20, "what was not read is told")
+
+
+@pytest.mark.kafka
 async def test_a_store_put_back_from_a_backup_catches_up(kafka: LocalKafka) -> None:
     settings, store = one_partition(kafka), WatchedStore()
     await send(settings, of("a", 10))
@@ -444,6 +466,38 @@ async def test_what_was_told_is_not_told_again_while_its_partition_is_placed() -
         await losing.find()
 
     assert losing.metrics.lost_events.labels("retention")._value.get() == 5
+
+
+async def lost_with_the_topic(*rebalances: set[int], heard: str = "new") -> float:
+    """Events told as deleted of partition 0, which held 10 more than were applied, by a worker that
+    was given those partitions, one after the other, until it heard of the topic by that id.
+    """
+    metrics, store = WorkerMetrics(CollectorRegistry()), MemoryStore()
+    topic = TopicIdentity("behaviors", lambda: heard)
+    topic.adopt("old")
+    store.append([Group(topic.source(0), [], 19)], NOW)
+    positions = Positions(topic, store, cast("Any", GivingUp()), metrics, 60.0)
+    positions.forget({TP("behaviors", 0)})
+    positions._at[TP("behaviors", 0)] = _Position(20, 20, Life(), topic.source(0), 30)
+    for rebalance in rebalances:
+        positions.forget({TP("behaviors", number) for number in rebalance})
+
+    async def logs(_: object) -> dict[TP, Log]:
+        return {}
+
+    consumer: Any = SimpleNamespace(read_by_id=lambda *_: None, logs=logs)
+    await positions.find(consumer, [TP("behaviors", n) for n in rebalances[-1]], lambda: True)
+    return float(metrics.lost_events.labels("deletion")._value.get())
+
+
+async def test_what_a_deleted_topic_held_is_told_by_who_had_it_whatever_it_is_given_then() -> None:
+    assert await lost_with_the_topic({0}) == 10
+    assert await lost_with_the_topic(set(), {1}) == 10
+    assert await lost_with_the_topic({1}) == 10
+
+
+async def test_a_topic_that_is_the_same_after_a_rebalance_has_lost_nothing() -> None:
+    assert await lost_with_the_topic({1}, heard="old") == 0
 
 
 class Still:

@@ -32,6 +32,7 @@ from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from models.bundle import Bundle, StateTensor
 from models.features import EMPTY_HISTORY
+from streaming.interruptions import BACK_MS, TRAIL_MS, Interruptions
 from streaming.schedule import (
     HANGING_MS,
     STUCK_MS,
@@ -43,6 +44,7 @@ from streaming.schedule import (
 )
 from tests.bundles import tiny_bundle
 from tests.extractor.systems.whole import WholeSystem
+from tests.infra.stores.spoiling import lose_state
 
 START = 1_700_000_000_000
 A, B = Source(key=1, owner=11), Source(key=2, owner=22)
@@ -119,12 +121,14 @@ class House:
         self.store = FaultyStore(store)
         self.system = CountingSystem(digest)
         self.registry = CollectorRegistry()
+        self.interruptions = Interruptions()
         self.reclusterer = Reclusterer(
             cast("Store", self.store),
             self.system,
             WorkerSettings(**settings),
             WorkerMetrics(self.registry),
             self.clock,
+            interruptions=self.interruptions,
         )
         self.reclusterer.set_owners([A.owner, B.owner])
         self.offsets = itertools.count()
@@ -846,3 +850,49 @@ def test_a_few_users_who_cannot_be_reclustered_are_no_trouble(house: House) -> N
     house.clock.now += 10 * STUCK_MS
     house.reclusterer.run_once()
     assert house.reclusterer.trouble() is None
+
+
+def test_states_that_an_outage_has_cost_are_made_anew_at_once() -> None:
+    store = MemoryStore()
+    house = House(store)
+    house.act("u1")
+    house.act("u2", source=B)
+    house.reclusterer.run_once()
+    lose_state(store, "u1", DIGEST)
+    house.clock.now += 1000
+    assert house.reclusterer.run_once() == 0
+    house.interruptions(house.clock.now)
+    assert house.reclusterer.run_once() == 1
+    assert house.covered("u1") == SEGMENT
+    assert "mark_due" in dict(house.store.calls)
+    house.store.calls.clear()
+    house.reclusterer.run_once()
+    assert "mark_due" not in dict(house.store.calls)
+
+
+def test_states_are_looked_for_until_the_store_has_told_of_them() -> None:
+    store = MemoryStore()
+    house = House(store)
+    house.act("u1")
+    house.reclusterer.run_once()
+    lose_state(store, "u1", DIGEST)
+    house.interruptions(house.clock.now)
+    house.store.faults["mark_due"] = unavailable
+    with pytest.raises(StoreUnavailable):
+        house.reclusterer.run_once()
+    del house.store.faults["mark_due"]
+    assert house.reclusterer.run_once() == 1
+
+
+def test_states_stored_long_before_an_outage_are_not_looked_for() -> None:
+    house = House(MemoryStore())
+    house.act("u1")
+    house.reclusterer.run_once()
+    house.clock.now += BACK_MS + 1
+    house.interruptions(house.clock.now)
+    house.reclusterer.run_once()
+    assert "mark_due" not in dict(house.store.calls)
+    house.clock.now += TRAIL_MS
+    house.act("u2")
+    house.reclusterer.run_once()
+    assert [stored.user for stored in house.reclusterer._stored] == ["u2"]

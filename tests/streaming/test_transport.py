@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.errors import GroupAuthorizationFailedError
 from faust.types import TP
 
 from infra.errors import BrokerError
@@ -18,6 +19,7 @@ from infra.kafka.admin import create_topic
 from infra.kafka.local import LocalKafka
 from streaming.transport import BatchConsumer, InOrder
 from tests.infra.kafka.steps import delete_topic
+from tests.silent_proxy import SilentProxy, behind
 from tests.streaming.running import (
     KeptLetters,
     WatchedStore,
@@ -262,6 +264,22 @@ async def test_what_keeps_knowledge_of_the_cluster_is_started_again(kafka: Local
 
 
 @pytest.mark.kafka
+async def test_what_ends_the_part_in_the_group_ends_the_app(kafka: LocalKafka) -> None:
+    """aiokafka keeps it until somebody asks, and does nothing for the group before."""
+    settings, store = one_partition(kafka), WatchedStore()
+    produce(settings, [("a", event("a"))])
+    async with running(settings, store, KeptLetters()) as worker:
+        await until(lambda: store.counts() == {"a": 1}, "it reads")
+        consumer: Any = worker.app.consumer
+        coordinator = consumer._thread._consumer._coordinator
+        coordinator._pending_exception = GroupAuthorizationFailedError(settings.broker.group)
+        await until(lambda: worker.app.crash_reason is not None, "it is heard")
+        assert isinstance(worker.app.crash_reason, GroupAuthorizationFailedError)
+        consumer.cut_off()
+        await until(lambda: not consumer._thread._thread.is_alive(), "its thread has ended")
+
+
+@pytest.mark.kafka
 @pytest.mark.slow
 async def test_a_consumer_that_is_cut_off_leaves_its_partitions(kafka: LocalKafka) -> None:
     """Slow: another joins its group."""
@@ -276,3 +294,25 @@ async def test_a_consumer_that_is_cut_off_leaves_its_partitions(kafka: LocalKafk
         await until(lambda: not thread.is_alive(), "its thread has ended")
         async with running(settings, WatchedStore(), KeptLetters()) as other:
             await until(lambda: other.partitions == {0}, "another has the partition")
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_connections_that_give_no_answers_are_made_anew(kafka: LocalKafka) -> None:
+    """Slow: the session has to end, and another begins."""
+    settings, store = (
+        new_settings(kafka.bootstrap, worker={"session_timeout_s": 3.0}),
+        WatchedStore(),
+    )
+    create_topics(settings)
+    with SilentProxy(kafka.bootstrap) as proxy:
+        async with running(behind(proxy, settings), store) as worker:
+            await asyncio.to_thread(produce, settings, events(users=20, each=2))
+            await until(lambda: worker.events("applied") == 40, "it reads")
+            proxy.fall_silent()
+            proxy.speak()  # what is open stays silent
+            await asyncio.to_thread(produce, settings, events(users=40, each=2))
+            # aiokafka's own patience is 40 s.
+            await until(lambda: sum(committed(settings).values()) == 120, "it reads again", 20)
+            assert len(store.counts()) == 40
+            assert worker.events("replayed") == 0

@@ -7,11 +7,13 @@ import json
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+from aiokafka.errors import KafkaConnectionError, LeaderNotAvailableError, NodeNotReadyError
 from faust.types import TP
 from prometheus_client import CollectorRegistry
 
@@ -29,8 +31,8 @@ from streaming.lives import Life
 from streaming.positions import STILL_S, Positions, _Position
 from streaming.schedule import TROUBLE_MS
 from streaming.topic import TopicIdentity
-from streaming.transport import BatchConsumer
-from streaming.worker import CALM_S, DEAF_S, Worker, check_store, measure_room
+from streaming.transport import BatchConsumer, Standing
+from streaming.worker import CALM_S, DEAF_MS, Worker, check_store, measure_room
 from streaming.writer import WriterProgress
 from tests.streaming.running import KeptLetters, until
 from tests.streaming.test_health import answer
@@ -67,15 +69,20 @@ class FakeConsumer(BatchConsumer):
     def __init__(self) -> None:
         self.polled_at = time.monotonic()
         self.failed: dict[TP, Failure] = {}
-        self.deaf_s = 0.0
+        self.fault: Exception | None = None
+        """What a question to the brokers ends with."""
 
     @property
     def failures(self) -> dict[TP, Failure]:
         return self.failed
 
-    @property
-    def unanswered_s(self) -> float:
-        return self.deaf_s
+    def assignment(self) -> set[TP]:
+        return {TP0}
+
+    async def standings(self, unplaced: Collection[TP] = ()) -> Mapping[TP, Standing]:
+        if self.fault is not None:
+            raise self.fault
+        return {}
 
 
 class FakeApp:
@@ -91,6 +98,7 @@ class FakeApp:
     ) -> None:
         self.crash_reason: Exception | None = None
         self.should_stop = False
+        self.consumer_generation_id = 1
         self.consumer = FakeConsumer()
         self.writer = SimpleNamespace(
             progress=WriterProgress(),
@@ -99,7 +107,7 @@ class FakeApp:
             make_due_for=self._make_due_for,
         )
         self.due_for: list[bytes | None] = []
-        topic = TopicIdentity(TOPIC, topic_id)
+        self.topic = topic = TopicIdentity(TOPIC, topic_id)
         self.positions = Positions(topic, MemoryStore(), cast("Any", None), metrics, 60.0)
         self.position = _Position(5, 5, Life(), Source(1, 1), 5)
         self.batch_agent = BatchAgent(
@@ -172,6 +180,11 @@ class House:
         """Wait until the endpoint names the part, with those words."""
         await until(lambda: why in self.because().get(part, ""), f"{part}: {why}")
 
+    def fail(self, fault: Exception) -> None:
+        """Have questions of the consumer to the brokers end with that."""
+        self.app.topic.adopt("id")  # it asks them nothing before
+        self.app.consumer.fault = fault
+
     def _prepare(self, _: object) -> int:
         if self.topic_fault is not None:
             raise self.topic_fault
@@ -219,20 +232,44 @@ async def test_a_consumer_that_crashed_keeps_the_worker_unready_until_the_next_h
         await until(house.ready, "it is taken for sound")
 
 
-async def test_a_consumer_that_gets_no_answers_where_another_client_does_is_given_up() -> None:
+@pytest.mark.parametrize(
+    "fault", [TimeoutError(), KafkaConnectionError("closed"), NodeNotReadyError("1")]
+)
+async def test_a_consumer_that_gets_no_answers_where_another_client_does_is_given_up(
+    fault: Exception,
+) -> None:
     async with ready_house() as house:
-        house.app.consumer.deaf_s = DEAF_S + 1
+        house.fail(fault)
+        await house.says("broker", "does not answer the consumer")
+        assert len(house.apps) == 1
+        house.now += DEAF_MS
         await house.says("consumer", "the consumer gets no answers, another client does")
         await until(lambda: len(house.apps) == 2, "the next consumer runs")
+        assert house.shows("lifelong_worker_consumer_failures_total 1.0")
+
+
+async def test_a_consumer_is_not_given_up_for_what_no_broker_can_tell() -> None:
+    async with ready_house() as house:
+        house.fail(LeaderNotAvailableError("behaviors/0"))
+        await house.says("broker", "behaviors/0")
+        house.now += DEAF_MS
+        await asyncio.sleep(0.3)
+        assert len(house.apps) == 1
 
 
 async def test_a_consumer_that_gets_no_answers_waits_with_all_others_for_the_brokers() -> None:
+    """However long: where they are back, it has its time to hear of it."""
     async with ready_house() as house:
+        house.fail(TimeoutError())
+        await house.says("broker", "does not answer the consumer")
         house.topic_id_fault = BrokerError("no broker answers")
         await house.says("broker", "no broker answers")
-        house.app.consumer.deaf_s = DEAF_S + 1
-        await asyncio.sleep(0.3)
+        house.now += DEAF_MS
+        house.topic_id_fault = None
+        await house.says("broker", "does not answer the consumer")
         assert len(house.apps) == 1
+        house.app.consumer.fault = None
+        await until(lambda: "broker" not in house.because(), "it has its answers")
 
 
 async def test_a_consumer_that_waits_for_the_broker_after_a_crash_is_not_ready_in_the_metrics() -> (
