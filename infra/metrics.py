@@ -579,6 +579,10 @@ class WorkerMetrics(BundleMetrics):
         )
         for unknown in (self.store_used_ratio, self.store_reader_ratio):
             unknown.set(math.nan)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have every series begin at 0, so that its first rise is seen as one."""
         for outcome in EVENT_OUTCOMES:
             self.events.labels(outcome)
         # Alerts are on each: what is not there before the first one does not rise with it.
