@@ -121,12 +121,13 @@ class Programs:
             named: the types that it may name.
 
         Returns:
-            Where its program begins; `UNSURE`: it is none for the kernel, having itself in itself.
+            Where its program begins; `UNSURE`: it is none for the kernel, having itself in itself,
+            or what the kernel does not know.
         """
         begin, self._named = len(self._steps), dict(named)
         try:
             self._value(schema, ())
-        except RecursionError:
+        except (RecursionError, LookupError):
             del self._steps[begin:]
             return UNSURE
         self._step(_END)
@@ -222,7 +223,8 @@ class Programs:
         if logical is not None:
             logical = logical.removeprefix(OURS)
         if field == _TIME_FIELD:
-            scale = MOMENTS.get(str(logical)) if kind in {"int", "long"} else None
+            fits = kind == ("int" if logical == "date" else "long")
+            scale = MOMENTS.get(str(logical)) if fits else None
             if scale is None and logical is None and kind in {"int", "long"}:
                 scale = _OF_UNIT.get(self._unit)
             if scale is not None:
@@ -232,11 +234,12 @@ class Programs:
             else:
                 self._step(_GIVE_UP)
         elif field == _DWELL_FIELD:
-            # The reader makes ms of times of a day.
-            plain = kind in {"int", "long"} and logical in {None, "time-millis", "time-micros"}
-            self._step(
-                *((_DWELL, 1000 if logical == "time-micros" else 1) if plain else (_GIVE_UP,))
-            )
+            if kind == "long" and logical == "time-micros":  # of which the reader makes ms
+                self._step(_DWELL, 1000)
+            elif kind in {"int", "long"} and logical in {None, "time-millis"}:
+                self._step(_DWELL, 1)
+            else:
+                self._step(_GIVE_UP)
         elif kind == "enum":
             self._enum(schema, field)
         elif kind == "string" or (kind == "bytes" and logical is None):
