@@ -219,20 +219,12 @@ class Programs:
         self._symbols += [symbol.encode() for symbol in schema["symbols"]]
 
     def _field(self, kind: str, schema: Any, field: int) -> None:
+        """Note a value that is one of our fields."""
         logical = schema.get("logicalType") if isinstance(schema, dict) else None
         if logical is not None:
             logical = logical.removeprefix(OURS)
         if field == _TIME_FIELD:
-            fits = kind == ("int" if logical == "date" else "long")
-            scale = MOMENTS.get(str(logical)) if fits else None
-            if scale is None and logical is None and kind in {"int", "long"}:
-                scale = _OF_UNIT.get(self._unit)
-            if scale is not None:
-                self._step(_TIME, *scale)
-            elif kind == "string" and self._unit == "iso":
-                self._step(_ISO_TIME)
-            else:
-                self._step(_GIVE_UP)
+            self._time(kind, logical)
         elif field == _DWELL_FIELD:
             if kind == "long" and logical == "time-micros":  # of which the reader makes ms
                 self._step(_DWELL, 1000)
@@ -246,6 +238,19 @@ class Programs:
             self._step(_ID, field)
         elif kind in {"int", "long"} and logical is None:
             self._step(_WHOLE_ID, field)
+        else:
+            self._step(_GIVE_UP)
+
+    def _time(self, kind: str, logical: str | None) -> None:
+        scale = None
+        if logical is None and kind in {"int", "long"}:
+            scale = _OF_UNIT.get(self._unit)
+        elif kind == ("int" if logical == "date" else "long"):
+            scale = MOMENTS.get(str(logical))
+        if scale is not None:
+            self._step(_TIME, *scale)
+        elif kind == "string" and self._unit == "iso":
+            self._step(_ISO_TIME)
         else:
             self._step(_GIVE_UP)
 
