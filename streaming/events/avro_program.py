@@ -121,12 +121,13 @@ class Programs:
             named: the types that it may name.
 
         Returns:
-            Where its program begins; `UNSURE`: it is none for the kernel, having itself in itself.
+            Where its program begins; `UNSURE`: it is none for the kernel, having itself in itself,
+            or what the kernel does not know.
         """
         begin, self._named = len(self._steps), dict(named)
         try:
             self._value(schema, ())
-        except RecursionError:
+        except (RecursionError, LookupError):
             del self._steps[begin:]
             return UNSURE
         self._step(_END)
@@ -218,31 +219,38 @@ class Programs:
         self._symbols += [symbol.encode() for symbol in schema["symbols"]]
 
     def _field(self, kind: str, schema: Any, field: int) -> None:
+        """Note a value that is one of our fields."""
         logical = schema.get("logicalType") if isinstance(schema, dict) else None
         if logical is not None:
             logical = logical.removeprefix(OURS)
         if field == _TIME_FIELD:
-            scale = MOMENTS.get(str(logical)) if kind in {"int", "long"} else None
-            if scale is None and logical is None and kind in {"int", "long"}:
-                scale = _OF_UNIT.get(self._unit)
-            if scale is not None:
-                self._step(_TIME, *scale)
-            elif kind == "string" and self._unit == "iso":
-                self._step(_ISO_TIME)
+            self._time(kind, logical)
+        elif field == _DWELL_FIELD:
+            if kind == "long" and logical == "time-micros":  # of which the reader makes ms
+                self._step(_DWELL, 1000)
+            elif kind in {"int", "long"} and logical in {None, "time-millis"}:
+                self._step(_DWELL, 1)
             else:
                 self._step(_GIVE_UP)
-        elif field == _DWELL_FIELD:
-            # The reader makes ms of times of a day.
-            plain = kind in {"int", "long"} and logical in {None, "time-millis", "time-micros"}
-            self._step(
-                *((_DWELL, 1000 if logical == "time-micros" else 1) if plain else (_GIVE_UP,))
-            )
         elif kind == "enum":
             self._enum(schema, field)
         elif kind == "string" or (kind == "bytes" and logical is None):
             self._step(_ID, field)
         elif kind in {"int", "long"} and logical is None:
             self._step(_WHOLE_ID, field)
+        else:
+            self._step(_GIVE_UP)
+
+    def _time(self, kind: str, logical: str | None) -> None:
+        scale = None
+        if logical is None and kind in {"int", "long"}:
+            scale = _OF_UNIT.get(self._unit)
+        elif kind == ("int" if logical == "date" else "long"):
+            scale = MOMENTS.get(str(logical))
+        if scale is not None:
+            self._step(_TIME, *scale)
+        elif kind == "string" and self._unit == "iso":
+            self._step(_ISO_TIME)
         else:
             self._step(_GIVE_UP)
 

@@ -14,7 +14,7 @@ from infra.errors import StoreFull
 from infra.kafka.admin import topic_id
 from infra.kafka.local import LocalKafka
 from infra.kafka.mock import MockCluster
-from infra.settings import BrokerSettings, Settings, StoreSettings
+from infra.settings import BrokerSettings, RegistrySettings, Settings, StoreSettings
 from infra.store import Append, Group
 from infra.stores import open_store
 from lifelong.checks import run_checks
@@ -25,6 +25,7 @@ from tests.aerospike_double import (
     double,
     refuse_writes,
 )
+from tests.schema_registry import RegistryDouble
 from tests.streaming.kafka_harm import delete_records, send_in_transaction, transactional
 from tests.streaming.running import PATIENCE_S, create_topics, event, new_settings, produce
 
@@ -312,3 +313,24 @@ def test_a_constant_of_a_source_is_judged(settings: Settings) -> None:
     broker = {"bootstrap": settings.broker.bootstrap}
     wrong = Settings.model_validate({"broker": broker, "sources": [shop]})
     assert "sources.shop.constants: item_id" in check(wrong, "settings")["detail"]
+
+
+def test_a_registry_is_asked_for_what_it_has_of_the_topic(
+    settings: Settings, registry: RegistryDouble
+) -> None:
+    chosen = RegistrySettings(url=registry.url)
+    settings = settings.model_copy(update={"registry": chosen})
+    registry.register(f"{settings.broker.topic}-value", {"schema": '"string"'})
+    registry.register("other-value", {"schema": '"long"'})
+
+    found = check(settings, "registry")
+
+    assert found["ok"]
+    assert "has 2 subjects" in found["detail"]
+    assert f"{settings.broker.topic}-value" in found["detail"]
+    assert "other-value" not in found["detail"]
+
+    registry.fails_with = 503
+    found = check(settings, "registry")
+    assert not found["ok"]
+    assert "answers 503" in found["detail"]

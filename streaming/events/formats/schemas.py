@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from infra.errors import SchemaUnknown, one_line
+from infra.errors import LifelongError, SchemaUnknown, one_line
 from infra.schema_registry import SchemaId, SchemaRegistry
 from streaming.events.formats.format import Headers
 from streaming.events.payloads import framing
@@ -88,7 +88,7 @@ class Schemas(Generic[T]):
     Args:
         registry: is asked for them.
         kind: which the format reads: AVRO, PROTOBUF, JSON.
-        make: makes of a schema what records are read with; ValueError where it cannot.
+        make: makes of a schema what records are read with; raises anything where it cannot.
         serialized: see `SchemaRegistry.schema`.
     """
 
@@ -173,7 +173,9 @@ class Schemas(Generic[T]):
                 f"the registry has no schema {key} ({one_line(error, 100)}); is it the registry"
                 " of this topic's producers?",
             ) from None
-        except (ValueError, LookupError, TypeError) as error:
+        except (LifelongError, Rejected):
+            raise
+        except Exception as error:  # noqa: BLE001 - of a schema that is anything, it may be any
             raise Rejected(
                 Reason.BAD_FORMAT, f"schema {key} cannot be used: {one_line(error, 160)}"
             ) from None

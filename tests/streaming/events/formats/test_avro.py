@@ -229,7 +229,10 @@ def test_what_is_encrypted_is_not_read_as_if_it_were_not(registry: RegistryDoubl
     assert "its rule pii" in refused(registry, b"\0\0\0\0\1\2u").detail
 
 
-@pytest.mark.parametrize("schema", ['{"type": "recrod"}', "{", '{"type": "shop.Unknown"}'])
+@pytest.mark.parametrize(
+    "schema",
+    ['{"type": "recrod"}', "{", '{"type": "shop.Unknown"}', "{}", "7", '{"type": "record"}', "[7]"],
+)
 def test_a_schema_that_is_none_is_told(registry: RegistryDouble, schema: str) -> None:
     registry.register("clicks-value", {"schema": schema})
     assert "schema 1 cannot be used" in refused(registry, b"\0\0\0\0\1\2u").detail
