@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from infra.errors import LifelongError
-from infra.kafka.logins import tls_context
-from infra.secrets import read_secret
+from infra.errors import BrokerError
+from infra.kafka.logins import broker_secret, tls_context
 
 if TYPE_CHECKING:
     from infra.settings import BrokerSettings
@@ -40,9 +39,7 @@ def mend_connections(client: Any, broker: BrokerSettings | None = None) -> None:
         if broker is not None and not any(
             at[0] == node and kept.connected() for at, kept in client._conns.items()
         ):
-            with suppress(
-                LifelongError
-            ):  # while a file is exchanged; `ping` tells what stays wrong
+            with suppress(BrokerError):  # while a file is exchanged; whoever asks next tells it
                 _renew(client, broker)
         connection = await connect(node, **how)
         if connection is not None and not isinstance(connection.send, _Mended):
@@ -57,7 +54,7 @@ def _renew(client: Any, broker: BrokerSettings) -> None:
     if broker.security_protocol.endswith("SSL"):
         client._ssl_context = tls_context(broker)
     if broker.sasl_password is not None:
-        client._sasl_plain_password = read_secret("broker.sasl_password", broker.sasl_password)
+        client._sasl_plain_password = broker_secret(broker, "sasl_password")
 
 
 class _Mended:
