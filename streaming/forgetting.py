@@ -64,13 +64,17 @@ def remove(broker: BrokerSettings, events: EventSettings, users: Sequence[str]) 
     return found
 
 
-def send_user_tombstones(broker: BrokerSettings, users: Sequence[str]) -> None:
+def send_user_tombstones(broker: BrokerSettings, users: Sequence[str]) -> int:
     """Send a tombstone for each user to the topic of events: what a compacted one has of them goes.
+
+    Returns:
+        How many.
 
     Raises:
         BrokerError: Kafka cannot be reached, or the topic takes none.
     """
     _send_tombstones(broker, broker.topic, [(None, user.encode()) for user in users])
+    return len(users)
 
 
 def scrub(broker: BrokerSettings, *, wait_s: float = SCRUB_S) -> float:
