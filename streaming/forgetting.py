@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from infra.errors import BrokerError
 from infra.kafka.admin import set_topic_config, topic_config, topic_partitions
@@ -166,8 +166,10 @@ def _send_tombstones(
                 producer.produce(topic, None, key, on_delivery=delivered, **place)
             except BufferError:
                 producer.poll(0.1)
-            else:
-                break
+                continue
+            except KafkaException as error:
+                failures.append(error.args[0])
+            break
     producer.flush()
     if failures:
         raise BrokerError(
