@@ -11,6 +11,7 @@ from infra.errors import SettingsError
 from infra.kafka.admin import create_topic
 from infra.kafka.local import Kind, LocalKafka
 from infra.settings import BrokerSettings
+from streaming.dead_letters import topic_settings
 
 KINDS: Final[tuple[Kind, ...]] = ("auto", "apache", "mock")
 
@@ -25,8 +26,9 @@ def run_broker(settings: BrokerSettings, directory: Path, port: int, kind: str) 
         raise SettingsError(f"--kind {kind!r}: choose one of {', '.join(KINDS)}")
     with LocalKafka(directory, port, kind=kind) as kafka:
         bootstrap = kafka.bootstrap
-        for topic in (settings.topic, settings.dead_letter_topic):
-            create_topic(bootstrap, topic, settings.partitions)
+        create_topic(bootstrap, settings.topic, settings.partitions)
+        letters = topic_settings(settings)
+        create_topic(bootstrap, settings.dead_letter_topic, settings.partitions, **letters)
         print(
             f"Kafka ({kafka.kind}) on {bootstrap}, topics {settings.topic} and"
             f" {settings.dead_letter_topic}; Ctrl-C ends it",

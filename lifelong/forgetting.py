@@ -26,6 +26,7 @@ FORGET_BATCH: Final = 1000
 """Users deleted in one transaction."""
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _LEFT_BY_STORE: Final = {
     "lmdb": "pages of its file that are free hold what was deleted until they are used again;"
@@ -44,7 +45,7 @@ class ForgetOptions:
     """How users are forgotten."""
 
     letters: bool = True
-    """Whether dead letters are looked at; otherwise Kafka is not asked."""
+    """Whether dead letters are taken away, too; otherwise Kafka is not asked for anything."""
     scrub: bool = False
     """Whether files of store and dead-letter topic are written anew, without what was deleted."""
     hash_ids: bool = False
@@ -71,7 +72,7 @@ def run_forget(
     held = _delete(settings, identity, users, now_ms)
     problems: list[str] = []
 
-    def attempt(work: Callable[[], T], otherwise: T) -> T:
+    def attempt(work: Callable[[], T], otherwise: U) -> T | U:
         """What is done of the rest, though some of it fails: the receipt tells of all."""
         try:
             return work()
@@ -79,11 +80,12 @@ def run_forget(
             problems.append(str(error))
             return otherwise
 
-    removed = Removed(dict.fromkeys(users, 0), 0, 0)
+    removed = Removed(dict.fromkeys(users, 0), 0, 0) if options.letters else None
     if has_letters:
-        removed = attempt(lambda: remove(broker, settings.events, users), removed)
-    if broker.forget_tombstones:
-        attempt(lambda: send_user_tombstones(broker, users), None)
+        removed = attempt(lambda: remove(broker, settings.events, users), None)
+    tombstones = 0
+    if options.letters and broker.forget_tombstones:
+        tombstones = attempt(lambda: send_user_tombstones(broker, users), 0)
     left = _left_in_store(identity, scheme, now_ms)
     if options.scrub and scheme != "memory":
         left[0]["until"] = attempt(lambda: _scrub_store(settings, identity, scheme), None)
@@ -97,13 +99,13 @@ def run_forget(
         "until_ms": now_ms,
         "deleted": sum(one is not None for one in held),
         "unknown": sum(one is None for one in held),
-        "letters": sum(removed.of.values()) if options.letters else None,
-        "tombstones": len(users) if broker.forget_tombstones else 0,
+        "letters": None if removed is None else sum(removed.of.values()),
+        "tombstones": tombstones,
         "users": [
             {
                 "user": _hashed(identity, user) if options.hash_ids else user,
                 "stored": None if one is None else msgspec.to_builtins(one),
-                "letters": removed.of[user] if options.letters else None,
+                "letters": None if removed is None else removed.of[user],
             }
             for user, one in zip(users, held, strict=True)
         ],
@@ -183,7 +185,9 @@ def _scrub_store(settings: Settings, identity: Identity, scheme: str) -> str:
     return _moment(wall_clock_ms())
 
 
-def _left_in_kafka(settings: Settings, removed: Removed, now_ms: int) -> list[dict[str, Any]]:
+def _left_in_kafka(
+    settings: Settings, removed: Removed | None, now_ms: int
+) -> list[dict[str, Any]]:
     topic = settings.broker.dead_letter_topic
     config = topic_config(settings.broker, topic)
     retention_ms = int(config["retention.ms"].value)
@@ -196,9 +200,10 @@ def _left_in_kafka(settings: Settings, removed: Removed, now_ms: int) -> list[di
         if "compact" in config["cleanup.policy"].value:
             what = f"letters, until Kafka compacts it ({_compacted(config)}; or --scrub)"
         left.append({"where": f"files of topic {topic}", "what": what, "until": until})
+    found = removed or Removed({}, 0, 0)
     for count, what in (
-        (removed.keyless, "letters of these users that an earlier version wrote without a key"),
-        (removed.unknown, "letters of which nobody can tell whose they are"),
+        (found.keyless, "letters of these users that an earlier version wrote without a key"),
+        (found.unknown, "letters of which nobody can tell whose they are"),
     ):
         if count:
             where = f"topic {topic}"

@@ -14,9 +14,8 @@ from faust.auth import OAuthCredentials
 from faust.tables import TableManager
 from faust.types import TP
 
-from infra.kafka.logins import Tokens, tls_context
+from infra.kafka.logins import Tokens, broker_secret, tls_context
 from infra.metrics import WorkerMetrics
-from infra.secrets import read_secret
 from infra.settings import BrokerSettings, Settings
 from infra.store import Store, wall_clock_ms
 from infra.telemetry import get_logger
@@ -193,10 +192,9 @@ def _credentials(broker: BrokerSettings) -> Any:
         return faust.SSLCredentials(context)
     if broker.sasl_mechanism == "OAUTHBEARER":
         return OAuthCredentials(oauth_cb=Tokens(broker), ssl_context=context)
-    assert broker.sasl_password is not None
     return faust.SASLCredentials(
         mechanism=broker.sasl_mechanism,
         username=broker.sasl_username,
-        password=read_secret("broker.sasl_password", broker.sasl_password),
+        password=broker_secret(broker, "sasl_password"),
         ssl_context=context,
     )

@@ -39,6 +39,8 @@ DETAIL_CHARS: Final = 500
 
 HEADER: Final = "header."
 """Before the name of each of the record's own headers."""
+COMPACTED_MS: Final = 86_400_000
+"""Within so long after the next letter, a topic of ours is rid of those that were taken away."""
 
 DELIVERY_TIMEOUT_S: Final = 20.0
 """Time for the broker to take a letter; then the caller is told and tries again."""
@@ -54,6 +56,17 @@ def place_key(topic: str, partition: int, offset: int, reason: str) -> bytes:
     b'behaviors/3/17/not_json'
     """
     return f"{topic}/{partition}/{offset}/{reason}".encode()
+
+
+def topic_settings(broker: BrokerSettings) -> dict[str, Any]:
+    """What a dead-letter topic is created with, as `infra.kafka.admin.create_topic` takes it."""
+    return {
+        "retention_ms": round(1000 * broker.dead_letter_retention_s) or -1,
+        # So that a letter can be taken away alone, of a user who is forgotten.
+        "cleanup_policy": "compact,delete",
+        "segment_ms": COMPACTED_MS,
+        "max_compaction_lag_ms": COMPACTED_MS,
+    }
 
 
 class DeadLetter(NamedTuple):

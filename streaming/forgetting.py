@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from infra.errors import BrokerError
 from infra.kafka.admin import set_topic_config, topic_config, topic_partitions
@@ -65,13 +65,17 @@ def remove(broker: BrokerSettings, events: EventSettings, users: Sequence[str]) 
     return found
 
 
-def send_user_tombstones(broker: BrokerSettings, users: Sequence[str]) -> None:
+def send_user_tombstones(broker: BrokerSettings, users: Sequence[str]) -> int:
     """Send a tombstone for each user to the topic of events: what a compacted one has of them goes.
+
+    Returns:
+        How many.
 
     Raises:
         BrokerError: Kafka cannot be reached, or the topic takes none.
     """
     _send_tombstones(broker, broker.topic, [(None, user.encode()) for user in users])
+    return len(users)
 
 
 def scrub(broker: BrokerSettings, *, wait_s: float = SCRUB_S) -> float:
@@ -163,8 +167,10 @@ def _send_tombstones(
                 producer.produce(topic, None, key, on_delivery=delivered, **place)
             except BufferError:
                 producer.poll(0.1)
-            else:
-                break
+                continue
+            except KafkaException as error:
+                failures.append(error.args[0])
+            break
     producer.flush()
     if failures:
         raise BrokerError(

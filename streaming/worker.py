@@ -42,7 +42,7 @@ from infra.store import Store, wall_clock_ms
 from infra.stores.mending import counted
 from infra.telemetry import configure_logging, get_logger
 from streaming.app import LifelongApp, create_app
-from streaming.dead_letters import DeadLetters, KafkaDeadLetters
+from streaming.dead_letters import DeadLetters, KafkaDeadLetters, topic_settings
 from streaming.events.decoder import EventDecoder
 from streaming.health import Health, serve_health
 from streaming.interruptions import Interruptions
@@ -60,9 +60,6 @@ log: Final = get_logger(__name__)
 
 LOOK_S: Final = 0.5
 """How often health is judged."""
-
-COMPACTED_MS: Final = 86_400_000
-"""Within so long after the next letter, a dead-letter topic of ours is rid of those taken away."""
 
 AGAIN_S: Final = 1.0
 """Pause before a part that is away is tried again, at the start and after a crash."""
@@ -574,15 +571,7 @@ def _open_store(settings: Settings, metrics: WorkerMetrics, interruptions: Inter
 
 def _ensure_topic(broker: BrokerSettings, topic: str) -> None:
     """Create the topic unless it is there; existing ones are left as they are."""
-    kept: dict[str, Any] = {}
-    if topic == broker.dead_letter_topic:
-        kept = {
-            "retention_ms": round(1000 * broker.dead_letter_retention_s) or -1,
-            # So that a letter can be taken away alone, of a user who is forgotten.
-            "cleanup_policy": "compact,delete",
-            "segment_ms": COMPACTED_MS,
-            "max_compaction_lag_ms": COMPACTED_MS,
-        }
+    kept = topic_settings(broker) if topic == broker.dead_letter_topic else {}
     if topic_partitions(broker, topic) == 0 and create_topic(
         broker, topic, broker.partitions, replication=broker.replication, **kept
     ):

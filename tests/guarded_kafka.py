@@ -86,7 +86,7 @@ def guarded_kafka(directory: Path) -> Iterator[GuardedKafka]:
     controller = _claim_port(0)
     addresses = ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
     authority = Authority(directory)
-    with token_server() as tokens:
+    with token_server(authority.pair("login")) as tokens:
         properties = {
             "listeners": f"{addresses},CONTROLLER://127.0.0.1:{controller}",
             "advertised.listeners": addresses,
@@ -95,6 +95,8 @@ def guarded_kafka(directory: Path) -> Iterator[GuardedKafka]:
                 f"{name}:{how}" for name, how in {**LISTENERS, "CONTROLLER": "PLAINTEXT"}.items()
             ),
             "inter.broker.listener.name": "plain",
+            # Who is refused is told at once.
+            "connection.failed.authentication.delay.ms": "0",
             "connections.max.reauth.ms": str(REAUTHENTICATION_MS),
             "ssl.keystore.type": "PEM",
             "ssl.truststore.type": "PEM",

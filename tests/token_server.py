@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from urllib.parse import parse_qs, unquote_plus
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.certificates import Pair
 
 AUDIENCE = "kafka"
 
@@ -29,7 +32,7 @@ class TokenServer:
         self.answer: tuple[int, bytes] | None = None
         """What it answers to whoever asks for a token; None: a token."""
         self.audience = AUDIENCE
-        self.url = ""
+        self.url = self.tls_url = ""
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
     def token(self, client: str) -> str:
@@ -67,8 +70,8 @@ class TokenServer:
 
 
 @contextmanager
-def token_server() -> Iterator[TokenServer]:
-    """A token server on 127.0.0.1, for as long as it is needed."""
+def token_server(pair: Pair | None = None) -> Iterator[TokenServer]:
+    """A token server on 127.0.0.1, for as long as it is needed; with a pair, over TLS as well."""
     server = TokenServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -89,12 +92,30 @@ def token_server() -> Iterator[TokenServer]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        server.url = f"http://127.0.0.1:{http.server_port}"
+    with _serving(Handler) as port:
+        server.url = f"http://127.0.0.1:{port}"
+        if pair is None:
+            yield server
+            return
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair.cert, pair.key)
+        with _serving(Handler, context) as guarded:
+            server.tls_url = f"https://127.0.0.1:{guarded}"
+            yield server
+
+
+@contextmanager
+def _serving(
+    handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None = None
+) -> Iterator[int]:
+    """A server, by its port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        if context is not None:
+            http.socket = context.wrap_socket(http.socket, server_side=True)
         thread = threading.Thread(target=http.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield server
+            yield http.server_port
         finally:
             http.shutdown()
             thread.join()

@@ -29,7 +29,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from infra.errors import BrokerError, LifelongError, nearest, one_line
+from infra.errors import BrokerError, nearest, one_line
 from infra.kafka.clients import bootstrap_of, client_config
 from infra.kafka.fetching_by_id import DERIVED
 from infra.kafka.logins import certificate_fault, fetch_token
@@ -408,7 +408,7 @@ def _login_fault(broker: BrokerSettings, lines: list[str]) -> str | None:
     said = " ".join(lines)
     if "certificate verify failed" in said:
         return certificate_fault(broker)
-    if re.search(r"alert (bad|unsupported|unknown|\w+ )?.*(certificate|unknown ca)", said):
+    if re.search(r"alert .*(certificate|unknown ca)", said):
         ours = f"our certificate {broker.cert_file}" if broker.cert_file else "us without one"
         return (
             f"Kafka at {broker.bootstrap} refuses {ours} ({lines[0]}): correct broker.cert_file and"
@@ -417,7 +417,7 @@ def _login_fault(broker: BrokerSettings, lines: list[str]) -> str | None:
     if broker.sasl_mechanism == "OAUTHBEARER" and "mechanism handshake" not in said:
         try:
             fetch_token(broker)
-        except LifelongError as error:
+        except BrokerError as error:
             return str(error)
         if "authentication" in said:
             return (

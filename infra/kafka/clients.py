@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from infra.kafka.logins import check_files
-from infra.secrets import read_secret
+from infra.kafka.logins import broker_secret, check_files
 
 if TYPE_CHECKING:
     from infra.settings import BrokerSettings
@@ -15,8 +14,7 @@ def client_config(broker: BrokerSettings | str) -> dict[str, Any]:
     """Configuration of a confluent-kafka client for ``broker``: its settings, or HOST:PORT.
 
     Raises:
-        BrokerError: a file of certificates or of a key is missing, or cannot be used.
-        SettingsError: a file that holds a secret cannot be read.
+        BrokerError: a file of certificates, of a key or of a secret is missing, or no such.
     """
     config: dict[str, Any] = {
         "client.id": "lifelong",
@@ -25,21 +23,16 @@ def client_config(broker: BrokerSettings | str) -> dict[str, Any]:
     if isinstance(broker, str):
         return config | {"bootstrap.servers": broker}
     check_files(broker)
-    secrets = {
-        name: read_secret(f"broker.{name}", secret)
-        for name in ("sasl_password", "key_password", "oauth_client_secret")
-        if (secret := getattr(broker, name)) is not None
-    }
     config |= {
         "bootstrap.servers": broker.bootstrap,
         "security.protocol": broker.security_protocol,
         "sasl.mechanism": broker.sasl_mechanism,
         "sasl.username": broker.sasl_username,
-        "sasl.password": secrets.get("sasl_password"),
+        "sasl.password": broker_secret(broker, "sasl_password"),
         "ssl.ca.location": broker.ca_file,
         "ssl.certificate.location": broker.cert_file,
         "ssl.key.location": broker.key_file or broker.cert_file,
-        "ssl.key.password": secrets.get("key_password"),
+        "ssl.key.password": broker_secret(broker, "key_password"),
     }
     if broker.sasl_mechanism == "OAUTHBEARER":
         extensions = ",".join(f"{name}={value}" for name, value in broker.oauth_extensions.items())
@@ -47,7 +40,7 @@ def client_config(broker: BrokerSettings | str) -> dict[str, Any]:
             "sasl.oauthbearer.method": "oidc",  # librdkafka's own, which renews tokens by itself
             "sasl.oauthbearer.token.endpoint.url": broker.oauth_token_url,
             "sasl.oauthbearer.client.id": broker.oauth_client_id,
-            "sasl.oauthbearer.client.secret": secrets["oauth_client_secret"],
+            "sasl.oauthbearer.client.secret": broker_secret(broker, "oauth_client_secret"),
             "sasl.oauthbearer.scope": broker.oauth_scope,
             "sasl.oauthbearer.extensions": extensions or None,
             "https.ca.location": broker.oauth_ca_file,

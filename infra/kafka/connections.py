@@ -14,9 +14,8 @@ from aiokafka.errors import KafkaConnectionError, RequestTimedOutError
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
-from infra.errors import LifelongError
-from infra.kafka.logins import tls_context
-from infra.secrets import read_secret
+from infra.errors import BrokerError
+from infra.kafka.logins import broker_secret, tls_context
 
 if TYPE_CHECKING:
     from infra.settings import BrokerSettings
@@ -56,7 +55,7 @@ def mend_connections(client: Any, answer_s: float, broker: BrokerSettings | None
         if broker is not None and not any(
             at[0] == node and kept.connected() for at, kept in client._conns.items()
         ):
-            with suppress(LifelongError):  # a file is being exchanged; `ping` tells what stays
+            with suppress(BrokerError):  # while a file is exchanged; whoever asks next tells it
                 _renew(client, broker)
         try:
             connection = await asyncio.wait_for(connect(node, **how), answer_s)
@@ -85,7 +84,7 @@ def _renew(client: Any, broker: BrokerSettings) -> None:
     if broker.security_protocol.endswith("SSL"):
         client._ssl_context = tls_context(broker)
     if broker.sasl_password is not None:
-        client._sasl_plain_password = read_secret("broker.sasl_password", broker.sasl_password)
+        client._sasl_plain_password = broker_secret(broker, "sasl_password")
 
 
 class _Mended:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
-from infra.errors import BrokerError, LifelongError, one_line
+from infra.errors import BrokerError, SettingsError, one_line
 from infra.secrets import read_secret
 
 if TYPE_CHECKING:
@@ -31,12 +31,24 @@ FRESH: Final = 0.8
 """Share of its life for which a token is used; librdkafka renews its own then, too."""
 
 
+def broker_secret(broker: BrokerSettings, name: str) -> str | None:
+    """A secret of the settings of the broker; None: it is not set.
+
+    Raises:
+        BrokerError: its file cannot be read. It may be there again later, as a broker may.
+    """
+    secret = getattr(broker, name)
+    try:
+        return None if secret is None else read_secret(f"broker.{name}", secret)
+    except SettingsError as error:
+        raise BrokerError(str(error)) from None
+
+
 def check_files(broker: BrokerSettings) -> None:
     """Look whether the files of certificates and keys are there and fit together.
 
     Raises:
         BrokerError: they do not; OpenSSL's words for it name no file.
-        SettingsError: the file of the key's password cannot be read.
     """
     if broker.security_protocol.endswith("SSL") and (broker.ca_file or broker.cert_file):
         tls_context(broker)
@@ -49,16 +61,13 @@ def tls_context(broker: BrokerSettings) -> ssl.SSLContext:
 
     Raises:
         BrokerError: as `check_files`.
-        SettingsError: as `check_files`.
     """
     context = _authorities("ca_file", broker.ca_file)
     cert, key = broker.cert_file, broker.key_file
     if cert is None:
         return context
     # Asked for a password that it needs and was not given, OpenSSL would ask at the terminal.
-    password = ""
-    if broker.key_password is not None:
-        password = read_secret("broker.key_password", broker.key_password)
+    password = broker_secret(broker, "key_password") or ""
     for name, file in (("cert_file", cert), ("key_file", key)):
         if file is not None:
             _require(name, file)
@@ -114,9 +123,8 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no an
                 began = time.monotonic()
                 try:
                     self._token, life_s = await asyncio.to_thread(fetch_token, self._broker)
-                except (
-                    LifelongError
-                ) as error:  # for aiokafka a connection that failed, to try again
+                except BrokerError as error:
+                    # To aiokafka a connection that failed, which it tries again.
                     raise KafkaConnectionError(str(error)) from None
                 self._stale_at = began + FRESH * life_s
             return self._token
@@ -130,22 +138,21 @@ def fetch_token(broker: BrokerSettings) -> tuple[str, float]:
     """A new token, and the seconds that it lives.
 
     Raises:
-        BrokerError: the server does not answer, or refuses.
-        SettingsError: the file of the client's secret cannot be read.
+        BrokerError: the server does not answer, or refuses, or a file cannot be read.
     """
     import httpx
 
-    secret, url = broker.oauth_client_secret, broker.oauth_token_url
-    assert secret is not None
+    url, client = broker.oauth_token_url, broker.oauth_client_id
+    secret = broker_secret(broker, "oauth_client_secret")
     assert url is not None
-    assert broker.oauth_client_id is not None
+    assert client is not None
+    assert secret is not None
     form = {"grant_type": "client_credentials"}
     if broker.oauth_scope is not None:
         form["scope"] = broker.oauth_scope
-    login = (broker.oauth_client_id, read_secret("broker.oauth_client_secret", secret))
     context = _authorities("oauth_ca_file", broker.oauth_ca_file)
     try:
-        answer = httpx.post(url, data=form, auth=login, timeout=ANSWER_S, verify=context)
+        answer = httpx.post(url, data=form, auth=(client, secret), timeout=ANSWER_S, verify=context)
     except httpx.HTTPError as error:
         raise BrokerError(
             f"no token from {url} ({one_line(error)}): correct broker.oauth_token_url or"

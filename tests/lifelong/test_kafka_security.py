@@ -14,13 +14,12 @@ from aiokafka import AIOKafkaConsumer
 from confluent_kafka import Producer
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
-from infra.errors import LifelongError, SettingsError
+from infra.errors import BrokerError
 from infra.kafka.admin import create_topic, ping
 from infra.kafka.clients import producer_config
 from infra.kafka.connections import mend_connections
 from infra.kafka.jars import apache_obstacle
-from infra.settings import BrokerSettings, Settings
-from lifelong.checks import run_checks
+from infra.settings import BrokerSettings
 from streaming.app import _credentials
 from tests.certificates import Authority
 from tests.guarded_kafka import GuardedKafka, give_password, guarded_kafka
@@ -101,10 +100,14 @@ async def test_the_worker_reads_what_a_producer_sent(
 
 
 def told(broker: BrokerSettings) -> str:
-    """Why a broker cannot be reached."""
-    with pytest.raises(LifelongError) as raised:
-        ping(broker, timeout_s=0.5)
-    line = str(raised.value)
+    """Why a broker cannot be reached, as `lifelong check` has it; a busy machine is waited for."""
+    line = ""
+    for patience_s in (0.5, 2.0, 8.0):
+        with pytest.raises(BrokerError) as raised:
+            ping(broker, timeout_s=patience_s)
+        line = str(raised.value)
+        if "did not answer" not in line:
+            break
     assert "\n" not in line
     assert "right" not in line
     return line
@@ -133,14 +136,6 @@ def test_each_fault_has_a_line_of_its_own(
     guarded: GuardedKafka, listener: str, changes: dict[str, Any], says: str
 ) -> None:
     assert says in told(guarded.settings(listener, **changes))
-
-
-def test_check_tells_it(guarded: GuardedKafka) -> None:
-    settings = Settings(broker=guarded.settings("mutual", key_password="wrong"))
-    found = next(
-        one for one in run_checks(settings, quiet=True)["checks"] if one["name"] == "broker"
-    )
-    assert (found["status"], "is not the key's" in found["detail"]) == ("failed", True)
 
 
 def test_files_that_do_not_fit_are_told(guarded: GuardedKafka, tmp_path: Path) -> None:
@@ -176,6 +171,15 @@ def test_what_a_token_server_answers_instead_of_a_token_is_told(
 def test_a_token_that_the_broker_refuses_is_told(guarded: GuardedKafka) -> None:
     guarded.tokens.audience = "another"
     assert "refuses the tokens of" in told(guarded.settings("tokens"))
+
+
+async def test_tokens_are_fetched_over_tls(guarded: GuardedKafka) -> None:
+    tls = {"oauth_token_url": f"{guarded.tokens.tls_url}/token"}
+    line = await asyncio.to_thread(told, guarded.settings("tokens", **tls))
+    assert "certificate verify failed" in line
+    broker = guarded.settings("tokens", **tls, oauth_ca_file=guarded.authority.certificate)
+    await asyncio.to_thread(send, broker, "by a token over TLS")
+    await consume(broker, "by a token over TLS")
 
 
 async def test_the_worker_reads_on_while_tokens_expire(guarded: GuardedKafka) -> None:
@@ -230,5 +234,5 @@ async def test_a_password_that_was_exchanged_counts_for_the_next_connection(
     finally:
         await consumer.stop()
     password.unlink()
-    with pytest.raises(SettingsError, match=r"broker.sasl_password: .* cannot be read"):
+    with pytest.raises(BrokerError, match=r"broker.sasl_password: .* cannot be read"):
         ping(broker)
