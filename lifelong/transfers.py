@@ -141,7 +141,8 @@ def run_backfill(
         actions=settings.events.declared_actions.names,
         interrupted=interruptions,
     )
-    work = work or WORK / options.name
+    shared = f"-{options.part + 1}-of-{options.parts}" if options.parts > 1 else ""
+    work = work or WORK / f"{options.name}{shared}"
     begin = time.perf_counter()
     try:
         job = Job(
@@ -162,7 +163,8 @@ def run_backfill(
         store.close()
     seconds = time.perf_counter() - begin
     _tell(_summary(done), seconds)
-    return {**asdict(done), **asdict(done.merged), "seconds": round(seconds, 3)}
+    report = asdict(done)
+    return {**report, **report.pop("merged"), "seconds": round(seconds, 3)}
 
 
 def _summary(done: JobProgress) -> str:
