@@ -253,14 +253,14 @@ def overtake(scene: Scene, chance: random.Random) -> str:
 
 def fill_store(scene: Scene, chance: random.Random) -> str:
     """Let the store's file grow no more, as on a full disk, until workers say so; where it need not
-    grow, have its second half refuse what is written, or less of it.
+    grow for long, have its second half refuse what is written, too.
     """
     size = (scene.store_path / "data.mdb").stat().st_size
-    said = len(scene.crew.said())
+    said = _times_said(scene, CANNOT_WRITE)
     began, first = time.monotonic(), scene.ledger.sent
     # While the snapshot is in use, no page that is freed after it can be used again.
     with scene.crew.limited(size) as limit, _program(scene, _SNAPSHOT):
-        while not any(CANNOT_WRITE in line for line in scene.crew.said()[said:]):
+        while _times_said(scene, CANNOT_WRITE) == said:
             scene.producer.send(_burst(scene, chance) // 4)
             time.sleep(0.2)
             seconds, sent = time.monotonic() - began, scene.ledger.sent - first
@@ -353,6 +353,11 @@ def _kill_broker(scene: Scene) -> None:
         if time.monotonic() > deadline:
             raise NotInTime("the killed broker does not end")
         time.sleep(0.02)
+
+
+def _times_said(scene: Scene, what: str) -> int:
+    """How often workers have said something."""
+    return sum(what in line for line in scene.crew.said())
 
 
 @contextlib.contextmanager
