@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from infra.errors import LifelongError, SettingsError
 from infra.kafka.admin import TopicSetting, topic_config, topic_partitions
-from infra.settings import Settings
+from infra.settings import BrokerSettings, Settings
 from infra.store import Held, Identity, wall_clock_ms
 from infra.stores import lmdb_place, open_as_it_is, open_store
 from infra.stores.lmdb_files import compact, require_unused
@@ -63,11 +64,12 @@ def run_forget(
     options = options or ForgetOptions()
     users = list(dict.fromkeys(users))
     identity = _identity(settings)
-    broker, scheme = settings.broker, _scheme(settings)
+    scheme = _scheme(settings)
+    readers = [settings.reading(one.name) for one in settings.sources] or [settings]
     if options.scrub:
         _require_scrubbing(settings, scheme)
     # Asked before anything is deleted: whoever mistypes the broker tries again.
-    has_letters = options.letters and topic_partitions(broker, broker.dead_letter_topic) > 0
+    lettered = _by_letter_topic(readers) if options.letters else []
     now_ms = wall_clock_ms()
     held = _delete(settings, identity, users, now_ms)
     problems: list[str] = []
@@ -81,18 +83,21 @@ def run_forget(
             return otherwise
 
     removed = Removed(dict.fromkeys(users, 0), 0, 0) if options.letters else None
-    if has_letters:
-        removed = attempt(lambda: remove(broker, settings.events, users), None)
+    of_topics = [attempt(partial(remove, of, users), None) for of in lettered]
+    for found in of_topics:
+        removed = None if found is None or removed is None else removed.with_those(found)
     tombstones = 0
-    if options.letters and broker.forget_tombstones:
-        tombstones = attempt(lambda: send_user_tombstones(broker, users), 0)
+    if options.letters and settings.broker.forget_tombstones:
+        sending = [partial(send_user_tombstones, one.broker, users) for one in readers]
+        tombstones = sum(attempt(send, 0) for send in sending)
     left = _left_in_store(identity, scheme, now_ms)
     if options.scrub and scheme != "memory":
         left[0]["until"] = attempt(lambda: _scrub_store(settings, identity, scheme), None)
-    if has_letters:
-        left += attempt(lambda: _left_in_kafka(settings, removed, now_ms), [])
-    if has_letters and options.scrub:
-        attempt(lambda: _scrub_topic(settings, left), None)
+    for (first, *_), found in zip(lettered, of_topics, strict=True):
+        of_topic = attempt(partial(_left_in_kafka, first.broker, found, now_ms), [])
+        if options.scrub:
+            attempt(partial(_scrub_topic, first.broker, of_topic), None)
+        left += of_topic
     receipt = {
         "store": {"id": identity.id, "name": identity.name, "url": settings.store.masked_url},
         "at": _moment(now_ms),
@@ -185,17 +190,25 @@ def _scrub_store(settings: Settings, identity: Identity, scheme: str) -> str:
     return _moment(wall_clock_ms())
 
 
+def _by_letter_topic(readers: Sequence[Settings]) -> list[list[Settings]]:
+    """Who reads which sources, by the topic of their dead letters, where that is there."""
+    found: dict[str, list[Settings]] = {}
+    for one in readers:
+        found.setdefault(one.broker.dead_letter_topic, []).append(one)
+    return [of for topic, of in found.items() if topic_partitions(of[0].broker, topic)]
+
+
 def _left_in_kafka(
-    settings: Settings, removed: Removed | None, now_ms: int
+    broker: BrokerSettings, removed: Removed | None, now_ms: int
 ) -> list[dict[str, Any]]:
-    topic = settings.broker.dead_letter_topic
-    config = topic_config(settings.broker, topic)
+    topic = broker.dead_letter_topic
+    config = topic_config(broker, topic)
     retention_ms = int(config["retention.ms"].value)
     # A segment goes once its last record is old enough.
     gone_ms = now_ms + retention_ms + int(config["segment.ms"].value)
     until = None if retention_ms < 0 else _moment(gone_ms)
     left: list[dict[str, Any]] = []
-    if holds_removed(settings.broker):
+    if holds_removed(broker):
         what = "letters, until its retention ends: it is not compacted"
         if "compact" in config["cleanup.policy"].value:
             what = f"letters, until Kafka compacts it ({_compacted(config)}; or --scrub)"
@@ -211,9 +224,9 @@ def _left_in_kafka(
     return left
 
 
-def _scrub_topic(settings: Settings, left: list[dict[str, Any]]) -> None:
+def _scrub_topic(broker: BrokerSettings, left: list[dict[str, Any]]) -> None:
     """Have Kafka's files written anew, and note it in what is left."""
-    deleted_s = scrub(settings.broker)
+    deleted_s = scrub(broker)
     for one in left:
         if one["where"].startswith("files of topic"):
             one["what"] = "letters, in files that Kafka has replaced and is about to delete"

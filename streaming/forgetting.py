@@ -15,10 +15,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from infra.errors import BrokerError
 from infra.kafka.admin import set_topic_config, topic_config, topic_partitions
 from infra.kafka.clients import producer_config
-from infra.settings import BrokerSettings, EventSettings
-from streaming.events.fields import Fields
-from streaming.events.paths import ABSENT
-from streaming.events.rejects import Rejected
+from infra.schema_registry import SchemaRegistry
+from infra.settings import BrokerSettings, Settings
+from streaming.events.decoder import EventDecoder
 from streaming.letters import ANSWER_S, Letter, holds_removed, letters, log
 
 SCRUB_S: Final = 120.0
@@ -36,18 +35,28 @@ class Removed(NamedTuple):
     keyless: int
     """Letters of the users that are left, since an earlier version wrote them without a key."""
 
+    def with_those(self, other: Removed) -> Removed:
+        """What became of these and of other letters of the same users."""
+        of = {user: count + other.of[user] for user, count in self.of.items()}
+        return Removed(of, self.unknown + other.unknown, self.keyless + other.keyless)
 
-def remove(broker: BrokerSettings, events: EventSettings, users: Sequence[str]) -> Removed:
+
+def remove(readers: Sequence[Settings], users: Sequence[str]) -> Removed:
     """Take the letters of users away: a tombstone for each. From now on nobody is shown one, or
     sends it again; Kafka itself is rid of it when it compacts the topic, see `scrub`.
 
-    A letter is a user's if that is its key, or the user in its payload. In a payload that cannot be
-    read a user's id is looked for as a word.
+    A letter is a user's if that is its key, or a user in its payload: one of several events goes
+    for all of them. In a payload that cannot be read a user's id is looked for as a word.
+
+    Args:
+        readers: of the sources whose letters are in one topic, `Settings.reading`.
+        users: whose letters are to go.
 
     Raises:
         BrokerError: Kafka cannot be reached, or the topic is not there, or takes no tombstone.
+        RegistryError: a Schema Registry cannot be asked what letters hold.
     """
-    whose = _Owners(events, users)
+    broker, whose = readers[0].broker, _Owners(readers, users)
     found = Removed(dict.fromkeys(users, 0), 0, 0)
     tombstones: list[tuple[int, bytes]] = []
     for letter in letters(broker):
@@ -124,8 +133,11 @@ def scrub(broker: BrokerSettings, *, wait_s: float = SCRUB_S) -> float:
 class _Owners:
     """Tells whose a letter is."""
 
-    def __init__(self, events: EventSettings, users: Sequence[str]) -> None:
-        self._fields = Fields(events)
+    def __init__(self, readers: Sequence[Settings], users: Sequence[str]) -> None:
+        self._decoders = {
+            one.broker.topic: EventDecoder(one.events, SchemaRegistry(one.registry))
+            for one in readers
+        }
         self._users = set(users)
         words = b"|".join(re.escape(user.encode()) for user in sorted(users, key=len, reverse=True))
         self._named = re.compile(rb"(?<![\w-])(?:" + words + rb")(?![\w-])")
@@ -135,14 +147,16 @@ class _Owners:
         key = None if letter.key is None else letter.key.decode("utf-8", "replace")
         if key in self._users:
             return key
-        value = letter.value or b""
-        try:
-            told = self._fields.find(self._fields.decode(value), "user_id")
-        except Rejected:
-            told = ABSENT
-        if isinstance(told, str | int):
-            return str(told) if str(told) in self._users else None
-        if (named := self._named.search(value)) is not None:
+        decoder = self._decoders.get(letter.source.topic)
+        told: list[str | None] = [None]
+        if decoder is not None:
+            told = decoder.users_of(letter.key, letter.value, letter.headers)
+        for user in told:
+            if user in self._users:
+                return user
+        if None not in told:
+            return None
+        if (named := self._named.search(letter.value or b"")) is not None:
             return named[0].decode()
         return "" if key is None else None
 

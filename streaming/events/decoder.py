@@ -255,6 +255,30 @@ class EventDecoder:
         except RecursionError:
             return [Rejected(Reason.BAD_FORMAT, "nested too deeply")]
 
+    def users_of(
+        self, key: bytes | None, value: bytes | None, headers: Headers
+    ) -> list[str | None]:
+        """Whose the events of a record are, in their order; None of one that does not tell. Nothing
+        else of them is judged.
+
+        Raises:
+            LifelongError: a format cannot read them now; see `Format`.
+        """
+        try:
+            raws = self._read(key, value, headers)
+        except (Rejected, Ignored, RecursionError):
+            return [None]
+        return [self._user_of(raw) for raw, _ in raws]
+
+    def _user_of(self, raw: Any) -> str | None:
+        if raw is None or isinstance(raw, Rejected):
+            return None
+        try:
+            told = self._conversion.fields.find(raw, "user_id")
+        except Rejected:
+            return None
+        return str(told) if isinstance(told, str | int) else None
+
     def of_users(
         self, key: bytes | None, value: bytes | None, headers: Headers, users: Collection[str]
     ) -> bytes | None:

@@ -414,3 +414,11 @@ def test_paths_step_into_arrays_and_may_be_expressions() -> None:
     fields = {"item_id": "lines[-1].sku", "user_id": "ids[?kind == 'user'].id | [0]"}
     event = item("i", lines=[{"sku": "a"}, {"sku": "b"}], ids=[{"kind": "user", "id": 9}])
     assert told(EventSettings(fields=fields), event, b"9") == [("9", "b", None)]
+
+
+def test_whose_the_events_of_a_record_are_is_told_though_they_are_refused() -> None:
+    fields = {"user_id": "events.user_id"}
+    decoder = EventDecoder(EventSettings(fields=fields, split="events", key="any"))
+    value = json.dumps({"events": [{"user_id": "a"}, {"user_id": 7}, {"item_id": "i"}]}).encode()
+    assert decoder.users_of(None, value, ()) == ["a", "7", None]
+    assert decoder.users_of(None, b"{", ()) == [None]
