@@ -9,7 +9,7 @@ from infra.errors import RegistryUnavailable, SchemaUnknown, SettingsError
 from infra.schema_registry import SchemaRegistry
 from infra.settings import RegistrySettings
 from tests.schema_registry import RegistryDouble, guid_of, registry_double
-from tests.scorer.certificates import Authority
+from tests.certificates import Authority
 
 SCHEMA = {"schema": '{"type": "string"}', "schemaType": "AVRO"}
 
