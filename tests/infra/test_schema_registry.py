@@ -8,8 +8,8 @@ import pytest
 from infra.errors import RegistryUnavailable, SchemaUnknown, SettingsError
 from infra.schema_registry import SchemaRegistry
 from infra.settings import RegistrySettings
-from tests.schema_registry import RegistryDouble, guid_of, registry_double
 from tests.certificates import Authority
+from tests.schema_registry import RegistryDouble, guid_of, registry_double
 
 SCHEMA = {"schema": '{"type": "string"}', "schemaType": "AVRO"}
 
