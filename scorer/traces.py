@@ -9,7 +9,7 @@
     explain      where that was asked for
     encode       the answer's body
 
-A request for several users has store, features and model once for each.
+A request for several users has features and model once for each.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ NEVER = {
 EMPTY = {
     "Relevance indicator": "the bundles that come with Lifelong take no DIN-L along to measure by",
     "Days until the certificate expires": "nothing here speaks TLS",
+    "Ignored by rule": "all of the demo's events are behaviors",
 }
 """Panels that show nothing here, and why."""
 

@@ -27,7 +27,7 @@ def test_a_letter_holds_the_payload_and_where_it_came_from(kafka: LocalKafka) ->
 
     (message,) = dead_letters_of(settings, 1)
     assert message.value() == b"\x00\xffnot JSON"
-    assert message.key() == b"behaviors/3/5"
+    assert message.key() == b"behaviors/3/5/not_json"
     assert headers_of(message) == {
         "reason": "not_json",
         "detail": "malformed",
@@ -50,7 +50,7 @@ def test_a_letter_of_a_record_without_key_and_payload_says_so(kafka: LocalKafka)
 
     (message,) = dead_letters_of(settings, 1)
     # Without a payload it would be a tombstone.
-    assert (message.key(), message.value()) == (b"behaviors/3/5", b"")
+    assert (message.key(), message.value()) == (b"behaviors/3/5/not_json", b"")
     assert headers_of(message)["no_value"] == "1"
     assert "key" not in headers_of(message)
 

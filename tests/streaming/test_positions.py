@@ -275,10 +275,10 @@ async def test_what_a_deleted_topic_held_is_told_by_who_gets_none_of_the_new_one
         consumer: Any = worker.app.consumer
         consumer.assignment = set  # as if the group gave the new one to others
         agent.rebalanced(set())
-        store.failure = lambda _s, _a: None
         await asyncio.to_thread(create_topics, settings)
         await agent.check()
         await until(lambda: lost(worker, "deletion") == 20, "what was not read is told")
+        store.failure = lambda _s, _a: None
 
 
 @pytest.mark.kafka

@@ -145,6 +145,7 @@ def test_the_report_shows_what_was_broken(capsys: pytest.CaptureFixture[str]) ->
     assert "cannot be reached" in said
 
 
+@pytest.mark.usefixtures("logged")  # what the command logs to would be closed behind it
 def test_a_broken_limit_is_an_exit_code() -> None:
     options = ["--scorer", NOBODY, "--rankings", "20", "--seconds", "1", "--max-errors", "0.5"]
 
