@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scorer.callers import this_caller
 from scorer.http.body import Body, beginning_with
-from scorer.http.gate import Gate, Judged, Refusal, mark_of
+from scorer.http.gate import Gate, Judged, Refusal, mark_of, send_refusal
 from scorer.http.problems import Refuse
 from scorer.limits import Refused
 from scorer.traces import this_trace
@@ -104,12 +104,3 @@ class Admission:
     async def _answer(self, error: Refused, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._refuse(Request(scope), error)
         await response(scope, receive, send)
-
-
-async def send_refusal(refusal: Refusal, send: Send) -> None:
-    """Send what the gate has made; a body that comes all the same is the server's to drop."""
-    headers = refusal.headers
-    if refusal.closes:
-        headers = [*headers, (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": refusal.body})

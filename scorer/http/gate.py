@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from starlette.types import Scope
+from starlette.types import Scope, Send
 
 from infra.metrics import ScorerMetrics
 from scorer.access import Access
@@ -202,6 +202,15 @@ def mark(scope: Scope, judged: Judged) -> None:
 def mark_of(scope: Scope) -> Judged | None:
     """What the gate said of a request at its head; None: nothing."""
     return scope.get(_JUDGED)
+
+
+async def send_refusal(refusal: Refusal, send: Send) -> None:
+    """Send what the gate has made; a body that comes all the same is the server's to drop."""
+    headers = refusal.headers
+    if refusal.closes:
+        headers = [*headers, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": refusal.body})
 
 
 def read_head(

@@ -28,14 +28,14 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from infra.telemetry import get_logger
 from scorer.http.connections import LINGER_S, Connections
-from scorer.http.gate import Headers, Refusal, mark
+from scorer.http.gate import Headers, Refusal, mark, send_refusal
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes of every connection of HTTP/2 (RFC 9113, section 3.4)."""
@@ -253,28 +253,30 @@ class Http2(asyncio.Protocol):
         if self._stopping:
             self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
             return
-        scope = self._scope(event.headers)
+        scope, app = self._scope(event.headers), self.config.loaded_app
         if self.state.gate is not None and not self.flow.write_paused:
             judged = self.state.gate.at_head(
                 scope["method"], scope["raw_path"], scope["headers"], self._client
             )
             if isinstance(judged, Refusal):
-                self._turn_away(number, judged, whole=event.stream_ended is not None)
-                return
-            if judged is not None:
+                if self._turn_away(number, judged, whole=event.stream_ended is not None):
+                    return
+                app = _refusing(judged)
+            elif judged is not None:
                 mark(scope, judged)
         stream = self._streams[number] = _Stream(self, number, scope)
-        task = self.loop.create_task(stream.run(self.config.loaded_app))
+        task = self.loop.create_task(stream.run(app))
         stream.task = task
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
 
-    def _turn_away(self, number: int, refusal: Refusal, *, whole: bool) -> None:
-        """Answer a request at its head; what comes of its body all the same is dropped."""
+    def _turn_away(self, number: int, refusal: Refusal, *, whole: bool) -> bool:
+        """Answer a request at its head, if the client has room for it; what comes of its body all
+        the same is dropped.
+        """
         try:
             if self.h2.local_flow_control_window(number) < len(refusal.body):
-                self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
-                return
+                return False
             self.h2.send_headers(number, self.head(refusal.status, refusal.headers))
             self.h2.send_data(number, refusal.body, end_stream=True)
             if not whole:  # nobody waits for the rest
@@ -283,6 +285,7 @@ class Http2(asyncio.Protocol):
             self._count_reset()
         else:
             self._answered += 1
+        return True
 
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
         """The head of an answer."""
@@ -361,6 +364,15 @@ class Http2(asyncio.Protocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
+
+
+def _refusing(refusal: Refusal) -> ASGIApp:
+    """An application that answers with a refusal."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send_refusal(refusal, send)
+
+    return app
 
 
 class _Stream:

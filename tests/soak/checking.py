@@ -195,8 +195,10 @@ class Check:
         left = max((right[item] for item in times.elements()), default=0.0)
         if size < len(asked.candidates) and left > ctrs[-1] + TOLERANCE:
             return "a top without what is higher"
-        if [item for item, _ in answer.explained] != [
-            item for item, _ in answer.ranked[: len(answer.explained)]
+        # Of whom few are answered, more may be explained.
+        both = min(len(answer.explained), len(answer.ranked))
+        if [item for item, _ in answer.explained[:both]] != [
+            item for item, _ in answer.ranked[:both]
         ] or len(answer.explained) > asked.explain:
             return "an explanation of other items than the highest"
         told = answer.ranked + answer.explained

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from h2.events import ResponseReceived
+from h2.settings import SettingCodes
 from prometheus_client import CollectorRegistry
 
 from infra.metrics import Figures, ScorerMetrics
@@ -181,6 +182,17 @@ def test_a_stream_is_refused_and_the_next_one_answered(served: Served) -> None:
         assert "429" in {str(value) for _, value in told.headers}
         assert client.answer(answered) == b"2 GET /after 0"
         assert json.loads(client.answer(refused))["status"] == 429
+
+
+def test_a_refusal_waits_until_its_client_has_room(served: Served) -> None:
+    with Client(served) as client:
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        stream = client.request("POST", "/v1/rank", ("x-request-timeout-ms", "0"))
+        client.until(ResponseReceived, stream)
+        assert stream not in client.bodies
+        client.h2.increment_flow_control_window(10_000, stream)
+        client.flush()
+        assert json.loads(client.answer(stream))["status"] == 429
 
 
 def test_a_stream_that_is_taken_back_with_its_head_is_not_answered(served: Served) -> None:
