@@ -107,6 +107,24 @@ def _require(name: str, file: Path) -> None:
         ) from None
 
 
+def aiokafka_login(broker: BrokerSettings) -> dict[str, Any]:
+    """How a client of aiokafka enters, as it is told when it is made, in an event loop.
+
+    Raises:
+        BrokerError: as `check_files` and `broker_secret`.
+    """
+    tls = broker.security_protocol.endswith("SSL")
+    tokens = broker.sasl_mechanism == "OAUTHBEARER"
+    return {
+        "security_protocol": broker.security_protocol,
+        "ssl_context": tls_context(broker) if tls else None,
+        "sasl_mechanism": broker.sasl_mechanism or "PLAIN",  # of no account without SASL
+        "sasl_plain_username": broker.sasl_username,
+        "sasl_plain_password": broker_secret(broker, "sasl_password"),
+        "sasl_oauth_token_provider": Tokens(broker) if tokens else None,
+    }
+
+
 class Tokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no annotations
     """Tokens for aiokafka, by OAuth's grant for clients; one serves all while it is fresh."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiokafka.client import AIOKafkaClient
@@ -25,6 +24,7 @@ from aiokafka.protocol.types import (
 )
 
 from infra.errors import BrokerError, one_line
+from infra.kafka.logins import aiokafka_login
 
 if TYPE_CHECKING:
     from infra.settings import BrokerSettings
@@ -49,7 +49,7 @@ def open_transactions(broker: BrokerSettings, *, timeout_s: float = 5.0) -> list
     """Those that any broker tells of; none of a Kafka that cannot tell.
 
     Raises:
-        BrokerError: a broker does not answer.
+        BrokerError: a broker does not answer, or files that prove who we are cannot be used.
     """
     log = logging.getLogger("aiokafka")  # what it says is in the errors' text
     level = log.level
@@ -66,16 +66,10 @@ def open_transactions(broker: BrokerSettings, *, timeout_s: float = 5.0) -> list
 
 
 async def _ask(broker: BrokerSettings) -> list[OpenTransaction]:
-    password = broker.sasl_password
-    tls = broker.security_protocol.endswith("SSL")
     client = AIOKafkaClient(
         bootstrap_servers=[one.strip() for one in broker.bootstrap.split(",")],
         client_id="lifelong",
-        security_protocol=broker.security_protocol,
-        ssl_context=ssl.create_default_context(cafile=broker.ca_file) if tls else None,
-        sasl_mechanism=broker.sasl_mechanism or "PLAIN",
-        sasl_plain_username=broker.sasl_username,
-        sasl_plain_password=None if password is None else password.get_secret_value(),
+        **aiokafka_login(broker),
     )
     try:
         await client.bootstrap()

@@ -13,12 +13,14 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from confluent_kafka import Producer
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
+from pydantic import SecretStr
 
 from infra.errors import BrokerError
 from infra.kafka.admin import create_topic, ping
 from infra.kafka.clients import producer_config
 from infra.kafka.connections import mend_connections
 from infra.kafka.jars import apache_obstacle
+from infra.kafka.transactions import open_transactions
 from infra.settings import BrokerSettings
 from streaming.app import _credentials
 from tests.certificates import Authority
@@ -97,6 +99,18 @@ async def test_the_worker_reads_what_a_producer_sent(
     value = f"{listener} {changes}"
     await asyncio.to_thread(send, broker, value)
     await consume(broker, value)
+
+
+@pytest.mark.parametrize("listener", ["mutual", "passwords", "tokens"])
+def test_brokers_tell_of_open_transactions_whoever_we_are(
+    guarded: GuardedKafka, tmp_path: Path, listener: str
+) -> None:
+    broker = guarded.settings(listener)
+    if (password := broker.sasl_password) is not None:
+        (tmp_path / "password").write_text(password.get_secret_value())
+        named = SecretStr(f"file:{tmp_path / 'password'}")
+        broker = broker.model_copy(update={"sasl_password": named})
+    assert open_transactions(broker) == []
 
 
 def told(broker: BrokerSettings) -> str:
