@@ -133,7 +133,7 @@ class SchemaRegistry:
             told = f"answers {error.http_status_code} ({one_line(error.error_message, 120)})"
             if error.http_status_code in _HINTS:
                 told += f"; {_HINTS[error.http_status_code]}"
-        except (httpx.HTTPError, OSError) as error:
+        except (httpx.HTTPError, OSError, SettingsError) as error:
             self._count("failed")
             told = f"cannot be reached: {type(error).__name__}: {one_line(error)}"
         except (ValueError, TypeError, KeyError, AttributeError) as error:  # of what is no registry

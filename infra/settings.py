@@ -39,7 +39,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 
 from infra.behaviors import DEFAULT_ACTIONS, ActionNames
 from infra.errors import SettingsError, hint, nearest, one_line
-from infra.secrets import FILE, resolve
+from infra.secrets import FILE, read_secret, resolve
 
 ENV_PREFIX: Final = "LIFELONG_"
 ENV_CONFIG: Final = "LIFELONG_CONFIG"
@@ -698,13 +698,13 @@ class RegistrySettings(Section):
         """The password or the token, wherever it is; empty: there is none.
 
         Raises:
-            OSError: its file cannot be read.
+            SettingsError: as `infra.secrets.read_secret`.
         """
         file: Path | None = getattr(self, f"{name}_file")
-        if file is not None:
-            return file.read_text(encoding="utf-8").strip()
-        value: SecretStr | None = getattr(self, name)
-        return "" if value is None else value.get_secret_value()
+        value: SecretStr | None = (
+            getattr(self, name) if file is None else SecretStr(f"{FILE}{file}")
+        )
+        return "" if value is None else read_secret(f"registry.{name}", value)
 
 
 class LogSettings(Section):

@@ -104,6 +104,7 @@ def test_a_password_may_be_in_a_file(registry: RegistryDouble, tmp_path: Path) -
     file.write_text("hunter2\n")
     assert opened(registry, username="reader", password_file=file).schema(1)
     assert opened(registry, username="reader", password="hunter2").schema(1)
+    assert opened(registry, username="reader", password=f"file:{file}").schema(1)
 
 
 def test_a_token_is_read_anew_when_it_is_renewed(registry: RegistryDouble, tmp_path: Path) -> None:
