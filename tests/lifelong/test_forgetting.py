@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +19,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from infra.behaviors import Source, pack_behavior
+from infra.behaviors import pack_behavior
 from infra.errors import BrokerError, StoreUnavailable
 from infra.kafka.admin import create_topic, topic_config
 from infra.kafka.clients import client_config, producer_config
@@ -32,33 +31,15 @@ from infra.stores import open_store
 from lifelong.forgetting import ForgetOptions, run_forget
 from streaming.dead_letters import DeadLetter, KafkaDeadLetters
 from streaming.letters import letters, send_again
+from tests.lifelong.two_users import SOURCE, add, two_users, users
 from tests.streaming.running import NOW, create_topics, event, new_settings
 
-SOURCE = Source(1, 1)
 STORE_ALONE = ForgetOptions(letters=False)
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """A store with ann and bob."""
-    settings = Settings(store=StoreSettings(url=f"lmdb://{tmp_path / 'store'}"))
-    add(settings, ["ann", "bob"])
-    return settings
-
-
-def add(settings: Settings, users: Sequence[str], *, offset: int = 0, time_ms: int = 1) -> None:
-    store = open_store(settings.store, actions=("buy",))
-    behavior = pack_behavior(1, time_ms, 0, 0, 1)
-    appends = [Append(user, [behavior], [0], [offset]) for user in users]
-    store.append([Group(SOURCE, appends)], time_ms)
-    store.close()
-
-
-def users(settings: Settings) -> list[str]:
-    store = open_store(settings.store, read_only=True)
-    found = store.users(b"", 10).users
-    store.close()
-    return found
+    return two_users(tmp_path)
 
 
 def test_forgetting_deletes_and_keeps_out_what_came_before(settings: Settings) -> None:
