@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from infra.errors import StoreCorrupt, one_line
 from infra.kafka.logs import LogBounds
 from infra.store import Store
+from streaming.bookmarks import decode_bookmark
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -95,14 +95,7 @@ def write_life(store: Store, topic_id: str, partition: int, life: Life) -> None:
 
 def _read(store: Store, name: str) -> Life:
     kept = store.get_bookmark(name)
-    if kept is None:
-        return Life()
-    try:
-        return msgspec.json.decode(kept, type=Life)
-    except msgspec.DecodeError as error:
-        raise StoreCorrupt(
-            f"the store's bookmark {name} cannot be read: {one_line(error)}; restore the store"
-        ) from error
+    return Life() if kept is None else decode_bookmark(kept, name, Life)
 
 
 def _name(topic_id: str, partition: int) -> str:

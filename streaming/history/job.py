@@ -22,10 +22,11 @@ import msgspec
 import xxhash
 
 from infra.behaviors import partition_owner
-from infra.errors import SettingsError, SourceError, StoreCorrupt, StoreUnavailable, one_line
+from infra.errors import SettingsError, SourceError, StoreUnavailable
 from infra.files import replacing
 from infra.store import Claim, Merged, Store, wall_clock_ms
 from infra.telemetry import get_logger
+from streaming.bookmarks import decode_bookmark
 from streaming.history.buckets import Told, histories
 from streaming.history.inputs import Input
 from streaming.history.spill import BUCKET_ROWS, ROW_BYTES, SUFFIX, Spill, buckets_for
@@ -225,7 +226,7 @@ class Job:
         record = self._patiently(lambda: self._store.get_bookmark(self._bookmark), stop)
         new = _Kept(inputs=inputs, begun_ms=now_ms, cut=options.cut)
         if record is not None:
-            old = _decoded(record, self._bookmark)
+            old = decode_bookmark(record, self._bookmark, _Kept)
             if options.again and (old.finished_ms is not None or old.inputs != inputs):
                 new.generation = old.generation + 1
             elif old.inputs != inputs:
@@ -464,12 +465,3 @@ def _digest(inputs: Sequence[Input]) -> str:
     for identity in sorted(one.identity for one in inputs):
         found.update(identity.to_bytes(8, "little"))
     return found.hexdigest()
-
-
-def _decoded(record: bytes, name: str) -> _Kept:
-    try:
-        return msgspec.json.decode(record, type=_Kept)
-    except msgspec.DecodeError as error:
-        raise StoreCorrupt(
-            f"the store's bookmark {name} cannot be read: {one_line(error)}; restore the store"
-        ) from error
