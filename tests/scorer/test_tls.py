@@ -165,12 +165,13 @@ def test_new_connections_get_the_new_certificate_and_open_ones_stay(exchange: Ex
         client = served.client(trusting(exchange.authority))
         client.request("GET", "/")
         assert client.getresponse().read()
+        opened = client.sock
         exchange.put(exchange.authority.pair("second", days=60))
         exchange.look_twice()
         assert exchange.shown(served.port) == "second"
         client.request("GET", "/")
         assert client.getresponse().read()
-        assert served.connections == 1
+        assert client.sock is opened  # http.client opens another where the server closed one
     assert exchange.days_left() == pytest.approx(60, abs=0.1)
 
 
