@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from infra.kafka.local import LocalKafka
-from streaming.fetching import Reader
+from streaming.fetching import PACE_S, Pace, Reader
 from tests.streaming.kafka_harm import mend_log, spoil_batch, stopped
 from tests.streaming.running import (
     KeptLetters,
@@ -184,14 +185,18 @@ def test_a_log_without_the_offset_is_no_failure_but_misplaced() -> None:
     assert not reader.failures
 
 
-async def fetched(consumer: Consumer, *answers: tuple[int, bytes | None]) -> None:
-    """Have the fetcher ask for the topic: the broker's error code and records by partition."""
+async def fetched(consumer: Consumer, *answers: tuple[int, bytes | None]) -> int:
+    """Have the fetcher ask for the topic: the broker's error code and records by partition; returns
+    how many bytes it asked for at least.
+    """
     parts = [
         (partition, code, 0, 0, 0, None, -1, records)
         for partition, (code, records) in enumerate(answers)
     ]
     consumer.answer = SimpleNamespace(topics=[("t", parts)])
-    await consumer._client.send(1, FetchRequest(100, 1, 1 << 20, READ_COMMITTED, [("t", [])]))
+    request = FetchRequest(100, 1, 1 << 20, READ_COMMITTED, [("t", [])])
+    await consumer._client.send(1, request)
+    return request._min_bytes  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("error", [TopicAuthorizationFailedError, KafkaStorageError])
@@ -235,6 +240,41 @@ async def test_an_offset_that_the_broker_has_not_is_no_failure() -> None:
     await fetched(consumer, (OffsetOutOfRangeError.errno, None))
 
     assert not reader.failures
+
+
+def test_a_broker_that_gives_little_answers_at_once() -> None:
+    pace = Pace(now=0.0)
+    for second in range(1, 10):
+        pace.gave(0, second - 0.9)
+        pace.gave(19, second)
+    assert pace.least_bytes == 1
+
+
+def test_a_broker_collects_what_comes_in_the_pace() -> None:
+    pace = Pace(now=0.0)
+    for tick in range(1, 101):
+        pace.gave(40_000, tick * 0.01)
+    assert pace.least_bytes == pytest.approx(4_000_000 * PACE_S, rel=0.1)
+
+
+def test_after_a_load_a_broker_answers_at_once_again() -> None:
+    pace = Pace(now=0.0)
+    pace.gave(10_000_000, 1.0)
+    pace.gave(0, 1.1)
+    pace.gave(0, 1.3)
+    assert pace.least_bytes == 1
+
+
+async def test_each_broker_is_asked_for_as_much_as_it_gives() -> None:
+    consumer = Consumer()
+    reader = Reader(consumer)
+    log = log_of(range(1000))
+    reader._paces[1] = Pace(now=time.monotonic() - 1)
+
+    least = [await fetched(consumer, (0, log)) for _ in range(2)]
+
+    assert least[0] == 1
+    assert least[1] == pytest.approx(len(log) * PACE_S, rel=0.1)
 
 
 @pytest.mark.kafka
