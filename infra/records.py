@@ -88,6 +88,7 @@ _UPDATED: Final = struct.Struct("<Q")
 _UPDATED_AT: Final = 24
 _CHECKSUM: Final = struct.Struct("<Q")
 _NO_COUNT: Final = bytes(8)
+_FORMAT_BYTE: Final = bytes([_FORMAT])
 _TIME: Final = struct.Struct("<8xq")
 _FIRST_MS: Final = -(1 << 63)
 """The time before which nothing happened."""
@@ -566,6 +567,13 @@ def _with_keys(keys: bytes, events: Sequence[int]) -> bytes | None:
 def sealed(count: int) -> int:
     """How many of ``count`` behaviors lie in full segments."""
     return count // SEGMENT * SEGMENT
+
+
+def may_lack(head: bytes) -> bool:
+    """Whether behaviors of a head may lie in full segments: only then it may lack a state. Nothing
+    of it is checked, so this costs a tenth of reading its numbers; most users have no segment.
+    """
+    return head[:1] != _FORMAT_BYTE or int.from_bytes(head[8:16], "little") >= SEGMENT
 
 
 def sealed_part(sequence: StoredSequence) -> StoredSequence:

@@ -850,6 +850,9 @@ class LmdbStore:
         def read(txn: lmdb.Transaction) -> list[str]:
             lacking = []
             for user in users:
+                head = _get(txn, user.encode(), self._dbs.heads)
+                if head is None or not records.may_lack(head):
+                    continue
                 counters = self._counters(txn, user.encode())
                 if counters is not None:
                     self._note_lost(txn, user.encode(), counters, bundle)

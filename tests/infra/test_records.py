@@ -385,6 +385,15 @@ def test_a_user_without_a_full_segment_is_due_for_nobody() -> None:
     assert coverages(head) == []
 
 
+@given(heads())
+def test_whose_head_may_not_lack_a_state_has_no_full_segment(head: bytes) -> None:
+    assert records.may_lack(head) == (records.read_counters(head, USER).count >= SEGMENT)
+
+
+def test_a_head_of_another_format_may_lack_a_state() -> None:
+    assert records.may_lack(b"\x01" + bytes(60))
+
+
 def test_a_light_user_s_head_is_small() -> None:
     head = records.grow(None, 1, 1, events(10, first_key=1), 1, bundle=5).head
     assert head is not None
