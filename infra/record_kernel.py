@@ -10,10 +10,9 @@ The layout is that of `infra.records`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from itertools import chain, pairwise
-from operator import attrgetter
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from infra.compiling import kernel
 from infra.hashing import read_64, xxh3_64
 from infra.records import CUT, RECENT_EVENTS
 from infra.segments import SEGMENT
-from infra.store import Append
+from infra.store import Append, Appends
 
 _FORMAT: Final = 2
 _LENGTH, _COUNT, _UPDATED, _OWNER, _DELETED, _HEADER = 4, 8, 24, 32, 40, 48
@@ -63,7 +62,7 @@ class _Rules(NamedTuple):
 def grow_each(
     heads: Sequence[bytes],
     appends: Sequence[Append],
-    places: Sequence[int],
+    places: Sequence[int] | I64,
     sources: Sequence[Source],
     now_ms: int,
     bundle: int = 0,
@@ -80,18 +79,20 @@ def grow_each(
         now_ms, bundle: as of `grow`.
         ttl_ms: see `infra.records.expired`.
     """
-    of = np.array(places, np.int64)
+    of, columns = np.asarray(places, np.int64), Appends.of(appends)
     news = _News(
-        _bytes(chain.from_iterable(map(attrgetter("behaviors"), appends))),
-        np.fromiter(chain.from_iterable(map(attrgetter("event_keys"), appends)), np.uint64),
-        np.fromiter(chain.from_iterable(map(attrgetter("offsets"), appends)), np.int64),
-        np.cumsum([len(new.offsets) for new in appends], dtype=np.int64),
+        columns.behaviors,
+        columns.event_keys,
+        columns.offsets,
+        columns.ends,
         np.array([source.key for source in sources], np.uint64)[of],
         np.array([source.owner for source in sources], np.uint64)[of],
     )
     rules = _Rules(now_ms, now_ms - ttl_ms if ttl_ms else 0, np.uint64(bundle))
     sizes = np.fromiter(map(len, heads), np.int64)
-    new_sizes, new = _grow_kernel(_bytes(heads), sizes, news, rules)
+    # As bytes that may be written: kernels are compiled anew for those that may not.
+    old = np.frombuffer(bytearray().join(heads), np.uint8)
+    new_sizes, new = _grow_kernel(old, sizes, news, rules)
     text, ends = new.tobytes(), np.cumsum(new_sizes).tolist()
     return [text[start:end] for start, end in pairwise([0, *ends])]
 
@@ -100,13 +101,6 @@ def grow_each(
 def warm() -> None:
     """Have the kernel compiled, once in a process."""
     grow_each([], [], [], [], 0)
-
-
-def _bytes(parts: Iterable[bytes]) -> U8:
-    """Parts one behind the other; as bytes that may be written, since kernels are compiled anew for
-    those that may not.
-    """
-    return np.frombuffer(bytearray().join(parts), np.uint8)
 
 
 @kernel

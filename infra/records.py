@@ -44,6 +44,7 @@ from infra.store import (
     STATES,
     Append,
     Appended,
+    Appends,
     Behaviors,
     Claim,
     DueUser,
@@ -616,12 +617,12 @@ def in_pieces(groups: Sequence[Group]) -> Sequence[Group]:
     """Groups of which no append has more than `MOST_AT_ONCE` events of a user: those of one that
     had come in a later group of the same source.
     """
-    longest = max((len(new.offsets) for group in groups for new in group.appends), default=0)
+    longest = max((Appends.of(group.appends).longest for group in groups), default=0)
     if longest <= MOST_AT_ONCE:
         return groups
     pieces = []
     for group in groups:
-        rest = group.appends
+        rest: Sequence[Append] = group.appends
         while rest:
             stops = [new.boundary(MOST_AT_ONCE) for new in rest]
             pairs = list(zip(rest, stops, strict=True))

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, NamedTuple, Protocol
+from itertools import chain, pairwise
+from typing import Final, NamedTuple, Protocol, overload
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from infra.behaviors import Source
+from infra.arrays import I64, U8, U64
+from infra.behaviors import BEHAVIOR, Source
 
 OPEN_WAIT_S: Final = 10.0
 """How long opening a store waits for a server: one that listens may not serve yet."""
@@ -101,6 +103,118 @@ class Append:
             return self
         cut = slice(start, stop)
         return Append(self.user, self.behaviors[cut], self.event_keys[cut], self.offsets[cut])
+
+
+class Appends(Sequence[Append]):
+    """One append to each of n users, e events in all, as columns.
+
+    What comes at once is mostly an event or two of each of many users. A store that takes columns
+    makes no object of any of them; for others this is a sequence of `Append`.
+
+    Args:
+        users: n.
+        behaviors: u8[25 e], packed BEHAVIORs, those of a user one behind the other.
+        event_keys: u64[e], as of `Append`.
+        offsets: i64[e], as of `Append`.
+        ends: i64[n], behind the last event of each user.
+    """
+
+    __slots__ = ("behaviors", "ends", "event_keys", "offsets", "users")
+
+    def __init__(
+        self, users: Sequence[str], behaviors: U8, event_keys: U64, offsets: I64, ends: I64
+    ) -> None:
+        self.users = users
+        self.behaviors = behaviors
+        self.event_keys = event_keys
+        self.offsets = offsets
+        self.ends = ends
+
+    @classmethod
+    def of(cls, appends: Sequence[Append]) -> Appends:
+        """Appends as columns; those that are columns as they are."""
+        if isinstance(appends, Appends):
+            return appends
+        packed = bytearray().join(chain.from_iterable(new.behaviors for new in appends))
+        return cls(
+            [new.user for new in appends],
+            np.frombuffer(packed, np.uint8),
+            np.fromiter(chain.from_iterable(new.event_keys for new in appends), np.uint64),
+            np.fromiter(chain.from_iterable(new.offsets for new in appends), np.int64),
+            np.cumsum([len(new.offsets) for new in appends], dtype=np.int64),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Appends]) -> Appends:
+        """The appends of several, one behind the other; a user of two is there twice."""
+        if len(parts) < 2:
+            return parts[0] if parts else cls.of([])
+        before = np.cumsum([0] + [len(part.offsets) for part in parts])
+        ends = [part.ends + shift for part, shift in zip(parts, before[:-1], strict=True)]
+        return cls(
+            [user for part in parts for user in part.users],
+            np.concatenate([part.behaviors for part in parts]),
+            np.concatenate([part.event_keys for part in parts]),
+            np.concatenate([part.offsets for part in parts]),
+            np.concatenate(ends),
+        )
+
+    def ordered(self, order: I64) -> Appends:
+        """The same users in another order: ``order``, i64[n], names them by their places."""
+        sizes = np.diff(self.ends, prepend=0)
+        starts, sizes = (self.ends - sizes)[order], sizes[order]
+        ends = np.cumsum(sizes)
+        events = np.repeat(starts - ends + sizes, sizes) + np.arange(len(self.offsets))
+        return Appends(
+            [self.users[place] for place in order.tolist()],
+            self.behaviors.reshape(-1, BEHAVIOR.itemsize)[events].reshape(-1),
+            self.event_keys[events],
+            self.offsets[events],
+            ends,
+        )
+
+    def part(self, start: int, stop: int) -> Appends:
+        """The users from ``start`` to ``stop``, those that there are; nothing is copied of their
+        events.
+        """
+        ends = self.ends[start:stop]
+        first = int(self.ends[start - 1]) if start else 0
+        last = int(ends[-1]) if len(ends) else first
+        size = BEHAVIOR.itemsize
+        return Appends(
+            self.users[start:stop],
+            self.behaviors[first * size : last * size],
+            self.event_keys[first:last],
+            self.offsets[first:last],
+            ends - first,
+        )
+
+    @property
+    def longest(self) -> int:
+        """Events of the user who has most."""
+        return int(np.diff(self.ends, prepend=0).max(initial=0))
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @overload
+    def __getitem__(self, place: int) -> Append: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Append]: ...
+
+    def __getitem__(self, place: int | slice) -> Append | list[Append]:
+        if isinstance(place, slice):
+            return list(self)[place]
+        place = range(len(self))[place]  # from behind, too; raises where there is none
+        return next(iter(self.part(place, place + 1)))
+
+    def __iter__(self) -> Iterator[Append]:
+        packed, size = self.behaviors.tobytes(), BEHAVIOR.itemsize
+        behaviors = [packed[at : at + size] for at in range(0, len(packed), size)]
+        keys, offsets = self.event_keys.tolist(), self.offsets.tolist()
+        for user, (start, end) in zip(self.users, pairwise([0, *self.ends.tolist()]), strict=True):
+            yield Append(user, behaviors[start:end], keys[start:end], offsets[start:end])
 
 
 @dataclass(slots=True)

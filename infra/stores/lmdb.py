@@ -16,14 +16,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 import lmdb
 import msgspec
+import numpy as np
 
 from infra import records
+from infra.arrays import I64
 from infra.behaviors import Source
 from infra.errors import RecordDamaged, StoreError, StoreUnavailable
 from infra.segments import LOST, decode_each, decode_segments
@@ -31,6 +32,7 @@ from infra.store import (
     AS_IT_COMES,
     Append,
     Appended,
+    Appends,
     Claim,
     DueUser,
     Group,
@@ -109,9 +111,6 @@ _IDENTITY: Final = b"identity"
 _OF_LAYOUT_1: Final = (b"interests", b"due")
 """Databases of layout 1. Interests were kept by user alone: those of a bundle that does not name
 them are made anew, as after any change of the bundle, and so are the lists of who is due."""
-
-_New = tuple[bytes, int, Append]
-"""A user's key, and an append to them, with the place of its source."""
 
 T = TypeVar("T")
 
@@ -234,21 +233,21 @@ class LmdbStore:
         bundle = records.bundle_key(digest) if digest else 0
         groups = records.in_pieces(groups)
         sources = [group.source for group in groups]
+        columns = [Appends.of(group.appends) for group in groups]
+        appends = Appends.joined(columns)
         # A B-tree: neighbours written together share their pages.
-        appends = sorted(
-            (
-                (new.user.encode(), place, new)
-                for place, group in enumerate(groups)
-                for new in group.appends
-            ),
-            key=itemgetter(0),
-        )
+        unordered = [user.encode() for user in appends.users]
+        order = np.array(sorted(range(len(unordered)), key=unordered.__getitem__), np.int64)
+        appends = appends.ordered(order)
+        keys = [unordered[place] for place in order.tolist()]
+        places = np.repeat(np.arange(len(groups)), [len(one) for one in columns])[order]
 
         def write(txn: lmdb.Transaction) -> Appended:
             total = Appended()
-            for start in range(0, len(appends), GROWN_TOGETHER):
-                part = appends[start : start + GROWN_TOGETHER]
-                total += self._append(txn, part, sources, now_ms, bundle)
+            for start in range(0, len(keys), GROWN_TOGETHER):
+                part = slice(start, start + GROWN_TOGETHER)
+                news = appends.part(part.start, part.stop)
+                total += self._append(txn, keys[part], news, places[part], sources, now_ms, bundle)
             for group in groups:
                 if group.reached is not None:
                     self._reach(txn, group.source.key, group.reached)
@@ -648,7 +647,9 @@ class LmdbStore:
     def _append(
         self,
         txn: lmdb.Transaction,
-        part: Sequence[_New],
+        keys: list[bytes],
+        appends: Appends,
+        places: I64,
         sources: Sequence[Source],
         now_ms: int,
         bundle: int,
@@ -656,23 +657,21 @@ class LmdbStore:
         """Apply appends, of users in the order of their keys: at once where that can be."""
         from infra.record_kernel import grow_each
 
-        keys, places, news = zip(*part, strict=True)
         with txn.cursor(self._dbs.heads) as cursor:
             read = dict.fromkeys(keys, records.new_head(now_ms))
             read.update(cursor.getmulti(keys))  # type: ignore[arg-type]  # without buffers, bytes
             # What comes after the first of a user waits for it: it finds no head to go onto.
             heads = [read.pop(key, b"") for key in keys]
-            grown = grow_each(heads, news, places, sources, now_ms, bundle, self._ttl_ms)
+            grown = grow_each(heads, appends, places, sources, now_ms, bundle, self._ttl_ms)
             cursor.putmulti([one for one in zip(keys, grown, strict=True) if one[1]])
-        total = Appended()
-        mending = self._mending.waiting
-        for (key, place, new), head in zip(part, grown, strict=True):
-            if not head:
-                total += self._append_one(txn, key, sources[place], new, now_ms, bundle)
-                continue
-            total.applied += len(new.offsets)
-            if mending:
-                self._mend(txn, key, new.user)
+        total = Appended(applied=len(appends.offsets))
+        for at in [at for at, head in enumerate(grown) if not head]:
+            new, source = appends[at], sources[places[at]]
+            total.applied -= len(new.offsets)
+            total += self._append_one(txn, keys[at], source, new, now_ms, bundle)
+        if self._mending.waiting:
+            for key, user in zip(keys, appends.users, strict=True):
+                self._mend(txn, key, user)
         return total
 
     def _append_one(

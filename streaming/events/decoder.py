@@ -19,7 +19,6 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from infra.arrays import I32, I64, U64
 from infra.behaviors import BEHAVIOR, event_key
 from infra.schema_registry import SchemaRegistry
 from infra.settings import EventSettings, RegistrySettings, is_stepped
-from infra.store import Append, Behaviors
+from infra.store import Append, Appends, Behaviors
 from streaming.events.conversion import Conversion, Event
 from streaming.events.fields import too_large
 from streaming.events.formats import open_format, with_preset
@@ -79,10 +78,10 @@ class Decoded:
     @property
     def appends(self) -> list[Append]:
         """One a user."""
-        return appends_of([self])
+        return list(appends_of([self]))
 
 
-def appends_of(batches: Sequence[Decoded]) -> list[Append]:
+def appends_of(batches: Sequence[Decoded]) -> Appends:
     """The events of batches of one partition, which are in their order: one append a user."""
     places: dict[str, int] = {}
     whose = [
@@ -93,16 +92,13 @@ def appends_of(batches: Sequence[Decoded]) -> list[Append]:
     ]
     user_of = np.concatenate(whose)
     order = np.argsort(user_of, kind="stable")
-    ends = np.cumsum(np.bincount(user_of, minlength=len(places))).tolist()
-    packed = np.concatenate([batch.behaviors for batch in batches])[order].tobytes()
-    size = BEHAVIOR.itemsize
-    behaviors = [packed[at : at + size] for at in range(0, len(packed), size)]
-    keys = np.concatenate([batch.event_keys for batch in batches])[order].tolist()
-    offsets = np.concatenate([batch.offsets for batch in batches])[order].tolist()
-    return [
-        Append(user, behaviors[start:end], keys[start:end], offsets[start:end])
-        for user, (start, end) in zip(places, pairwise([0, *ends]), strict=True)
-    ]
+    return Appends(
+        list(places),
+        np.concatenate([batch.behaviors for batch in batches])[order].view(np.uint8),
+        np.concatenate([batch.event_keys for batch in batches])[order],
+        np.concatenate([batch.offsets for batch in batches])[order],
+        np.cumsum(np.bincount(user_of, minlength=len(places))),
+    )
 
 
 class EventDecoder:
