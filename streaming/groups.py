@@ -14,9 +14,9 @@ from typing import Any, Final
 from streaming.events.decoder import Decoded
 from streaming.transport import FetchedBatch
 
-EVENT_BYTES: Final = 400
-"""What an event takes in memory beside its record, about: its behavior, keys and offset as Python
-objects, and its share of a user."""
+EVENT_BYTES: Final = 250
+"""What an event takes in memory beside its key and value, about: the record as an object, its place
+in the decoder's columns, and its share of a user."""
 
 
 @dataclass(frozen=True, slots=True)
