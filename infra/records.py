@@ -617,8 +617,7 @@ def in_pieces(groups: Sequence[Group]) -> Sequence[Group]:
     """Groups of which no append has more than `MOST_AT_ONCE` events of a user: those of one that
     had come in a later group of the same source.
     """
-    longest = max((Appends.of(group.appends).longest for group in groups), default=0)
-    if longest <= MOST_AT_ONCE:
+    if max((_longest(group.appends) for group in groups), default=0) <= MOST_AT_ONCE:
         return groups
     pieces = []
     for group in groups:
@@ -632,6 +631,13 @@ def in_pieces(groups: Sequence[Group]) -> Sequence[Group]:
             ]
         pieces.append(Group(group.source, [], group.reached))
     return pieces
+
+
+def _longest(appends: Sequence[Append]) -> int:
+    """Events of the user who has most."""
+    if isinstance(appends, Appends):
+        return appends.longest
+    return max((len(new.offsets) for new in appends), default=0)
 
 
 def full_numbers(head: bytes) -> range:

@@ -178,8 +178,8 @@ class Appends(Sequence[Append]):
         events.
         """
         ends = self.ends[start:stop]
-        first = int(self.ends[start - 1]) if start else 0
-        last = int(ends[-1]) if len(ends) else first
+        first = int(self.ends[start - 1]) if start and len(ends) else 0
+        last = int(ends[-1]) if len(ends) else 0
         size = BEHAVIOR.itemsize
         return Appends(
             self.users[start:stop],
