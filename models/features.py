@@ -160,7 +160,7 @@ def cross_features(
 
 
 @kernel
-def _met_kernel(  # noqa: PLR0917  # kernels take nothing by name
+def _met_kernel(  # kernels take nothing by name
     candidate_keys: U64, item_keys: U64, counts: F32, last_s: F64, met: F32, latest_s: F64
 ) -> None:
     """How often each candidate was met, into f32[B], and when last, into f64[B]; both are 0.
