@@ -12,6 +12,7 @@ attention, and embeddings learn it slowly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Final, NamedTuple
 
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from infra.arrays import F32, F64, U32, U64, Bools
+from infra.arrays import F32, F64, I64, U32, U64, Bools
 from infra.compiling import kernel
 from models.kernels.lookup import fill_kernel, find_kernel
 
@@ -144,19 +145,25 @@ def cross_features(
         times; nearness of the last time at the scale of days and of months (1: now, 0: never);
         logarithm of popularity. Behind them RATE, if any.
     """
-    counts, last_s = _met_kernel(
+    counts = np.zeros(len(candidate_keys), np.float32)
+    last_s = np.zeros(len(candidate_keys), np.float64)
+    _met_kernel(
         # One kind of array each, since every other would be compiled for anew.
-        np.require(candidate_keys, np.uint64, ("C", "A", "W")),
-        np.require(history.item_keys, np.uint64, ("C", "A", "W")),
+        np.array(candidate_keys, np.uint64),
+        np.array(history.item_keys, np.uint64),
         history.counts.astype(np.float32),
         history.last.astype(np.float64),
+        counts,
+        last_s,
     )
     return cross_columns(counts, last_s, popularity, now_ms / 1000.0, rates)
 
 
 @kernel
-def _met_kernel(candidate_keys: U64, item_keys: U64, counts: F32, last_s: F64) -> tuple[F32, F64]:
-    """How often each candidate was met, f32[B], and when last, f64[B]; 0 for never.
+def _met_kernel(  # kernels take nothing by name
+    candidate_keys: U64, item_keys: U64, counts: F32, last_s: F64, met: F32, latest_s: F64
+) -> None:
+    """How often each candidate was met, into f32[B], and when last, into f64[B]; both are 0.
 
     The history is put into a hash table first: candidates come in no order, and a search among
     sorted keys mispredicts nearly every step.
@@ -166,12 +173,11 @@ def _met_kernel(candidate_keys: U64, item_keys: U64, counts: F32, last_s: F64) -
         size *= 2
     slot_keys, slot_rows = np.empty(size, np.uint64), np.zeros(size, np.int32)
     fill_kernel(item_keys, slot_keys, slot_rows)
-    rows = find_kernel(candidate_keys, slot_keys, slot_rows)
-    met, latest_s = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.float64)
+    rows = np.empty(len(candidate_keys), np.int32)
+    find_kernel(candidate_keys, slot_keys, slot_rows, rows)
     for i in range(len(rows)):
         if rows[i]:
             met[i], latest_s[i] = counts[rows[i] - 1], last_s[rows[i] - 1]
-    return met, latest_s
 
 
 def cross_columns(
@@ -186,17 +192,33 @@ def cross_columns(
     Returns:
         f32[..., c].
     """
-    features = np.zeros((*counts.shape, len(CROSS_FEATURES) + (rates is not None)), np.float32)
-    bought = counts > 0  # which few are
-    age_s = np.maximum(now_s - last_s, 0.0)[bought]
-    features[bought, 0] = 1.0
-    features[bought, 1] = np.log1p(counts[bought]) / _LOG_COUNT
-    features[bought, 2] = 1.0 / (1.0 + age_s / _DAY_S)
-    features[bought, 3] = 1.0 / (1.0 + age_s / _MONTH_S)
-    features[..., 4] = np.log1p(popularity) / _LOG_POPULARITY
+    shape = counts.shape
+    features = np.zeros((*shape, len(CROSS_FEATURES) + (rates is not None)), np.float32)
+    _cross_kernel(
+        np.array(counts, np.float32).reshape(-1),
+        np.array(last_s, np.float64).reshape(-1),
+        np.array(popularity, np.float32).reshape(-1),
+        np.array(np.broadcast_to(now_s, shape), np.float64).reshape(-1),
+        features.reshape(-1, features.shape[-1]),
+    )
     if rates is not None:
         features[..., 5] = rates
     return features
+
+
+@kernel
+def _cross_kernel(counts: F32, last_s: F64, popularity: F32, now_s: F64, features: F32) -> None:
+    """The loop of `cross_columns` over n pairs, into zeros f32[n, c]: one pass where numpy makes a
+    dozen.
+    """
+    for i in range(len(counts)):
+        if counts[i] > 0:  # which few are
+            age_s = max(now_s[i] - last_s[i], 0.0)
+            features[i, 0] = 1.0
+            features[i, 1] = math.log1p(counts[i]) / _LOG_COUNT
+            features[i, 2] = 1.0 / (1.0 + age_s / _DAY_S)
+            features[i, 3] = 1.0 / (1.0 + age_s / _MONTH_S)
+        features[i, 4] = math.log1p(popularity[i]) / _LOG_POPULARITY
 
 
 def user_features(count: int, last_time_ms: int, now_ms: int, rate: F32 | None = None) -> F32:
@@ -228,13 +250,25 @@ def user_columns(
     Returns:
         f32[..., u].
     """
-    known = counts > 0
-    gap_s = np.maximum(now_s - last_s, 0.0)
-    features = np.empty((*counts.shape, len(USER_FEATURES) + (rates is not None)), np.float32)
-    features[..., 0] = known
-    features[..., 1] = np.log1p(counts) / _LOG_COUNT
-    features[..., 2] = known / (1.0 + gap_s / 3600.0)
-    features[..., 3] = known / (1.0 + gap_s / _MONTH_S)
+    features = np.zeros((*counts.shape, len(USER_FEATURES) + (rates is not None)), np.float32)
+    _user_kernel(
+        np.array(counts, np.int64).reshape(-1),
+        np.array(last_s, np.float64).reshape(-1),
+        np.array(now_s, np.float64).reshape(-1),
+        features.reshape(-1, features.shape[-1]),
+    )
     if rates is not None:
         features[..., 4] = rates
     return features
+
+
+@kernel
+def _user_kernel(counts: I64, last_s: F64, now_s: F64, features: F32) -> None:
+    """The loop of `user_columns` over n users, into zeros f32[n, u]."""
+    for i in range(len(counts)):
+        if counts[i] > 0:
+            gap_s = max(now_s[i] - last_s[i], 0.0)
+            features[i, 0] = 1.0
+            features[i, 1] = math.log1p(counts[i]) / _LOG_COUNT
+            features[i, 2] = 1.0 / (1.0 + gap_s / 3600.0)
+            features[i, 3] = 1.0 / (1.0 + gap_s / _MONTH_S)

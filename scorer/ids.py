@@ -32,7 +32,7 @@ FAULTS: Final = {
 class Ids(Sequence[str]):
     """Ids, n of them, in UTF-8 behind one another."""
 
-    __slots__ = ("_sizes", "_starts", "_text", "keys")
+    __slots__ = ("keys", "sizes", "starts", "text")
 
     def __init__(self, text: bytes | memoryview, starts: I64, sizes: I64, keys: U64) -> None:
         """Take over what the functions of this file have read.
@@ -42,13 +42,13 @@ class Ids(Sequence[str]):
             starts, sizes: i64[n], where each begins and how long it is, in bytes.
             keys: u64[n], `infra.behaviors.item_key` of each.
         """
-        self._text = text
-        self._starts = starts
-        self._sizes = sizes
+        self.text = text
+        self.starts = starts
+        self.sizes = sizes
         self.keys = keys
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.starts)
 
     @overload
     def __getitem__(self, place: int) -> str: ...
@@ -58,9 +58,9 @@ class Ids(Sequence[str]):
 
     def __getitem__(self, place: int | slice) -> str | Ids:
         if isinstance(place, slice):
-            return Ids(self._text, self._starts[place], self._sizes[place], self.keys[place])
-        start = int(self._starts[place])
-        return str(self._text[start : start + int(self._sizes[place])], "utf-8")
+            return Ids(self.text, self.starts[place], self.sizes[place], self.keys[place])
+        start = int(self.starts[place])
+        return str(self.text[start : start + int(self.sizes[place])], "utf-8")
 
 
 def framed_ids(name: str, raw: bytes | memoryview, count: int) -> Ids:
@@ -107,6 +107,12 @@ def check_ids(name: str, values: Sequence[str]) -> None:
     _checked(name, values)
 
 
+def sound_ids(values: Sequence[str]) -> Ids:
+    """`listed_ids` of what is known to be ids."""
+    text, starts, sizes = _joined(values)
+    return Ids(text, starts, sizes, key_kernel(np.frombuffer(text, np.uint8), starts, sizes))
+
+
 def item_keys(items: Sequence[str]) -> U64:
     """u64[n], `infra.behaviors.item_key` of each item, without a Python call for each.
 
@@ -114,8 +120,7 @@ def item_keys(items: Sequence[str]) -> U64:
     >>> int(item_keys(["85123A"])[0]) == item_key("85123A")
     True
     """
-    text, starts, sizes = _joined(items)
-    return key_kernel(np.frombuffer(text, np.uint8), starts, sizes)
+    return items.keys if isinstance(items, Ids) else sound_ids(items).keys
 
 
 def warm() -> None:

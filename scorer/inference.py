@@ -162,7 +162,7 @@ class Inference:
                 "candidates",
                 f"has shape {list(candidates.shape)} for {N} users, expected [{N}, B]",
             )
-        users = _ids(user, N)
+        users = _users(user, N)
         for one in users:
             check_user(one)
         names = _ids(candidates, size) if candidates.datatype == "BYTES" else None
@@ -323,6 +323,17 @@ def _numbers(tensor: Input, size: int) -> Array:
     if len(tensor.raw) != layout.itemsize * size:
         raise RequestError(tensor.name, f"has {len(tensor.raw)} bytes for {size} {tensor.datatype}")
     return np.frombuffer(tensor.raw, layout)
+
+
+def _users(tensor: Input, size: int) -> Sequence[str]:
+    """`_ids` of whom nobody wants the key."""
+    if tensor.raw is None:
+        values = _elements(tensor, size)
+        # As texts they come from JSON, whose decoder has told their characters.
+        if all(isinstance(value, str) and value.isascii() for value in values):
+            return values
+        return listed_ids(tensor.name, values)
+    return _ids(tensor, size)
 
 
 def _ids(tensor: Input, size: int) -> Ids:

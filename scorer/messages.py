@@ -12,6 +12,7 @@ import numpy as np
 from infra.arrays import F32
 from infra.settings import UnknownItems
 from scorer.limits import Item, Time, User
+from scorer.ranked import DIGITS, order_of
 
 HistoryKind = Literal["interests", "sequence", "none"]
 """What a user was scored with: stored interests, interests extracted from the sequence within the
@@ -158,7 +159,6 @@ class Problem(msgspec.Struct):
 
 def ranked_items(candidates: list[str], ctrs: F32, top_k: int | None) -> list[RankedItem]:
     """The candidates by falling CTR, ties in their given order, at most ``top_k`` of them."""
-    order = np.argsort(-ctrs, kind="stable")[:top_k]
-    # A float32 holds no more than these digits of a rate, and each one costs time and bytes.
-    rounded = np.round(ctrs[order].astype(np.float64), 9)
+    order = order_of(ctrs, top_k)
+    rounded = np.round(ctrs[order].astype(np.float64), DIGITS)
     return list(map(RankedItem, map(candidates.__getitem__, order.tolist()), rounded.tolist()))

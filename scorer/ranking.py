@@ -30,6 +30,7 @@ from scorer.ids import warm as warm_ids
 from scorer.jobs import standing_aside
 from scorer.limits import SHOWN_CHARS, Refused
 from scorer.messages import Explained, HistoryKind
+from scorer.ranked import warm as warm_ranked
 from scorer.sampling import Sampler
 from scorer.traces import this_trace
 
@@ -411,6 +412,7 @@ class Ranker:
     def _warm(self) -> None:
         """Have every kernel compiled and every table built before the first request."""
         warm_ids()
+        warm_ranked()
         self._system.warm()
         for B in WARMED:
             keys = np.arange(B, dtype=np.uint64)

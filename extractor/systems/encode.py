@@ -306,7 +306,7 @@ class EncodeSystem:
     def _embedded(self, behaviors: Behaviors) -> F32:
         """f32[n, d]: what a behavior is to the network."""
         bundle = self._bundle
-        embedded = bundle.embeddings[bundle.rows(behaviors["item"])]
+        embedded = bundle.embeddings.take(bundle.rows(behaviors["item"]), axis=0)
         if bundle.actions is not None:
             embedded = embedded + bundle.actions[action_rows(bundle, behaviors)]
         return embedded

@@ -52,6 +52,8 @@ READERS: Final = 24
 AWAY_MS: Final = 5
 SOURCE: Final = Source(1, 1)
 READY_S: Final = 120.0
+WARM_S: Final = 0.1
+"""Of each way, before it counts."""
 SETTLED_S: Final = 0.5
 """Of a load, what does not count: until then the scorer has seen that it is one."""
 
@@ -80,7 +82,7 @@ class Load:
 
 
 FULL: Final = Load(7, 2.0, 4.0, 8.0, (0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0))
-QUICK: Final = Load(2, 0.4, 1.0, 1.5, (0.8, 1.0, 1.5, 4.0))
+QUICK: Final = Load(2, 0.4, 1.0, 1.25, (1.0, 1.5, 4.0))
 
 
 class Cores(NamedTuple):
@@ -108,8 +110,9 @@ def run(quick: bool) -> dict[str, Any]:
                 ms: servers.enter_context(scene.slow_scorer(cores.scorer, ms))
                 for ms in (0, AWAY_MS)
             }
+            peer_ready = servers.enter_context(scene.fastapi(cores.scorer))
             port = servers.enter_context(scene.scorer(cores.scorer))
-            peer = servers.enter_context(scene.fastapi(cores.scorer))
+            peer = peer_ready()
             quiet = measure_quiet(generator, scene, port, peer, load)
             offered = {size: measure_offered(generator, scene, port, size, load) for size in SIZES}
             away = measure_away(generator, scene, slow, load)
@@ -181,9 +184,13 @@ class Scene:
                 process.kill()
 
     @contextmanager
-    def fastapi(self, core: int | None) -> Iterator[int]:
-        """The peer; its port."""
+    def fastapi(self, core: int | None) -> Iterator[Callable[[], int]]:
+        """The peer, which starts meanwhile: waits, for its port."""
         from lifelong.bench.fastapi_peer import serve
+
+        def ready() -> int:
+            until_ready(f"http://127.0.0.1:{port}/ready")
+            return port
 
         port = free_port()
         users = {name: self._shop.din_l_in_torch(user) for name, user in self._users.items()}
@@ -193,8 +200,7 @@ class Scene:
         )
         process.start()
         try:
-            until_ready(f"http://127.0.0.1:{port}/ready")
-            yield port
+            yield ready
         finally:
             process.kill()
             process.join()
@@ -226,7 +232,8 @@ def measure_quiet(generator: Generator, scene: Scene, port: int, peer: int, load
     for number in range(-1, load.rounds):  # the first one warms up
         for kind, size in ways:
             before = stages_s(port)
-            answers = generator.ask(ports[kind], requests[kind, size], 1, load.quiet_s)
+            seconds = WARM_S if number < 0 else load.quiet_s
+            answers = generator.ask(ports[kind], requests[kind, size], 1, seconds)
             after = stages_s(port)
             if number < 0:
                 continue

@@ -49,7 +49,9 @@ def find(slots: Array, keys: U64) -> I32:
     # One kind of array each, since every other would be compiled for anew.
     slots = slots.view()
     slots.flags.writeable = False
-    return find_kernel(np.require(keys, np.uint64, ("C", "A", "W")), slots["key"], slots["row"])
+    rows = np.empty(len(keys), np.int32)
+    find_kernel(np.array(keys, np.uint64), slots["key"], slots["row"], rows)
+    return rows
 
 
 @kernel
@@ -67,13 +69,13 @@ def fill_kernel(keys: U64, slot_keys: U64, slot_rows: I32) -> tuple[int, int]:
 
 
 @kernel
-def find_kernel(keys: U64, slot_keys: U64, slot_rows: I32) -> I32:
-    """The loop of `find`."""
+def find_kernel(keys: U64, slot_keys: U64, slot_rows: I32, rows: I32) -> None:
+    """The loop of `find`, into ``rows``: to hand an array back takes numba longer than to find a
+    few items.
+    """
     mask = np.uint64(len(slot_keys) - 1)
-    rows = np.empty(len(keys), np.int32)
     for i in range(len(keys)):
         slot = (keys[i] * HASH_FACTOR >> np.uint64(32)) & mask
         while slot_rows[slot] != 0 and slot_keys[slot] != keys[i]:
             slot = (slot + np.uint64(1)) & mask
         rows[i] = slot_rows[slot]
-    return rows

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from infra.errors import RequestError
-from scorer.ids import check_ids
+from scorer.ids import check_ids, sound_ids
 from scorer.limits import check_candidate_count, check_user, decode_json
 from scorer.messages import EXPLAINED, AsOf, RankAnswer, RankRequest, ranked_items
+from scorer.ranked import ranked_json
 from scorer.ranking import Ranker
 
 
@@ -31,21 +32,25 @@ class RankV1:
             StoreError: the store did not answer, and rankings are not to be degraded.
         """
         request = self.decode(body)
+        ids = sound_ids(request.candidates)
         ranking = ranker.rank(
             request.user,
-            request.candidates,
+            ids,
             request.time,
             request.unknown_items,
             EXPLAINED if request.explain is True else int(request.explain),
         )
         as_of, explained = ranking.as_of, ranking.explained
+        written = ranked_json(ids, ranking.ctrs, request.top_k)
         answer = self._encoder.encode(
             RankAnswer(
                 user=request.user,
                 model=ranker.bundle.manifest.name,
                 version=ranker.bundle.version,
                 history=ranking.history,
-                items=ranked_items(request.candidates, ranking.ctrs, request.top_k),
+                items=ranked_items(request.candidates, ranking.ctrs, request.top_k)
+                if written is None
+                else msgspec.Raw(written),  # type: ignore[arg-type]  # as they will be
                 unknown_items=ranking.unknown_items,
                 newer=ranking.newer,
                 as_of=msgspec.UNSET if as_of is None else AsOf(as_of.epoch, as_of.count),
