@@ -64,6 +64,13 @@ NEWER_BUCKETS: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 RATIO_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)
 NATS_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 10)
 
+CTR_BINS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+"""Upper bounds of the bins of CTRs by which they are held against what became of the items: about
+as wide as each other on a logarithmic scale, since most CTRs are low."""
+
+OTHER_BUNDLE: Final = "other"
+"""What stands for the version of any bundle but that in service and the one before."""
+
 EVENT_OUTCOMES: Final = (
     "applied",
     "replayed",
@@ -739,6 +746,31 @@ class ScorerMetrics(BundleMetrics):
         )
         self.measures = {name: ratio.labels(name) for name in RATIOS}
         self.measures |= {name: nats.labels(name) for name in NATS}
+        self.outcomes = Counter(
+            "lifelong_scorer_outcomes",
+            "Items that were shown and of which clients told what became of them (/v1/outcomes), "
+            "by the version of the bundle that gave them their CTRs (that in service or the one "
+            "before it; other: of another, or not told) and by bin: the least bound that the CTR "
+            "does not exceed.",
+            ["version", "bin"],
+            registry=registry,
+        )
+        self.outcomes_positive = Counter(
+            "lifelong_scorer_outcomes_positive",
+            "Those of the outcomes that were positive (clicks, say).",
+            ["version", "bin"],
+            registry=registry,
+        )
+        self.outcomes_predicted = Counter(
+            "lifelong_scorer_outcomes_predicted",
+            "The sum of the outcomes' CTRs, which is how many were to be positive. Calibrated CTRs "
+            "make it equal to lifelong_scorer_outcomes_positive_total in the long run, in every "
+            "bin.",
+            ["version", "bin"],
+            registry=registry,
+        )
+        self.versions: tuple[str, ...] = ()
+        """Of the bundle in service and the one before it, whose outcomes still come."""
         self.inflight = Gauge(
             "lifelong_scorer_inflight",
             "Requests being scored or waiting now.",
@@ -827,3 +859,15 @@ class ScorerMetrics(BundleMetrics):
             self.bundle_reloads.labels(outcome)
         for outcome in SPAN_OUTCOMES:
             self.spans.labels(outcome)
+        self._begin_outcomes(OTHER_BUNDLE)
+
+    def use_bundle(self, version: str) -> None:
+        """Report that ``version`` is in service from now on."""
+        super().use_bundle(version)
+        self._begin_outcomes(version)
+        self.versions = tuple(dict.fromkeys((version, *self.versions)))[:2]
+
+    def _begin_outcomes(self, version: str) -> None:
+        for bound in CTR_BINS:
+            for counter in (self.outcomes, self.outcomes_positive, self.outcomes_predicted):
+                counter.labels(version, f"{bound:g}")

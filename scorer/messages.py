@@ -1,5 +1,5 @@
-"""Bodies of ``POST /v1/rank``, and of what is wrong, as the service and its clients write and read
-them.
+"""Bodies of ``POST /v1/rank`` and ``POST /v1/outcomes``, and of what is wrong, as the service and
+its clients write and read them.
 """
 
 from __future__ import annotations
@@ -135,6 +135,38 @@ class RankAnswer(msgspec.Struct):
     """Whether the store did not answer, so that whatever the user did counted for nothing."""
     explained: Explained | msgspec.UnsetType = msgspec.UNSET
     """Left out unless it was asked for."""
+
+
+MAX_OUTCOMES: Final = 1000
+"""Outcomes in a request, at most: they are counted in the event loop, which must not be kept."""
+
+
+class Outcome(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What became of an item that was shown."""
+
+    ctr: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    """Its CTR, as the ranking had it."""
+    positive: bool
+    """Whether it came to what the bundle predicts: a click, say."""
+
+
+class OutcomesRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a request that tells what became of items that were shown."""
+
+    outcomes: Annotated[list[Outcome], msgspec.Meta(min_length=1, max_length=MAX_OUTCOMES)]
+    """Of every item that was shown, those that came to nothing too, once each."""
+    version: str | None = None
+    """Of the bundle that gave the CTRs, as the ranking had it; None: not known."""
+
+
+class OutcomesAnswer(msgspec.Struct):
+    """Body of the answer: what was counted."""
+
+    counted: int
+    """Outcomes."""
+    version: str
+    """The one under which they are counted: that of the request, or "other", if it is neither of
+    the bundle in service nor of the one before."""
 
 
 class Problem(msgspec.Struct):

@@ -26,6 +26,7 @@ _LOST: Final = "[events lost](runbooks/events-lost.md)"
 _SLOW: Final = "[slow rankings](runbooks/rankings-slow.md)"
 _REFUSED: Final = "[refusals](runbooks/refusals.md)"
 _TRACES: Final = "[traces](operations.md#traces)"
+_CALIBRATION: Final = "[miscalibrated](runbooks/miscalibrated.md)"
 _QUALITY: Final = "[quality](operations.md#how-well-requests-see-their-users)"
 
 ADVICE: Final = {
@@ -128,6 +129,14 @@ ADVICE: Final = {
         "hit_rate 1", f"[misses](runbooks/search-misses.md), {_QUALITY}"
     ),
     "lifelong_scorer_sampled_nats": Advice("what `lifelong evaluate` printed", _QUALITY),
+    "lifelong_scorer_outcomes": Advice(
+        "rises as items are shown, where clients tell outcomes; hardly any of other bundles",
+        "other rises: clients tell no version, or tell the scorers of another bundle",
+    ),
+    "lifelong_scorer_outcomes_positive": Advice(
+        "within a tenth of what was predicted, over a day", _CALIBRATION
+    ),
+    "lifelong_scorer_outcomes_predicted": Advice("as many as were positive", _CALIBRATION),
     "lifelong_scorer_inflight": Advice("few a process", _REFUSED),
     "lifelong_scorer_ready": Advice("1", _READY),
     "lifelong_scorer_last_ranking_timestamp_seconds": Advice(

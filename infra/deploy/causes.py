@@ -9,6 +9,7 @@ from typing import Final
 
 from infra.deploy.alerts import Alert, Case
 from infra.deploy.objectives import RANKINGS
+from infra.metrics import OTHER_BUNDLE
 from infra.settings import WorkerSettings
 from infra.store import LOW
 
@@ -27,6 +28,25 @@ CLIENTS: Final = (
     "|unauthenticated|forbidden|rate"
 )
 """Reasons for which a request is turned away that are its sender's."""
+
+MISCALIBRATED: Final = 2
+"""Times by which CTRs are too high or too low from which on it is an alert."""
+
+ENOUGH_OUTCOMES: Final = 200
+"""Positive outcomes, those that came and those that were predicted together, from which on chance
+does not make CTRs seem as wrong as that."""
+
+
+def predicted_over_observed(by: str, within: str = "") -> str:
+    """How many outcomes were to be positive for each that was, over hours: they come late."""
+    return (
+        f"sum by ({by}) (rate(lifelong_scorer_outcomes_predicted_total{within}[6h]))"
+        f" / sum by ({by}) (rate(lifelong_scorer_outcomes_positive_total{within}[6h]))"
+    )
+
+
+CALIBRATION: Final = "lifelong:calibration:ratio_rate6h"
+CALIBRATION_ERROR: Final = "lifelong:calibration_error:ratio_rate6h"
 
 SHARES: Final = {
     "lifelong:lag:sum": "sum(max by (partition) (lifelong_worker_consumer_lag))",
@@ -49,6 +69,14 @@ SHARES: Final = {
     "lifelong:degraded:ratio_rate5m": (
         "sum(rate(lifelong_scorer_degraded_total[5m]))"
         " / sum(rate(lifelong_scorer_history_total[5m]))"
+    ),
+    CALIBRATION: predicted_over_observed("version"),
+    # As `models.measures.predictions` has it: the mean distance of bins, by outcomes in them.
+    CALIBRATION_ERROR: (
+        "sum by (version) (abs("
+        "sum by (version, bin) (rate(lifelong_scorer_outcomes_predicted_total[6h]))"
+        " - sum by (version, bin) (rate(lifelong_scorer_outcomes_positive_total[6h]))))"
+        " / sum by (version) (rate(lifelong_scorer_outcomes_total[6h]))"
     ),
 }
 """Recorded shares, by name."""
@@ -619,6 +647,47 @@ CAUSES: Final = (
             "50m",
         ),
         "15m",
+    ),
+    Alert(
+        "LifelongMiscalibrated",
+        f"({CALIBRATION} > {MISCALIBRATED} or {CALIBRATION} < {1 / MISCALIBRATED:g})"
+        " and on (version) sum by (version)"
+        " (increase(lifelong_scorer_outcomes_predicted_total[6h])"
+        f" + increase(lifelong_scorer_outcomes_positive_total[6h])) > {ENOUGH_OUTCOMES}"
+        # With a bundle that is in service no longer it is over, whatever the last hours were like.
+        " and on (version)"
+        f' (lifelong_scorer_bundle_info == 1 or {CALIBRATION}{{version="{OTHER_BUNDLE}"}})',
+        "miscalibrated",
+        "ticket",
+        "CTRs are twice as high, or half as high, as what becomes of the items that are shown.",
+        ("Model quality", "Predicted / observed"),
+        "See whether a new bundle is in service, and whether clients tell all outcomes.",
+        Case(
+            {
+                'lifelong_scorer_outcomes_predicted_total{version="a",bin="0.05"}': "0+30x36",
+                'lifelong_scorer_outcomes_positive_total{version="a",bin="0.05"}': "0+10x36",
+                'lifelong_scorer_bundle_info{version="a"}': "1x36",
+            },
+            "480m",
+            {"version": "a"},
+            step="15m",
+        ),
+        Case(
+            {
+                # a: nearly well; b: in service no longer; other: too few to say so.
+                'lifelong_scorer_outcomes_predicted_total{version="a",bin="0.05"}': "0+30x36",
+                'lifelong_scorer_outcomes_positive_total{version="a",bin="0.05"}': "0+20x36",
+                'lifelong_scorer_outcomes_predicted_total{version="b",bin="0.05"}': "0+30x36",
+                'lifelong_scorer_outcomes_positive_total{version="b",bin="0.05"}': "0+10x36",
+                'lifelong_scorer_outcomes_predicted_total{version="other",bin="1"}': "0+3x36",
+                'lifelong_scorer_outcomes_positive_total{version="other",bin="1"}': "0+1x36",
+                'lifelong_scorer_bundle_info{version="a"}': "1x36",
+                'lifelong_scorer_bundle_info{version="b"}': "0x36",
+            },
+            "480m",
+            step="15m",
+        ),
+        "30m",
     ),
     Alert(
         "LifelongSearchMisses",

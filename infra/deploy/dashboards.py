@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from infra.deploy.alerts import RUNBOOKS
+from infra.deploy.causes import (
+    CALIBRATION,
+    CALIBRATION_ERROR,
+    MISCALIBRATED,
+    predicted_over_observed,
+)
 from infra.deploy.objectives import ERRORS, OBJECTIVES, RANKINGS
 
 CHOSEN: Final = 'instance=~"$instance"'
@@ -634,6 +640,27 @@ QUALITY: Final = Dashboard(
             (("lifelong:unknown_items:ratio_rate1h", "share of candidates"),),
             "percentunit",
             runbook="unknown-items-rise",
+        ),
+        Panel(
+            "Predicted / observed",
+            ((CALIBRATION, "{{version}}"),),
+            bad=MISCALIBRATED,
+            runbook="miscalibrated",
+        ),
+        Panel(
+            "Expected calibration error",
+            ((CALIBRATION_ERROR, "{{version}}"),),
+            runbook="miscalibrated",
+        ),
+        Panel(
+            "Predicted / observed by CTR",
+            ((predicted_over_observed("bin", f"{{{CHOSEN}}}"), "up to {{bin}}"),),
+            bad=MISCALIBRATED,
+            runbook="miscalibrated",
+        ),
+        Panel(
+            "Outcomes told a second",
+            ((_rate("lifelong_scorer_outcomes_total", "version"), "{{version}}"),),
         ),
         Panel(
             "Newer behaviors a ranking",

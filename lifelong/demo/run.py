@@ -39,6 +39,7 @@ from infra.store import Profile, StoredSequence
 from infra.stores import open_store
 from lifelong.broker import KINDS
 from lifelong.demo.freshness import FreshnessProbe
+from lifelong.demo.outcomes import counted_calibration
 from lifelong.demo.plan import plan_requests
 from lifelong.demo.processes import ServiceProcess, free_port
 from lifelong.demo.stream import LARGE, PATIENT, Client, LiveResult, LiveStream, in_order
@@ -335,6 +336,7 @@ class Demo:
             **_latencies(live),
             **_quality_figures(qualities),
             "calibration": self._calibration(ctrs, targets),
+            "outcomes": {"told": live.told, **counted_calibration(self.scorer_url)},
             "unknown": {**self._unknown_earnings(ctrs, targets), "ranks": asdict(ranks)},
             "max_ctr_difference": difference,
             "worker_memory_bytes": self._worker.anonymous_memory(),

@@ -23,7 +23,7 @@ from infra.segments import SEGMENT
 from lifelong.demo.freshness import FreshnessProbe
 from lifelong.demo.plan import LiveRequest
 from lifelong.shipped import Purchases
-from scorer.client import RankClient, Retries
+from scorer.client import Outcome, RankClient, Retries
 from scorer.messages import RankAnswer
 
 THINK_S: Final = 1.0
@@ -65,6 +65,8 @@ class LiveResult:
     """Latencies by number of candidates, as the client saw them."""
     ask_seconds: float = 0.0
     """Time from the first request to the last answer."""
+    told: int = 0
+    """Outcomes that the scorer was told."""
 
 
 class Client:
@@ -126,16 +128,24 @@ class Client:
         user = purchases.users[purchases.user[request.row]]
         time_ms = int(purchases.time_ms[request.row])
         candidates = [purchases.items[code] for code in request.candidates]
-        ctrs = self._timed(client, user, candidates, time_ms)
+        ranking = self._timed(client, user, candidates, time_ms)
+        ctrs = in_order(ranking, candidates)
         with self._lock:
             self.result.ctrs[request.row] = ctrs
             self._asked += 1
             large_too = self._asked % LARGE_EVERY == 0
         self._answered(request)
+        bought = candidates[request.target]
+        outcomes = [Outcome(entry.ctr, entry.item == bought) for entry in ranking.items]
+        counted = client.tell(outcomes, ranking.version).counted
+        with self._lock:
+            self.result.told += counted
         if large_too:
             self._timed(client, user, self._large, time_ms)
 
-    def _timed(self, client: RankClient, user: str, candidates: Sequence[str], time_ms: int) -> F32:
+    def _timed(
+        self, client: RankClient, user: str, candidates: Sequence[str], time_ms: int
+    ) -> RankAnswer:
         begin = time.perf_counter()
         ranking = client.rank(user, candidates, time_ms=time_ms)
         end = time.perf_counter()
@@ -143,7 +153,7 @@ class Client:
             self._started = self._started or begin
             self.result.seconds[len(candidates)].append(end - begin)
             self.result.ask_seconds = end - self._started
-        return in_order(ranking, candidates)
+        return ranking
 
 
 def in_order(ranking: RankAnswer, candidates: Sequence[str]) -> F32:

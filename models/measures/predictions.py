@@ -16,11 +16,17 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 
 from infra.arrays import F64, I64, Array, Bools
+from infra.metrics import CTR_BINS
 
 CLIP: Final = 1e-7
 """CTRs are kept this far from 0 and 1, so that one confident mistake is not an infinite loss."""
 
 NAN: Final = float("nan")
+
+Bins = Literal["rows", "width", "ctr"]
+"""How CTRs are cut into bins. "rows" gives every bin as many rows (equal CTRs stay together), so
+that low CTRs, where most rows are, are resolved too; "width" cuts [0, 1] evenly, as the textbook
+does; "ctr" cuts where scorers do, which count outcomes and cannot know how CTRs will be spread."""
 
 
 def auc(scores: Array, labels: Array, weights: Array | None = None) -> float:
@@ -165,7 +171,7 @@ def calibration(
     labels: Array,
     weights: Array | None = None,
     bins: int = 20,
-    by: Literal["rows", "width"] = "rows",
+    by: Bins = "rows",
 ) -> Calibration:
     """Predicted against observed CTRs.
 
@@ -173,15 +179,16 @@ def calibration(
         ctrs: any shape.
         labels: as many.
         weights: as many.
-        bins: at most so many bins.
-        by: "rows" gives every bin as many rows (equal CTRs stay together), so that low CTRs, where
-            most rows are, are resolved too; "width" cuts [0, 1] evenly, as the textbook does.
+        bins: at most so many bins; of "ctr" there are as many as scorers have.
+        by: how they are cut.
     """
     ctrs, labels, weights = _flat(ctrs, labels, weights)
     if not len(ctrs):
         return Calibration(np.empty(0), np.empty(0), np.empty(0))
     if by == "width":
         edges = np.linspace(0, 1, bins + 1)[1:-1]
+    elif by == "ctr":
+        edges, bins = np.array(CTR_BINS[:-1]), len(CTR_BINS)
     else:
         edges = np.unique(np.quantile(ctrs, np.linspace(0, 1, bins + 1)[1:-1]))
     number = np.searchsorted(edges, ctrs, side="right" if by == "width" else "left")
@@ -194,14 +201,18 @@ def calibration(
 
 
 def calibration_error(
-    ctrs: Array, labels: Array, weights: Array | None = None, bins: int = 20
+    ctrs: Array,
+    labels: Array,
+    weights: Array | None = None,
+    bins: int = 20,
+    by: Bins = "rows",
 ) -> float:
-    """Expected calibration error over bins of as many rows each.
+    """Expected calibration error; arguments are those of `calibration`.
 
     >>> round(calibration_error(np.array([0.2, 0.2, 0.9, 0.9]), np.array([0, 0, 1, 1])), 6)
     0.15
     """
-    return calibration(ctrs, labels, weights, bins).error
+    return calibration(ctrs, labels, weights, bins, by).error
 
 
 def calibration_ratio(ctrs: Array, labels: Array, weights: Array | None = None) -> float:

@@ -1,6 +1,7 @@
 """Clients of the scorer, blocking and asyncio, over HTTP and gRPC.
 
-    RankClient, AsyncRankClient  ask for rankings, or for CTRs in arrays
+    RankClient, AsyncRankClient  ask for rankings, or for CTRs in arrays, and tell what became of
+                                 what was shown
     ScorerError                  what the scorer or the way to it did wrong
     └── ScorerUnavailable        not reachable, overloaded or not ready: try again later
     infra.errors.RequestError    what the request did wrong; names the field
@@ -15,10 +16,12 @@ from scorer.client.clients import AsyncRankClient, RankClient
 from scorer.client.errors import ScorerError, ScorerUnavailable
 from scorer.client.retries import NO_RETRIES, Retries
 from scorer.client.scores import Scores
+from scorer.messages import Outcome
 
 __all__ = [
     "NO_RETRIES",
     "AsyncRankClient",
+    "Outcome",
     "RankClient",
     "Retries",
     "ScorerError",

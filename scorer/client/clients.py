@@ -19,7 +19,7 @@ from scorer.client.kserve import Binary
 from scorer.client.rank_v1 import RankV1
 from scorer.client.retries import NO_RETRIES, Retries
 from scorer.client.scores import Asked, Candidates, Scores
-from scorer.messages import RankAnswer, RankRequest
+from scorer.messages import Outcome, OutcomesAnswer, OutcomesRequest, RankAnswer, RankRequest
 
 TIMEOUT_S: Final = 5.0
 """Default for a whole request, connecting included."""
@@ -86,6 +86,10 @@ class _Client(ABC, Generic[Ways]):
             lambda model: form.score(asked, model), lambda reply: form.scores(asked, reply)
         )
 
+    def _tell(self, outcomes: Sequence[Outcome], version: str | None) -> Steps[OutcomesAnswer]:
+        call = self._form.outcomes(OutcomesRequest(list(outcomes), version))
+        return self._talks.ask(lambda _: call, self._form.counted)
+
 
 class RankClient(_Client[Way]):
     """Asks a scorer for rankings, blocking. May be used from several threads.
@@ -150,6 +154,22 @@ class RankClient(_Client[Way]):
             ScorerError: it failed.
         """
         return self._take(self._score(users, candidates, time_ms, unknown_items))
+
+    def tell(self, outcomes: Sequence[Outcome], version: str | None = None) -> OutcomesAnswer:
+        """Tell what became of items that were shown, for the metrics of calibration; goes with
+        protocol "json".
+
+        Args:
+            outcomes: of all items that were shown, with the CTRs that they were ranked by, each
+                once; at most 1,000.
+            version: of the bundle that the ranking named; None: not known.
+
+        Raises:
+            RequestError: the scorer refused the request, or it has no form; names the field.
+            ScorerUnavailable: it cannot be reached, or is not ready.
+            ScorerError: it failed.
+        """
+        return self._take(self._tell(outcomes, version))
 
     def close(self) -> None:
         """Close the connections that are open."""
@@ -217,6 +237,10 @@ class AsyncRankClient(_Client[AsyncWay]):
     ) -> Scores:
         """CTRs of candidates; arguments, result and errors are those of `RankClient.score`."""
         return await self._take(self._score(users, candidates, time_ms, unknown_items))
+
+    async def tell(self, outcomes: Sequence[Outcome], version: str | None = None) -> OutcomesAnswer:
+        """Tell outcomes; arguments, result and errors are those of `RankClient.tell`."""
+        return await self._take(self._tell(outcomes, version))
 
     async def close(self) -> None:
         """Close the connections that are open."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from scorer.client.scores import Asked, Scores
-from scorer.messages import RankAnswer, RankRequest
+from scorer.messages import OutcomesAnswer, OutcomesRequest, RankAnswer, RankRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,10 @@ class Form(Protocol):
     def score(self, asked: Asked, model: str) -> Call: ...
 
     def scores(self, asked: Asked, reply: Reply) -> Scores: ...
+
+    def outcomes(self, request: OutcomesRequest) -> Call: ...
+
+    def counted(self, reply: Reply) -> OutcomesAnswer: ...
 
     def index(self) -> Call:
         """Asks for the models that there are."""

@@ -52,7 +52,8 @@ class HttpWay:
                 except OSError:
                     connection.close()
                     # A server may close an idle connection just as it is used again. Ranking
-                    # changes nothing, so asking twice does no harm.
+                    # changes nothing, and outcomes that count twice leave calibration as it is,
+                    # so asking twice does no harm.
                     if reused and not response.begun:
                         continue
                     raise

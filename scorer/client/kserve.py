@@ -16,7 +16,7 @@ from infra.arrays import Array
 from infra.errors import RequestError
 from scorer.client.exchange import Call, Reply
 from scorer.client.scores import Asked, Scores, ranking_of
-from scorer.messages import AsOf, RankAnswer, RankRequest
+from scorer.messages import AsOf, OutcomesAnswer, OutcomesRequest, RankAnswer, RankRequest
 
 LENGTHS: Final = [length.to_bytes(4, "little") for length in range(257)]
 """What stands before an element of BYTES; a longer id is refused anyway."""
@@ -91,6 +91,12 @@ class OpenInference(ABC):
             said.get("history"),
             None if epoch is None or count is None else AsOf(epoch, count),
         )
+
+    def outcomes(self, request: OutcomesRequest) -> Call:  # noqa: ARG002
+        raise RequestError("outcomes", 'outcomes go with protocol "json"')
+
+    def counted(self, reply: Reply) -> OutcomesAnswer:
+        raise NotImplementedError
 
 
 class Binary(OpenInference):

@@ -1,4 +1,4 @@
-"""``/v1/rank`` as a client writes and reads it: one user, candidates by their ids, JSON."""
+"""``/v1`` as a client writes and reads it: one user, candidates by their ids, outcomes, JSON."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ import msgspec
 from infra.errors import RequestError
 from scorer.client.exchange import Call, Reply
 from scorer.client.scores import Asked, Scores, scores_of
-from scorer.messages import RankAnswer, RankRequest
+from scorer.messages import OutcomesAnswer, OutcomesRequest, RankAnswer, RankRequest
 
 HEADERS: Final = {"content-type": "application/json"}
 
 
 class RankV1:
-    """The form of ``/v1/rank``. Thread-safe."""
+    """The form of ``/v1``. Thread-safe."""
 
     names_model = False
 
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(RankAnswer)
+        self._counts = msgspec.json.Decoder(OutcomesAnswer)
 
     def rank(self, request: RankRequest, model: str) -> Call:  # noqa: ARG002
-        try:
-            return Call("/v1/rank", self._encoder.encode(request), HEADERS)
-        except UnicodeEncodeError:
-            raise RequestError("body", "holds text that is not valid Unicode") from None
+        return self._call("/v1/rank", request)
 
     def ranking(self, request: RankRequest, reply: Reply) -> RankAnswer:  # noqa: ARG002
         return self._decoder.decode(reply.body)
@@ -50,8 +48,20 @@ class RankV1:
         except KeyError as error:
             raise ValueError(f"{error} is not in it") from None
 
+    def outcomes(self, request: OutcomesRequest) -> Call:
+        return self._call("/v1/outcomes", request)
+
+    def counted(self, reply: Reply) -> OutcomesAnswer:
+        return self._counts.decode(reply.body)
+
     def index(self) -> Call:
         raise NotImplementedError
 
     def indexed(self, reply: Reply) -> list[str]:
         raise NotImplementedError
+
+    def _call(self, path: str, request: msgspec.Struct) -> Call:
+        try:
+            return Call(path, self._encoder.encode(request), HEADERS)
+        except UnicodeEncodeError:
+            raise RequestError("body", "holds text that is not valid Unicode") from None

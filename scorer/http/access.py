@@ -32,7 +32,7 @@ class CallerCheck:
         self,
         app: ASGIApp,
         access: Access,
-        scored: Mapping[str, BaseRoute],
+        rank_routes: Mapping[str, BaseRoute],
         refuse: Refuse,
         *,
         open_paths: Collection[str] = OPEN,
@@ -42,14 +42,14 @@ class CallerCheck:
 
         Args:
             access: what tells callers.
-            scored: the routes of ranking requests, by the end of their path.
+            rank_routes: routes for which the scope ``rank`` is needed, by the end of their path.
             refuse: the answer to a request that is refused.
             open_paths: paths for which nobody is asked.
             admin_paths: paths for which the scope ``admin`` is needed.
         """
         self._app = app
         self._access = access
-        self._scored = tuple(scored.items())
+        self._rank_routes = tuple(rank_routes.items())
         self._refuse = refuse
         self._open = frozenset(open_paths)
         self._admin = frozenset(admin_paths)
@@ -75,7 +75,7 @@ class CallerCheck:
 
     def _need(self, scope: Scope) -> Need:
         path: str = scope["path"]
-        for end, route in self._scored:
+        for end, route in self._rank_routes:
             if path.endswith(end):
                 scope["route"] = route  # a refusal counts as one of it
                 return Need.RANK

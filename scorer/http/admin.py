@@ -81,7 +81,7 @@ def create_admin_app(
         check = Middleware(
             CallerCheck,
             access=access,
-            scored={},
+            rank_routes={},
             refuse=handlers[RequestError],
             open_paths={METRICS} if settings.open_metrics else (),
             admin_paths={RELOAD} if settings.open_metrics else {RELOAD, METRICS},

@@ -1,6 +1,7 @@
 """The scorer's HTTP interface, composed in one place.
 
 POST /v1/rank                  scorer.http.rank_v1
+POST /v1/outcomes              scorer.http.outcomes_v1
 GET  /v2, /v2/health/live, /v2/health/ready
 GET  /metrics                  unless it is on the admin port (scorer.http.admin)
 GET  /v2/models/stats
@@ -40,6 +41,7 @@ from scorer.http.identity import RequestIdentity
 from scorer.http.kserve import HEADER_LENGTH, KServe
 from scorer.http.middleware import RequestMetrics
 from scorer.http.openapi import document
+from scorer.http.outcomes_v1 import OutcomesV1
 from scorer.http.problems import JSON, KINDS, error_handlers, json_response
 from scorer.http.rank_v1 import RankV1
 from scorer.http.tracing import RequestTracing
@@ -86,7 +88,7 @@ def create_app(
         access: what tells callers; None: nobody is asked who they are.
         tracing: what makes spans of rankings; None: nothing does.
     """
-    endpoints = Endpoints(service, settings, registry)
+    endpoints = Endpoints(service, settings, metrics, registry)
     handlers = error_handlers(metrics)
     unfolded = [
         Middleware(
@@ -95,6 +97,7 @@ def create_app(
     ]
     rank = Route("/v1/rank", endpoints.rank, methods=["POST"], middleware=unfolded)
     infer, *model = model_routes("/v2/models/{name}", endpoints, unfolded)
+    outcomes = Route("/v1/outcomes", endpoints.outcomes, methods=["POST"])
     routes = {route.path: route for route in (rank, infer)}
     scored = {end: routes[path] for end, path in SCORED.items()}
     admission = Middleware(
@@ -113,7 +116,7 @@ def create_app(
         check = Middleware(
             CallerCheck,
             access=access,
-            scored=scored,
+            rank_routes={**scored, outcomes.path: outcomes},
             refuse=handlers[RequestError],
             open_paths={*OPEN, METRICS} if settings.open_metrics else OPEN,
             admin_paths=() if settings.open_metrics else {METRICS},
@@ -125,6 +128,7 @@ def create_app(
         routes=[
             rank,  # those that are asked for most are looked at first
             infer,
+            outcomes,
             Route("/v2", endpoints.server, methods=["GET"]),
             Route("/v2/models/stats", endpoints.statistics, methods=["GET"]),
             Route("/v2/repository/index", endpoints.index, methods=["POST"]),
@@ -165,7 +169,11 @@ class Endpoints:
     """The routes, one method each. What they raise becomes an answer in `error_handlers`."""
 
     def __init__(
-        self, service: Service, settings: ScorerSettings, registry: CollectorRegistry
+        self,
+        service: Service,
+        settings: ScorerSettings,
+        metrics: ScorerMetrics,
+        registry: CollectorRegistry,
     ) -> None:
         self._service = service
         self._settings = settings
@@ -174,6 +182,7 @@ class Endpoints:
         self._deadline_s = settings.deadline_s
         self._v1 = RankV1(settings.max_candidates)
         self._kserve = KServe(settings.max_candidates)
+        self._outcomes_v1 = OutcomesV1(metrics)
         self._document: dict[str, object] | None = None
         """Of all routes; made once it is asked for, since that takes a tenth of a second."""
 
@@ -198,6 +207,12 @@ class Endpoints:
         headers[HEADER_LENGTH] = str(answer.header_length)
         return Response(answer.body, media_type=BINARY, headers=headers)
 
+    async def outcomes(self, request: Request) -> Response:
+        check_content_type(request, JSON)
+        # While there is no bundle, no version is known; refused by now, they can be told again.
+        _ = self._service.ranker
+        return Response(self._outcomes_v1.answer(await self._read(request)), media_type=JSON)
+
     async def live(self, _request: Request) -> Response:
         return json_response(200, {"live": True})
 
@@ -208,12 +223,7 @@ class Endpoints:
         return json_response(200, server_metadata())
 
     async def index(self, request: Request) -> Response:
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                body = await self._body.read(0, request.receive)
-        except TimeoutError:
-            raise self._body.slow() from None
-        ready = self._kserve.wants_ready(body or b"")
+        ready = self._kserve.wants_ready(await self._read(request))
         bundle = self._service.ranker.bundle
         reason = await self._service.readiness.reason()
         return json_response(200, repository_index(bundle, reason, ready=ready))
@@ -252,6 +262,14 @@ class Endpoints:
 
     async def docs(self, _request: Request) -> Response:
         return HTMLResponse(PAGE.read_bytes(), headers={"content-security-policy": PAGE_MAY})
+
+    async def _read(self, request: Request) -> bytes:
+        """The body of a request that admission has not read."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self._body.read(0, request.receive) or b""
+        except TimeoutError:
+            raise self._body.slow() from None
 
     def _statistics(self, ranker: Ranker) -> dict[str, object]:
         return statistics(ranker.bundle, Figures(self._registry))

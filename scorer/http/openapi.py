@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from infra.settings import ScorerSettings
 from scorer.http.kserve import HEADER_LENGTH, InferRequest
 from scorer.http.problems import JSON, PROBLEM_JSON
-from scorer.messages import Problem, RankAnswer, RankRequest
+from scorer.messages import OutcomesAnswer, OutcomesRequest, Problem, RankAnswer, RankRequest
 
 REFERENCE: Final = "#/components/schemas/"
 TEXT: Final = "text/plain"
@@ -54,7 +54,17 @@ class Liveness(msgspec.Struct):
     live: bool
 
 
-STRUCTS: Final = (RankRequest, RankAnswer, Problem, InferRequest, InferError, Readiness, Liveness)
+STRUCTS: Final = (
+    RankRequest,
+    RankAnswer,
+    OutcomesRequest,
+    OutcomesAnswer,
+    Problem,
+    InferRequest,
+    InferError,
+    Readiness,
+    Liveness,
+)
 
 INFER_ANSWER: Final[Schema] = {
     "title": "InferAnswer",
@@ -141,6 +151,22 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         gives={JSON: refers("RankAnswer")},
         refuses=BUSY,
         example={"user": "17850", "candidates": ["85123A", "22423"], "top_k": 1},
+    ),
+    ("POST", "/v1/outcomes"): Operation(
+        "Tell what became of items that were shown",
+        "Their CTRs, as rankings had them, and which were clicked, say. They are counted for the "
+        "metrics, which tell whether CTRs are right as probabilities, and not kept.",
+        takes={JSON: refers("OutcomesRequest")},
+        gives={JSON: refers("OutcomesAnswer")},
+        refuses={
+            **{status: BUSY[status] for status in (400, 401, 403, 413, 415)},
+            429: "The caller has asked too often; come again after Retry-After.",
+            503: "The model is being loaded; come again after Retry-After.",
+        },
+        example={
+            "version": "0123456789ab",
+            "outcomes": [{"ctr": 0.031, "positive": True}, {"ctr": 0.012, "positive": False}],
+        },
     ),
     ("POST", "/v2/models/{name}/infer"): Operation(
         "Score candidates by Open Inference",

@@ -151,6 +151,15 @@ def strangers(scene: Scene) -> Iterator[None]:
 
 
 @contextmanager
+def miscalibrated(scene: Scene) -> Iterator[None]:
+    """Of many items with high CTRs none is clicked; then those of which half are drown them."""
+    with scene.meanwhile(lambda: scene.tell(0, 20, ctr=0.5), 0.5):
+        yield
+    for _ in range(20):
+        scene.tell(500, 1000, ctr=0.5)
+
+
+@contextmanager
 def bundles_differ(scene: Scene) -> Iterator[None]:
     """The second scorer has another one from the beginning."""
     yield
@@ -205,6 +214,7 @@ STORE_FILLED = Fault(
     store_filled, ("LifelongStoreFull", "LifelongStoreErrors", "LifelongStoreNearlyFull")
 )
 STRANGERS = Fault(strangers, ("LifelongStrangersRise",))
+MISCALIBRATED = Fault(miscalibrated, ("LifelongMiscalibrated",))
 BUNDLES_DIFFER = Fault(bundles_differ, ("LifelongBundlesDiffer",))
 STORE_LOCKED = Fault(
     store_locked,

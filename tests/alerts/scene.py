@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ from infra.settings import BrokerSettings
 from lifelong.demo.processes import ServiceProcess, free_port
 from lifelong.shipped import BUNDLES
 from models.bundle import Bundle
-from scorer.client import RankClient, ScorerError
+from scorer.client import Outcome, RankClient, ScorerError
 
 FASTER: Final = 60
 """How many times as fast the rules' time runs: an hour is a minute, a minute a second."""
@@ -241,6 +242,11 @@ class Scene:
         with suppress(ScorerError), RankClient(f"http://127.0.0.1:{self.scorer_port}") as client:
             client.rank(user, self.items[:candidates])
 
+    def tell(self, positives: int, outcomes: int, ctr: float) -> None:
+        """Outcomes of a bundle that nobody names, some of them positive."""
+        with RankClient(f"http://127.0.0.1:{self.scorer_port}") as client:
+            client.tell([Outcome(ctr, number < positives) for number in range(outcomes)])
+
     def wait_firing(self, *wanted: str) -> None:
         """Wait until all of these alerts fire.
 
@@ -325,6 +331,7 @@ class Scene:
 
     def _ask_rankings(self) -> None:
         urls = [f"http://127.0.0.1:{port}" for port in (self.scorer_port, self.twin_port)]
+        chance = random.Random(0)
         with RankClient(urls[0]) as first, RankClient(urls[1]) as twin:
             strangers = 0
             for number in itertools.count():
@@ -334,10 +341,14 @@ class Scene:
                 strangers += stranger
                 user = f"stranger{number}" if stranger else f"u{number % USERS}"
                 start = number * 7 % (len(self.items) - CANDIDATES)
+                client = twin if number % 8 == 0 else first
                 with suppress(ScorerError):
-                    (twin if number % 8 == 0 else first).rank(
-                        user, self.items[start : start + CANDIDATES]
-                    )
+                    ranking = client.rank(user, self.items[start : start + CANDIDATES])
+                    # As many are positive as the CTRs say.
+                    outcomes = [
+                        Outcome(line.ctr, chance.random() < line.ctr) for line in ranking.items
+                    ]
+                    client.tell(outcomes, ranking.version)
 
     def _remember_yesterday(self) -> None:
         """Give Prometheus what it would have recorded a day ago."""

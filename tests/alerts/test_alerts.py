@@ -77,13 +77,19 @@ def test_alerts_fire_for_their_faults_and_go(scene: Scene) -> None:
             stack.enter_context(fault.inject(scene))
         scene.wait_firing(*NO_USERS, *(alert for fault in TOGETHER for alert in fault.alerts))
     scene.start_flow()
-    with faults.STRANGERS.inject(scene):
+    with faults.MISCALIBRATED.inject(scene), faults.STRANGERS.inject(scene):
         with faults.STORE_FILLED.inject(scene):
             scene.wait_firing(*faults.STORE_FILLED.alerts)
-        scene.wait_firing(*faults.STRANGERS.alerts)
+        scene.wait_firing(*faults.STRANGERS.alerts, *faults.MISCALIBRATED.alerts)
     told = {
         alert
-        for fault in (*TOGETHER, faults.NO_BROKER, faults.STORE_FILLED, faults.WORKER_KILLED)
+        for fault in (
+            *TOGETHER,
+            faults.NO_BROKER,
+            faults.STORE_FILLED,
+            faults.WORKER_KILLED,
+            faults.MISCALIBRATED,
+        )
         for alert in fault.alerts
     }
     scene.wait_quiet(*told, *NOTHING_RUNS, *NO_USERS)

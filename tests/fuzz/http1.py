@@ -132,7 +132,8 @@ def _chunked(body: bytes) -> bytes:
 
 def hostile_json(chance: random.Random) -> Case:
     """JSON that no parser likes."""
-    path = b"/v2/repository/index" if chance.random() < 0.1 else b"/v1/rank"
+    paths = (b"/v2/repository/index", b"/v1/outcomes", *[b"/v1/rank"] * 8)
+    path = paths[int(10 * chance.random())]
     return Case("json", request(bodies.rank(chance), path), whole=True)
 
 

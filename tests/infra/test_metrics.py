@@ -80,6 +80,17 @@ def test_one_bundle_is_in_service_at_a_time(registry: CollectorRegistry) -> None
     assert registry.get_sample_value(name, {"version": "new"}) == 1
 
 
+def test_outcomes_begin_at_nothing_for_each_bundle(registry: CollectorRegistry) -> None:
+    metrics = ScorerMetrics(registry)
+    for version in ("old", "new", "old"):
+        metrics.use_bundle(version)
+    assert metrics.versions == ("old", "new")
+    for name in ("outcomes", "outcomes_positive", "outcomes_predicted"):
+        for version in ("old", "new", "other"):
+            labels = {"version": version, "bin": "0.001"}
+            assert registry.get_sample_value(f"lifelong_scorer_{name}_total", labels) == 0
+
+
 def test_since_when_a_bundle_is_in_service_is_told(registry: CollectorRegistry) -> None:
     metrics = WorkerMetrics(registry)
     name = "lifelong_worker_bundle_since_timestamp_seconds"

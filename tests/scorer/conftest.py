@@ -145,6 +145,7 @@ def made_world(bundle: Bundle, *, degrade: bool) -> Iterator[World]:
         degrade=degrade,
         monotonic=clock,
     )
+    metrics.use_bundle(bundle.version)
     service.serve(ranker, StoreQuestion(store))
     settings = ScorerSettings(max_candidates=200, max_body_bytes=20_000)
     world = World(bundle, store, system, ranker, service, metrics, registry, settings, clock)

@@ -38,6 +38,8 @@ KEYS = {
     "rank_p99_ms_100",
     "rank_p50_ms_3000",
     "rank_p99_ms_3000",
+    "calibration",
+    "outcomes",
     "auc_live",
     "auc_offline",
     "auc_popularity",
@@ -99,6 +101,16 @@ def test_all_events_arrive_and_none_twice(report: dict[str, Any]) -> None:
 
 def test_what_is_served_is_what_the_bundle_gives(report: dict[str, Any]) -> None:
     assert report["max_ctr_difference"] <= 1e-5
+
+
+def test_the_scorer_s_metrics_tell_the_calibration_of_the_requests(report: dict[str, Any]) -> None:
+    outcomes, calibration = report["outcomes"], report["calibration"]
+    assert outcomes["counted"] == outcomes["told"] > 10_000
+    ratio = calibration["predicted_over_observed"]
+    assert outcomes["predicted_over_observed"] == pytest.approx(ratio, rel=1e-4)
+    # Of other bins: near, not the same.
+    error = calibration["expected_calibration_error"]
+    assert outcomes["expected_calibration_error"] == pytest.approx(error, abs=0.005)
 
 
 @pytest.mark.long

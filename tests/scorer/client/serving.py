@@ -125,5 +125,8 @@ class Asynchronous:
     def score(self, *arguments: Any, **more: Any) -> Any:
         return self._loop.run_until_complete(self._client.score(*arguments, **more))
 
+    def tell(self, *arguments: Any, **more: Any) -> Any:
+        return self._loop.run_until_complete(self._client.tell(*arguments, **more))
+
 
 KINDS: Sequence[type[Any]] = (Blocking, Asynchronous)

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from infra.behaviors import item_key
 from infra.errors import RequestError
-from scorer.client import Retries, ScorerError, ScorerUnavailable, Tls
+from scorer.client import Outcome, Retries, ScorerError, ScorerUnavailable, Tls
 from scorer.grpc import open_inference_pb2 as pb
-from scorer.messages import AsOf, RankAnswer
+from scorer.messages import AsOf, OutcomesAnswer, RankAnswer
 from tests.certificates import Authority
 from tests.scorer.client.serving import (
     KINDS,
@@ -62,6 +62,18 @@ def test_rankings_are_the_same(kind: Any, protocol: str, world: World) -> None:
     assert not stranger.as_of
 
 
+@BOTH
+def test_what_became_of_a_ranking_is_told(kind: Any, world: World) -> None:
+    with serving(world, "json") as url, kind(url) as client:
+        ranking = client.rank("u", CANDIDATES, 3)
+        outcomes = [Outcome(line.ctr, line is ranking.items[1]) for line in ranking.items]
+        told = client.tell(outcomes, ranking.version)
+        with pytest.raises(RequestError, match="length >= 1") as refused:
+            client.tell([])
+    assert told == OutcomesAnswer(3, world.bundle.version)
+    assert refused.value.field == "outcomes"
+
+
 @ALL
 def test_scores_come_in_the_order_of_the_candidates(protocol: str, world: World) -> None:
     with serving(world, protocol) as url, Blocking(url, **over(protocol)) as client:
@@ -103,6 +115,8 @@ def test_what_a_protocol_cannot_say_is_one_line(protocol: str) -> None:
         else:
             with pytest.raises(RequestError, match='explain goes with protocol "json"'):
                 client.rank("u", ["a"], explain=True)
+            with pytest.raises(RequestError, match='outcomes go with protocol "json"'):
+                client.tell([Outcome(0.5, positive=True)])
         malformed: list[Any] = [
             ("abc", [["x"]]),
             (["a"], [["x"], ["y"]]),

@@ -35,7 +35,8 @@ def values(schema: Mapping[str, Any], document: Document) -> st.SearchStrategy[A
         case "integer":
             return st.integers(schema.get("minimum", -(2**63)), schema.get("maximum", 2**63))
         case "number":
-            return st.floats(allow_nan=False, allow_infinity=False)
+            least, most = schema.get("minimum"), schema.get("maximum")
+            return st.floats(least, most, allow_nan=False, allow_infinity=False)
         case "boolean":
             return st.booleans()
         case "null":
