@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from infra.deploy.alerts import RUNBOOKS
+from infra.deploy.causes import STARTS
 from infra.deploy.objectives import ERRORS, OBJECTIVES, RANKINGS
 
 CHOSEN: Final = 'instance=~"$instance"'
@@ -186,12 +187,7 @@ OVERVIEW: Final = Dashboard(
         ),
         Panel(
             "Starts",
-            (
-                (
-                    'sum by (job) (changes(process_start_time_seconds{job=~"lifelong-.*"}[15m]))',
-                    "{{job}}",
-                ),
-            ),
+            ((f"max by (job) ({STARTS})", "{{job}}"),),
             bad=3,
             runbook="crash-loop",
         ),
