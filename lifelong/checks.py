@@ -238,21 +238,24 @@ def _check_writes(store: Store) -> tuple[str, Sequence[str]]:
 def _check_progress(settings: Settings) -> str:
     """Hold what the store was fed against the topic's logs, as a worker does that starts."""
     broker, topic = settings.broker, settings.broker.topic
-    partitions = standings(broker, broker.group, topic)
-    if not partitions:
+    numbers = range(topic_partitions(broker, topic))
+    if not numbers:
         return f"{topic} is not there yet"
     identity = topic_id(broker, topic)
     store = open_store(settings.store, read_only=True)
     try:
-        lives = read_lives(store, identity, partitions)
-        keys = [partition_source(topic, identity, n, lives[n].number).key for n in partitions]
-        reached = store.positions(keys)
+        lives = read_lives(store, identity, numbers)
+        keys = [partition_source(topic, identity, n, lives[n].number).key for n in numbers]
+        reached = dict(zip(numbers, store.positions(keys), strict=True))
     finally:
         store.close()
+    # After the store, which workers go on feeding: else a log would seem to end below it.
+    partitions = standings(broker, broker.group, topic)
     behind, trouble, held = 0, [], {}
-    for (number, (log, stable, committed)), fed in zip(partitions.items(), reached, strict=True):
+    for number in sorted(reached.keys() & partitions.keys()):  # not if it was deleted meanwhile
+        log, stable, committed = partitions[number]
         bounds = LogBounds(log.start, stable, log.stop)
-        begin = start(lives[number], fed, committed, bounds)
+        begin = start(lives[number], reached[number], committed, bounds)
         behind += log.stop - begin.offset
         if stable < log.stop:
             held[number] = stable

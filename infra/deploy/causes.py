@@ -84,8 +84,23 @@ SHARES: Final = {
 _UP: Final = f'up{{job="{WORKER_JOB}",instance="w1"}}'
 _SCORER_UP: Final = f'up{{job="{SCORER_JOB}",instance="s1"}}'
 _STARTED: Final = "process_start_time_seconds"
+_ALL: Final = f'{_STARTED}{{job=~"lifelong-.*"}}'
+STARTS: Final = (
+    f"(sum by (job, instance) (changes({_ALL}[15m]))"
+    f" + count by (job, instance) (count_over_time({_ALL}[15m]))"
+    f" - count by (job, instance) ({_ALL})) / count by (job, instance) ({_ALL})"
+)
+"""How often the processes of an instance were started within a quarter of an hour. One alone starts
+its series again, each of several has a series of its own (pid); at the mean of them, since an
+instance of several that is started once starts all of them."""
+
 _ONE: Final = {"instance": "w1"}
 _RISING: Final = "{share} > 0.1 and {share} > 2 * ({share} offset 1d)"
+
+
+def _process(pid: int) -> str:
+    """When a process of a scorer of several was started."""
+    return f'{_STARTED}{{job="{SCORER_JOB}",instance="s1",pid="{pid}"}}'
 
 
 def _rising(share: str) -> str:
@@ -167,13 +182,10 @@ CAUSES: Final = (
     ),
     Alert(
         "LifelongCrashLoop",
-        # A process of several has a series of its own (pid), one alone starts its series again.
-        f'sum by (job, instance) (changes({_STARTED}{{job=~"lifelong-.*"}}[15m]))'
-        f' + count by (job, instance) (count_over_time({_STARTED}{{job=~"lifelong-.*"}}[15m]))'
-        f' - count by (job, instance) ({_STARTED}{{job=~"lifelong-.*"}}) > 2',
+        f"{STARTS} > 2",
         "crash-loop",
         "page",
-        "A process was started three times or more within a quarter of an hour.",
+        "Processes were started three times or more, at the mean, within a quarter of an hour.",
         ("Overview", "Starts"),
         "Read the last lines of its log before each start.",
         Case(
@@ -181,7 +193,14 @@ CAUSES: Final = (
             "12m",
             {"job": WORKER_JOB, **_ONE},
         ),
-        Case({f'{_STARTED}{{job="{WORKER_JOB}",instance="w1"}}': "0x4 200x20"}, "12m"),
+        Case(
+            {
+                f'{_STARTED}{{job="{WORKER_JOB}",instance="w1"}}': "0x4 200x20",
+                **{_process(pid): "0x4 stale" for pid in (1, 2, 3)},
+                **{_process(pid): "_x5 300x20" for pid in (4, 5, 6)},
+            },
+            "12m",
+        ),
     ),
     Alert(
         "LifelongLagGrows",

@@ -14,6 +14,7 @@ from infra.deploy.causes import (
     CALIBRATION,
     CALIBRATION_ERROR,
     MISCALIBRATED,
+    STARTS,
     predicted_over_observed,
 )
 from infra.deploy.objectives import ERRORS, OBJECTIVES, RANKINGS
@@ -192,12 +193,7 @@ OVERVIEW: Final = Dashboard(
         ),
         Panel(
             "Starts",
-            (
-                (
-                    'sum by (job) (changes(process_start_time_seconds{job=~"lifelong-.*"}[15m]))',
-                    "{{job}}",
-                ),
-            ),
+            ((f"max by (job) ({STARTS})", "{{job}}"),),
             bad=3,
             runbook="crash-loop",
         ),

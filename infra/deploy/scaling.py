@@ -38,10 +38,11 @@ def scaled_expr(expr: str, by: float) -> str:
 
 
 def _group(group: Mapping[str, Any], by: float) -> dict[str, Any]:
-    return {**group, "rules": [_rule(rule, by) for rule in group["rules"]]}
+    return {**group, "rules": [scaled_rule(rule, by) for rule in group["rules"]]}
 
 
-def _rule(rule: Mapping[str, Any], by: float) -> dict[str, Any]:
+def scaled_rule(rule: Mapping[str, Any], by: float) -> dict[str, Any]:
+    """One of the rules, with time divided."""
     changed = {"expr": scaled_expr(rule["expr"], by)}
     if "for" in rule:
         number, unit = re.fullmatch(r"(\d+)(\w+)", rule["for"]).groups()  # type: ignore[union-attr]

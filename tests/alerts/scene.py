@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 from confluent_kafka import Producer
@@ -27,7 +28,7 @@ from infra.deploy.asking import Series, Span, ask, firing
 from infra.deploy.causes import SCORER_JOB, WORKER_JOB
 from infra.deploy.local import LocalPrometheus
 from infra.deploy.rules import rules
-from infra.deploy.scaling import scaled
+from infra.deploy.scaling import scaled_rule
 from infra.errors import LifelongError
 from infra.kafka.admin import create_topic
 from infra.kafka.clients import producer_config
@@ -41,6 +42,10 @@ from scorer.client import Outcome, RankClient, ScorerError
 FASTER: Final = 60
 """How many times as fast the rules' time runs: an hour is a minute, a minute a second."""
 
+PACES: Final = {"LifelongCrashLoop": 20, "LifelongRenewalStands": 3600}
+"""Alerts whose time runs as many times as fast: a process takes as long to start as it takes, and
+nobody waits twelve minutes."""
+
 DAY_S: Final = 86_400 // FASTER
 
 READY_S: Final = 90.0
@@ -50,7 +55,13 @@ FIRING_S: Final = 120.0
 QUIET_S: Final = 90.0
 """Longest wait until an alert is over, of which some look a minute back."""
 
+PARTITIONS: Final = 3
+"""Of the topic, so that what is done to one of them leaves the others alone."""
+
 USERS: Final = 50
+BUSY_USERS: Final = 4
+"""Of these are half of the events: a segment of each is full every few seconds."""
+
 EVENTS_PER_S: Final = 150
 RANKINGS_PER_S: Final = 30
 CANDIDATES: Final = 20
@@ -64,9 +75,9 @@ _DELETE: Final = """\
 import sys
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-bootstrap, topic = sys.argv[1:]
+bootstrap, topic, *partitions = sys.argv[1:]
 admin = AdminClient({"bootstrap.servers": bootstrap})
-ends = [TopicPartition(topic, partition, -1) for partition in range(2)]
+ends = [TopicPartition(topic, int(partition), -1) for partition in partitions]
 for done in admin.delete_records(ends).values():
     done.result(30)
 """
@@ -91,8 +102,12 @@ class Scene:
         self.bundle = directory / "bundle"
         """A link to the bundle that the worker and the first scorer have."""
         self.room = ROOM
+        self.worker: dict[str, object] = {}
+        """Further settings of the worker that is started next."""
         self.strangers = 0.0
         """Share of the rankings that are to be of users of whom nothing is stored."""
+        self.unknown = 0
+        """Candidates of each ranking that no bundle knows."""
         self.haste = 1
         """How many times as many rankings are asked for."""
         self.items = Bundle.load(BUNDLES["encode"]).item_ids[1:]
@@ -102,9 +117,11 @@ class Scene:
             SCORER_JOB: [f"127.0.0.1:{self.scorer_port}", f"127.0.0.1:{self.twin_port}"],
         }
         self.prometheus = LocalPrometheus(
-            directory / "prometheus", scaled(rules(), FASTER), places, port=port
+            directory / "prometheus", _faster_rules(), places, port=port
         )
         self._services: dict[str, ServiceProcess] = {}
+        self._lock = threading.Lock()
+        """Over those that must run: who looks at them, and who ends one."""
         self._log_number = itertools.count()
         self._ended = threading.Event()
         self._flows = False
@@ -134,15 +151,15 @@ class Scene:
             dead_letter_topic="alerts.dead",
             group="alerts",
         )
-        create_topic(self.broker, self.broker.topic, 2)
+        create_topic(self.broker, self.broker.topic, PARTITIONS)
         create_topic(self.broker, self.broker.dead_letter_topic, 1)
         self.switch_bundle(BUNDLES["encode"])
         self._stack.callback(self._stop_services)
 
     def start_scorers(self) -> None:
         """They need the store, which a worker makes."""
-        self.start_scorer("scorer", self.scorer_port, self.bundle)
-        self.start_scorer("twin", self.twin_port, BUNDLES["twin"])
+        self.start_scorer()
+        self.start_twin()
         self.wait_ready("scorer")
         self.wait_ready("twin")
 
@@ -153,29 +170,40 @@ class Scene:
             "worker.held_max_s": 2,
             "worker.retry_max_s": 0.5,
             "worker.session_timeout_s": 4,
+            **self.worker,
         }
         self._start_service("worker", "worker", chosen, self.bundle, "/health/ready")
 
-    def start_scorer(self, name: str, port: int, bundle: Path, store: Path | None = None) -> None:
-        """``store`` is another than that of all."""
-        chosen = {
-            "scorer.port": port,
-            "scorer.sampled": 1,
-            "scorer.lame_duck_s": 0,
-            "scorer.max_waiting": 2,
-            **({"store.url": f"lmdb://{store}"} if store else {}),
-        }
-        self._start_service(name, "scorer", chosen, bundle, "/v2/health/ready")
+    def start_scorer(self) -> None:
+        """The first scorer."""
+        self._start_scorer("scorer", {"scorer.port": self.scorer_port}, self.bundle)
+
+    def start_twin(
+        self, bundle: Path = BUNDLES["twin"], chosen: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
+        """The second scorer, with another bundle or further settings where they are given."""
+        self._start_scorer("twin", {"scorer.port": self.twin_port, **chosen}, bundle)
+
+    def pid(self, name: str) -> int:
+        return self._services[name].pid
 
     def kill(self, name: str) -> None:
-        service = self._services.pop(name)
-        os.kill(service.pid, signal.SIGKILL)
+        with self._lock:
+            service = self._services.pop(name)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(service.pid, signal.SIGKILL)
         service.stop()
 
-    def delete_records(self) -> None:
-        """Have Kafka remove all that it holds of the topic, as retention would."""
+    def restart(self, name: str) -> None:
+        """Kill it, start it with what is set now, and wait until it is ready."""
+        self.kill(name)
+        {"worker": self.start_worker, "scorer": self.start_scorer, "twin": self.start_twin}[name]()
+        self.wait_ready(name)
+
+    def delete_records(self, *partitions: int) -> None:
+        """Have Kafka remove all that it holds of some partitions, as retention would."""
         command = [sys.executable, "-c", _DELETE, self.broker.bootstrap, self.broker.topic]
-        subprocess.run(command, check=True, timeout=60)
+        subprocess.run([*command, *map(str, partitions)], check=True, timeout=60)
 
     def wait_ready(self, name: str) -> None:
         self._services[name].wait_ready(READY_S)
@@ -248,20 +276,20 @@ class Scene:
             client.tell([Outcome(ctr, number < positives) for number in range(outcomes)])
 
     def wait_firing(self, *wanted: str) -> None:
-        """Wait until all of these alerts fire.
+        """Wait until each of these alerts has fired from now on.
 
         Raises:
-            NotTold: not all of them do.
+            NotTold: one of them has not.
         """
-        self._wait(lambda now: set(wanted) <= now, FIRING_S, f"of {', '.join(wanted)}")
+        self._wait(set(wanted), lambda now: now, FIRING_S, "nothing")
 
     def wait_quiet(self, *unwanted: str) -> None:
-        """Wait until none of these alerts fires.
+        """Wait until each of these alerts has been over at some moment from now on.
 
         Raises:
-            NotTold: one of them does.
+            NotTold: one of them goes on.
         """
-        self._wait(lambda now: not now & set(unwanted), QUIET_S, f"still of {', '.join(unwanted)}")
+        self._wait(set(unwanted), lambda now: set(unwanted) - now, QUIET_S, "still")
 
     def wait_until(self, *exprs: str) -> None:
         """Wait until Prometheus has told something for each of these expressions.
@@ -285,14 +313,24 @@ class Scene:
         """What Prometheus tells of all the time until now."""
         return ask(self.prometheus.url, expr, Span(self.began, time.time(), 1))
 
-    def _wait(self, done: Callable[[set[str]], bool], most_s: float, what: str) -> None:
+    def _wait(
+        self, left: set[str], found: Callable[[set[str]], set[str]], most_s: float, what: str
+    ) -> None:
         deadline = time.monotonic() + most_s
-        while not done(now := {_name(labels) for labels in firing(self.prometheus.url)}):
-            for service in self._services.values():
-                service.check()
+        while left := left - found(now := {_name(one) for one in firing(self.prometheus.url)}):
+            with self._lock:
+                for service in self._services.values():
+                    service.check()
             if time.monotonic() > deadline:
-                raise NotTold(f"{what}, there fire after {most_s:.0f} s: {', '.join(sorted(now))}")
+                raise NotTold(
+                    f"{what} of {', '.join(sorted(left))} after {most_s:.0f} s; there fire:"
+                    f" {', '.join(sorted(now))}"
+                )
             time.sleep(0.25)
+
+    def _start_scorer(self, name: str, chosen: Mapping[str, object], bundle: Path) -> None:
+        of_all = {"scorer.sampled": 1, "scorer.lame_duck_s": 0, "scorer.max_waiting": 2}
+        self._start_service(name, "scorer", {**of_all, **chosen}, bundle, "/v2/health/ready")
 
     def _start_service(
         self, name: str, command: str, chosen: Mapping[str, object], bundle: Path, ready: str
@@ -308,12 +346,14 @@ class Scene:
             "bundle.poll_s": 0.5,
         }
         words = [f"--set={key}={value}" for key, value in {**of_all, **chosen}.items()]
-        self._services[name] = ServiceProcess(
+        service = ServiceProcess(
             name,
             [command, *words],
             self.directory / f"{name}-{next(self._log_number)}.log",
             f"http://127.0.0.1:{port}{ready}",
         )
+        with self._lock:
+            self._services[name] = service
 
     def _stop_services(self) -> None:
         for name in list(self._services):
@@ -324,7 +364,8 @@ class Scene:
             for number in itertools.count():
                 if self._ended.wait(1 / EVENTS_PER_S):
                     return
-                user = f"u{number % USERS}"
+                among = USERS if number % 2 else BUSY_USERS
+                user = f"u{number // 2 % among}"
                 with suppress(BufferError):  # the broker is away
                     producer.produce(self.broker.topic, self.event(user, number), user)
                 producer.poll(0)
@@ -341,9 +382,11 @@ class Scene:
                 strangers += stranger
                 user = f"stranger{number}" if stranger else f"u{number % USERS}"
                 start = number * 7 % (len(self.items) - CANDIDATES)
+                items = [f"new{place}" for place in range(self.unknown)]
+                items += self.items[start : start + CANDIDATES - self.unknown]
                 client = twin if number % 8 == 0 else first
                 with suppress(ScorerError):
-                    ranking = client.rank(user, self.items[start : start + CANDIDATES])
+                    ranking = client.rank(user, items)
                     # As many are positive as the CTRs say.
                     outcomes = [
                         Outcome(line.ctr, chance.random() < line.ctr) for line in ranking.items
@@ -362,6 +405,16 @@ class Scene:
         subprocess.run(
             [*command, str(file), str(self.prometheus.data)], check=True, capture_output=True
         )
+
+
+def _faster_rules() -> dict[str, Any]:
+    """Our rules, with time as it runs here."""
+    groups = rules()["groups"]
+    return {"groups": [{**group, "rules": list(map(_faster, group["rules"]))} for group in groups]}
+
+
+def _faster(rule: Mapping[str, Any]) -> dict[str, Any]:
+    return scaled_rule(rule, PACES.get(rule.get("alert", ""), FASTER))
 
 
 def broken_bundle(directory: Path) -> Path:

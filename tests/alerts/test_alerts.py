@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -18,35 +19,8 @@ from tests.conftest import require
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
-NOTHING_RUNS = ("LifelongNoWorker", "LifelongNoScorer")
-NO_USERS = ("LifelongStoreEmpty",)
-
-TOGETHER = (
-    faults.POISON,
-    faults.OPEN_TRANSACTION,
-    faults.BROKEN_BUNDLE,
-    faults.SLOTS_TAKEN,
-    faults.OVERLOAD,
-)
-"""Those that need no events, and leave each other alone."""
-
-APART = {
-    "bundles-differ": faults.BUNDLES_DIFFER,
-    "store-locked": faults.STORE_LOCKED,
-    "events-overtaken": faults.EVENTS_OVERTAKEN,
-    "wrong-store": faults.WRONG_STORE,
-}
-"""Each takes a time of its own."""
-
-NEVER = {
-    "LifelongEventsLost",
-    "LifelongLogCut",
-    "LifelongNewerBehaviors",
-    "LifelongSearchMisses",
-    "LifelongStoreDamage",
-    "LifelongWorkerNotLive",
-}
-"""Nothing is lost, damaged or stuck by the faults of the short form."""
+NEVER = {"LifelongNewerBehaviors", "LifelongSearchMisses", "LifelongWorkerNotLive"}
+"""Nothing is stuck or wrong by the faults of the short form."""
 
 EMPTY = {
     "Relevance indicator": "the bundles that come with Lifelong take no DIN-L along to measure by",
@@ -66,33 +40,20 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 def test_alerts_fire_for_their_faults_and_go(scene: Scene) -> None:
     """Slow: services of their own, and alerts that wait for ten seconds and for thirty."""
-    scene.wait_firing(*NOTHING_RUNS)
-    scene.start_worker()
-    scene.wait_ready("worker")
+    told(scene, faults.NOTHING_RUNS)
     with faults.NO_BROKER.inject(scene):
         scene.start_scorers()
         scene.wait_firing(*faults.NO_BROKER.alerts)
-    with ExitStack() as stack:
-        for fault in TOGETHER:
-            stack.enter_context(fault.inject(scene))
-        scene.wait_firing(*NO_USERS, *(alert for fault in TOGETHER for alert in fault.alerts))
-    scene.start_flow()
-    with faults.MISCALIBRATED.inject(scene), faults.STRANGERS.inject(scene):
-        with faults.STORE_FILLED.inject(scene):
-            scene.wait_firing(*faults.STORE_FILLED.alerts)
-        scene.wait_firing(*faults.STRANGERS.alerts, *faults.MISCALIBRATED.alerts)
-    told = {
-        alert
-        for fault in (
-            *TOGETHER,
-            faults.NO_BROKER,
-            faults.STORE_FILLED,
-            faults.WORKER_KILLED,
-            faults.MISCALIBRATED,
-        )
-        for alert in fault.alerts
-    }
-    scene.wait_quiet(*told, *NOTHING_RUNS, *NO_USERS)
+    scene.wait_firing(*faults.NO_BROKER.after)
+    told(scene, *faults.BEFORE_EVENTS)
+    with faults.STRANGE_REQUESTS.inject(scene), faults.MISCALIBRATED.inject(scene):
+        for those in faults.WITH_EVENTS:
+            told(scene, *those)
+        scene.wait_firing(*alerts_of(faults.STRANGE_REQUESTS, faults.MISCALIBRATED))
+    both = (faults.NOTHING_RUNS, faults.NO_BROKER, faults.WORKER_KILLED, faults.MISCALIBRATED)
+    scene.wait_quiet(
+        *alerts_of(*both, *faults.BEFORE_EVENTS, *itertools.chain(*faults.WITH_EVENTS))
+    )
     assert scene.fired() & NEVER == set()
 
 
@@ -110,12 +71,24 @@ def test_every_panel_shows_something(scene: Scene) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("name", faults.APART)
 def test_an_alert_fires_for_its_fault_and_goes(scene: Scene, name: str) -> None:
     """Slow: alerts that wait, for a minute the longest."""
     scene.run()
-    fault: Fault = APART[name]
-    with fault.inject(scene):
-        scene.wait_firing(*fault.alerts)
-    scene.wait_firing(*fault.after)
-    scene.wait_quiet(*fault.alerts, *fault.after)
+    fault: Fault = faults.APART[name]
+    told(scene, fault)
+    scene.wait_quiet(*alerts_of(fault))
+
+
+def told(scene: Scene, *those: Fault) -> None:
+    """Inject faults together, and wait until each of their alerts has fired."""
+    with ExitStack() as stack:
+        for fault in those:
+            stack.enter_context(fault.inject(scene))
+        scene.wait_firing(*(alert for fault in those for alert in fault.alerts))
+    scene.wait_firing(*(alert for fault in those for alert in fault.after))
+
+
+def alerts_of(*those: Fault) -> set[str]:
+    """The alerts that tell the faults."""
+    return {alert for fault in those for alert in (*fault.alerts, *fault.after)}

@@ -33,6 +33,13 @@ def test_a_command_of_ours_exists_with_its_options(page: Path) -> None:
 
 
 @pages
+def test_a_command_on_a_line_of_its_own_stands_in_a_block(page: Path) -> None:
+    assert (
+        re.findall(r"^(?:curl|lifelong|kafka-\S+|python) .*", page.read_text(), re.MULTILINE) == []
+    )
+
+
+@pages
 def test_a_setting_exists(page: Path) -> None:
     sections = {name: type(getattr(Settings(), name)) for name in Settings.model_fields}
     named = re.findall(rf"`({'|'.join(sections)})\.(\w+)[` ]", page.read_text())
