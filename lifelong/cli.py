@@ -76,6 +76,14 @@ Source = Annotated[
     str | None,
     typer.Option("--source", metavar="NAME", help="Which of [[sources]]; needed if several."),
 ]
+WorkerSources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source",
+        metavar="NAME",
+        help="Read this one of [[sources]]; may be given several times; default: all.",
+    ),
+]
 LettersSource = Annotated[
     str | None,
     typer.Option(
@@ -230,7 +238,7 @@ def worker(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of /metrics and /health.")
     ] = None,
-    source: Source = None,
+    source: WorkerSources = None,
     config: Config = None,
     assignments: Assignments = None,
 ) -> None:
@@ -247,7 +255,7 @@ def worker(
             "worker.metrics_port": metrics_port,
         },
     )
-    run_worker(_with_bundle(settings.reading(source)))
+    run_worker(_with_bundle(settings.narrowed(source or [])))
 
 
 @app.command()

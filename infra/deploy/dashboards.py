@@ -274,7 +274,12 @@ STREAM: Final = Dashboard(
         ),
         Panel(
             "Behind by partition",
-            ((_by("lifelong_worker_behind_seconds", "partition"), "{{partition}}"),),
+            (
+                (
+                    _by("lifelong_worker_behind_seconds", "topic, partition"),
+                    "{{topic}} {{partition}}",
+                ),
+            ),
             "s",
             60,
             runbook="lag-grows",
@@ -282,7 +287,10 @@ STREAM: Final = Dashboard(
         Panel(
             "Lag by partition",
             (
-                (_by("lifelong_worker_consumer_lag", "partition"), "{{partition}}"),
+                (
+                    _by("lifelong_worker_consumer_lag", "topic, partition"),
+                    "{{topic}} {{partition}}",
+                ),
                 ("lifelong:lag:sum", "all"),
             ),
             runbook="lag-grows",
@@ -328,14 +336,14 @@ STREAM: Final = Dashboard(
         ),
         Panel(
             "Held by open transactions",
-            ((_by("lifelong_worker_held_seconds", "partition"), "{{partition}}"),),
+            ((_by("lifelong_worker_held_seconds", "topic, partition"), "{{topic}} {{partition}}"),),
             "s",
             120,
             runbook="partition-held",
         ),
         Panel(
             "Events held",
-            ((_by("lifelong_worker_held_events", "partition"), "{{partition}}"),),
+            ((_by("lifelong_worker_held_events", "topic, partition"), "{{topic}} {{partition}}"),),
             runbook="partition-held",
         ),
         Panel(
