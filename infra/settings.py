@@ -820,7 +820,8 @@ class Settings(Section):
         Raises:
             SettingsError: there is no such source, or several and none is named.
         """
-        chosen = self.narrowed([] if source is None else [source]).sources
+        narrowed = self.narrowed([] if source is None else [source])
+        chosen = narrowed.sources
         if not chosen:
             return self
         if len(chosen) > 1:
@@ -834,7 +835,7 @@ class Settings(Section):
             "dead_letter_topic": found.dead_letter_topic or self.broker.dead_letter_topic,
         }
         broker = self.broker.model_copy(update=topics)
-        return self.model_copy(update={"broker": broker, "events": found, "sources": ()})
+        return narrowed.model_copy(update={"broker": broker, "events": found, "sources": ()})
 
     def readers(self) -> tuple[Settings, ...]:
         """The settings of who reads each topic, as `reading` gives them."""
@@ -863,7 +864,8 @@ class Settings(Section):
                     f"source {name!r} is not in the settings; {hint(name, list(there))}"
                 )
         chosen = tuple(one for one in self.sources if not names or one.name in names)
-        return self.model_copy(update={"sources": chosen})
+        worker = self.worker.model_copy(update={"source": None})
+        return self.model_copy(update={"sources": chosen, "worker": worker})
 
 
 def load_settings(

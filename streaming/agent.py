@@ -183,11 +183,10 @@ class BatchAgent:
         """
         self._go_back_if_interrupted()
         rebalances, (ids, failed) = self._rebalances, await self._topics.read()
-        known = [one for one in self._topics if one.id is not None]
-        if known:
-            for topic in known:
-                if topic.topic in ids:
-                    self._compare(topic, ids[topic.topic], rebalances)
+        for topic in self._topics:
+            if topic.id is not None and topic.topic in ids:
+                self._compare(topic, ids[topic.topic], rebalances)
+        if any(topic.id is not None for topic in self._topics):
             await self._measure()
         if failed is not None:
             raise failed

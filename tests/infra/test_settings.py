@@ -328,6 +328,7 @@ def test_a_worker_reads_all_sources_unless_it_is_narrowed(where: str) -> None:
     named = {"worker": {"source": "app, shop"}} if where == "setting" else {}
     settings = sources(SHOP, APP, more, **named).narrowed(["app", "shop"] if not named else [])
 
+    assert settings.narrowed(["app"]).reading().events.said == "app"
     shop, app = settings.readers()
     assert (shop.broker.topic, app.broker.topic) == ("shop.events", "app.events")
     assert {one.broker.group for one in (settings, shop, app)} == {"lifelong"}
