@@ -478,13 +478,13 @@ class WorkerMetrics(BundleMetrics):
             "lifelong_worker_consumer_lag",
             "Events of the partition that are not stored yet, those behind an open transaction "
             "included: its log's end, as brokers tell it, less what is dealt with.",
-            ["partition"],
+            ["topic", "partition"],
             registry=registry,
         )
         self.log_end = Gauge(
             "lifelong_worker_log_end_offset",
             "Offset that the next event of the partition will have, as brokers tell it.",
-            ["partition"],
+            ["topic", "partition"],
             registry=registry,
         )
         self.behind_seconds = Gauge(
@@ -492,12 +492,12 @@ class WorkerMetrics(BundleMetrics):
             "How long the oldest event of the partition that is not stored yet has been waiting, "
             "at most; 0: all are stored. Right after an assignment it is told by the Kafka "
             "timestamp of the last event that was stored.",
-            ["partition"],
+            ["topic", "partition"],
             registry=registry,
         )
         self.partitions = Gauge(
             "lifelong_worker_partitions",
-            "Partitions that the worker has. The sum over the group is the topic's, or some are "
+            "Partitions that the worker has. The sum over the group is the topics', or some are "
             "read by nobody.",
             registry=registry,
         )
@@ -505,14 +505,14 @@ class WorkerMetrics(BundleMetrics):
             "lifelong_worker_held_events",
             "Events of the partition that nobody may read yet, since a producer's transaction is "
             "open before them.",
-            ["partition"],
+            ["topic", "partition"],
             registry=registry,
         )
         self.held_seconds = Gauge(
             "lifelong_worker_held_seconds",
             "How long the same open transaction has held the partition back. Above "
             "worker.held_max_s the worker is not ready: a producer hangs.",
-            ["partition"],
+            ["topic", "partition"],
             registry=registry,
         )
         self.unreadable_partitions = Gauge(

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -288,7 +288,7 @@ class WorkerSettings(Section):
     with the same partitions, and nobody else's move. None: partitions of one that stops go to
     others at once."""
     source: str | None = None
-    """Name of the source ([[sources]]) that this worker reads. None: the only one that there is."""
+    """Names of the sources ([[sources]]) that this worker reads, comma separated. None: all."""
     recluster_threads: Annotated[int, Field(ge=0)] = 1
     """Threads that recluster users; 0: this worker reclusters nobody."""
     renew_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0
@@ -811,8 +811,8 @@ class Settings(Section):
         return value
 
     def reading(self, source: str | None = None) -> Settings:
-        """The settings of who reads one source: its topics in ``broker``, with a group of its own,
-        and the shape of its events in ``events``.
+        """The settings of who reads one source: its topics in ``broker``, and the shape of its
+        events in ``events``.
 
         Args:
             source: its name; None: `WorkerSettings.source`, or the only one that there is.
@@ -820,32 +820,52 @@ class Settings(Section):
         Raises:
             SettingsError: there is no such source, or several and none is named.
         """
-        named, names = source or self.worker.source, [one.name for one in self.sources]
-        if not names and named is None:
+        narrowed = self.narrowed([] if source is None else [source])
+        chosen = narrowed.sources
+        if not chosen:
             return self
-        if not names:
+        if len(chosen) > 1:
             raise SettingsError(
-                f"source {named!r}: there are no [[sources]] in the settings, only"
-                f" {self.broker.topic} (broker.topic), which has no name"
+                f"there are {len(chosen)} sources: name one of"
+                f" {', '.join(one.name for one in chosen)} (--source, worker.source)"
             )
-        if named is None and len(names) > 1:
-            raise SettingsError(
-                f"there are {len(names)} sources: name one of {', '.join(names)} (--source,"
-                " worker.source)"
-            )
-        found = next((one for one in self.sources if named in {None, one.name}), None)
-        if found is None:
-            raise SettingsError(
-                f"source {named!r} is not in the settings; {hint(str(named), names)}"
-            )
+        (found,) = chosen
         topics = {
             "topic": found.topic,
             "dead_letter_topic": found.dead_letter_topic or self.broker.dead_letter_topic,
-            # A group of its own: who shares out a topic's partitions asks who is in the group.
-            "group": f"{self.broker.group}.{found.name}",
         }
         broker = self.broker.model_copy(update=topics)
-        return self.model_copy(update={"broker": broker, "events": found, "sources": ()})
+        return narrowed.model_copy(update={"broker": broker, "events": found, "sources": ()})
+
+    def readers(self) -> tuple[Settings, ...]:
+        """The settings of who reads each topic, as `reading` gives them."""
+        return tuple(self.reading(one.name) for one in self.sources) or (self,)
+
+    def narrowed(self, names: Sequence[str] = ()) -> Settings:
+        """The settings of a worker that reads some sources alone.
+
+        Args:
+            names: theirs; none: those of `WorkerSettings.source`, or all that there are.
+
+        Raises:
+            SettingsError: there is no such source.
+        """
+        if not names and self.worker.source is not None:
+            names = [name.strip() for name in self.worker.source.split(",")]
+        there = {one.name: one for one in self.sources}
+        for name in names:
+            if not there:
+                raise SettingsError(
+                    f"source {name!r}: there are no [[sources]] in the settings, only"
+                    f" {self.broker.topic} (broker.topic), which has no name"
+                )
+            if name not in there:
+                raise SettingsError(
+                    f"source {name!r} is not in the settings; {hint(name, list(there))}"
+                )
+        chosen = tuple(one for one in self.sources if not names or one.name in names)
+        worker = self.worker.model_copy(update={"source": None})
+        return self.model_copy(update={"sources": chosen, "worker": worker})
 
 
 def load_settings(

@@ -76,6 +76,14 @@ Source = Annotated[
     str | None,
     typer.Option("--source", metavar="NAME", help="Which of [[sources]]; needed if several."),
 ]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source",
+        metavar="NAME",
+        help="Read this one of [[sources]]; may be given several times; default: all.",
+    ),
+]
 LettersSource = Annotated[
     str | None,
     typer.Option(
@@ -230,7 +238,7 @@ def worker(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of /metrics and /health.")
     ] = None,
-    source: Source = None,
+    source: Sources = None,
     config: Config = None,
     assignments: Assignments = None,
 ) -> None:
@@ -247,7 +255,7 @@ def worker(
             "worker.metrics_port": metrics_port,
         },
     )
-    run_worker(_with_bundle(settings.reading(source)))
+    run_worker(_with_bundle(settings.narrowed(source or [])))
 
 
 @app.command()
@@ -323,7 +331,7 @@ def backfill(
     ] = None,
     *,
     from_topic: Annotated[
-        bool, typer.Option("--from-topic", help="And all that the topic holds now.")
+        bool, typer.Option("--from-topic", help="And all that the sources' topics hold now.")
     ] = False,
     job: Annotated[
         str, typer.Option(metavar="NAME", help="By which it is known again.")
@@ -352,7 +360,7 @@ def backfill(
         typer.Option(min=1, help="Partitions of the topic; default: asked from Kafka."),
     ] = None,
     on_bad: Annotated[str, typer.Option(help="stop or skip (counted).")] = "stop",
-    source: Source = None,
+    source: Sources = None,
     delimiter: Delimiter = ",",
     encoding: Encoding = "utf-8",
     bootstrap: Bootstrap = None,
@@ -373,7 +381,7 @@ def backfill(
     options = job_options(job, cut=cut, again=again, part=part)
     with _terminable():
         result = run_backfill(
-            _with_bundle(settings.reading(source)),
+            _with_bundle(settings.narrowed(source or [])),
             places or [],
             options,
             from_topic=from_topic,

@@ -114,27 +114,29 @@ def run_backfill(
     on_bad: str = "stop",
     text: Text | None = None,
 ) -> dict[str, Any]:
-    """Merge the histories that files and the topic hold into the store; Ctrl-C ends it soon, and
-    the same command goes on.
+    """Merge the histories that files and the topics hold into the store; Ctrl-C ends it soon, and
+    the same command goes on. Of several sources the first one's workers recluster the users.
     """
     options = options or JobOptions()
     if not places and not from_topic:
         raise SettingsError("name files, folders or patterns, or --from-topic, or both")
-    count = partitions or topic_partitions(settings.broker, settings.broker.topic)
+    readers = settings.readers()
+    topic = readers[0].broker.topic
+    count = partitions or topic_partitions(settings.broker, topic)
     if not count:
         raise SettingsError(
-            f"topic {settings.broker.topic!r} does not exist at {settings.broker.bootstrap}, so"
+            f"topic {topic!r} does not exist at {settings.broker.bootstrap}, so"
             " nobody knows which worker is to recluster whom: create it, or give --partitions"
         )
     digest = None if settings.bundle.path is None else states_of(settings.bundle.path)
     now_ms = wall_clock_ms()
     bad = _on_bad(on_bad)
     inputs: list[Input] = [
-        FileInput(file, settings.events, on_bad=bad, text=text, now_ms=now_ms)
+        FileInput(file, settings.reading().events, on_bad=bad, text=text, now_ms=now_ms)
         for file in find_files(places)
     ]
     if from_topic:
-        inputs.append(TopicInput(settings, now_ms))
+        inputs += [TopicInput(one, now_ms) for one in readers]
     interruptions = Interruptions()
     store = open_store(
         settings.store,
@@ -148,7 +150,7 @@ def run_backfill(
         job = Job(
             inputs,
             store,
-            settings.broker.topic,
+            topic,
             count,
             work,
             options,

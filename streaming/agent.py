@@ -22,7 +22,7 @@ from infra.metrics import WorkerMetrics
 from infra.telemetry import get_logger
 from streaming.groups import Waiting, WaitingBatches, size_of
 from streaming.positions import Positions, Wanted
-from streaming.topic import TopicIdentity
+from streaming.topic import TopicIdentity, Topics
 from streaming.transport import BatchConsumer, FetchedBatch, InOrder, Standing
 from streaming.writer import RETRY_MIN_S, BatchWriter, GivenUp, Writable
 
@@ -49,7 +49,7 @@ class BatchAgent:
         self,
         app: faust.App,
         writer: BatchWriter,
-        topic: TopicIdentity,
+        topics: Topics,
         positions: Positions,
         metrics: WorkerMetrics,
         group_bytes: int,
@@ -59,14 +59,14 @@ class BatchAgent:
         Args:
             app: Faust's.
             writer: brings batches into the store.
-            topic, positions: where partitions stand.
+            topics, positions: what is read, and where its partitions stand.
             metrics: where all of it is counted.
             group_bytes: what batches that wait to be written, or are, may take in memory.
         """
         self._app = app
         self._group_bytes = group_bytes
         self._writer = writer
-        self._topic = topic
+        self._topics = topics
         self._positions = positions
         self._metrics = metrics
         self._order = InOrder()
@@ -78,10 +78,10 @@ class BatchAgent:
         change."""
         self._once_untold: set[TP] = set()
         """Those of which none could the last time."""
-        self._left_over = False
-        """Whether another topic bears the name of which nothing is ours: what was known of the one
-        before is told all the same."""
-        self._unread: list[int] = []
+        self._left_over: set[str] = set()
+        """Names that another topic bears by now, of which nothing is ours: what was known of the
+        one before is told all the same."""
+        self._unread: list[TP] = []
         """Partitions that no worker of the group has."""
         self._rebalances = 0
         self._back_ms: int | None = None
@@ -175,28 +175,42 @@ class BatchAgent:
         return applied, rest
 
     async def check(self) -> None:
-        """Look after what no batch tells: another topic under the name, and how far the logs go.
+        """Look after what no batch tells: another topic under a name, and how far the logs go.
 
         Raises:
-            BrokerError, KafkaError: the brokers do not answer, or there is no such topic.
+            BrokerError, KafkaError: the brokers do not answer, or a topic is not there; the others
+                are looked after.
         """
         self._go_back_if_interrupted()
-        rebalances, found = self._rebalances, await self._topic.read()
-        if self._topic.id is None:
-            return
-        ours = self._consumer.assignment()
+        rebalances, (ids, failed) = self._rebalances, await self._topics.read()
+        for topic in self._topics:
+            if topic.id is not None and topic.topic in ids:
+                self._compare(topic, ids[topic.topic], rebalances)
+        if any(topic.id is not None for topic in self._topics):
+            await self._measure()
+        if failed is not None:
+            raise failed
+
+    def _compare(self, topic: TopicIdentity, found: str, rebalances: int) -> None:
+        """Hold the id that a topic has now, asked after so many rebalances, against what is ours of
+        it.
+        """
+        ours = self._of(topic)
         if not ours and rebalances == self._rebalances:
-            if found == self._topic.id:
-                self._positions.leave_to_others()
+            if found == topic.id:
+                self._positions.leave_to_others(topic)
             else:
-                self._left_over = True
+                self._left_over.add(topic.topic)
                 self._place_soon()
         # None should be neither placed nor on its way to be: it would not be read, without a word.
         stray = ours - self._positions.next.keys() - self._unplaced.keys()
         if stray:
             log.error("partitions have no place, placing them", partitions=sorted(stray))
-        if misplaced := ours if found != self._topic.id else stray:
+        if misplaced := ours if found != topic.id else stray:
             self._misplaced(misplaced)
+
+    async def _measure(self) -> None:
+        """Ask how far the logs go."""
         asked_at = time.time()
         standings = await self._consumer.standings(self._unplaced)
         # Without those that were revoked meanwhile.
@@ -211,33 +225,28 @@ class BatchAgent:
             # Not waited for: it waits for the store.
             self._settling = asyncio.create_task(self._settle(standings))
 
-    async def left_unread(self, partitions: Collection[int]) -> None:
+    async def left_unread(self, partitions: Collection[tuple[str, int]]) -> None:
         """Take note that no worker of the group has some partitions, though it has settled; if
         there are any, have it share them out anew.
 
         Raises:
             KafkaError, TimeoutError: the brokers do not answer.
         """
-        self._unread = sorted(partitions)
+        self._unread = sorted(TP(*one) for one in partitions)
         if partitions:
             log.warning("partitions are read by no worker, joining anew", partitions=self._unread)
             await self._consumer.rejoin()
 
     def obstacles(self) -> dict[str, str]:
         """What keeps partitions from being read, by the name of the part."""
-        now = time.monotonic()
+        now, part = time.monotonic(), self._topics.part
         waiting = {
-            f"partition {tp.partition}": "not known yet where to go on reading it"
+            part(tp): "not known yet where to go on reading it"
             for tp, since in self._unplaced.items()
             if now - since > PLACE_LATE_S
         }
-        untold = {
-            f"partition {tp.partition}": "no broker can tell of it: has it a leader?"
-            for tp in self._untold
-        }
-        unread = {
-            f"partition {number}": "no worker of the group reads it" for number in self._unread
-        }
+        untold = {part(tp): "no broker can tell of it: has it a leader?" for tp in self._untold}
+        unread = {part(tp): "no worker of the group reads it" for tp in self._unread}
         ended = {}
         if self._writing is not None and self._writing.done():
             ended["writer"] = "has ended: start the worker again, and report its log"
@@ -246,8 +255,7 @@ class BatchAgent:
 
     def _unreadable(self) -> dict[str, str]:
         return {
-            f"partition {tp.partition}": f"cannot be read at offset {failure.offset}:"
-            f" {failure.error}"
+            self._topics.part(tp): f"cannot be read at offset {failure.offset}: {failure.error}"
             for tp, failure in self._consumer.failures.items()
             if failure.times > 1
         }
@@ -261,7 +269,7 @@ class BatchAgent:
     def rebalanced(self, assigned: set[TP]) -> None:
         """Take note of the partitions that are ours now.
 
-        The topic may be another one by now, another worker may have gone on, and logs may have
+        A topic may be another one by now, another worker may have gone on, and logs may have
         changed, so it is found out anew where each partition stands.
         """
         self._rebalances += 1
@@ -294,37 +302,43 @@ class BatchAgent:
             self._placing = asyncio.create_task(self._place_all())
 
     async def _place_all(self) -> None:
-        """Place all, and whatever comes to be placed meanwhile.
+        """Place all, topic by topic, and whatever comes to be placed meanwhile.
 
         Between two looks batches have their turn: a partition of which no broker can tell must not
-        stop the others.
+        stop the others, nor a topic that is not there.
         """
-        said = ""
+        said: dict[str, str] = {}
         while (self._unplaced or self._left_over) and not self._app.should_stop:
-            async with self._turn:
-                try:
-                    await self._place(self._ours())
-                    said = ""
-                except GivenUp:
-                    continue
-                except UNANSWERED as error:
-                    if said != (said := typed_line(error)):
-                        log.info("brokers do not answer yet", error=said)
-                except Exception:
-                    if not self._app.should_stop:  # else the consumer's thread may have ended
-                        log.exception("partitions not placed")
-            self._writer.progress.moved()
-            await asyncio.sleep(PLACE_PAUSE_S)
+            given_up = False
+            for topic in self._topics:
+                async with self._turn:
+                    try:
+                        await self._place(topic, self._ours())
+                        said.pop(topic.topic, None)
+                    except GivenUp:
+                        given_up = True
+                    except UNANSWERED as error:
+                        if said.get(topic.topic) != (line := typed_line(error)):
+                            log.info("brokers do not answer yet", topic=topic.topic, error=line)
+                            said[topic.topic] = line
+                    except Exception:
+                        if not self._app.should_stop:  # else the consumer's thread may have ended
+                            log.exception("partitions not placed", topic=topic.topic)
+            if not given_up:
+                self._writer.progress.moved()
+                await asyncio.sleep(PLACE_PAUSE_S)
 
-    async def _place(self, wanted: Wanted) -> None:
-        """Find out where the unplaced partitions stand, and go on there."""
-        rebalances, unplaced, back_ms = self._rebalances, set(self._unplaced), self._back_ms
-        topic = self._topic.id
-        offsets = await self._positions.find(self._consumer, unplaced, wanted, back_ms)
-        self._left_over = False
-        if topic not in (None, self._topic.id):
+    async def _place(self, topic: TopicIdentity, wanted: Wanted) -> None:
+        """Find out where a topic's unplaced partitions stand, and go on there."""
+        unplaced = {tp for tp in self._unplaced if tp.topic == topic.topic}
+        if not unplaced and topic.topic not in self._left_over:
+            return
+        rebalances, back_ms, before = self._rebalances, self._back_ms, topic.id
+        offsets = await self._positions.find(self._consumer, topic, unplaced, wanted, back_ms)
+        self._left_over.discard(topic.topic)
+        if before not in (None, topic.id):
             # Another topic: also partitions that were not asked about do not stand as they did.
-            self._misplaced(self._consumer.assignment() - unplaced)
+            self._misplaced(self._of(topic) - unplaced)
         if rebalances == self._rebalances:
             await self._seek(offsets)
         # Asked once more: a rebalance during the seek makes all of them unplaced again.
@@ -369,6 +383,7 @@ class BatchAgent:
         """Go back to what is applied: something before the batch got lost on its way."""
         log.info(
             "a batch was dropped on its way, fetching it again",
+            topic=batch.tp.topic,
             partition=batch.tp.partition,
             offset=batch.first,
         )
@@ -377,6 +392,10 @@ class BatchAgent:
     async def _seek(self, offsets: Mapping[TP, int]) -> None:
         for tp, seek in (await self._consumer.seek_to(offsets)).items():
             self._order.expect(tp, seek)
+
+    def _of(self, topic: TopicIdentity) -> set[TP]:
+        """The partitions of a topic that are ours."""
+        return {tp for tp in self._consumer.assignment() if tp.topic == topic.topic}
 
     @property
     def _consumer(self) -> BatchConsumer:

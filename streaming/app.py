@@ -7,6 +7,7 @@ acknowledges them, the writer brings them into the store.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, cast
 
 import faust
@@ -24,7 +25,7 @@ from streaming.assignment import Assignor
 from streaming.dead_letters import DeadLetters
 from streaming.interruptions import Interruptions
 from streaming.positions import Positions
-from streaming.topic import TopicIdentity
+from streaming.topic import TopicIdentity, Topics
 from streaming.traces import WorkerTraces
 from streaming.transport import BatchTransport, faust_log
 from streaming.writer import BatchWriter
@@ -76,21 +77,21 @@ def create_app(
     dead_letters: DeadLetters,
     metrics: WorkerMetrics,
     *,
-    topic_id: Callable[[], str],
+    topic_id: Callable[[str], str],
     digest: bytes | None = None,
     interruptions: Interruptions | None = None,
     traces: WorkerTraces | None = None,
-    on_assigned: Callable[[set[int]], None] = lambda _: None,
+    on_assigned: Callable[[set[TP]], None] = lambda _: None,
     clock: Callable[[], int] = wall_clock_ms,
 ) -> LifelongApp:
     """Compose the Faust app that brings events into the store. Nothing is connected yet.
 
     Args:
-        settings: all of them.
+        settings: all of them, with the sources that are read.
         store: takes the sequences.
         dead_letters: takes what cannot be read.
         metrics: where all of it is counted.
-        topic_id: asks the broker for the topic's id, see `TopicIdentity`.
+        topic_id: asks the broker for the id of a topic, see `TopicIdentity`.
         digest: of the bundle that users are due for; None: for no other than they were.
         interruptions: outages of the store, after which events are fed again.
         traces: what makes spans of transactions; None: nothing does.
@@ -112,15 +113,14 @@ def create_app(
         traces=traces,
         clock=clock,
     )
-    identity = TopicIdentity(settings.broker.topic, topic_id)
+    names = [one.broker.topic for one in settings.readers()]
+    topics = Topics(TopicIdentity(name, partial(topic_id, name)) for name in names)
     held_max_s = settings.worker.held_max_s
-    positions = Positions(identity, store, app.writer, metrics, held_max_s)
+    positions = Positions(topics, store, app.writer, metrics, held_max_s)
     app.batch_agent = agent = BatchAgent(
-        app, app.writer, identity, positions, metrics, settings.worker.group_bytes
+        app, app.writer, topics, positions, metrics, settings.worker.group_bytes
     )
-    topic = app.topic(
-        settings.broker.topic, key_serializer="raw", value_serializer="raw", schema=_BatchSchema()
-    )
+    topic = app.topic(*names, key_serializer="raw", value_serializer="raw", schema=_BatchSchema())
 
     async def behaviors(stream: Any) -> None:
         await agent.consume(stream.noack().events())
@@ -131,8 +131,10 @@ def create_app(
         agent.rebalanced(assigned)
         app.writer.progress.assigned = True
         app.writer.progress.moved()
-        log.info("partitions assigned", partitions=sorted(tp.partition for tp in assigned))
-        on_assigned({tp.partition for tp in assigned})
+        for name in names:
+            numbers = sorted(tp.partition for tp in assigned if tp.topic == name)
+            log.info("partitions assigned", topic=name, partitions=numbers)
+        on_assigned(assigned)
 
     app.on_partitions_assigned.connect(cast("Any", assigned), weak=False)
     return app

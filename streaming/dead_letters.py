@@ -20,7 +20,7 @@ letter comes again, recognizable by its key.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -102,22 +102,30 @@ class DeadLetters(Protocol):
 
 
 class KafkaDeadLetters:
-    """Dead letters on a Kafka topic, through an idempotent producer."""
+    """Dead letters on Kafka topics, through an idempotent producer.
+
+    Args:
+        broker: where they are.
+        topics: those of dead letters by those of events; all others have broker.dead_letter_topic.
+        max_bytes: payload bytes kept.
+        timeout_s: time for the broker to take a letter.
+    """
 
     def __init__(
         self,
         broker: BrokerSettings,
+        topics: Mapping[str, str] | None = None,
         *,
         max_bytes: int = MAX_BYTES,
         timeout_s: float = DELIVERY_TIMEOUT_S,
     ) -> None:
         self._broker = broker
-        self._topic = broker.dead_letter_topic
+        self._topics = topics or {}
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._producer = self._connect()
-        self._partitions = 0
-        """Of the topic; 0: it was not asked yet."""
+        self._partitions: dict[str, int] = {}
+        """Of the topics that were asked for it."""
 
     def _connect(self) -> Producer:
         settings = producer_config(self._broker) | {
@@ -138,37 +146,41 @@ class KafkaDeadLetters:
                 limit //= 2
                 if limit < SMALLEST_BYTES:
                     raise BrokerError(
-                        f"topic {self._topic} takes no message of {SMALLEST_BYTES} bytes:"
-                        " raise its max.message.bytes"
+                        f"topic {self._topic_of(letter)} takes no message of {SMALLEST_BYTES}"
+                        " bytes: raise its max.message.bytes"
                     )
 
     def close(self) -> None:
         self._producer.purge()
         self._producer.flush(1.0)
 
-    def _count_partitions(self) -> int:
+    def _topic_of(self, letter: DeadLetter) -> str:
+        return self._topics.get(letter.topic, self._broker.dead_letter_topic)
+
+    def _count_partitions(self, topic: str) -> int:
         try:
-            found = self._producer.list_topics(self._topic, self._timeout_s).topics[self._topic]
+            found = self._producer.list_topics(topic, self._timeout_s).topics[topic]
         except KafkaException as error:
-            raise self._failed(error.args[0], "") from None
+            raise self._failed(topic, error.args[0], "") from None
         if found.error is not None:
-            raise self._failed(found.error, "")
+            raise self._failed(topic, found.error, "")
         return len(found.partitions)
 
-    def _failed(self, error: KafkaError, which: str) -> BrokerError:
+    def _failed(self, topic: str, error: KafkaError, which: str) -> BrokerError:
         # It keeps the password and the certificate that it was made with, whose files may hold
         # others by now. All of its letters are reported.
-        self._producer, self._partitions = self._connect(), 0
+        self._producer, self._partitions = self._connect(), {}
         return BrokerError(
-            f"{which}dead letters not delivered to topic {self._topic} ({error.str()}): is it"
+            f"{which}dead letters not delivered to topic {topic} ({error.str()}): is it"
             " there, and may we write to it?"
         )
 
     def _deliver(self, letters: Sequence[DeadLetter], limit: int) -> list[DeadLetter]:
         """Send each letter once; returns those that were too large."""
-        self._partitions = self._partitions or self._count_partitions()
+        for topic in {self._topic_of(letter) for letter in letters} - self._partitions.keys():
+            self._partitions[topic] = self._count_partitions(topic)
         too_large: list[DeadLetter] = []
-        failures: list[KafkaError] = []
+        failures: list[tuple[str, KafkaError]] = []
         reported = 0
 
         def report(letter: DeadLetter, error: KafkaError | None) -> None:
@@ -179,7 +191,7 @@ class KafkaDeadLetters:
             if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 too_large.append(letter)
             else:
-                failures.append(error)
+                failures.append((self._topic_of(letter), error))
 
         for letter in letters:
             self._produce(letter, limit, report)
@@ -187,7 +199,7 @@ class KafkaDeadLetters:
             # Each letter is reported sooner or later: message.timeout.ms sees to it.
             self._producer.poll(0.1)
         if failures:
-            raise self._failed(failures[0], f"{len(failures)} of {len(letters)} ")
+            raise self._failed(*failures[0], f"{len(failures)} of {len(letters)} ")
         return too_large
 
     def _produce(self, letter: DeadLetter, limit: int, report: Any) -> None:
@@ -217,7 +229,8 @@ class KafkaDeadLetters:
         if key is not None:
             headers.append(("key", key))
         place = place_key(letter.topic, letter.partition, letter.offset, letter.reason)
-        partition = letter.partition % self._partitions
+        topic = self._topic_of(letter)
+        partition = letter.partition % self._partitions[topic]
 
         def on_delivery(error: KafkaError | None, _message: Message) -> None:
             report(letter, error)
@@ -225,7 +238,7 @@ class KafkaDeadLetters:
         while True:
             try:
                 self._producer.produce(
-                    self._topic, value, place, partition, on_delivery=on_delivery, headers=headers
+                    topic, value, place, partition, on_delivery=on_delivery, headers=headers
                 )
             except BufferError:
                 self._producer.poll(0.1)

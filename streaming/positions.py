@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from faust.types import TP
@@ -20,7 +20,7 @@ from infra.store import Store, wall_clock_ms
 from infra.telemetry import get_logger
 from streaming.interruptions import Trail
 from streaming.lives import Life, Start, read_lives, start, write_life
-from streaming.topic import TopicIdentity
+from streaming.topic import TopicIdentity, Topics
 from streaming.transport import BatchConsumer, FetchedBatch, Standing
 from streaming.writer import BatchWriter, GivenUp
 
@@ -99,7 +99,7 @@ class Positions:
     """Where the assigned partitions stand: found out after each rebalance, kept from there on.
 
     Args:
-        topic: which topic it is.
+        topics: which topics they are of.
         store: knows how far it was fed, and of which life of each log.
         writer: reaches the store, and does not give up.
         metrics: where all of it is counted.
@@ -109,14 +109,14 @@ class Positions:
 
     def __init__(
         self,
-        topic: TopicIdentity,
+        topics: Topics,
         store: Store,
         writer: BatchWriter,
         metrics: WorkerMetrics,
         held_max_s: float,
         clock: Callable[[], int] = wall_clock_ms,
     ) -> None:
-        self._topic = topic
+        self._topics = topics
         self._store = store
         self._writer = writer
         self._metrics = metrics
@@ -131,7 +131,7 @@ class Positions:
         self._told: set[tuple[TP, int, str, range]] = set()
         """Losses that were told, of partitions that are being placed."""
         self._deleted: list[_Deleted] = []
-        """What was known of a deleted topic, until it is told what was lost with it."""
+        """What was known of deleted topics, until it is told what was lost with it."""
 
     @property
     def next(self) -> dict[TP, int]:
@@ -153,32 +153,33 @@ class Positions:
         self._assigned = frozenset(assigned)
         metrics = self._metrics
         metrics.partitions.set(len(assigned))
-        ours = {str(tp.partition) for tp in assigned}
+        ours = {_labels(tp) for tp in assigned}
         for gauge in _by_partition(metrics):
             # A consumer that crashed has left its own behind, too.
-            told = {one.labels["partition"] for metric in gauge.collect() for one in metric.samples}
-            for partition in told - ours:
-                gauge.remove(partition)
+            samples = [one.labels for metric in gauge.collect() for one in metric.samples]
+            for labels in {(one["topic"], one["partition"]) for one in samples} - ours:
+                gauge.remove(*labels)
 
-    def leave_to_others(self) -> None:
+    def leave_to_others(self, topic: TopicIdentity) -> None:
         """Know nothing any more of partitions that are not ours: the topic is there, so others of
         the group have them, and tell what is lost. Two that know of one partition would both tell
         it.
         """
         for known in (self._before, self._heard):
-            for tp in known.keys() - self._assigned:
+            for tp in _of_topic(known, topic) - self._assigned:
                 known.pop(tp)
 
     async def find(
         self,
         consumer: BatchConsumer,
+        topic: TopicIdentity,
         partitions: Collection[TP],
         wanted: Wanted,
         back_ms: int | None = None,
     ) -> dict[TP, int]:
-        """Find out where to go on, from what the store, the group and the logs say; with
-        ``back_ms``, ms since epoch, no later than at the first event since then, nor at what was
-        applied since then: a worker that lags applies events long after they happened.
+        """Find out where to go on in partitions of a topic, from what the store, the group and the
+        logs say; with ``back_ms``, ms since epoch, no later than at the first event since then, nor
+        at what was applied since then: a worker that lags applies events long after they happened.
 
         Returns:
             The offsets, without those of partitions of which no broker can tell now.
@@ -187,26 +188,24 @@ class Positions:
             BrokerError, KafkaError: the brokers do not answer.
             GivenUp: the partitions are not ours any more.
         """
-        store, topic = self._store, await self._topic.read()
-        before = self._topic.id
-        if self._topic.adopt(topic):
+        store, found_id = self._store, await topic.read()
+        before = topic.id
+        if topic.adopt(found_id):
             assert before is not None
-            log.warning(
-                "topic was created anew, starting at its beginning", topic=self._topic.topic
-            )
-            self._note_deleted(before)
-            self._before.clear()
-            self._heard.clear()
+            log.warning("topic was created anew, starting at its beginning", topic=topic.topic)
+            self._note_deleted(topic, before)
             # Nobody stands anywhere in the new topic yet; what is known of the old one's logs must
             # not be kept under its id.
-            self._at.clear()
+            for known in (self._before, self._heard, self._at):
+                for tp in _of_topic(known, topic):
+                    known.pop(tp)
         else:
-            self.leave_to_others()
-        consumer.read_by_id(self._topic.topic, topic)
+            self.leave_to_others(topic)
+        consumer.read_by_id(topic.topic, found_id)
         await self._tell_deleted(wanted)
         numbers = [tp.partition for tp in partitions]
-        lives = await self._writer.until_done(lambda: read_lives(store, topic, numbers), wanted)
-        sources = {n: self._topic.source(n, life.number) for n, life in lives.items()}
+        lives = await self._writer.until_done(lambda: read_lives(store, found_id, numbers), wanted)
+        sources = {n: topic.source(n, life.number) for n, life in lives.items()}
         keys = [sources[number].key for number in numbers]
         reached = dict(
             zip(
@@ -277,17 +276,17 @@ class Positions:
         now, metrics = time.monotonic(), self._metrics
         for tp, standing in standings.items():
             at, bounds = self._at.get(tp), standing.log
-            partition = str(tp.partition)
+            labels = _labels(tp)
             lag = max(0, bounds.end - self._last_known(tp, standing))
-            metrics.consumer_lag.labels(partition).set(lag)
-            metrics.log_end.labels(partition).set(bounds.end)
+            metrics.consumer_lag.labels(*labels).set(lag)
+            metrics.log_end.labels(*labels).set(bounds.end)
             if at is None:
                 self._hear(tp, bounds)
                 for gauge in (metrics.held_events, metrics.held_seconds, metrics.behind_seconds):
-                    gauge.remove(partition)  # what they said was of where it stood
+                    gauge.remove(*labels)  # what they said was of where it stood
                 continue
             behind_s = at.behind_s(bounds.end, now, self._clock())
-            metrics.behind_seconds.labels(partition).set(behind_s)
+            metrics.behind_seconds.labels(*labels).set(behind_s)
             if at.end <= bounds.end:
                 at.end = bounds.end
             elif 0 <= standing.next <= bounds.end:
@@ -303,22 +302,22 @@ class Positions:
             still_at = at.next if at.next < bounds.stable else -1
             if still_at != at.still_at:
                 at.still_at, at.still_since = still_at, now
-            metrics.held_events.labels(partition).set(max(0, held))
-            metrics.held_seconds.labels(partition).set(now - at.held_since if held > 0 else 0)
+            metrics.held_events.labels(*labels).set(max(0, held))
+            metrics.held_seconds.labels(*labels).set(now - at.held_since if held > 0 else 0)
 
     def obstacles(self) -> dict[str, str]:
         """Partitions that a transaction has held back for too long, or that do not get on though
         they could, by the name of the part.
         """
-        now = time.monotonic()
+        now, part = time.monotonic(), self._topics.part
         still = {
-            f"partition {tp.partition}": f"nothing was applied from offset {at.still_at} on for"
+            part(tp): f"nothing was applied from offset {at.still_at} on for"
             f" {now - at.still_since:.0f} s, though there is more: is the worker overloaded?"
             for tp, at in list(self._at.items())
             if at.still_at >= 0 and now - at.still_since > STILL_S
         }
         return still | {
-            f"partition {tp.partition}": f"an open transaction holds it back at offset {at.held_at}"
+            part(tp): f"an open transaction holds it back at offset {at.held_at}"
             f" since {now - at.held_since:.0f} s: end the producer's transaction"
             for tp, at in list(self._at.items())
             if at.held_at is not None and now - at.held_since > self._held_max_s
@@ -344,7 +343,7 @@ class Positions:
         self, tp: TP, begin: Start, reached: int | None, end: int, wanted: Wanted
     ) -> None:
         """Take a partition up where it is to go on, and tell what is lost."""
-        source = self._topic.source(tp.partition, begin.life.number)
+        source = self._topics[tp.topic].source(tp.partition, begin.life.number)
         fed = max(
             begin.offset, begin.life.begins, -1 if reached is None or begin.cut else reached + 1
         )
@@ -394,12 +393,14 @@ class Positions:
         else:
             self._heard[tp] = log
 
-    def _note_deleted(self, topic_id: str) -> None:
-        """Note what is known of the topic with that id, which is no more."""
-        for tp, heard in self._heard.items():
+    def _note_deleted(self, topic: TopicIdentity, topic_id: str) -> None:
+        """Note what is known of the topic by that name with that id, which is no more."""
+        for tp in _of_topic(self._heard, topic):
+            heard = self._heard[tp]
             self._deleted.append(_Deleted(tp, topic_id, heard.end, heard.beginning))
-        for tp, at in (self._before | self._at).items():
-            self._deleted.append(_Deleted(tp, topic_id, at.end, at.next))
+        stood = self._before | self._at
+        for tp in _of_topic(stood, topic):
+            self._deleted.append(_Deleted(tp, topic_id, stood[tp].end, stood[tp].next))
 
     async def _tell_deleted(self, wanted: Wanted) -> None:
         """Tell what a deleted topic held, as far as that is known, and the store was not fed."""
@@ -431,7 +432,7 @@ class Positions:
         )
 
     async def _keep_life(self, tp: TP, life: Life, wanted: Wanted) -> None:
-        topic = self._topic.id
+        topic = self._topics[tp.topic].id
         assert topic is not None
         await self._writer.until_done(
             lambda: write_life(self._store, topic, tp.partition, life), wanted
@@ -441,6 +442,16 @@ class Positions:
         at.trail.passed(self._clock(), at.next)
         at.next = following
         at.fed = max(at.fed, following)
+
+
+def _of_topic(known: Mapping[TP, Any], topic: TopicIdentity) -> set[TP]:
+    """The partitions of a topic of which something is known."""
+    return {tp for tp in known if tp.topic == topic.topic}
+
+
+def _labels(tp: TP) -> tuple[str, str]:
+    """The labels of a partition."""
+    return tp.topic, str(tp.partition)
 
 
 def _by_partition(metrics: WorkerMetrics) -> tuple[Gauge, ...]:

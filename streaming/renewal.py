@@ -3,8 +3,8 @@
 A user becomes due when a segment is sealed. Who sends nothing after a bundle was exchanged never
 would, and each of their requests would extract the whole sequence on the spot. So a worker goes
 once through the users of its share, and makes those due whose interests are of another bundle, or
-not there. The share is by a hash of the user's id over the topic's partitions, so that it does not
-matter where events came from, and each user is looked at by one worker.
+not there. The share is by a hash of the user's id over the partitions of all topics, so that it
+does not matter where events came from, and each user is looked at by one worker.
 
 Stores lose interests, too: a server is killed before its disk has them. So from time to time the
 worker goes through all users once more.
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Final
 
 import xxhash
+from faust.types import TP
 
 from infra.behaviors import partition_owner
 from infra.errors import StoreError, typed_line
@@ -55,7 +57,6 @@ class Renewal:
     Args:
         store: where the users are.
         system: of the bundle in use.
-        topic: name of the topic of events.
         metrics: where it is counted.
         per_second: most users made due in a second.
         again_s: time from one pass to the next, which looks for interests that the store has lost;
@@ -69,7 +70,6 @@ class Renewal:
         self,
         store: Store,
         system: System,
-        topic: str,
         metrics: WorkerMetrics,
         *,
         per_second: float,
@@ -79,15 +79,15 @@ class Renewal:
     ) -> None:
         self._store = store
         self._system = system
-        self._topic = topic
         self._metrics = metrics
         self._per_second = per_second
         self._page = page
         self._clock = clock
-        self._total = 0
+        self._partitions: Sequence[TP] = ()
         self._ours: frozenset[int] = frozenset()
+        """Places among them."""
         self._reached: dict[str, bytes] = {}
-        """By the name of the bookmark, which is another where the topic has more partitions."""
+        """By the name of the bookmark, which is another where there are more partitions."""
         self._again: set[str] = set()
         """Bookmarks of which the first pass is done: they stay so in the store."""
         self._again_ms = again_s * 1000
@@ -97,9 +97,13 @@ class Renewal:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def set_partitions(self, ours: Iterable[int], total: int) -> None:
-        """Look at the users of these of the topic's ``total`` partitions from now on."""
-        self._ours, self._total = frozenset(ours), total
+    def set_partitions(self, ours: AbstractSet[TP], partitions: Sequence[TP]) -> None:
+        """Look at the users of these of all partitions from now on, which all workers of the group
+        name in one order.
+        """
+        self._ours = frozenset()  # never places among others
+        self._partitions = partitions
+        self._ours = frozenset(place for place, tp in enumerate(partitions) if tp in ours)
 
     def start(self) -> None:
         """Begin, in a thread of its own; a system without states has nothing to renew."""
@@ -119,8 +123,8 @@ class Renewal:
         Raises:
             StoreError: the store failed; the page is looked at again.
         """
-        ours, total = self._ours, self._total
-        names = {number: self._name(number, total) for number in ours}
+        ours, partitions = self._ours, self._partitions
+        names = {number: self._name(number, partitions) for number in ours}
         at = {number: self._bookmark(name) for number, name in names.items()}
         waiting = {number: mark for number, mark in at.items() if mark != _DONE}
         first = {number for number in waiting if names[number] not in self._again}
@@ -135,11 +139,11 @@ class Renewal:
         ]
         shares: dict[int, list[str]] = {number: [] for number in behind}
         for user in page.users:
-            number = _share(user, total)
+            number = _share(user, len(partitions))
             if number in shares:
                 shares[number].append(user)
         for number, share in shares.items():
-            self._renew(number, share)
+            self._renew(partitions[number], share)
         keep = page.after is None or self._clock() - self._kept_at >= KEEP_MS
         for number in behind:
             self._reached[names[number]] = reached
@@ -168,11 +172,11 @@ class Renewal:
         """
         return max(due / self._per_second, took_s)
 
-    def _renew(self, number: int, users: list[str]) -> None:
+    def _renew(self, tp: TP, users: list[str]) -> None:
         """Make those users due whose sealed segments no state of this bundle covers."""
         if not users:
             return
-        owner = partition_owner(self._topic, number)
+        owner = partition_owner(*tp)
         due = self._store.mark_due(owner, self._system.digest, users, self._clock())
         self._metrics.renewal_users.labels("due").inc(due)
         self._made_due += due
@@ -182,8 +186,9 @@ class Renewal:
             self._reached[name] = self._store.get_bookmark(name) or b""
         return self._reached[name]
 
-    def _name(self, number: int, total: int) -> str:
-        return f"states/{self._system.digest.hex()}/{self._topic}/{total}/{number}"
+    def _name(self, number: int, partitions: Sequence[TP]) -> str:
+        topic, total = partitions[0].topic, len(partitions)
+        return f"states/{self._system.digest.hex()}/{topic}/{total}/{number}"
 
     def _run(self) -> None:
         failures = 0
@@ -203,5 +208,5 @@ class Renewal:
 
 
 def _share(user: str, partitions: int) -> int:
-    """The partition whose worker looks at a user."""
+    """The place of the partition whose worker looks at a user."""
     return xxhash.xxh3_64_intdigest(user.encode()) % partitions

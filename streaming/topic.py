@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from faust.types import TP
+
 from infra.behaviors import Source, partition_source
+from infra.errors import BrokerError
 from infra.kafka.fetching_by_id import DERIVED
 from infra.telemetry import get_logger
 
@@ -48,3 +51,51 @@ class TopicIdentity:
                 topic=self.topic,
             )
         return before is not None
+
+
+class Topics:
+    """The topics that a worker reads.
+
+    >>> topics = Topics([TopicIdentity("clicks", str), TopicIdentity("orders", str)])
+    >>> topics.part(TP("orders", 3)), topics["orders"].topic
+    ('partition 3 of orders', 'orders')
+    """
+
+    def __init__(self, topics: Iterable[TopicIdentity]) -> None:
+        self._topics = {one.topic: one for one in topics}
+
+    def __iter__(self) -> Iterator[TopicIdentity]:
+        return iter(self._topics.values())
+
+    def __getitem__(self, name: str) -> TopicIdentity:
+        return self._topics[name]
+
+    def part(self, tp: TP) -> str:
+        """What a partition is called among the parts of a worker: of one topic, by its number."""
+        number = f"partition {tp.partition}"
+        return number if len(self._topics) == 1 else f"{number} of {tp.topic}"
+
+    async def read(self) -> tuple[dict[str, str], BrokerError | None]:
+        """The ids of topics as the broker tells them now, by their names, and why the first of the
+        others has none.
+
+        Raises:
+            BrokerError: none has one.
+        """
+        answers = await asyncio.gather(*map(_read, self))
+        ids = {
+            one.topic: told
+            for one, told in zip(self, answers, strict=True)
+            if isinstance(told, str)
+        }
+        failed = next((told for told in answers if isinstance(told, BrokerError)), None)
+        if failed is not None and not ids:
+            raise failed
+        return ids, failed
+
+
+async def _read(topic: TopicIdentity) -> str | BrokerError:
+    try:
+        return await topic.read()
+    except BrokerError as error:
+        return error

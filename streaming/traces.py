@@ -59,7 +59,7 @@ class TransactionTrace(Stages):
         self.about = {
             "messaging.system": "kafka",
             "messaging.operation.type": "process",
-            "messaging.destination.name": batches[0].tp.topic,
+            "messaging.destination.name": _topics(batches),
             "messaging.batch.message_count": sum(len(one.records) for one in batches),
             "lifelong.partitions": len({one.tp for one in batches}),
         }
@@ -144,7 +144,7 @@ class WorkerTraces:
         """
         decodings = [one.decoding for one in batches if one.decoding is not None]
         span = self._tracing.begin(
-            f"process {batches[0].tp.topic}",
+            f"process {_topics(batches)}",
             "consumer",
             links=[event.parent for one in decodings for event in one.events][:MOST_LINKS],
             began_ns=min((one.began_ns for one in decodings), default=None),
@@ -181,6 +181,11 @@ class WorkerTraces:
     def close(self) -> None:
         """Send what waits; see `Tracing.close`."""
         self._tracing.close()
+
+
+def _topics(batches: Sequence[FetchedBatch]) -> str:
+    """The names of the topics that batches are of."""
+    return ", ".join(sorted({one.tp.topic for one in batches}))
 
 
 def open_traces(settings: Settings, metrics: WorkerMetrics) -> WorkerTraces | None:

@@ -307,7 +307,8 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     def read_by_id(self, topic: str, topic_id: str) -> None:
         """Read and tell of that topic alone, not of another that comes to bear its name."""
         uuid = uuid_of(topic_id)
-        ids = {} if uuid is None else {topic: uuid}
+        others = {name: one for name, one in self._ids.items() if name != topic}
+        ids = others if uuid is None else {**others, topic: uuid}
         if ids == self._ids:  # fetches under way are of this topic
             return
         self._ids = ids

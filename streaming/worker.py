@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import mode.loop
+from faust.types import TP
 
 from infra.behaviors import partition_owner
 from infra.errors import (
@@ -107,18 +108,24 @@ QUIET: Final = {
 T = TypeVar("T")
 
 
-def prepare_topics(broker: BrokerSettings) -> int:
-    """See to it that the topics are there; the partitions of the behaviors'.
+def prepare_topics(settings: Settings) -> list[TP]:
+    """See to it that the topics are there; the partitions of the behaviors', in their order.
 
     Raises:
         BrokerError: the broker does not answer, or a topic is not there and is not to be made.
     """
-    for topic in (broker.topic, broker.dead_letter_topic):
+    brokers = [one.broker for one in settings.readers()]
+    wanted = {topic: one for one in brokers for topic in (one.topic, one.dead_letter_topic)}
+    for topic, broker in wanted.items():
         if broker.create_topics:
             _ensure_topic(broker, topic)
         else:
             require_topic(broker, topic)
-    return topic_partitions(broker, broker.topic)
+    return [
+        TP(topic, number)
+        for topic in sorted(one.topic for one in brokers)
+        for number in range(topic_partitions(settings.broker, topic))
+    ]
 
 
 class Worker:
@@ -133,8 +140,8 @@ class Worker:
         health: kept true, for the endpoints to tell.
         interruptions: told of the store's outages by whoever opened it.
         traces: what makes spans; None: nothing does.
-        prepare: sees to it that the topics are there, and tells how many partitions the behaviors'
-            has; `BrokerError` where it cannot.
+        prepare: sees to it that the topics are there, and tells the partitions of the behaviors',
+            in one order for all workers; `BrokerError` where it cannot.
         create: makes a consumer, as `create_app` does.
         clock: ms since epoch.
     """
@@ -150,7 +157,7 @@ class Worker:
         interruptions: Interruptions | None = None,
         *,
         traces: WorkerTraces | None = None,
-        prepare: Callable[[BrokerSettings], int] = prepare_topics,
+        prepare: Callable[[Settings], list[TP]] = prepare_topics,
         create: Callable[..., LifelongApp] = create_app,
         clock: Callable[[], int] = wall_clock_ms,
     ) -> None:
@@ -159,7 +166,7 @@ class Worker:
         self._dead_letters = dead_letters
         self._app: LifelongApp | None = None
         self._running = False
-        self._ours: set[int] = set()
+        self._ours: set[TP] = set()
         self._digest = system.digest if system.keeps_state else None
         self._metrics = metrics
         self._health = health
@@ -174,7 +181,7 @@ class Worker:
         self._prepare = prepare
         self._create = create
         self._clock = clock
-        self._partitions = 0
+        self._partitions: list[TP] = []
         self._reclusterer, self._renewal = self._made(system)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -192,7 +199,7 @@ class Worker:
         try:
             while not stop.is_set():
                 partitions = await _retried(
-                    lambda: self._prepare(self._settings.broker), "broker", self._health, stop
+                    lambda: self._prepare(self._settings), "broker", self._health, stop
                 )
                 if partitions is None:
                     break
@@ -232,7 +239,6 @@ class Worker:
         renewal = Renewal(
             self._store,
             system,
-            self._settings.broker.topic,
             self._metrics,
             per_second=settings.renew_per_s,
             again_s=settings.renew_again_s,
@@ -257,9 +263,7 @@ class Worker:
             self._store,
             self._dead_letters,
             self._metrics,
-            topic_id=lambda: topic_id(
-                broker, broker.topic, timeout_s=2 * self._settings.worker.check_s
-            ),
+            topic_id=partial(topic_id, broker, timeout_s=2 * self._settings.worker.check_s),
             digest=self._digest,
             interruptions=self._interruptions,
             traces=self._traces,
@@ -363,27 +367,25 @@ class Worker:
         """Keep asking whether each partition is somebody's: who shares them out may not have heard
         of those that were added.
         """
-        broker, before = self._settings.broker, set[int]()
+        broker, before = self._settings.broker, set[tuple[str, int]]()
+        names = [one.broker.topic for one in self._settings.readers()]
         while True:
             await asyncio.sleep(GROUP_S)
             try:
-                unread = await asyncio.to_thread(
-                    unread_partitions, broker, broker.topic, broker.group
-                )
+                unread = await asyncio.to_thread(unread_partitions, broker, names, broker.group)
                 await app.batch_agent.left_unread(unread & before)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is asked again
                 log.info("group not known", error=typed_line(error))
             else:
                 before = unread
 
-    def _take_partitions(self, partitions: set[int]) -> None:
+    def _take_partitions(self, partitions: set[TP]) -> None:
         self._ours = partitions
         self._share_out()
 
     def _share_out(self) -> None:
         """Tell whose users are ours."""
-        topic = self._settings.broker.topic
-        self._reclusterer.set_owners({partition_owner(topic, number) for number in self._ours})
+        self._reclusterer.set_owners({partition_owner(*tp) for tp in self._ours})
         self._renewal.set_partitions(self._ours, self._partitions)
 
 
@@ -459,7 +461,10 @@ async def _serve(settings: Settings) -> None:
         )
         if store is None:
             return
-        dead_letters = KafkaDeadLetters(settings.broker)
+        brokers = [one.broker for one in settings.readers()]
+        dead_letters = KafkaDeadLetters(
+            settings.broker, {one.topic: one.dead_letter_topic for one in brokers}
+        )
         worker = Worker(
             settings, store, system, dead_letters, metrics, health, interruptions, traces=traces
         )
@@ -553,7 +558,8 @@ def warm(settings: Settings, system: System) -> None:
     from infra import record_kernel
 
     system.warm()
-    EventDecoder(settings.events, SchemaRegistry(settings.registry)).warm()
+    for one in settings.readers():
+        EventDecoder(one.events, SchemaRegistry(settings.registry)).warm()
     record_kernel.warm()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -97,14 +97,18 @@ class BatchWriter:
         traces: WorkerTraces | None = None,
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        decoder: EventDecoder | None = None,
+        decoders: Mapping[str, EventDecoder] | None = None,
     ) -> None:
         self.progress = WriterProgress()
         registry = SchemaRegistry(
             settings.registry, lambda outcome: metrics.registry_requests.labels(outcome).inc()
         )
-        self._decoder = decoder or EventDecoder(settings.events, registry)
-        self._source = settings.events.said
+        readers = settings.readers()
+        self._decoders = decoders or {
+            one.broker.topic: EventDecoder(one.events, registry) for one in readers
+        }
+        """By the topic's name, as all that is of a source."""
+        self._sources = {one.broker.topic: one.events.said for one in readers}
         self._tombstones = settings.broker.forget_tombstones
         self._retry_max_s = settings.worker.retry_max_s
         self._store = store
@@ -115,8 +119,8 @@ class BatchWriter:
         self._trace: TransactionTrace | None = None
         """Of the transaction that is being written; None: it has none, or none is."""
         self._metrics = metrics
-        self._told: set[str] = set()
-        """Why events are ignored, as far as it was logged."""
+        self._told: set[tuple[str, str]] = set()
+        """Of which source events are ignored and why, as far as it was logged."""
         self._clock = clock
         self._sleep = sleep
         self._decoding = ThreadPoolExecutor(1, "decode")
@@ -126,8 +130,9 @@ class BatchWriter:
             metrics.rejects.labels(reason.value)
         for outcome in OUTCOMES:
             metrics.registry_requests.labels(outcome)
-        for path in self._decoder.rules.reasons:
-            metrics.ignored.labels(self._source, path)
+        for topic, decoder in self._decoders.items():
+            for path in decoder.rules.reasons:
+                metrics.ignored.labels(self._sources[topic], path)
 
     async def make_due_for(self, digest: bytes | None) -> None:
         """Have users be due for another bundle; returns when no transaction is under way in which
@@ -151,7 +156,7 @@ class BatchWriter:
             except LifelongError as error:
                 why = typed_line(error)
                 if self.progress.unread is None:
-                    log.warning("cannot decode yet, will retry", error=why)
+                    log.warning("cannot decode yet, will retry", topic=batch.tp.topic, error=why)
                 self.progress.unread = why
                 await self._sleep(pause)
                 pause = min(pause * 2, self._retry_max_s)
@@ -191,7 +196,8 @@ class BatchWriter:
         if trace is not None:
             trace.passed("append")
         rejects = [
-            (one, self._refused(one) + _refusals(one, refused, self._decoder)) for one in group
+            (one, self._refused(one) + _refusals(one, refused, self._decoder_of(one.batch)))
+            for one in group
         ]
         letters = [letter for one, of in rejects for letter in _letters(one.batch, of)]
         if letters:
@@ -260,16 +266,20 @@ class BatchWriter:
 
     def _decode(self, batch: FetchedBatch) -> Decoded:
         records, began_ns = batch.records, time.time_ns()
-        decoded = self._decoder.decode(
+        decoder = self._decoder_of(batch)
+        decoded = decoder.decode(
             [record.offset for record in records],
             [record.key for record in records],
             [record.value for record in records],
             self._clock(),
-            [record.headers for record in records] if self._decoder.reads_headers else None,
+            [record.headers for record in records] if decoder.reads_headers else None,
         )
         if self._traces is not None:
             batch.decoding = self._traces.decoded(records, began_ns, time.time_ns())
         return decoded
+
+    def _decoder_of(self, batch: FetchedBatch) -> EventDecoder:
+        return self._decoders[batch.tp.topic]
 
     def _append_group(self, group: Sequence[Writable]) -> tuple[Appended, list[_Refused]]:
         """Append what is joined of batches, and tell how long their events took until here."""
@@ -345,6 +355,7 @@ class BatchWriter:
             log.warning(
                 "events rejected",
                 count=sum(reject.events for reject in rejects),
+                topic=batch.tp.topic,
                 partition=batch.tp.partition,
                 first_offset=first.offset,
                 first_reason=first.reason.value,
@@ -352,15 +363,15 @@ class BatchWriter:
             )
 
     def _measure_ignored(self, one: Writable) -> None:
-        ignored = one.decoded.ignored
+        ignored, source = one.decoded.ignored, self._sources[one.batch.tp.topic]
         self._metrics.events.labels("ignored").inc(ignored.total())
         for reason, count in ignored.items():
-            self._metrics.ignored.labels(self._source, reason).inc(count)
-            if reason not in self._told:
-                self._told.add(reason)
+            self._metrics.ignored.labels(source, reason).inc(count)
+            if (source, reason) not in self._told:
+                self._told.add((source, reason))
                 log.info(
                     "events ignored, as from here on without a word",
-                    source=self._source,
+                    source=source,
                     reason=reason,
                     partition=one.batch.tp.partition,
                     count=count,

@@ -84,7 +84,7 @@ ADVICE: Final = {
     ),
     "lifelong_worker_behind_seconds": Advice("a few seconds at most", _LAG),
     "lifelong_worker_partitions": Advice(
-        "the topic's, summed over the group", f"fewer: a worker is away, {_LIVE}"
+        "the topics', summed over the group", f"fewer: a worker is away, {_LIVE}"
     ),
     "lifelong_worker_held_events": Advice("0, or what a transaction holds for a moment", _HELD),
     "lifelong_worker_held_seconds": Advice("below a producer's transaction timeout", _HELD),

@@ -49,7 +49,7 @@ CALIBRATION: Final = "lifelong:calibration:ratio_rate6h"
 CALIBRATION_ERROR: Final = "lifelong:calibration_error:ratio_rate6h"
 
 SHARES: Final = {
-    "lifelong:lag:sum": "sum(max by (partition) (lifelong_worker_consumer_lag))",
+    "lifelong:lag:sum": "sum(max by (topic, partition) (lifelong_worker_consumer_lag))",
     "lifelong:strangers:ratio_rate1h": (
         'sum(rate(lifelong_scorer_history_total{kind="none"}[1h]))'
         " / sum(rate(lifelong_scorer_history_total[1h]))"
@@ -210,22 +210,32 @@ CAUSES: Final = (
         "More events come than workers store: rankings fall behind.",
         ("Stream", "Lag by partition"),
         "See what limits the workers: the store, their processors, or a partition that waits.",
-        Case({'lifelong_worker_consumer_lag{partition="0"}': "20000+1000x60"}, "40m"),
-        Case({'lifelong_worker_consumer_lag{partition="0"}': "90000-1000x60"}, "40m"),
+        Case(
+            {'lifelong_worker_consumer_lag{topic="behaviors",partition="0"}': "20000+1000x60"},
+            "40m",
+        ),
+        Case(
+            {'lifelong_worker_consumer_lag{topic="behaviors",partition="0"}': "90000-1000x60"},
+            "40m",
+        ),
         "15m",
     ),
     Alert(
         "LifelongEventsBehind",
-        "max by (partition) (lifelong_worker_behind_seconds) > 60",
+        "max by (topic, partition) (lifelong_worker_behind_seconds) > 60",
         "lag-grows",
         "page",
         "Events of a partition have waited for more than a minute: rankings do not count them.",
         ("Stream", "Behind by partition"),
         "See whether one partition waits, or all of them do.",
         Case(
-            {'lifelong_worker_behind_seconds{partition="3"}': "0+60x20"}, "15m", {"partition": "3"}
+            {'lifelong_worker_behind_seconds{topic="behaviors",partition="3"}': "0+60x20"},
+            "15m",
+            {"topic": "behaviors", "partition": "3"},
         ),
-        Case({'lifelong_worker_behind_seconds{partition="3"}': "90x3 2x20"}, "15m"),
+        Case(
+            {'lifelong_worker_behind_seconds{topic="behaviors",partition="3"}': "90x3 2x20"}, "15m"
+        ),
         "5m",
     ),
     Alert(
@@ -259,14 +269,18 @@ CAUSES: Final = (
     ),
     Alert(
         "LifelongPartitionHeld",
-        f"max by (partition) (lifelong_worker_held_seconds) > {HELD_S:g}",
+        f"max by (topic, partition) (lifelong_worker_held_seconds) > {HELD_S:g}",
         "partition-held",
         "page",
         "A producer's transaction is open and keeps everything behind it from being read.",
         ("Stream", "Held by open transactions"),
         "Find the producer and end it, or abort its transaction.",
-        Case({'lifelong_worker_held_seconds{partition="1"}': "0+60x10"}, "5m", {"partition": "1"}),
-        Case({'lifelong_worker_held_seconds{partition="1"}': "0 60 0x10"}, "5m"),
+        Case(
+            {'lifelong_worker_held_seconds{topic="behaviors",partition="1"}': "0+60x10"},
+            "5m",
+            {"topic": "behaviors", "partition": "1"},
+        ),
+        Case({'lifelong_worker_held_seconds{topic="behaviors",partition="1"}': "0 60 0x10"}, "5m"),
     ),
     Alert(
         "LifelongPartitionUnreadable",

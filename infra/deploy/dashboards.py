@@ -276,7 +276,12 @@ STREAM: Final = Dashboard(
         ),
         Panel(
             "Behind by partition",
-            ((_by("lifelong_worker_behind_seconds", "partition"), "{{partition}}"),),
+            (
+                (
+                    _by("lifelong_worker_behind_seconds", "topic, partition"),
+                    "{{topic}} {{partition}}",
+                ),
+            ),
             "s",
             60,
             runbook="lag-grows",
@@ -284,7 +289,10 @@ STREAM: Final = Dashboard(
         Panel(
             "Lag by partition",
             (
-                (_by("lifelong_worker_consumer_lag", "partition"), "{{partition}}"),
+                (
+                    _by("lifelong_worker_consumer_lag", "topic, partition"),
+                    "{{topic}} {{partition}}",
+                ),
                 ("lifelong:lag:sum", "all"),
             ),
             runbook="lag-grows",
@@ -330,14 +338,14 @@ STREAM: Final = Dashboard(
         ),
         Panel(
             "Held by open transactions",
-            ((_by("lifelong_worker_held_seconds", "partition"), "{{partition}}"),),
+            ((_by("lifelong_worker_held_seconds", "topic, partition"), "{{topic}} {{partition}}"),),
             "s",
             120,
             runbook="partition-held",
         ),
         Panel(
             "Events held",
-            ((_by("lifelong_worker_held_events", "partition"), "{{partition}}"),),
+            ((_by("lifelong_worker_held_events", "topic, partition"), "{{topic}} {{partition}}"),),
             runbook="partition-held",
         ),
         Panel(

@@ -140,24 +140,28 @@ def topic_id(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0)
 
 
 def unread_partitions(
-    broker: BrokerSettings | str, name: str, group: str, *, timeout_s: float = 5.0
-) -> set[int]:
-    """Partitions of topic ``name`` that no member of a group has; none while the group settles
-    anew, and on a mock cluster, which cannot tell.
+    broker: BrokerSettings | str, names: Iterable[str], group: str, *, timeout_s: float = 5.0
+) -> set[tuple[str, int]]:
+    """Partitions of topics that no member of a group has, by the topic's name and their number;
+    none while the group settles anew, and on a mock cluster, which cannot tell.
 
     Raises:
         BrokerError: Kafka cannot be reached.
     """
     with _admin(broker, timeout_s) as admin:
-        metadata = admin.list_topics(name, timeout=timeout_s)
+        metadata = admin.list_topics(timeout=timeout_s)
         if _cluster(metadata).is_mock:
             return set()
-        topic = metadata.topics[name]
+        there = {
+            (name, number)
+            for name in metadata.topics.keys() & set(names)
+            for number in metadata.topics[name].partitions
+        }
         found = admin.describe_consumer_groups([group])[group].result(timeout_s)
     if found.state != ConsumerGroupState.STABLE:
         return set()
     had = [place for member in found.members for place in member.assignment.topic_partitions]
-    return set(topic.partitions) - {place.partition for place in had if place.topic == name}
+    return there - {(place.topic, place.partition) for place in had}
 
 
 def topic_partitions(broker: BrokerSettings | str, name: str, *, timeout_s: float = 5.0) -> int:

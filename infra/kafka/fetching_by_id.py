@@ -150,7 +150,7 @@ class _FetchByIdStruct(RequestStruct):  # type: ignore[misc]
 
 
 class _FetchById(Request[_FetchByIdStruct]):  # type: ignore[misc]
-    """A fetch as aiokafka would send it, of topics by their ids."""
+    """A fetch as aiokafka would send it, of those topics by their ids that have one."""
 
     API_KEY = FETCH
 
@@ -159,6 +159,7 @@ class _FetchById(Request[_FetchByIdStruct]):  # type: ignore[misc]
         topics = [
             (ids[topic], [(*partition, _NO_TAGS) for partition in map(_place, places)], _NO_TAGS)
             for topic, places in named.topics
+            if topic in ids
         ]
         self._fields: tuple[Any, ...] = (
             named.replica_id,
@@ -190,7 +191,8 @@ async def fetch_by_id(
     """The answer to a fetch, as aiokafka knows it, of the topics with these ids and no others.
 
     A partition of another topic by that name has the error of an offset that is out of range:
-    its log has not what was asked for. Brokers that know no ids are asked by name.
+    its log has not what was asked for. Where none of the topics has an id, and of brokers that know
+    no ids, it is asked by name; of those without one beside others there is no answer.
 
     Args:
         send: sends a request to a broker.
@@ -198,13 +200,13 @@ async def fetch_by_id(
         request: what aiokafka would fetch.
         ids: the 16 bytes of each topic's id, by its name.
     """
-    if not all(topic in ids for topic, _ in request.topics):
+    if not any(topic in ids for topic, _ in request.topics):
         return await send(node, request)
     try:
         answer = await send(node, _FetchById(request, ids))
     except (IncompatibleBrokerVersion, NotImplementedError):  # a Kafka older than 3.1
         return await send(node, request)
-    names = {ids[topic]: topic for topic, _ in request.topics}
+    names = {one: topic for topic, one in ids.items()}
     topics = [
         (names[topic], [_named(*partition) for partition in partitions])
         for topic, partitions, _ in answer.topics

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import lmdb
+from faust.types import TP
 from prometheus_client import CollectorRegistry
 
 from extractor.systems import open_system
@@ -43,7 +44,8 @@ from streaming.renewal import PAGE, Renewal
 from streaming.schedule import SWEEP_USERS
 
 TOPIC: Final = "bench"
-OWNER: Final = partition_owner(TOPIC, 0)
+PARTITION: Final = TP(TOPIC, 0)
+OWNER: Final = partition_owner(*PARTITION)
 LIGHT: Final = (1, 2, 3)
 """Events of light users."""
 DUE_EVERY: Final = 50
@@ -190,8 +192,8 @@ def _renew(store: Store) -> Callable[[], bool]:
     """Steps of a renewal for a bundle of which nobody has a state, without its pauses."""
     system = open_system(Bundle.load(BUNDLES["sdim"], verify=False))
     metrics = WorkerMetrics(CollectorRegistry())
-    renewal = Renewal(store, system, TOPIC, metrics, per_second=1)
-    renewal.set_partitions([0], 1)
+    renewal = Renewal(store, system, metrics, per_second=1)
+    renewal.set_partitions({PARTITION}, [PARTITION])
     return renewal.step
 
 

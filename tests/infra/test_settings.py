@@ -308,7 +308,7 @@ def test_the_only_source_needs_no_name() -> None:
     assert (settings.broker.topic, settings.events.format) == ("shop.events", "segment")
     assert (settings.broker.dead_letter_topic, settings.broker.group) == (
         "behaviors.dead",
-        "lifelong.shop",
+        "lifelong",
     )
 
 
@@ -318,6 +318,26 @@ def test_of_several_sources_one_is_read_by_its_name(where: str) -> None:
     settings = sources(SHOP, APP, **named).reading("app" if where == "flag" else None)
     assert settings.broker.dead_letter_topic == "app.dead"
     assert settings.events.said == "app"
+
+
+@pytest.mark.parametrize("where", ["flag", "setting"])
+def test_a_worker_reads_all_sources_unless_it_is_narrowed(where: str) -> None:
+    more = {"name": "more", "topic": "more.events"}
+    assert [one.events.said for one in sources(SHOP, APP).narrowed().readers()] == ["shop", "app"]
+
+    named = {"worker": {"source": "app, shop"}} if where == "setting" else {}
+    settings = sources(SHOP, APP, more, **named).narrowed(["app", "shop"] if not named else [])
+
+    assert settings.narrowed(["app"]).reading().events.said == "app"
+    shop, app = settings.readers()
+    assert (shop.broker.topic, app.broker.topic) == ("shop.events", "app.events")
+    assert {one.broker.group for one in (settings, shop, app)} == {"lifelong"}
+    with pytest.raises(SettingsError, match="'shopp' is not in the settings; did you mean shop"):
+        settings.narrowed(["shop", "shopp"])
+
+
+def test_without_sources_there_is_one_reader() -> None:
+    assert Settings().readers() == (Settings(),)
 
 
 def test_sources_have_limits_and_actions_of_all_events_but_no_mapping() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from infra.behaviors import partition_owner
 from infra.errors import BundleMissing, SettingsError
+from infra.kafka.local import LocalKafka
 from infra.segments import SEGMENT
 from infra.settings import BundleSettings, Settings, StoreSettings
 from infra.store import DueUser
@@ -14,6 +15,8 @@ from infra.stores import open_store
 from lifelong.transfers import job_options, run_backfill
 from models.bundle import Bundle
 from tests.bundles import tiny_bundle
+from tests.streaming.running import produce
+from tests.streaming.test_sources import clicked, order, two_sources
 
 T0 = 1_600_000_000_000
 
@@ -81,6 +84,22 @@ def test_a_bundle_that_is_not_there_is_told_before_anything_is_written(
         run_backfill(settings, [str(events)], partitions=1, work=tmp_path / "work")
 
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.kafka
+def test_the_topics_of_all_sources_are_one_history(
+    events: Path, kafka: LocalKafka, tmp_path: Path
+) -> None:
+    url = f"lmdb://{tmp_path / 'store'}"
+    settings, clicks, orders = two_sources(kafka.bootstrap, store={"url": url})
+    produce(clicks, [("u1", clicked("u1", number)) for number in range(3)])
+    produce(orders, [("u1", order("u1", 1)), ("u2", order("u2", 1))])
+
+    report = run_backfill(settings, [], from_topic=True, work=tmp_path / "work")
+
+    assert (report["users"], report["behaviors"]) == (2, 3 + 2 * 2)
+    with pytest.raises(SettingsError, match="name one of clicks, orders"):
+        run_backfill(settings, [str(events)], from_topic=True, work=tmp_path / "other")
 
 
 def test_what_a_job_did_is_told_in_one_line(

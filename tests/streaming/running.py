@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, NewPartitions
+from faust.types import TP
 from prometheus_client import CollectorRegistry
 
 from infra.behaviors import Source
@@ -243,12 +245,14 @@ class Running:
     app: LifelongApp
     metrics: WorkerMetrics
     partitions: set[int] = field(default_factory=set)
+    """Their numbers."""
+    places: set[TP] = field(default_factory=set)
     assignments: int = 0
     """How often it was given partitions."""
     rebalances: int = 0
 
-    def assigned(self, partitions: set[int]) -> None:
-        self.partitions = partitions
+    def assigned(self, places: set[TP]) -> None:
+        self.places, self.partitions = places, {tp.partition for tp in places}
         self.assignments += 1
         self.rebalances += 1
 
@@ -266,18 +270,21 @@ async def running(
 ) -> AsyncIterator[Running]:
     """An app that consumes, until the block ends."""
     metrics = WorkerMetrics(CollectorRegistry())
-    letters = dead_letters or KafkaDeadLetters(settings.broker)
+    brokers = [one.broker for one in settings.readers()]
+    letters = dead_letters or KafkaDeadLetters(
+        settings.broker, {one.topic: one.dead_letter_topic for one in brokers}
+    )
     traces = open_traces(settings, metrics)
     app = create_app(
         settings,
         store,
         letters,
         metrics,
-        topic_id=lambda: topic_id(settings.broker, settings.broker.topic),
+        topic_id=partial(topic_id, settings.broker),
         digest=digest,
         interruptions=interruptions,
         traces=traces,
-        on_assigned=lambda partitions: worker.assigned(partitions),  # noqa: PLW0108 - made below
+        on_assigned=lambda places: worker.assigned(places),  # noqa: PLW0108 - made below
     )
     worker = Running(app, metrics)
     try:

@@ -227,8 +227,8 @@ async def test_partitions_of_which_the_group_has_not_heard_are_told_and_read(
     create_topics(settings)
     store = WatchedStore()
 
-    def unread() -> set[int]:
-        return unread_partitions(broker, broker.topic, broker.group)
+    def unread() -> set[tuple[str, int]]:
+        return unread_partitions(broker, [broker.topic], broker.group)
 
     async with running(settings, store) as worker:
         await until(lambda: len(worker.partitions) == 1, "the partition is assigned")
@@ -237,10 +237,10 @@ async def test_partitions_of_which_the_group_has_not_heard_are_told_and_read(
         aiokafka._client._loop.call_soon_threadsafe(aiokafka._client._sync_task.cancel)
         await asyncio.to_thread(add_partitions, settings, 2)
         await asyncio.to_thread(produce, settings, [("a", event("a", 1))], partition=1)
-        assert await asyncio.to_thread(unread) == {1}
+        assert await asyncio.to_thread(unread) == {(broker.topic, 1)}
 
         agent = worker.app.batch_agent
-        await agent.left_unread({1})
+        await agent.left_unread({(broker.topic, 1)})
 
         assert agent.obstacles()["partition 1"] == "no worker of the group reads it"
         await until(lambda: store.counts() == {"a": 1}, "the new partition is read")

@@ -35,7 +35,7 @@ def test_composing_the_app_connects_to_nothing() -> None:
         WatchedStore(),
         KeptLetters(),
         WorkerMetrics(CollectorRegistry()),
-        topic_id=lambda: pytest.fail("asked too early"),
+        topic_id=lambda _: pytest.fail("asked too early"),
     )
 
     assert app.conf.broker_session_timeout == 6.0

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -23,7 +24,7 @@ from infra.stores.memory import MemoryStore
 from streaming.interruptions import Interruptions
 from streaming.lives import Life
 from streaming.positions import STILL_S, Positions, Wanted, _Position
-from streaming.topic import TopicIdentity
+from streaming.topic import TopicIdentity, Topics
 from streaming.transport import Log, Standing
 from streaming.writer import GivenUp
 from tests.infra.kafka.steps import delete_topic
@@ -422,16 +423,18 @@ class Losing:
         self.tp = TP("behaviors", 0)
         self.metrics = WorkerMetrics(CollectorRegistry())
         store, topic = MemoryStore(), TopicIdentity("behaviors", lambda: "AAAAAAAAAAAAAAAAAAAAAQ")
+        self._topic = topic
         topic.adopt("AAAAAAAAAAAAAAAAAAAAAQ")
         store.append([Group(topic.source(0), [], 19)], NOW)
-        self._positions = Positions(topic, store, cast("Any", GivingUp()), self.metrics, 60.0)
+        topics = Topics([topic])
+        self._positions = Positions(topics, store, cast("Any", GivingUp()), self.metrics, 60.0)
         self._bounds = bounds
         self._consumer: Any = SimpleNamespace(read_by_id=lambda *_: None, logs=self._logs)
 
     async def find(self) -> None:
         """Look where to go on, and give up before the store has what follows."""
         with pytest.raises(GivenUp):
-            await self._positions.find(self._consumer, [self.tp], lambda: True)
+            await self._positions.find(self._consumer, self._topic, [self.tp], lambda: True)
 
     async def _logs(self, _: object) -> dict[TP, Log]:
         return {self.tp: Log(self._bounds, 20, None)}
@@ -476,7 +479,7 @@ async def lost_with_the_topic(*rebalances: set[int], heard: str = "new") -> floa
     topic = TopicIdentity("behaviors", lambda: heard)
     topic.adopt("old")
     store.append([Group(topic.source(0), [], 19)], NOW)
-    positions = Positions(topic, store, cast("Any", GivingUp()), metrics, 60.0)
+    positions = Positions(Topics([topic]), store, cast("Any", GivingUp()), metrics, 60.0)
     positions.forget({TP("behaviors", 0)})
     positions._at[TP("behaviors", 0)] = _Position(20, 20, Life(), topic.source(0), 30)
     for rebalance in rebalances:
@@ -486,7 +489,8 @@ async def lost_with_the_topic(*rebalances: set[int], heard: str = "new") -> floa
         return {}
 
     consumer: Any = SimpleNamespace(read_by_id=lambda *_: None, logs=logs)
-    await positions.find(consumer, [TP("behaviors", n) for n in rebalances[-1]], lambda: True)
+    ours = [TP("behaviors", n) for n in rebalances[-1]]
+    await positions.find(consumer, topic, ours, lambda: True)
     return float(metrics.lost_events.labels("deletion")._value.get())
 
 
@@ -500,6 +504,77 @@ async def test_a_topic_that_is_the_same_after_a_rebalance_has_lost_nothing() -> 
     assert await lost_with_the_topic({1}, heard="old") == 0
 
 
+class TwoTopics:
+    """Positions in partition 0 of each of two topics, which the store was fed up to offset 20, and
+    whose logs held ten more.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.metrics = WorkerMetrics(self.registry)
+        self.ids = {"clicks": "AAAAAAAAAAAAAAAAAAAAAQ", "orders": "AAAAAAAAAAAAAAAAAAAAAg"}
+        self.topics = Topics(
+            TopicIdentity(name, partial(self.ids.__getitem__, name)) for name in self.ids
+        )
+        self.tps = {name: TP(name, 0) for name in self.ids}
+        store = MemoryStore()
+        self.positions = Positions(
+            self.topics, store, cast("Any", GivingUp()), self.metrics, 60.0, lambda: NOW
+        )
+        self.positions.forget(self.tps.values())
+        for name, tp in self.tps.items():
+            topic = self.topics[name]
+            topic.adopt(self.ids[name])
+            store.append([Group(topic.source(0), [], 19)], NOW)
+            self.positions._at[tp] = _Position(20, 20, Life(), topic.source(0), 30)
+
+    async def find(self, name: str) -> None:
+        async def logs(_: object) -> dict[TP, Log]:
+            return {}
+
+        consumer: Any = SimpleNamespace(read_by_id=lambda *_: None, logs=logs)
+        await self.positions.find(consumer, self.topics[name], [self.tps[name]], lambda: True)
+
+    def value(self, metric: str, topic: str) -> float | None:
+        labels = {"topic": topic, "partition": "0"}
+        return self.registry.get_sample_value(f"lifelong_worker_{metric}", labels)
+
+
+async def test_a_topic_made_anew_takes_nothing_of_another_away() -> None:
+    two = TwoTopics()
+    two.ids["orders"] = "AAAAAAAAAAAAAAAAAAAAAw"
+
+    await two.find("orders")
+
+    assert two.positions.next == {two.tps["clicks"]: 20}
+    assert two.metrics.lost_events.labels("deletion")._value.get() == 10
+
+
+async def test_who_finds_a_topic_does_not_leave_partitions_of_another_to_others() -> None:
+    two = TwoTopics()
+    two.positions.forget([two.tps["orders"]])
+
+    await two.find("orders")
+
+    assert set(two.positions._before) == {two.tps["clicks"], two.tps["orders"]}
+    two.positions.leave_to_others(two.topics["clicks"])
+    assert set(two.positions._before) == {two.tps["orders"]}
+
+
+def test_partitions_of_two_topics_with_one_number_are_told_apart() -> None:
+    two = TwoTopics()
+    bounds = {"clicks": LogBounds(0, 25, 30), "orders": LogBounds(0, 21, 21)}
+    two.positions.measure(
+        {two.tps[name]: Standing(of, 1, 1, 20, -1, None) for name, of in bounds.items()}
+    )
+    two.positions._at[two.tps["clicks"]].held_since -= 61
+
+    assert (two.value("consumer_lag", "clicks"), two.value("consumer_lag", "orders")) == (10, 1)
+    assert list(two.positions.obstacles()) == ["partition 0 of clicks"]
+    two.positions.forget([two.tps["orders"]])
+    assert (two.value("consumer_lag", "clicks"), two.value("consumer_lag", "orders")) == (None, 1)
+
+
 class Still:
     """A partition of which five events are applied, as it is measured."""
 
@@ -507,8 +582,8 @@ class Still:
         self.tp = TP("behaviors", 0)
         self.registry = CollectorRegistry()
         metrics = self.metrics = WorkerMetrics(self.registry)
-        topic = TopicIdentity("behaviors", lambda: "id")
-        self._positions = Positions(topic, MemoryStore(), cast("BatchWriter", None), metrics, 60.0)
+        topics = Topics([TopicIdentity("behaviors", lambda: "id")])
+        self._positions = Positions(topics, MemoryStore(), cast("BatchWriter", None), metrics, 60.0)
         self.at = _Position(5, 5, Life(), Source(1, 1), 5)
         self._positions._at[self.tp] = self.at
 
@@ -527,7 +602,9 @@ class Still:
 
 def lag(still: Still) -> float | None:
     registry = still.registry
-    return registry.get_sample_value("lifelong_worker_consumer_lag", {"partition": "0"})
+    return registry.get_sample_value(
+        "lifelong_worker_consumer_lag", {"topic": "behaviors", "partition": "0"}
+    )
 
 
 def test_a_partition_of_which_nothing_is_found_out_yet_lags_behind_the_commit() -> None:
@@ -560,7 +637,7 @@ def test_a_partition_of_others_has_no_lag_here() -> None:
 
 
 def behind(still: Still) -> float | None:
-    labels = {"partition": "0"}
+    labels = {"topic": "behaviors", "partition": "0"}
     return still.registry.get_sample_value("lifelong_worker_behind_seconds", labels)
 
 
@@ -574,7 +651,7 @@ def test_the_end_of_a_log_is_told() -> None:
     still = Still()
     still.measure(stable=9, end=9)
     name = "lifelong_worker_log_end_offset"
-    assert still.registry.get_sample_value(name, {"partition": "0"}) == 9
+    assert still.registry.get_sample_value(name, {"topic": "behaviors", "partition": "0"}) == 9
 
 
 def test_an_event_waits_since_the_log_was_last_seen_to_end_before_it() -> None:
@@ -648,10 +725,10 @@ async def test_a_tail_that_was_known_and_is_gone_is_counted_where_the_partition_
 def test_a_transaction_is_told_no_longer_of_a_partition_that_has_no_place() -> None:
     still, name = Still(), "lifelong_worker_held_events"
     still.measure(stable=5, end=9)
-    assert still.registry.get_sample_value(name, {"partition": "0"}) == 4
+    assert still.registry.get_sample_value(name, {"topic": "behaviors", "partition": "0"}) == 4
     still._positions.forget({still.tp})
     still.measure(stable=5, end=9)
-    assert still.registry.get_sample_value(name, {"partition": "0"}) is None
+    assert still.registry.get_sample_value(name, {"topic": "behaviors", "partition": "0"}) is None
 
 
 def test_a_partition_that_does_not_get_on_though_there_is_more_is_an_obstacle() -> None:

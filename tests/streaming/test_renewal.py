@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from faust.types import TP
 from prometheus_client import CollectorRegistry
 
 from infra.behaviors import Source, pack_behavior, partition_owner
@@ -20,6 +21,7 @@ from tests.infra.stores.spoiling import lose_state
 from tests.streaming.test_schedule import OTHER, START, CountingSystem
 
 TOPIC, PARTITIONS = "behaviors", 3
+ALL = [TP(TOPIC, number) for number in range(PARTITIONS)]
 PAGE = 100
 PER_SECOND = 500
 AGAIN_S = 3600
@@ -40,14 +42,13 @@ class House:
         renewal = Renewal(
             self.store,
             self.system,
-            TOPIC,
             metrics,
             per_second=PER_SECOND,
             again_s=AGAIN_S,
             page=PAGE,
             clock=lambda: self.now,
         )
-        renewal.set_partitions(partitions, PARTITIONS)
+        renewal.set_partitions({ALL[number] for number in partitions}, ALL)
         self.metrics = metrics
         return renewal
 
@@ -111,6 +112,25 @@ def test_quiet_users_with_interests_of_another_bundle_become_due(house: House) -
         house.add(f"u{number}")
     house.finish()
     assert house.due() == sorted(f"u{number}" for number in range(20))
+
+
+def test_users_are_shared_out_over_the_partitions_of_all_topics(house: House) -> None:
+    orders = [TP("orders", number) for number in range(2)]
+    users = sorted(f"u{number}" for number in range(40))
+    for user in users:
+        house.add(user)
+
+    def due(partition: TP) -> list[str]:
+        found = house.store.due(partition_owner(*partition), house.system.digest, 100)
+        return [one.user for one in found]
+
+    house.renewal.set_partitions(set(orders), [*ALL, *orders])
+    house.finish()
+    assert house.due() == []
+    assert all(due(partition) for partition in orders)
+    house.renewal.set_partitions(set(ALL), [*ALL, *orders])
+    house.finish()
+    assert sorted(user for partition in [*ALL, *orders] for user in due(partition)) == users
 
 
 def test_quiet_users_without_any_interests_become_due(house: House) -> None:
@@ -214,7 +234,7 @@ def overtake(house: House) -> None:
     house.renewal = house.again([0])
     assert house.renewal.step()
     assert house.renewal.step()
-    house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
+    house.renewal.set_partitions(set(ALL), ALL)
     house.finish()
 
 
@@ -248,7 +268,7 @@ def test_a_partition_that_is_done_stays_so_while_others_are_looked_at() -> None:
     house.finish()
     share = len(store.marked)
     assert 0 < share < 60
-    house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
+    house.renewal.set_partitions(set(ALL), ALL)
     house.finish()
     assert len(store.marked) == len(set(store.marked)) == 60
 
@@ -365,7 +385,7 @@ def test_a_partition_that_is_given_to_this_worker_later_is_looked_at_too(house: 
     house.renewal = house.again([0])
     house.finish()
     assert len(house.due()) < 30
-    house.renewal.set_partitions(range(PARTITIONS), PARTITIONS)
+    house.renewal.set_partitions(set(ALL), ALL)
     house.finish()
     assert len(house.due()) == 30
 
@@ -376,7 +396,8 @@ def test_a_topic_with_more_partitions_has_other_shares_to_look_at(house: House) 
         house.add(f"u{number}")
     house.renewal = house.again([0])
     house.finish()
-    house.renewal.set_partitions(range(5), 5)
+    more = [TP(TOPIC, number) for number in range(5)]
+    house.renewal.set_partitions(set(more), more)
     house.finish()
     assert len(house.due(range(5))) == 60
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from faust.types import TP
 from prometheus_client import CollectorRegistry
 
 from extractor.systems import open_system
@@ -50,8 +51,8 @@ class Service:
         system = open_system(bundle)
         metrics = WorkerMetrics(CollectorRegistry())
         self.ranker = Ranker(store, bundle, system, ScorerMetrics(CollectorRegistry()))
-        self.renewal = Renewal(store, system, TOPIC, metrics, per_second=1e9)
-        self.renewal.set_partitions([0], 1)
+        self.renewal = Renewal(store, system, metrics, per_second=1e9)
+        self.renewal.set_partitions({TP(TOPIC, 0)}, [TP(TOPIC, 0)])
         self.reclusterer = Reclusterer(
             store, system, WorkerSettings(), metrics, clock=lambda: NOW_MS
         )

@@ -30,7 +30,7 @@ from streaming.interruptions import Interruptions
 from streaming.lives import Life
 from streaming.positions import STILL_S, Positions, _Position
 from streaming.schedule import TROUBLE_MS
-from streaming.topic import TopicIdentity
+from streaming.topic import TopicIdentity, Topics
 from streaming.transport import BatchConsumer, Standing
 from streaming.worker import CALM_S, DEAF_MS, Worker, check_store, measure_room
 from streaming.writer import WriterProgress
@@ -93,7 +93,7 @@ class FakeApp:
     def __init__(
         self,
         metrics: WorkerMetrics,
-        on_assigned: Callable[[set[int]], None],
+        on_assigned: Callable[[set[TP]], None],
         topic_id: Callable[[], str],
     ) -> None:
         self.crash_reason: Exception | None = None
@@ -108,17 +108,18 @@ class FakeApp:
         )
         self.due_for: list[bytes | None] = []
         self.topic = topic = TopicIdentity(TOPIC, topic_id)
-        self.positions = Positions(topic, MemoryStore(), cast("Any", None), metrics, 60.0)
+        topics = Topics([topic])
+        self.positions = Positions(topics, MemoryStore(), cast("Any", None), metrics, 60.0)
         self.position = _Position(5, 5, Life(), Source(1, 1), 5)
         self.batch_agent = BatchAgent(
-            cast("Any", self), cast("Any", self.writer), topic, self.positions, metrics, 1 << 20
+            cast("Any", self), cast("Any", self.writer), topics, self.positions, metrics, 1 << 20
         )
         self._on_assigned = on_assigned
 
     async def start(self) -> None:
         self.positions._at[TP0] = self.position
         self.writer.progress.assigned = True
-        self._on_assigned({0})
+        self._on_assigned({TP0})
 
     async def stop(self) -> None:
         self.should_stop = True
@@ -185,10 +186,10 @@ class House:
         self.app.topic.adopt("id")  # it asks them nothing before
         self.app.consumer.fault = fault
 
-    def _prepare(self, _: object) -> int:
+    def _prepare(self, _: object) -> list[TP]:
         if self.topic_fault is not None:
             raise self.topic_fault
-        return 1
+        return [TP0]
 
     def _topic_id(self) -> str:
         if self.topic_id_fault is not None:
@@ -198,7 +199,7 @@ class House:
     def _create(
         self,
         *_: object,
-        on_assigned: Callable[[set[int]], None],
+        on_assigned: Callable[[set[TP]], None],
         digest: bytes | None,
         **_named: object,
     ) -> Any:

@@ -57,7 +57,7 @@ class WatchedWriter:
             digest=digest,
             clock=lambda: NOW + 10_000,
             sleep=self._sleep,
-            decoder=decoder,
+            decoders=None if decoder is None else {"behaviors": decoder},
         )
         self.on_pause: Callable[[], object] = lambda: None
 

@@ -48,10 +48,15 @@ def ids_of(settings: Settings) -> dict[str, bytes]:
     return {settings.broker.topic: uuid}
 
 
-async def fetch(settings: Settings, ids: Mapping[str, bytes]) -> tuple[int, list[int]]:
-    """The error code and the offsets of what partition 0 gives from offset 2 on."""
+async def fetch(
+    settings: Settings, ids: Mapping[str, bytes], *others: str
+) -> tuple[int, list[int]]:
+    """The error code and the offsets of what partition 0 gives from offset 2 on, to who asks for
+    other topics beside it, which give nothing.
+    """
     topic = settings.broker.topic
-    request = FetchRequest(100, 1, 1 << 20, 0, [(topic, [(0, 2, 1 << 20)])])
+    wanted = [(name, [(0, 2, 1 << 20)]) for name in (*others, topic)]
+    request = FetchRequest(100, 1, 1 << 20, 0, wanted)
     async with client_of(settings) as client:
         leader = client.cluster.leader_for_partition(TopicPartition(topic, 0))
         answer = await fetch_by_id(client.send, leader, request, ids)
@@ -73,6 +78,15 @@ async def test_a_topic_is_read_by_its_id(kafka: LocalKafka) -> None:
 @pytest.mark.kafka
 async def test_a_topic_without_an_id_is_read_by_its_name(kafka: LocalKafka) -> None:
     assert await fetch(filled(kafka, 5), {}) == (0, [2, 3, 4])
+
+
+@pytest.mark.kafka
+async def test_a_topic_without_an_id_does_not_have_another_read_by_its_name(
+    kafka: LocalKafka,
+) -> None:
+    settings, other = filled(kafka, 5), filled(kafka, 5)
+
+    assert await fetch(settings, ids_of(settings), other.broker.topic) == (0, [2, 3, 4])
 
 
 @pytest.mark.kafka
