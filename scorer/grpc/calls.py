@@ -107,17 +107,22 @@ def counted(
         if trace is not None:
             own.append((TRACEPARENT, trace.header))
         context.set_trailing_metadata(own)
+        failure: _Failure | None = None
         try:
-            answer = await method(request, context)
-            status = 200
-        except Exception as error:  # whatever it is, as HTTP's last handler
-            failure = _told(error)
-            status = failure.status
-            if failure.reason is not None:
-                metrics.rejected.labels(reason=failure.reason).inc()
-            else:
-                log.exception("grpc call failed", method=route)
-            await context.abort(failure.code, failure.detail, (*own, *failure.trailers))
+            try:
+                answer = await method(request, context)
+                status = 200
+            except Exception as error:  # whatever it is, as HTTP's last handler
+                failure = _told(error)
+                status = failure.status
+                if failure.reason is not None:
+                    metrics.rejected.labels(reason=failure.reason).inc()
+                else:
+                    log.exception("grpc call failed", method=route)
+            if failure is not None:
+                # Out of the handler: what is raised here would carry the error along, with all that
+                # its frames hold, and grpcio keeps it until the next call comes.
+                await context.abort(failure.code, failure.detail, (*own, *failure.trailers))
         finally:
             metrics.inflight.dec()
             metrics.requests.labels(route=route, status=str(status)).inc()
