@@ -18,7 +18,7 @@ from infra.errors import LifelongError, typed_line
 from tests.soak.asking import draw
 from tests.soak.checking import Check, Checked, Outcome
 from tests.soak.clients import Client, Grpc, Http1, Http2
-from tests.soak.faults import FAULTS
+from tests.soak.faults import FAULTS, faults_of
 from tests.soak.load import Load
 from tests.soak.oracle import Oracle
 from tests.soak.scene import NotInTime, Scene
@@ -60,6 +60,8 @@ class Run:
     """What came of a run."""
 
     seed: int
+    store: str = "lmdb"
+    """Kind of the store that the scorer reads."""
     seconds: float = 0.0
     injected: list[Injected] = field(default_factory=list)
     checked: Checked = field(default_factory=Checked)
@@ -89,6 +91,7 @@ class Run:
         faults = Counter(one.fault for one in self.injected)
         return {
             "seed": self.seed,
+            "store": self.store,
             "seconds": round(self.seconds, 1),
             "requests": sum(self.checked.outcomes.values()),
             "hung_up": self.hung_up,
@@ -145,20 +148,26 @@ def run_seed(
     seed: int,
     seconds: float,
     directory: Path,
-    faults: Sequence[str] = tuple(FAULTS),
+    faults: Sequence[str] = (),
     *,
+    store: str = "lmdb",
     rate: float = 100.0,
     processes: int = 2,
     told: Callable[[Injected], None] = lambda _: None,
 ) -> Run:
     """Load a scorer for so long, inject what the seed draws, and check what came of it.
 
-    Nothing that was started here runs on. ``directory`` takes bundles, stores and logs.
+    Nothing that was started here runs on.
+
+    Args:
+        directory: takes bundles, stores and logs.
+        faults: those that are injected; none: all that go with the store.
+        store: kind of the store that the scorer reads.
     """
-    run = Run(seed)
+    run = Run(seed, store)
     try:
-        with Scene(directory, processes, seed) as scene:
-            _play(scene, run, seconds, faults, rate, told)
+        with Scene(directory, processes, seed, store) as scene:
+            _play(scene, run, seconds, faults or faults_of(store), rate, told)
     except LifelongError as error:
         run.found.append(typed_line(error))
     return run
@@ -256,7 +265,8 @@ def _settle(scene: Scene, run: Run) -> None:
 
     def settled() -> bool:
         run.descriptors = {str(pid): descriptors(pid) for pid in scene.pids()}
-        return max(run.descriptors.values()) <= run.descriptors_before + FEW
+        few = FEW + scene.connections
+        return max(run.descriptors.values()) <= run.descriptors_before + few
 
     try:
         scene.wait_until(settled, "descriptors are closed", SETTLED_S)
