@@ -53,7 +53,8 @@ WHY: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 """Why a bundle is not taken, for those who need not know where it is."""
 
-IN_USE: Final = "the bundle before is still in use, and until it is not no other is loaded"
+IN_USE: Final = "the bundle before is still in use; no other is loaded until it is let go"
+"""Told where two bundles are in memory for longer than an exchange takes."""
 
 Outcome = Literal["reloaded", "same", "waiting", "failed"]
 

@@ -29,7 +29,8 @@ PAUSE_S: Final = (0.3, 3.0)
 
 RESTART: Final = "restarted"
 RESTART_EVERY_S: Final = 120.0
-"""The whole is restarted so often, in the first part of that time: processes are to grow old."""
+"""Time from when all processes are ready until the whole is restarted again, the first time in a
+part of that: they are to grow old."""
 
 SETTLED_S: Final = 20.0
 """Longest time in which connections and descriptors are to be let go."""
@@ -233,11 +234,12 @@ def _inject_all(
             return
         if at_s >= restart_at_s:
             fault = RESTART
-            restart_at_s += RESTART_EVERY_S
         else:
             fault = next(others)
         what = FAULTS[fault](scene, load, chance)
         lasted_s = time.monotonic() - began - at_s
+        if fault == RESTART:
+            restart_at_s = at_s + lasted_s + RESTART_EVERY_S
         run.injected.append(Injected(fault, what, round(at_s, 1), round(lasted_s, 1)))
         told(run.injected[-1])
 
