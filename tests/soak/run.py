@@ -232,10 +232,7 @@ def _inject_all(
         at_s = time.monotonic() - began
         if at_s > seconds:
             return
-        if at_s >= restart_at_s:
-            fault = RESTART
-        else:
-            fault = next(others)
+        fault = RESTART if at_s >= restart_at_s else next(others)
         what = FAULTS[fault](scene, load, chance)
         lasted_s = time.monotonic() - began - at_s
         if fault == RESTART:
