@@ -107,22 +107,22 @@ def counted(
         if trace is not None:
             own.append((TRACEPARENT, trace.header))
         context.set_trailing_metadata(own)
-        failure: _Failure | None = None
         try:
             try:
                 answer = await method(request, context)
-                status = 200
             except Exception as error:  # whatever it is, as HTTP's last handler
                 failure = _told(error)
-                status = failure.status
-                if failure.reason is not None:
-                    metrics.rejected.labels(reason=failure.reason).inc()
-                else:
+                if failure.reason is None:
                     log.exception("grpc call failed", method=route)
-            if failure is not None:
-                # Out of the handler: what is raised here would carry the error along, with all that
-                # its frames hold, and grpcio keeps it until the next call comes.
-                await context.abort(failure.code, failure.detail, (*own, *failure.trailers))
+            else:
+                status = 200
+                return answer
+            status = failure.status
+            if failure.reason is not None:
+                metrics.rejected.labels(reason=failure.reason).inc()
+            # Out of the handler: what is raised here would carry the error along, with all that its
+            # frames hold, and grpcio keeps it until the next call comes.
+            await context.abort(failure.code, failure.detail, (*own, *failure.trailers))
         finally:
             metrics.inflight.dec()
             metrics.requests.labels(route=route, status=str(status)).inc()
@@ -136,7 +136,6 @@ def counted(
                     "lifelong.request_id": identity.request_id,
                 }
                 trace.answered(route.removeprefix("/"), about, failed=status >= 500)
-        return answer
 
     return call
 

@@ -5,6 +5,7 @@ import gc
 import uuid
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 import pytest
@@ -56,6 +57,10 @@ async def test_a_scorer_that_loads_is_unavailable_for_now(world: World) -> None:
     assert (PUSHBACK, "1000") in list(error.trailing_metadata())
 
 
+def _gone(held: weakref.ref[Ranker]) -> bool:
+    return held() is None
+
+
 async def test_the_last_call_keeps_nothing_of_the_ranker_that_refused_it(
     client: Client, world: World
 ) -> None:
@@ -71,7 +76,7 @@ async def test_the_last_call_keeps_nothing_of_the_ranker_that_refused_it(
             held = weakref.ref(world.service.ranker)
             await client.refusal("ModelInfer", refused)
             world.service.replace(world.ranker)
-            await until(lambda held=held: held() is None)
+            await until(partial(_gone, held))
     finally:
         gc.enable()
 
