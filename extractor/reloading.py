@@ -53,6 +53,9 @@ WHY: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 """Why a bundle is not taken, for those who need not know where it is."""
 
+IN_USE: Final = "the bundle before is still in use; no other is loaded until it is let go"
+"""Told where two bundles are in memory for longer than an exchange takes."""
+
 Outcome = Literal["reloaded", "same", "waiting", "failed"]
 
 log = get_logger(__name__)
@@ -105,6 +108,8 @@ class Reloader:
         self._used = _references(bundle, system)
         self._before: tuple[weakref.ref[object], ...] = ()
         """What was in service before, and may be in use still."""
+        self._lingers = False
+        """Whether it was, longer than it should be."""
         self._adopt = adopt
         self._metrics = metrics
         self._warn = warn
@@ -173,7 +178,7 @@ class Reloader:
 
     def _reload(self, found: Found) -> Reloaded:
         if not self._let_go():
-            return self._waiting("the bundle before the one in service is still in use")
+            return self._waiting(IN_USE)
         began = time.monotonic()
         try:
             bundle, system = self._load(_with_path(self._settings, found))
@@ -186,6 +191,7 @@ class Reloader:
                 return self._waiting(f"{found.path} was exchanged while it was loaded")
             return self._failed(found, error)
         self._before, self._used = self._used, _references(bundle, system)
+        self._lingers = False
         before, self._digest = self._digest.hex(), bundle.digest
         self._metrics.bundle_reloads.labels("reloaded").inc()
         self._settle()
@@ -224,19 +230,28 @@ class Reloader:
         """Note that the directory holds the bundle in service."""
         self._metrics.bundle_pending.set(0)
         self._told = self._failure = None
-        self._warn(None)
+        self._lingers = self._lingers and not self._gone()
+        self._warn(IN_USE if self._lingers else None)
 
     def _waiting(self, reason: str) -> Reloaded:
         return Reloaded("waiting", self._digest.hex(), reason)
 
     def _let_go(self) -> bool:
-        """Whether nobody uses the bundle before any more, after some time if need be."""
+        """Whether nobody uses the bundle before any more, after some time if need be; if somebody
+        does, a person should know.
+        """
         for _ in range(int(LET_GO_S / LOOK_S)):
             if self._gone():
                 return True
             self._sleep(LOOK_S)
         gc.collect()  # whatever refers to itself
-        return self._gone()
+        if self._gone():
+            return True
+        if not self._lingers:
+            log.warning("bundle before is still in use", waited_s=LET_GO_S)
+        self._lingers = True
+        self._warn(IN_USE)
+        return False
 
     def _gone(self) -> bool:
         return all(reference() is None for reference in self._before)
@@ -255,8 +270,8 @@ class Reloader:
                 return
             try:
                 reloaded = self.now() if asked else self.poll()
-                if reloaded.outcome == "reloaded" and not self._let_go():
-                    log.warning("bundle before is still in use", waited_s=LET_GO_S)
+                if reloaded.outcome == "reloaded":
+                    self._let_go()
             except Exception:  # following must outlive any one failure
                 log.exception("directory of the bundle was not looked at")
 

@@ -30,6 +30,7 @@ class Job:
         self._loop = loop
         self.turn = turn
         self.future: asyncio.Future[Any] = loop.create_future()
+        """What it comes to; to be taken before it is computed."""
         self.wanted = True
         """Whether anybody still waits for it."""
 
@@ -56,14 +57,17 @@ class Job:
                 turn.finished_at = time.monotonic()
         with contextlib.suppress(RuntimeError):  # its event loop has ended
             self._loop.call_soon_threadsafe(self._tell, value, error)
+        del error  # which has this frame: what refers to itself stays, and a ranker with it
 
     def _tell(self, value: Any, error: BaseException | None) -> None:
-        if self.future.done():
+        future = self.future
+        del self.future  # for the same reason: it will have the error, whose frames have the job
+        if future.done():
             return
         if error is None:
-            self.future.set_result(value)
+            future.set_result(value)
         else:
-            self.future.set_exception(error)
+            future.set_exception(error)
 
 
 class Jobs:
@@ -99,13 +103,17 @@ class Jobs:
 
     def _work(self) -> None:
         while self._calls.get():
-            job = self._next()
-            if job is None or not job.wanted:
-                continue
-            with self._computing:
-                _this.jobs, _this.turn = self, job.turn
-                job.run()
-            del job  # which holds what it was for
+            self._do_next()
+
+    def _do_next(self) -> None:
+        # A function of its own: a thread that waits for its next job, for hours perhaps, holds none
+        # of what the last one was for.
+        job = self._next()
+        if job is None or not job.wanted:
+            return
+        with self._computing:
+            _this.jobs, _this.turn = self, job.turn
+            job.run()
 
     def _next(self) -> Job | None:
         for waiting in self._waiting:

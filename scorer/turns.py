@@ -35,6 +35,11 @@ before it asks again keep a scorer at 1 and no more, and are all to be answered.
 MARGIN: Final = 0.8
 """How much of the time to its deadline a request may be expected to wait: costs are guesses."""
 
+HEARD: Final = 0.5
+"""Share of its time that a request has left when it is heard of, at least: how long the socket had
+it is a guess, by what answers took lately. After a moment in which the machine stood still it is
+far off; and were all refused by it, there would be no answer to correct it."""
+
 LOAD_S: Final = 0.25
 """Time over which the load is told, at least: longer than a burst that deadlines leave time for."""
 
@@ -180,7 +185,8 @@ class Turns:
     def deadline(self, head: Head) -> float:
         """When the request is to be answered, seconds of the clock, counted from when it came."""
         # The event loop hears of a request some time after the socket has it.
-        return self._clock() - self._lag_s + self._timeout_s(head)
+        timeout_s = self._timeout_s(head)
+        return self._clock() + max(timeout_s - self._lag_s, HEARD * timeout_s)
 
     def refuses(self, head: Head, deadline: float) -> Reason | None:
         """Why a request is not taken on; None: it may be. Called once a request."""

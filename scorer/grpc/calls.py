@@ -108,15 +108,20 @@ def counted(
             own.append((TRACEPARENT, trace.header))
         context.set_trailing_metadata(own)
         try:
-            answer = await method(request, context)
-            status = 200
-        except Exception as error:  # whatever it is, as HTTP's last handler
-            failure = _told(error)
+            try:
+                answer = await method(request, context)
+            except Exception as error:  # whatever it is, as HTTP's last handler
+                failure = _told(error)
+                if failure.reason is None:
+                    log.exception("grpc call failed", method=route)
+            else:
+                status = 200
+                return answer
             status = failure.status
             if failure.reason is not None:
                 metrics.rejected.labels(reason=failure.reason).inc()
-            else:
-                log.exception("grpc call failed", method=route)
+            # Out of the handler: what is raised here would carry the error along, with all that its
+            # frames hold, and grpcio keeps it until the next call comes.
             await context.abort(failure.code, failure.detail, (*own, *failure.trailers))
         finally:
             metrics.inflight.dec()
@@ -131,7 +136,6 @@ def counted(
                     "lifelong.request_id": identity.request_id,
                 }
                 trace.answered(route.removeprefix("/"), about, failed=status >= 500)
-        return answer
 
     return call
 

@@ -63,6 +63,9 @@ RETRY_S: Final = 1.0
 LOG_EVERY_S: Final = 60.0
 """How often that is logged, at most: a client can bring it about."""
 
+NOT_SENT: Final = "ExecuteBatchError raised in core"
+"""How the line begins by which grpcio logs, with a traceback, that an answer could not be sent."""
+
 log = get_logger(__name__)
 
 
@@ -110,7 +113,7 @@ class GrpcServer:
             SettingsError: it cannot be listened on.
         """
         for name in ("grpc._cython.cygrpc", "asyncio"):
-            logging.getLogger(name).addFilter(_said_otherwise)
+            logging.getLogger(name).addFilter(_worth_a_line)
         self._server, port = await self._started(self._settings.grpc_port)
         self._keeping = asyncio.create_task(self._keep(self._server, port))
         return port
@@ -216,8 +219,12 @@ class _ByName:
         """Leave them to the generic handlers, which are asked for whatever is not registered."""
 
 
-def _said_otherwise(record: logging.LogRecord) -> bool:
-    """Whether a line is to be logged; not what `GrpcServer` says in a line of its own."""
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether a line of grpcio is to be logged; not what `GrpcServer` says in a line of its own,
+    nor that an answer could not be sent, since its client has gone.
+    """
+    if str(record.msg).startswith(NOT_SENT):
+        return False
     raised = record.exc_info[1] if record.exc_info else None
     return not isinstance(raised or record.msg, UnicodeDecodeError)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 
-from extractor.reloading import LET_GO_S, LOOK_S, Reloader
+from extractor.reloading import IN_USE, LET_GO_S, LOOK_S, Reloader
 from infra.errors import BundleCorrupt
 from infra.metrics import ScorerMetrics
 from infra.settings import BundleSettings, Settings
@@ -211,18 +212,39 @@ def test_no_third_bundle_is_loaded_while_the_one_before_is_in_use(house: House) 
     assert house.loads == 1
     assert house.slept_s == pytest.approx(LET_GO_S, abs=LOOK_S)
 
+    assert house.warning == IN_USE
     house.in_use.clear()
     assert house.reloader.now().outcome == "reloaded"
+    assert house.warning is None
+
+
+def test_a_bundle_that_stays_in_use_is_warned_of_until_it_is_let_go(house: House) -> None:
+    house.in_use.append(house.in_service)
+    house.directory.hold(b"b")
+    house.reloader.start()
+    house.reloader.ask()
+    until(lambda: house.warning == IN_USE)
+    assert house.reloader.now().outcome == "same"
+    assert house.warning == IN_USE
+
+    house.in_use.clear()
+    house.reloader.now()
+    house.reloader.close()
+    assert house.warning is None
 
 
 def test_its_thread_looks_when_it_is_asked_and_ends_when_it_is_closed(house: House) -> None:
     house.directory.hold(b"b")
     house.reloader.start()
     house.reloader.ask()
-    while house.version != b"b":
-        time.sleep(0.01)
+    until(lambda: house.version == b"b")
     house.reloader.close()
 
     house.directory.hold(b"c")
     house.reloader.ask()
     assert house.version == b"b"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.01)

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -53,6 +57,43 @@ async def test_what_a_job_raises_is_raised_to_who_waits(jobs: Jobs) -> None:
     jobs.put(job)
     with pytest.raises(ZeroDivisionError):
         await job.future
+
+
+async def test_a_thread_that_waits_has_nothing_of_a_job_that_nobody_wanted(jobs: Jobs) -> None:
+    """A client hung up before its turn came: its ranking would keep a bundle that has been
+    exchanged until that thread gets another one, of 32 perhaps.
+    """
+    job = Job(dict, None, asyncio.get_running_loop())
+    job.wanted = False
+    held = weakref.ref(job.future)
+    jobs.put(job)
+    del job
+    await until_gone(held)
+
+
+async def test_what_a_job_raised_has_nothing_of_it_once_it_is_told(jobs: Jobs) -> None:
+    """Without a search for what refers to itself: a scorer would stand still for that."""
+
+    def compute() -> None:
+        raise ZeroDivisionError
+
+    held = weakref.ref(compute)
+    job = Job(compute, None, asyncio.get_running_loop())
+    gc.disable()
+    try:
+        jobs.put(job)
+        with contextlib.suppress(ZeroDivisionError):
+            await job.future
+        del job, compute
+        await until_gone(held)
+    finally:
+        gc.enable()
+
+
+async def until_gone(held: weakref.ref[Any]) -> None:
+    async with asyncio.timeout(20):
+        while held() is not None:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.01)
 
 
 def test_standing_aside_is_nothing_in_a_thread_without_jobs() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,16 +228,30 @@ def test_a_link_that_is_switched_is_followed(
     assert following.reloader.now().outcome == "reloaded"
 
 
-def test_the_bundle_before_is_let_go(following: Following) -> None:
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({**ASKED, "explain": True}, 200),
+        ({**ASKED, "candidates": ["unheard-of"], "unknown_items": "refuse"}, 422),
+        ({**ASKED, "candidates": 1}, 400),
+    ],
+)
+async def test_the_bundle_before_is_let_go_whatever_it_was_asked(
+    following: Following, asked: dict[str, Any], status: int
+) -> None:
     """Without a search for what refers to itself: a scorer would stand still for that."""
-    gc.disable()
-    try:
-        following.adopt(*load_system(following.settings))
-        held = weakref.ref(following.world.service.ranker.bundle)
-        following.adopt(*load_system(following.settings))
-        assert held() is None
-    finally:
-        gc.enable()
+    async with client_of(following.world) as http:
+        gc.disable()
+        try:
+            following.adopt(*load_system(following.settings))
+            held = weakref.ref(following.world.service.ranker.bundle)
+            assert (await http.post("/v1/rank", json=asked)).status_code == status
+            following.adopt(*load_system(following.settings))
+            async with asyncio.timeout(20):
+                while held() is not None:  # noqa: ASYNC110  # nothing tells of it
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
 
 
 def test_a_process_follows_when_it_is_told_and_a_broken_bundle_ends_nothing(

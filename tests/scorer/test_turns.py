@@ -75,6 +75,18 @@ def test_nobody_with_any_time_is_refused_while_nobody_waits() -> None:
         scene.take(HEAD._replace(timeout_s=0.0))
 
 
+def test_a_moment_in_which_answers_were_late_has_nobody_refused_for_good() -> None:
+    scene = Scene()
+    late = scene.take()
+    late.finished_at = scene.clock.now + COST_S
+    scene.clock.now += 60
+    scene.turns.give_back(late)
+    for _ in range(100):
+        scene.clock.now += 0.1
+        scene.serve(scene.take())
+    assert 35 <= scene.taken() <= 50
+
+
 def test_while_more_comes_than_can_be_done_few_wait() -> None:
     scene = Scene()
     scene.overload()

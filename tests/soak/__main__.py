@@ -15,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from tests.soak.faults import FAULTS
+from tests.soak.faults import faults_of
+from tests.soak.places import PLACES
 from tests.soak.report import compose, new_console, show, tell
 from tests.soak.run import run_seed
 
@@ -29,6 +30,9 @@ def main(
     seed: Annotated[list[int] | None, typer.Option(help="A run; may be given again.")] = None,
     rate: Annotated[float, typer.Option(help="Requests a second.")] = 100,
     processes: Annotated[int, typer.Option(min=2, help="Of the scorer.")] = 2,
+    store: Annotated[
+        str, typer.Option(help=f"That the scorer reads: {', '.join(PLACES)}.")
+    ] = "lmdb",
     fault: Annotated[list[str] | None, typer.Option(help="Only these faults.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep logs, bundles and stores here.")] = None,
     json_out: Annotated[
@@ -36,9 +40,11 @@ def main(
     ] = None,
 ) -> None:
     """Load a scorer, do to it what happens to scorers, and check every answer."""
-    unknown = set(fault or ()) - set(FAULTS)
-    if unknown:
-        raise typer.BadParameter(f"no fault {min(unknown)!r}; there are {', '.join(FAULTS)}")
+    if store not in PLACES:
+        raise typer.BadParameter(f"no store {store!r}; there are {', '.join(PLACES)}")
+    there_are = faults_of(store)
+    if unknown := set(fault or ()) - set(there_are):
+        raise typer.BadParameter(f"no fault {min(unknown)!r}; there are {', '.join(there_are)}")
     console = new_console()
     runs = []
     command = "python -m tests.soak " + shlex.join(sys.argv[1:])
@@ -48,7 +54,8 @@ def main(
                 one,
                 seconds,
                 directory,
-                tuple(fault or FAULTS),
+                tuple(fault or ()),
+                store=store,
                 rate=rate,
                 processes=processes,
                 told=partial(tell, one),

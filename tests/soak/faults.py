@@ -15,12 +15,13 @@ from collections.abc import Callable
 from typing import Final
 
 from models.bundle import SCORER
+from scorer.stopping import DRAIN_S
 from tests.scorer.running import get
 from tests.soak.asking import MODEL
 from tests.soak.checking import RELOADED_S
 from tests.soak.ledger import NOTICED_S, Span, Told
 from tests.soak.load import Load
-from tests.soak.scene import LAME_DUCK_S, Scene
+from tests.soak.scene import LAME_DUCK_S, STORE_S, Scene
 
 Fault = Callable[[Scene, Load, random.Random], str]
 """Returns what was done, in a few words."""
@@ -46,7 +47,7 @@ def exchange_bundle(scene: Scene, _: Load, chance: random.Random) -> str:
 
 def break_bundle(scene: Scene, _: Load, chance: random.Random) -> str:
     """A damaged bundle in its place, and then the one before again."""
-    broken = scene.store.with_name(f"broken-{chance.getrandbits(32):08x}")
+    broken = scene.directory / f"broken-{chance.getrandbits(32):08x}"
     shutil.copytree(scene.other.path, broken)
     size = (broken / SCORER).stat().st_size
     (broken / SCORER).write_bytes(bytes(size))
@@ -66,12 +67,8 @@ def break_bundle(scene: Scene, _: Load, chance: random.Random) -> str:
 
 def take_store_away(scene: Scene, _: Load, chance: random.Random) -> str:
     """No store for some seconds, then the same one again."""
-    aside = scene.store.with_name("aside")
-    with scene.ledger.noting(scene.ledger.away):
-        scene.store.rename(aside)
-        for_s = NOTICED_S + chance.uniform(0.5, 4)
-        time.sleep(for_s)
-        aside.rename(scene.store)
+    with scene.ledger.noting(scene.ledger.away), scene.lmdb.away():
+        for_s = _noticed(chance)
     return f"for {for_s:.1f} s, {_await_store(scene)}"
 
 
@@ -79,6 +76,39 @@ def replace_store(scene: Scene, _: Load, __: random.Random) -> str:
     """Another store in the place of the one that is read."""
     scene.replace_store()
     return f"by {scene.ledger.stores[-1].what}, {_await_store(scene)}"
+
+
+def kill_store(scene: Scene, _: Load, chance: random.Random) -> str:
+    """SIGKILL of the store's server, which is started again after some seconds."""
+    with scene.ledger.noting(scene.ledger.away):
+        scene.server.kill()
+        for_s = _noticed(chance)
+    with scene.ledger.noting(scene.ledger.unsure):
+        scene.server.start()
+        return f"for {for_s:.1f} s, {_await_store(scene)}"
+
+
+def hang_store(scene: Scene, _: Load, chance: random.Random) -> str:
+    """A server of the store that takes connections and answers nothing, for some seconds."""
+    with scene.ledger.noting(scene.ledger.away):
+        scene.server.hang()
+        for_s = _noticed(chance)
+    with scene.ledger.noting(scene.ledger.unsure):
+        scene.server.go_on()
+        return f"for {for_s:.1f} s, {_await_store(scene)}"
+
+
+def slow_store(scene: Scene, _: Load, chance: random.Random) -> str:
+    """A server of the store that stands still again and again, mostly for less than reads wait."""
+    until = time.monotonic() + chance.uniform(4, 8)
+    longest_s = chance.choice((0.3, 0.3, 2 * STORE_S))
+    with scene.ledger.noting(scene.ledger.unsure):
+        while time.monotonic() < until:
+            scene.server.hang()
+            time.sleep(chance.uniform(0, longest_s))
+            scene.server.go_on()
+            time.sleep(chance.uniform(0, 0.1))
+        return f"by up to {longest_s:.1f} s, {_await_store(scene)}"
 
 
 def kill_process(scene: Scene, _: Load, __: random.Random) -> str:
@@ -92,8 +122,11 @@ def kill_process(scene: Scene, _: Load, __: random.Random) -> str:
 def exchange_process(scene: Scene, _: Load, __: random.Random) -> str:
     """SIGTERM of the youngest serving process, which costs no client an answer."""
     victim = scene.pids()[-1]
+    scene.ledger.cut.append(Span(time.monotonic() + DRAIN_S))
     os.kill(victim, signal.SIGTERM)
-    return f"{victim}, {_await_processes(scene, victim)}"
+    took_s = scene.wait_until(lambda: victim not in scene.pids(), "the process ends")
+    scene.ledger.cut[-1].ended = time.monotonic()
+    return f"{victim}, ended after {took_s:.1f} s, {_await_processes(scene, victim)}"
 
 
 def restart(scene: Scene, _: Load, __: random.Random) -> str:
@@ -123,11 +156,23 @@ FAULTS: Final[dict[str, Fault]] = {
     "bundle-broken": break_bundle,
     "store-away": take_store_away,
     "store-replaced": replace_store,
+    "store-killed": kill_store,
+    "store-hung": hang_store,
+    "store-slow": slow_store,
     "process-killed": kill_process,
     "process-exchanged": exchange_process,
     "overload": overload,
     "restarted": restart,
 }
+
+OF_LMDB: Final = frozenset({"store-away", "store-replaced"})
+OF_SERVERS: Final = frozenset({"store-killed", "store-hung", "store-slow"})
+
+
+def faults_of(store: str) -> tuple[str, ...]:
+    """The faults that there are where the scorer reads a store of some kind."""
+    others = OF_SERVERS if store == "lmdb" else OF_LMDB
+    return tuple(fault for fault in FAULTS if fault not in others)
 
 
 def _tell(scene: Scene, chance: random.Random) -> str:
@@ -139,6 +184,13 @@ def _tell(scene: Scene, chance: random.Random) -> str:
         with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=60) as told:
             told.read()
     return how
+
+
+def _noticed(chance: random.Random) -> float:
+    """Wait until all processes know, and some seconds more; returns the seconds waited."""
+    for_s = NOTICED_S + chance.uniform(0.5, 4)
+    time.sleep(for_s)
+    return for_s
 
 
 def _await_store(scene: Scene) -> str:

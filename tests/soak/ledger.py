@@ -49,10 +49,15 @@ class Ledger:
     """Serving processes killed."""
     down: list[Span] = field(default_factory=list)
     """While the scorer as a whole need not take connections, nor keep them."""
+    cut: list[Span] = field(default_factory=list)
+    """While a process that was told to stop need not keep its connections any more, having had its
+    time: on a busy machine it may take longer."""
     leave: list[Span] = field(default_factory=list)
     """While it is to say that it is not ready, since it was told to stop."""
     away: list[Span] = field(default_factory=list)
     """While there was no store."""
+    unsure: list[Span] = field(default_factory=list)
+    """While there may have been one, or none: it was slow, or came back."""
     refuses: list[Told] = field(default_factory=list)
     """ "refuse" or "degrade": what becomes of rankings without the store."""
     stores: list[Told] = field(default_factory=list)
@@ -73,8 +78,9 @@ class Ledger:
             span.ended = time.monotonic()
 
     def killed(self, began: float, ended: float) -> bool:
-        """Whether a kill explains a connection lost in this time."""
-        return any(began - KILLED_S <= at <= ended for at in self.kills)
+        """Whether a kill explains a connection lost in this time, or what is as good as one."""
+        cut = any(span.meets(began - KILLED_S, ended) for span in self.cut)
+        return cut or any(began - KILLED_S <= at <= ended for at in self.kills)
 
     def is_down(self, began: float, ended: float) -> bool:
         """Whether the whole scorer was down at some time of these."""
@@ -82,7 +88,7 @@ class Ledger:
 
     def may_lack_store(self, began: float, ended: float) -> bool:
         """Whether an answer of this time may be made without a store."""
-        return any(span.meets(began - NOTICED_S, ended) for span in self.away)
+        return any(span.meets(began - NOTICED_S, ended) for span in (*self.away, *self.unsure))
 
     def lacks_store(self, began: float, ended: float) -> bool:
         """Whether an answer of this time must be made without a store."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -75,11 +74,11 @@ def settings_of(path: Path) -> StoreSettings:
     return StoreSettings(url=f"lmdb://{path}?sync=0")
 
 
-def fill(path: Path, models: Sequence[Model], chance: random.Random) -> None:
-    """Make a store: users with long and short histories, some of whom have interests by one of the
-    bundles, by both or by none, and behaviors newer than those.
+def fill(store: Store, models: Sequence[Model], seed: str) -> None:
+    """Fill a store: users with long and short histories, some of whom have interests by one of the
+    bundles, by both or by none, and behaviors newer than those. By the same seed they are the same.
     """
-    store = open_store(settings_of(path))
+    chance = random.Random(seed)
     for number in range(USERS):
         user = f"user-{number}"
         length = chance.choice((1, 5, 60, LONGEST))
@@ -99,12 +98,6 @@ def fill(path: Path, models: Sequence[Model], chance: random.Random) -> None:
             for model in chance.sample(models, chance.randrange(len(models) + 1)):
                 _cluster(store, user, model)
         _append(store, user, made[clustered:], clustered)
-    store.close()
-
-
-def copy(store: Path, place: Path) -> None:
-    """A store that nobody has open, in another place."""
-    shutil.copytree(store, place, ignore=shutil.ignore_patterns("lock.mdb"))
 
 
 def _append(store: Store, user: str, behaviors: list[bytes], first: int) -> None:

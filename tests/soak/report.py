@@ -37,7 +37,9 @@ def tell(seed: int, one: Injected) -> None:
 def show(console: Console, report: dict[str, Any]) -> None:
     """Print what was done and what was found."""
     for row in report["results"]:
-        table = Table(title=f"Seed {row['seed']}", title_justify="left", show_header=False)
+        table = Table(
+            title=f"Seed {row['seed']}, {row['store']}", title_justify="left", show_header=False
+        )
         table.add_column()
         table.add_column(justify="right")
         for name, value in _figures(row).items():

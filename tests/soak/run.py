@@ -18,7 +18,7 @@ from infra.errors import LifelongError, typed_line
 from tests.soak.asking import draw
 from tests.soak.checking import Check, Checked, Outcome
 from tests.soak.clients import Client, Grpc, Http1, Http2
-from tests.soak.faults import FAULTS
+from tests.soak.faults import FAULTS, faults_of
 from tests.soak.load import Load
 from tests.soak.oracle import Oracle
 from tests.soak.scene import NotInTime, Scene
@@ -29,7 +29,8 @@ PAUSE_S: Final = (0.3, 3.0)
 
 RESTART: Final = "restarted"
 RESTART_EVERY_S: Final = 120.0
-"""The whole is restarted so often, in the first part of that time: processes are to grow old."""
+"""Time from when all processes are ready until the whole is restarted again, the first time in a
+part of that: they are to grow old."""
 
 SETTLED_S: Final = 20.0
 """Longest time in which connections and descriptors are to be let go."""
@@ -60,6 +61,8 @@ class Run:
     """What came of a run."""
 
     seed: int
+    store: str = "lmdb"
+    """Kind of the store that the scorer reads."""
     seconds: float = 0.0
     injected: list[Injected] = field(default_factory=list)
     checked: Checked = field(default_factory=Checked)
@@ -89,6 +92,7 @@ class Run:
         faults = Counter(one.fault for one in self.injected)
         return {
             "seed": self.seed,
+            "store": self.store,
             "seconds": round(self.seconds, 1),
             "requests": sum(self.checked.outcomes.values()),
             "hung_up": self.hung_up,
@@ -145,20 +149,26 @@ def run_seed(
     seed: int,
     seconds: float,
     directory: Path,
-    faults: Sequence[str] = tuple(FAULTS),
+    faults: Sequence[str] = (),
     *,
+    store: str = "lmdb",
     rate: float = 100.0,
     processes: int = 2,
     told: Callable[[Injected], None] = lambda _: None,
 ) -> Run:
     """Load a scorer for so long, inject what the seed draws, and check what came of it.
 
-    Nothing that was started here runs on. ``directory`` takes bundles, stores and logs.
+    Nothing that was started here runs on.
+
+    Args:
+        directory: takes bundles, stores and logs.
+        faults: those that are injected; none: all that go with the store.
+        store: kind of the store that the scorer reads.
     """
-    run = Run(seed)
+    run = Run(seed, store)
     try:
-        with Scene(directory, processes, seed) as scene:
-            _play(scene, run, seconds, faults, rate, told)
+        with Scene(directory, processes, seed, store) as scene:
+            _play(scene, run, seconds, faults or faults_of(store), rate, told)
     except LifelongError as error:
         run.found.append(typed_line(error))
     return run
@@ -222,13 +232,11 @@ def _inject_all(
         at_s = time.monotonic() - began
         if at_s > seconds:
             return
-        if at_s >= restart_at_s:
-            fault = RESTART
-            restart_at_s += RESTART_EVERY_S
-        else:
-            fault = next(others)
+        fault = RESTART if at_s >= restart_at_s else next(others)
         what = FAULTS[fault](scene, load, chance)
         lasted_s = time.monotonic() - began - at_s
+        if fault == RESTART:
+            restart_at_s = at_s + lasted_s + RESTART_EVERY_S
         run.injected.append(Injected(fault, what, round(at_s, 1), round(lasted_s, 1)))
         told(run.injected[-1])
 
@@ -256,7 +264,8 @@ def _settle(scene: Scene, run: Run) -> None:
 
     def settled() -> bool:
         run.descriptors = {str(pid): descriptors(pid) for pid in scene.pids()}
-        return max(run.descriptors.values()) <= run.descriptors_before + FEW
+        few = FEW + scene.connections
+        return max(run.descriptors.values()) <= run.descriptors_before + few
 
     try:
         scene.wait_until(settled, "descriptors are closed", SETTLED_S)

@@ -6,31 +6,39 @@ import http.client
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
 from infra.errors import LifelongError
 from infra.processes import end_guard, start_guard
 from infra.settings import BundleSettings, LogSettings, ScorerSettings, Settings, StoreSettings
+from infra.stores import open_store
 from lifelong.demo.processes import free_port
 from tests.bundles import tiny_bundle
 from tests.configuration import toml
 from tests.scorer.running import ROOT, children, get
 from tests.soak.checking import DEADLINE_S
 from tests.soak.ledger import Ledger, Told
-from tests.soak.oracle import Model, copy, fill, load
+from tests.soak.oracle import Model, fill, load, settings_of
+from tests.soak.places import PLACES, LmdbPlace, ServerPlace
 
-READY_S: Final = 120.0
+READY_S: Final = 300.0
 """Longest wait for anything to come about, on a busy machine."""
 
 LAME_DUCK_S: Final = 1.0
+
+STORE_S: Final = 1.5
+"""Time in which a store that is a server is to answer a read: on a busy machine it may take its
+time, and nobody could tell whether an answer is degraded for that or for nothing.
+"""
+
 STORES: Final = ("one", "other")
 MODES: Final = ("degrade", "refuse")
 
@@ -50,21 +58,23 @@ class Scene:
         directory: takes bundles, stores and logs.
         processes: of the scorer.
         seed: draws what is in the stores, and in which mode the scorer begins.
+        store: kind of the store that the scorer reads; what is right is always read from LMDB.
     """
 
-    def __init__(self, directory: Path, processes: int, seed: int) -> None:
-        chance = random.Random(seed)
+    def __init__(self, directory: Path, processes: int, seed: int, store: str) -> None:
         self.ledger = Ledger()
         self.processes = processes
         self.found: list[str] = []
         """What was wrong with the scorer as a whole."""
-        self._directory = directory
+        self.directory = directory
         self.models = [_made(directory / "bundles" / str(number), number) for number in range(2)]
         self.stores = {name: directory / "stores" / name for name in STORES}
-        for path in self.stores.values():
-            fill(path, self.models, chance)
-        self.store = directory / "store"
-        self._mode = chance.choice(MODES)
+        for name, path in self.stores.items():
+            with closing(open_store(settings_of(path))) as filled:
+                fill(filled, self.models, f"{seed} {name}")
+        self._seed = seed
+        self._place = PLACES[store](directory)
+        self._mode = random.Random(seed).choice(MODES)
         self._lives = 0
         self._bundle = directory / "bundle"
         self.ports = free_port(), free_port()
@@ -76,11 +86,13 @@ class Scene:
 
     def __enter__(self) -> Self:
         now = time.monotonic()
-        copy(self.stores[STORES[0]], self.store)
+        self._stack.callback(self._place.close)
         self.ledger.stores.append(Told(now, STORES[0]))
         self.link(self.models[0].path)
         self.ledger.versions.append(Told(now, self.models[0].bundle.version))
+        filled = partial(fill, models=self.models, seed=f"{self._seed} {STORES[0]}")
         try:
+            self._place.open(self.stores[STORES[0]], filled)
             self.start()
         except BaseException:
             self._stack.close()
@@ -94,7 +106,7 @@ class Scene:
     def settings(self) -> Settings:
         """The scorer's."""
         return Settings(
-            store=StoreSettings(url=f"lmdb://{self.store}"),
+            store=StoreSettings(url=self._place.url),
             bundle=BundleSettings(path=self._bundle, poll_s=2.0),
             log=LogSettings(format="json"),
             scorer=ScorerSettings.model_validate(
@@ -105,11 +117,29 @@ class Scene:
                     "processes": self.processes,
                     "lame_duck_s": LAME_DUCK_S,
                     "deadline_s": DEADLINE_S,
+                    "store_timeout_s": STORE_S,
                     "without_store": self._mode,
                     "sampled": 0.05,
                 }
             ),
         )
+
+    @property
+    def lmdb(self) -> LmdbPlace:
+        """The place of the store that the scorer reads, of a soak on LMDB."""
+        assert isinstance(self._place, LmdbPlace)
+        return self._place
+
+    @property
+    def server(self) -> ServerPlace:
+        """The same of a soak on a server."""
+        assert isinstance(self._place, ServerPlace)
+        return self._place
+
+    @property
+    def connections(self) -> int:
+        """Connections to the store that a process may keep, beside those that it always has."""
+        return self._place.connections
 
     @property
     def current(self) -> Model:
@@ -126,11 +156,11 @@ class Scene:
         """Start the scorer in the other mode than before, and wait until all of it is ready."""
         self._mode = MODES[1 - MODES.index(self._mode)]
         self.ledger.refuses.append(Told(time.monotonic(), self._mode))
-        config = self._directory / "lifelong.toml"
+        config = self.directory / "lifelong.toml"
         config.write_text(toml(self.settings))
         self._lives += 1
         command = [sys.executable, "-m", "lifelong", "scorer", f"--config={config}"]
-        with (self._directory / f"scorer-{self._lives:02}.log").open("wb") as log:
+        with (self.directory / f"scorer-{self._lives:02}.log").open("wb") as log:
             # A fork of this process would take gRPC's threads for its own.
             self._guard = start_guard(ROOT, command, log.fileno())
         self._stack.callback(end_guard, self._guard)
@@ -156,14 +186,9 @@ class Scene:
         """Have the store in its place that is not there now."""
         now = self.ledger.stores[-1].what
         name = STORES[1 - STORES.index(now)]
-        coming = self.store.with_name("coming")
-        copy(self.stores[name], coming)
-        gone = self.store.with_name(f"gone-{time.monotonic_ns()}")
         with self.ledger.noting(self.ledger.away):
             self.ledger.stores.append(Told(time.monotonic(), name))
-            self.store.rename(gone)
-            coming.rename(self.store)
-        self._stack.callback(shutil.rmtree, gone, ignore_errors=True)
+            self.lmdb.replace(self.stores[name])
 
     def pids(self) -> list[int]:
         """The serving processes that there are, the oldest first."""
@@ -183,7 +208,7 @@ class Scene:
         """What the scorer has logged, line by line; what is no JSON is an event alone."""
         pattern = "scorer-*.log" if life is None else f"scorer-{life:02}.log"
         lines = []
-        for log in sorted(self._directory.glob(pattern)):
+        for log in sorted(self.directory.glob(pattern)):
             for line in log.read_text(errors="replace").splitlines():
                 try:
                     lines.append(json.loads(line))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.faults import FAULTS
+from tests.soak.faults import faults_of
+from tests.soak.places import PLACES
 from tests.soak.run import run_seed
 
 
@@ -23,8 +24,9 @@ def test_answers_are_right_while_a_process_is_killed_and_bundles_are_exchanged(
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_two_minutes_of_all_faults(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", PLACES)
+def test_two_minutes_of_all_faults(tmp_path: Path, store: str) -> None:
     """Slow: two minutes."""
-    run = run_seed(1, 120, tmp_path)
+    run = run_seed(1, 120, tmp_path, store=store)
     assert not run.wrong, json.dumps(run.row(), indent=1)
-    assert {one.fault for one in run.injected} == set(FAULTS)
+    assert {one.fault for one in run.injected} == set(faults_of(store))

@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import threading
 import weakref
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -83,6 +84,24 @@ async def test_the_system_before_is_let_go(keeps_state: bool) -> None:
             del system
             await house.worker.exchange(CountingSystem(LAST))
             # A thread may have what it ran in its hands for a moment still.
+            await until(lambda: held() is None, "nobody holds it")
+        finally:
+            gc.enable()
+
+
+async def test_a_system_that_failed_for_a_user_is_let_go_like_any_other() -> None:
+    """An error has the frames that it came through, and they have the system."""
+    system, tried = CountingSystem(NEXT), threading.Event()
+    system.users_failing, system.before = {1}, tried.set
+    held = weakref.ref(system)
+    async with ready_house() as house:
+        add(house, "a")
+        gc.disable()
+        try:
+            await house.worker.exchange(system)
+            del system
+            await until(tried.is_set, "the user is tried")
+            await house.worker.exchange(CountingSystem(LAST))
             await until(lambda: held() is None, "nobody holds it")
         finally:
             gc.enable()

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import uuid
+import weakref
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 import pytest
 
 from scorer.grpc.calls import PUSHBACK
-from scorer.ranking import Ranking
+from scorer.ranking import Ranker, Ranking
 from scorer.readiness import Readiness
 from scorer.service import Service
 from scorer.turns import Head, Turn, Turns
@@ -52,6 +55,30 @@ async def test_a_scorer_that_loads_is_unavailable_for_now(world: World) -> None:
     assert error.code() == grpc.StatusCode.UNAVAILABLE
     assert error.details() == "model is being loaded; come again"
     assert (PUSHBACK, "1000") in list(error.trailing_metadata())
+
+
+def _gone(held: weakref.ref[Ranker]) -> bool:
+    return held() is None
+
+
+async def test_the_last_call_keeps_nothing_of_the_ranker_that_refused_it(
+    client: Client, world: World
+) -> None:
+    """grpcio has its state until another call comes: a bundle that has been exchanged would stay,
+    and no other could be taken up. Nor is it to take a search for what refers to itself.
+    """
+    unreadable = typed()
+    unreadable.inputs[0].datatype = "FP32"
+    gc.disable()
+    try:
+        for refused in (typed(model_version="another"), unreadable):
+            world.service.replace(Ranker(world.store, world.bundle, world.system, world.metrics))
+            held = weakref.ref(world.service.ranker)
+            await client.refusal("ModelInfer", refused)
+            world.service.replace(world.ranker)
+            await until(partial(_gone, held))
+    finally:
+        gc.enable()
 
 
 async def test_a_store_that_is_away_makes_rankings_unavailable(strict_world: World) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import subprocess
 import sys
@@ -164,6 +165,17 @@ async def test_a_server_that_has_ended_writes_into_no_memory_that_others_have_by
         await client.call("ServerLive", wait_for_ready=True, timeout=30)
         writer.close()
     assert [size for size, block in blocks if block.count(0xAA) != size] == []
+
+
+async def test_an_answer_whose_client_has_gone_is_no_line_of_the_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """grpcio says so where it tries to send before it knows, which no client can be had to do."""
+    async with client_of(world):
+        log = logging.getLogger("grpc._cython.cygrpc")
+        log.error("ExecuteBatchError raised in core by servicer method [/a/b]")
+        log.error("something else")
+    assert [line.getMessage() for line in caplog.records] == ["something else"]
 
 
 async def test_a_connection_without_a_call_is_closed_as_those_of_http_are(world: World) -> None:
