@@ -462,7 +462,6 @@ BEFORE_EVENTS = (
     BROKEN_BUNDLE,
     SLOTS_TAKEN,
     OVERLOAD,
-    SCORER_CRASHES,
 )
 """Those that need no events, and leave each other alone."""
 
@@ -474,6 +473,7 @@ WITH_EVENTS = (
 """One after the other, while requests become strange, which is told the latest."""
 
 APART = {
+    "scorer-crashes": SCORER_CRASHES,
     "nobody-reclusters": NOBODY_RECLUSTERS,
     "worker-stuck": WORKER_STUCK,
     "renewal-stands": RENEWAL_STANDS,
