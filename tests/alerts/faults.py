@@ -465,15 +465,13 @@ BEFORE_EVENTS = (
 )
 """Those that need no events, and leave each other alone."""
 
-WITH_EVENTS = (
-    (RECLUSTERER_ASLEEP, SEGMENTS_DAMAGED),
-    (STORE_AWAY,),
-    (STORE_FILLED,),
-)
+WITH_EVENTS = ((STORE_AWAY,), (STORE_FILLED,))
 """One after the other, while requests become strange, which is told the latest."""
 
 APART = {
     "scorer-crashes": SCORER_CRASHES,
+    "reclusterer-asleep": RECLUSTERER_ASLEEP,
+    "segments-damaged": SEGMENTS_DAMAGED,
     "nobody-reclusters": NOBODY_RECLUSTERS,
     "worker-stuck": WORKER_STUCK,
     "renewal-stands": RENEWAL_STANDS,
