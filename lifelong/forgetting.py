@@ -65,7 +65,7 @@ def run_forget(
     users = list(dict.fromkeys(users))
     identity = _identity(settings)
     scheme = _scheme(settings)
-    readers = [settings.reading(one.name) for one in settings.sources] or [settings]
+    readers = settings.readers()
     if options.scrub:
         _require_scrubbing(settings, scheme)
     # Asked before anything is deleted: whoever mistypes the broker tries again.

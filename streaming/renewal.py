@@ -83,9 +83,8 @@ class Renewal:
         self._per_second = per_second
         self._page = page
         self._clock = clock
-        self._partitions: Sequence[TP] = ()
-        self._ours: frozenset[int] = frozenset()
-        """Places among them."""
+        self._shares: tuple[frozenset[int], Sequence[TP]] = frozenset(), ()
+        """Which partitions are ours, by their places among all, and all of them."""
         self._reached: dict[str, bytes] = {}
         """By the name of the bookmark, which is another where there are more partitions."""
         self._again: set[str] = set()
@@ -101,9 +100,8 @@ class Renewal:
         """Look at the users of these of all partitions from now on, which all workers of the group
         name in one order.
         """
-        self._ours = frozenset()  # never places among others
-        self._partitions = partitions
-        self._ours = frozenset(place for place, tp in enumerate(partitions) if tp in ours)
+        places = frozenset(place for place, tp in enumerate(partitions) if tp in ours)
+        self._shares = places, partitions
 
     def start(self) -> None:
         """Begin, in a thread of its own; a system without states has nothing to renew."""
@@ -123,7 +121,7 @@ class Renewal:
         Raises:
             StoreError: the store failed; the page is looked at again.
         """
-        ours, partitions = self._ours, self._partitions
+        ours, partitions = self._shares
         names = {number: self._name(number, partitions) for number in ours}
         at = {number: self._bookmark(name) for number, name in names.items()}
         waiting = {number: mark for number, mark in at.items() if mark != _DONE}
