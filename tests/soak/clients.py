@@ -368,7 +368,7 @@ class Grpc:
             detail = error.details() or ""
             status, reason = CODES.get(error.code(), (500, error.code().name))
             reason = reason_of(detail) or reason
-            if error.code() == grpc.StatusCode.UNAVAILABLE and reason not in OURS:
+            if error.code() in GONE and reason not in OURS:
                 raise NotAnswered(detail) from error
             return Answer(status, asked.id, reason, detail)
         return read_grpc(response)
@@ -383,6 +383,10 @@ class Grpc:
     async def close(self) -> None:
         await self._channel.close()
 
+
+GONE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+"""What gRPC says of a call whose connection or server has gone; the latter where the server's core
+had it and nobody had asked for it yet."""
 
 OURS: Final = frozenset({"store", "loading", "deadline"})
 """Why the scorer itself says UNAVAILABLE; anything else says it in place of the scorer."""
