@@ -223,6 +223,8 @@ class Positions:
             await self._begin(tp, begin, reached[number], found.bounds.end, wanted)
             if begin.offset != (found.committed or 0):
                 consumer.acknowledge(tp, begin.offset, anew=True)
+            else:
+                consumer.take_over(tp, found.committed)
             self._before.pop(tp, None)
             self._heard.pop(tp, None)
         if back_ms is not None:

@@ -608,6 +608,14 @@ class BatchConsumer(FaustConsumer):
         self._acked[tp] = [following - 1]
         self._acked_index[tp] = {following - 1}
 
+    def take_over(self, tp: TP, committed: int | None) -> None:
+        """Go on from what the group has committed, None: nothing. This consumer may have committed
+        more of another topic by the name, and would commit nothing of this one until it is as long.
+        """
+        self._committed_offset[tp] = committed
+        self._acked.pop(tp, None)
+        self._acked_index.pop(tp, None)
+
     def _batch_message(self, batch: FetchedBatch) -> ConsumerMessage:
         last = batch.records[-1]
         return ConsumerMessage(

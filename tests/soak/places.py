@@ -133,6 +133,9 @@ class ServerPlace(ABC):
     def hang(self) -> None:
         """From now on it accepts connections, as the kernel does for it, and answers nothing."""
         os.kill(self._pid, signal.SIGSTOP)
+        # Who is at work when the signal comes may still answer; not once all of its threads stand.
+        while not all(map(_stands, Path(f"/proc/{self._pid}/task").iterdir())):
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         """Answer again, what has come meanwhile first."""
@@ -186,6 +189,13 @@ PLACES: Final[dict[str, Callable[[Path], Place]]] = {
     "aerospike": AerospikePlace,
     "redis": RedisPlace,
 }
+
+
+def _stands(thread: Path) -> bool:
+    """Whether a thread is stopped by a signal, or there is none any more."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return True
 
 
 def copy(store: Path, place: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.kafka.local import LocalKafka
-from streaming.groups import Waiting, WaitingBatches, size_of
+from streaming.groups import EVENT_BYTES, Waiting, WaitingBatches, size_of
 from tests.streaming.running import (
     WatchedStore,
     create_topics,
@@ -92,7 +92,7 @@ async def test_what_came_while_the_store_was_busy_is_written_together(kafka: Loc
     async with running(settings, store) as worker:
         await asyncio.to_thread(produce, settings, events)
         waiting_bytes = worker.metrics.waiting_bytes._value.get
-        await until(lambda: waiting_bytes() > len(events) * 400, "all wait")
+        await until(lambda: waiting_bytes() > len(events) * EVENT_BYTES, "all wait")
         store.failure = lambda _s, _a: None
         await until(lambda: worker.events("applied") == len(events), "all are applied")
         await until(lambda: waiting_bytes() == 0, "nothing waits")

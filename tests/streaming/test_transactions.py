@@ -30,7 +30,8 @@ def some(user: str, count: int) -> list[tuple[str, bytes]]:
 async def gauge(worker: Running, name: str) -> float:
     """A partition's gauge after the worker's look at the brokers."""
     await worker.app.batch_agent.check()
-    return float(getattr(worker.metrics, name).labels("0")._value.get())
+    (place,) = worker.places
+    return float(getattr(worker.metrics, name).labels(place.topic, "0")._value.get())
 
 
 @pytest.mark.kafka

@@ -17,7 +17,7 @@ from faust.types import TP
 from infra.errors import BrokerError
 from infra.kafka.admin import create_topic
 from infra.kafka.local import LocalKafka
-from streaming.transport import BatchConsumer, InOrder
+from streaming.transport import BatchConsumer, FetchedBatch, InOrder
 from tests.infra.kafka.steps import delete_topic
 from tests.silent_proxy import SilentProxy, behind
 from tests.streaming.running import (
@@ -247,6 +247,24 @@ async def test_a_topic_that_is_deleted_under_a_worker_stays_deleted(
                 await consumer._thread.call_thread(ask)
             with pytest.raises(BrokerError, match=f"there is no topic {settings.broker.topic}"):
                 await worker.app.batch_agent.check()
+
+
+@pytest.mark.kafka
+async def test_of_another_topic_by_the_name_less_is_committed_than_of_the_one_before(
+    kafka: LocalKafka,
+) -> None:
+    settings = one_partition(kafka)
+    produce(settings, [("a", event("a", n)) for n in range(10)])
+    async with running(settings, WatchedStore(), KeptLetters()) as worker:
+        await until(lambda: committed(settings) == {0: 10}, "all are committed")
+        consumer: Any = worker.app.consumer
+        tp = TP(settings.broker.topic, 0)
+        record: Any = SimpleNamespace(offset=4, timestamp=0, timestamp_type=0)
+
+        consumer.take_over(tp, None)
+        consumer.ack(consumer._batch_message(FetchedBatch(tp, [record], 0, 1, 1, 5)))
+
+        assert consumer._new_offset(tp) == 5
 
 
 @pytest.mark.kafka
