@@ -90,6 +90,7 @@ def resolved(row: Any) -> bool:
     return not interval["low"] <= 0 <= interval["high"]
 
 
+@pytest.mark.long
 def test_a_cell_measured_again_gives_the_same(tmp_path: Path) -> None:
     setup = find_setup("shipped", None, "small")
     committed = CellStore(setup, COMMITTED / setup.name)
