@@ -849,10 +849,10 @@ class LmdbStore:
         def read(txn: lmdb.Transaction) -> list[str]:
             lacking = []
             for user in users:
-                head = _get(txn, user.encode(), self._dbs.heads)
+                head = self._live_head(txn, user.encode(), user)
                 if head is None or not records.may_lack(head):
                     continue
-                counters = self._counters(txn, user.encode())
+                counters = self._numbers(head, user)
                 if counters is not None:
                     self._note_lost(txn, user.encode(), counters, bundle)
                     if counters.lacks(bundle):
@@ -930,11 +930,7 @@ class LmdbStore:
     ) -> tuple[bytes | None, records.Counters | None]:
         """The head of a user who is there, and its numbers; None: as by `_counters`."""
         head = self._live_head(txn, key, user)
-        try:
-            return head, None if head is None else records.read_counters(head, user)
-        except RecordDamaged as error:
-            self._mending.head(error)
-            return head, None
+        return head, self._numbers(head, user)
 
     def _counters(
         self, txn: lmdb.Transaction, key: bytes, *, live: bool = True
@@ -945,7 +941,10 @@ class LmdbStore:
         user = key.decode()
         if live:
             return self._live(txn, key, user)[1]
-        head = _get(txn, key, self._dbs.heads)
+        return self._numbers(_get(txn, key, self._dbs.heads), user)
+
+    def _numbers(self, head: bytes | None, user: str) -> records.Counters | None:
+        """The numbers of a head; None: there is none, or it cannot be read."""
         try:
             return None if head is None else records.read_counters(head, user)
         except RecordDamaged as error:
