@@ -195,7 +195,7 @@ class BatchAgent:
         """Hold the id that a topic has now, asked after so many rebalances, against what is ours of
         it.
         """
-        ours = self._of(topic)
+        ours = topic.among(self._consumer.assignment())
         if not ours and rebalances == self._rebalances:
             if found == topic.id:
                 self._positions.leave_to_others(topic)
@@ -330,7 +330,7 @@ class BatchAgent:
 
     async def _place(self, topic: TopicIdentity, wanted: Wanted) -> None:
         """Find out where a topic's unplaced partitions stand, and go on there."""
-        unplaced = {tp for tp in self._unplaced if tp.topic == topic.topic}
+        unplaced = topic.among(self._unplaced)
         if not unplaced and topic.topic not in self._left_over:
             return
         rebalances, back_ms, before = self._rebalances, self._back_ms, topic.id
@@ -338,7 +338,7 @@ class BatchAgent:
         self._left_over.discard(topic.topic)
         if before not in (None, topic.id):
             # Another topic: also partitions that were not asked about do not stand as they did.
-            self._misplaced(self._of(topic) - unplaced)
+            self._misplaced(topic.among(self._consumer.assignment()) - unplaced)
         if rebalances == self._rebalances:
             await self._seek(offsets)
         # Asked once more: a rebalance during the seek makes all of them unplaced again.
@@ -392,10 +392,6 @@ class BatchAgent:
     async def _seek(self, offsets: Mapping[TP, int]) -> None:
         for tp, seek in (await self._consumer.seek_to(offsets)).items():
             self._order.expect(tp, seek)
-
-    def _of(self, topic: TopicIdentity) -> set[TP]:
-        """The partitions of a topic that are ours."""
-        return {tp for tp in self._consumer.assignment() if tp.topic == topic.topic}
 
     @property
     def _consumer(self) -> BatchConsumer:

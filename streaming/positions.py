@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from faust.types import TP
@@ -166,7 +166,7 @@ class Positions:
         it.
         """
         for known in (self._before, self._heard):
-            for tp in _of_topic(known, topic) - self._assigned:
+            for tp in topic.among(known) - self._assigned:
                 known.pop(tp)
 
     async def find(
@@ -197,7 +197,7 @@ class Positions:
             # Nobody stands anywhere in the new topic yet; what is known of the old one's logs must
             # not be kept under its id.
             for known in (self._before, self._heard, self._at):
-                for tp in _of_topic(known, topic):
+                for tp in topic.among(known):
                     known.pop(tp)
         else:
             self.leave_to_others(topic)
@@ -397,11 +397,11 @@ class Positions:
 
     def _note_deleted(self, topic: TopicIdentity, topic_id: str) -> None:
         """Note what is known of the topic by that name with that id, which is no more."""
-        for tp in _of_topic(self._heard, topic):
+        for tp in topic.among(self._heard):
             heard = self._heard[tp]
             self._deleted.append(_Deleted(tp, topic_id, heard.end, heard.beginning))
         stood = self._before | self._at
-        for tp in _of_topic(stood, topic):
+        for tp in topic.among(stood):
             self._deleted.append(_Deleted(tp, topic_id, stood[tp].end, stood[tp].next))
 
     async def _tell_deleted(self, wanted: Wanted) -> None:
@@ -444,11 +444,6 @@ class Positions:
         at.trail.passed(self._clock(), at.next)
         at.next = following
         at.fed = max(at.fed, following)
-
-
-def _of_topic(known: Mapping[TP, Any], topic: TopicIdentity) -> set[TP]:
-    """The partitions of a topic of which something is known."""
-    return {tp for tp in known if tp.topic == topic.topic}
 
 
 def _labels(tp: TP) -> tuple[str, str]:

@@ -35,6 +35,10 @@ class TopicIdentity:
         assert self.id is not None
         return partition_source(self.topic, self.id, partition, life)
 
+    def among(self, partitions: Iterable[TP]) -> set[TP]:
+        """Those of some partitions that are of the topic."""
+        return {tp for tp in partitions if tp.topic == self.topic}
+
     async def read(self) -> str:
         """The topic's id as the broker tells it now; raises `BrokerError` as ``read`` does."""
         return await asyncio.to_thread(self._read)
