@@ -68,6 +68,9 @@ CTR_BINS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 """Upper bounds of the bins of CTRs by which they are held against what became of the items: about
 as wide as each other on a logarithmic scale, since most CTRs are low."""
 
+CTR_BIN_LABELS: Final = tuple(f"{bound:g}" for bound in CTR_BINS)
+"""What the bins are called in metrics."""
+
 OTHER_BUNDLE: Final = "other"
 """What stands for the version of any bundle but that in service and the one before."""
 
@@ -868,6 +871,6 @@ class ScorerMetrics(BundleMetrics):
         self.versions = tuple(dict.fromkeys((version, *self.versions)))[:2]
 
     def _begin_outcomes(self, version: str) -> None:
-        for bound in CTR_BINS:
+        for label in CTR_BIN_LABELS:
             for counter in (self.outcomes, self.outcomes_positive, self.outcomes_predicted):
-                counter.labels(version, f"{bound:g}")
+                counter.labels(version, label)

@@ -86,7 +86,7 @@ def framed_ids(name: str, raw: bytes | memoryview, count: int) -> Ids:
         raise RequestError(f"{name}[{found}]", FAULTS[fault])
     if found != count:
         raise RequestError(name, f"has shape [{count}] and {found} values")
-    return Ids(raw, starts, sizes, key_kernel(text, starts, sizes))
+    return _with_keys(raw, starts, sizes)
 
 
 def listed_ids(name: str, values: Sequence[str] | Sequence[bytes]) -> Ids:
@@ -98,8 +98,7 @@ def listed_ids(name: str, values: Sequence[str] | Sequence[bytes]) -> Ids:
     Raises:
         RequestError: one is empty, too long or not UTF-8.
     """
-    text, starts, sizes = _checked(name, values)
-    return Ids(text, starts, sizes, key_kernel(np.frombuffer(text, np.uint8), starts, sizes))
+    return _with_keys(*_checked(name, values))
 
 
 def check_ids(name: str, values: Sequence[str]) -> None:
@@ -109,8 +108,7 @@ def check_ids(name: str, values: Sequence[str]) -> None:
 
 def sound_ids(values: Sequence[str]) -> Ids:
     """`listed_ids` of what is known to be ids."""
-    text, starts, sizes = _joined(values)
-    return Ids(text, starts, sizes, key_kernel(np.frombuffer(text, np.uint8), starts, sizes))
+    return _with_keys(*_joined(values))
 
 
 def item_keys(items: Sequence[str]) -> U64:
@@ -127,6 +125,10 @@ def warm() -> None:
     """Have the kernels compiled."""
     listed_ids("", ["a"])
     framed_ids("", b"\1\0\0\0a", 1)
+
+
+def _with_keys(text: bytes | memoryview, starts: I64, sizes: I64) -> Ids:
+    return Ids(text, starts, sizes, key_kernel(np.frombuffer(text, np.uint8), starts, sizes))
 
 
 def _checked(name: str, values: Sequence[str] | Sequence[bytes]) -> tuple[bytes, I64, I64]:

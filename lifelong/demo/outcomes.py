@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.metrics import CTR_BINS
+from infra.metrics import CTR_BIN_LABELS
 from models.measures.predictions import Calibration
 
 COUNTERS: Final = ("", "_positive", "_predicted")
@@ -26,9 +26,9 @@ def counted_calibration(url: str) -> dict[str, float]:
 
 def calibration_of(metrics: str) -> dict[str, float]:
     """The same of the text of its metrics, over all versions."""
-    sums = np.zeros((len(COUNTERS), len(CTR_BINS)))
+    sums = np.zeros((len(COUNTERS), len(CTR_BIN_LABELS)))
     rows = {f"lifelong_scorer_outcomes{name}": row for row, name in enumerate(COUNTERS)}
-    columns = {f"{bound:g}": column for column, bound in enumerate(CTR_BINS)}
+    columns = {label: column for column, label in enumerate(CTR_BIN_LABELS)}
     for family in text_string_to_metric_families(metrics):
         if family.name in rows:
             for sample in family.samples:

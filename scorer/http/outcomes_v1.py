@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from infra.metrics import CTR_BINS, OTHER_BUNDLE, ScorerMetrics
+from infra.metrics import CTR_BIN_LABELS, CTR_BINS, OTHER_BUNDLE, ScorerMetrics
 from scorer.limits import decode_json
 from scorer.messages import OutcomesAnswer, OutcomesRequest
 
@@ -42,7 +42,7 @@ class OutcomesV1:
             (self._metrics.outcomes_predicted, ctrs),
         ):
             sums = np.bincount(bins, amounts, len(CTR_BINS)).tolist()
-            for bound, amount in zip(CTR_BINS, sums, strict=True):
+            for label, amount in zip(CTR_BIN_LABELS, sums, strict=True):
                 if amount:
-                    counter.labels(version, f"{bound:g}").inc(amount)
+                    counter.labels(version, label).inc(amount)
         return self._encoder.encode(OutcomesAnswer(len(told.outcomes), version))
