@@ -80,21 +80,22 @@ def replace_store(scene: Scene, _: Load, __: random.Random) -> str:
 
 def kill_store(scene: Scene, _: Load, chance: random.Random) -> str:
     """SIGKILL of the store's server, which is started again after some seconds."""
-    with scene.ledger.noting(scene.ledger.away):
-        scene.server.kill()
-        for_s = _noticed(chance)
-    with scene.ledger.noting(scene.ledger.unsure):
-        scene.server.start()
-        return f"for {for_s:.1f} s, {_await_store(scene)}"
+    return _without_server(scene, chance, scene.server.kill, scene.server.start)
 
 
 def hang_store(scene: Scene, _: Load, chance: random.Random) -> str:
     """A server of the store that takes connections and answers nothing, for some seconds."""
+    return _without_server(scene, chance, scene.server.hang, scene.server.go_on)
+
+
+def _without_server(
+    scene: Scene, chance: random.Random, take: Callable[[], None], give: Callable[[], None]
+) -> str:
     with scene.ledger.noting(scene.ledger.away):
-        scene.server.hang()
+        take()
         for_s = _noticed(chance)
     with scene.ledger.noting(scene.ledger.unsure):
-        scene.server.go_on()
+        give()
         return f"for {for_s:.1f} s, {_await_store(scene)}"
 
 
