@@ -19,7 +19,8 @@ Each message is one line: what was wrong, where, and what to do about it.
     │   ├── StoreUnavailable     the store cannot be reached now; retry
     │   ├── StoreFull            the store has no room; retry once there is some
     │   ├── StoreCorrupt         a record, or a store's file, cannot be understood
-    │   │   └── RecordDamaged    it is not what was written
+    │   │   ├── RecordDamaged    it is not what was written
+    │   │   └── RecordNewer      it is of a later format, which only a newer version reads
     │   ├── StoreMismatch        the store is another one than the settings say
     │   └── RecordTooLarge       one user's record exceeds what the store can hold
     ├── TrainingError            a training run cannot start or go on
@@ -158,6 +159,12 @@ class RecordDamaged(StoreCorrupt):
     def __init__(self, user: str, message: str) -> None:
         super().__init__(message)
         self.user = user
+
+
+class RecordNewer(StoreCorrupt):
+    """A stored record is of a format that only a newer version reads. It is left alone, and whoever
+    goes over many users goes on with the others.
+    """
 
 
 class StoreMismatch(StoreError):

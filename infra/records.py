@@ -38,7 +38,7 @@ import numpy as np
 import xxhash
 
 from infra.behaviors import BEHAVIOR
-from infra.errors import RecordDamaged, RecordTooLarge, StoreCorrupt
+from infra.errors import RecordDamaged, RecordNewer, RecordTooLarge
 from infra.segments import SEGMENT, Decoded, decode_segments, encode_segment, encode_segments
 from infra.store import (
     STATES,
@@ -369,7 +369,7 @@ def grow(  # noqa: C901, PLR0912, PLR0915  # the hottest loop of the worker; a c
 
     Raises:
         RecordDamaged: the head is not what was written.
-        StoreCorrupt: it is of a later format.
+        RecordNewer: it is of a later format.
         RecordTooLarge: the user was fed from more than 255 sources.
     """
     if head is None:
@@ -676,7 +676,7 @@ def read_counters(head: bytes, user: str) -> Counters:
 
     Raises:
         RecordDamaged: the head is not what was written.
-        StoreCorrupt: it is of a later format.
+        RecordNewer: it is of a later format.
     """
     numbers, coverages_at, marks_at, *_ = _parse(head, user)
     return Counters(*numbers, _coverages(head[coverages_at:marks_at]))
@@ -684,6 +684,7 @@ def read_counters(head: bytes, user: str) -> Counters:
 
 def expired(head: bytes, user: str, ttl_ms: int, now_ms: int) -> bool:
     """Whether the last event of the head's user is longer ago than ``ttl_ms``; 0: no such limit.
+    Of a later format, whose numbers may be others, no head is.
 
     Raises:
         RecordDamaged: the head seems expired, but is not what was written.
@@ -692,7 +693,10 @@ def expired(head: bytes, user: str, ttl_ms: int, now_ms: int) -> bool:
         return False
     if _UPDATED.unpack_from(head, _UPDATED_AT)[0] + ttl_ms >= now_ms:
         return False
-    _parse(head, user)
+    try:
+        _parse(head, user)
+    except RecordNewer:
+        return False
     return True
 
 
@@ -777,7 +781,7 @@ def decode_head(head: bytes, user: str) -> Head:
 
     Raises:
         RecordDamaged: the head is not what was written.
-        StoreCorrupt: it is of a later format.
+        RecordNewer: it is of a later format.
     """
     numbers, coverages_at, marks_at, keys_at, tail_at, end = _parse(head, user)
     marks = dict(_MARK.iter_unpack(head[marks_at:keys_at]))
@@ -814,7 +818,7 @@ def _parse(head: bytes, user: str) -> _Parsed:
     if xxhash.xxh3_64_intdigest(memoryview(head)[:end]) != _CHECKSUM.unpack_from(head, end)[0]:
         raise _damaged(user, "it fails its checksum")
     if form != _FORMAT:
-        raise StoreCorrupt(
+        raise RecordNewer(
             f"the sequence record of user {user!r} has format {form}, this version reads up to"
             f" {_FORMAT}: use the version that wrote it, or a later one"
         )

@@ -26,6 +26,7 @@ from infra.errors import StoreError, typed_line
 from infra.metrics import WorkerMetrics
 from infra.store import Store, wall_clock_ms
 from infra.telemetry import get_logger
+from streaming.marking import make_due
 
 if TYPE_CHECKING:  # numba is slow to import; health answers meanwhile
     from extractor.system import System
@@ -175,7 +176,7 @@ class Renewal:
         if not users:
             return
         owner = partition_owner(*tp)
-        due = self._store.mark_due(owner, self._system.digest, users, self._clock())
+        due = make_due(self._store, owner, self._system.digest, users, self._clock(), self._metrics)
         self._metrics.renewal_users.labels("due").inc(due)
         self._made_due += due
 

@@ -44,6 +44,7 @@ from infra.store import (
 )
 from infra.telemetry import get_logger
 from streaming.interruptions import TRAIL_MS, Interruptions
+from streaming.marking import make_due
 
 if TYPE_CHECKING:  # numba is slow to import; health answers meanwhile
     from extractor.system import System
@@ -444,7 +445,7 @@ class Reclusterer:
             names = sorted(whose)
             for start in range(0, len(names), LOOKED_AT):
                 some = names[start : start + LOOKED_AT]
-                lost += self._store.mark_due(owner, self._system.digest, some, now)
+                lost += make_due(self._store, owner, self._system.digest, some, now, self._metrics)
                 self._moved()
         self._lost_since = None
         if lost:

@@ -26,7 +26,7 @@ import numpy as np
 from infra import records
 from infra.arrays import I64
 from infra.behaviors import Source
-from infra.errors import RecordDamaged, StoreError, StoreUnavailable
+from infra.errors import RecordDamaged, RecordNewer, StoreError, StoreUnavailable
 from infra.segments import LOST, decode_each, decode_segments
 from infra.store import (
     AS_IT_COMES,
@@ -330,12 +330,11 @@ class LmdbStore:
                     *listed, since = _DUE_KEY.unpack_from(key)
                     if listed != [bundle, owner]:
                         break
-                    name = key[_DUE_KEY.size :]
-                    counters = self._counters(txn, name)
-                    if counters and counters.is_due(bundle, owner, since):
-                        found.append(counters.due_user(name.decode(), bundle))
-                    else:
+                    user = self._due_user(txn, key[_DUE_KEY.size :], bundle, owner, since)
+                    if user is None:
                         orphans.append(key)
+                    else:
+                        found.append(user)
                     more = cursor.next()
             return found
 
@@ -942,6 +941,20 @@ class LmdbStore:
         if live:
             return self._live(txn, key, user)[1]
         return self._numbers(_get(txn, key, self._dbs.heads), user)
+
+    def _due_user(
+        self, txn: lmdb.Transaction, key: bytes, bundle: int, owner: int, since: int
+    ) -> DueUser | None:
+        """A user who is listed as due; None: their head says otherwise. Of a head of a later format
+        the listing is taken at its word: whoever reads the user tells.
+        """
+        try:
+            counters = self._counters(txn, key)
+        except RecordNewer:
+            return DueUser(key.decode(), since, 0)
+        if counters is None or not counters.is_due(bundle, owner, since):
+            return None
+        return counters.due_user(key.decode(), bundle)
 
     def _numbers(self, head: bytes | None, user: str) -> records.Counters | None:
         """The numbers of a head; None: there is none, or it cannot be read."""

@@ -17,7 +17,7 @@ from infra.store import Append, Group, InterestWrite, Store, UserPage
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from streaming.renewal import KEEP_MS, Renewal
-from tests.infra.stores.spoiling import lose_state
+from tests.infra.stores.spoiling import get_head, later_format, lose_state, put_head
 from tests.streaming.test_schedule import OTHER, START, CountingSystem
 
 TOPIC, PARTITIONS = "behaviors", 3
@@ -436,6 +436,20 @@ def test_the_thread_waits_for_a_store_that_is_away(caplog: pytest.LogCaptureFixt
     assert [
         record.getMessage() for record in caplog.records if "renewal waits" in record.getMessage()
     ]
+
+
+def test_users_of_a_later_version_are_passed_over_and_told_of(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(20):
+        house.add(f"user-{number}")
+    for user in ("user-3", "user-11"):
+        put_head(house.store, user, later_format(get_head(house.store, user)))
+    house.finish()
+    due = set(house.due())
+    assert due >= {f"user-{number}" for number in range(20)} - {"user-3", "user-11"}
+    assert house.metrics.reclusters.labels("failed")._value.get() == 2
+    assert "has format 9" in caplog.text
 
 
 def test_a_system_without_states_renews_nothing() -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from infra import records
-from infra.errors import RecordDamaged, SettingsError, StoreError, StoreUnavailable
+from infra.errors import RecordDamaged, RecordNewer, SettingsError, StoreError, StoreUnavailable
 from infra.segments import LOST, SEGMENT
 from infra.store import (
     AS_IT_COMES,
@@ -326,11 +326,11 @@ class RedisStore:
             found: list[DueUser] = []
             stray: dict[str, bytes | None] = {}
             for (since, user), head in zip(longest, heads, strict=True):
-                counters = self._counters(user, head)
-                if counters is not None and counters.is_due(bundle, owner, since):
-                    found.append(counters.due_user(user, bundle))
-                else:
+                due = self._due_user(user, head, bundle, owner, since)
+                if due is None:
                     stray[user] = head
+                else:
+                    found.append(due)
             if not stray or self._read_only:
                 return found
             # Of users who expired, or whose head was damaged: nobody else takes them off the list.
@@ -668,6 +668,20 @@ class RedisStore:
         if self._has_expired(user, head, self._clock()):
             return None
         return self._numbers(user, head)
+
+    def _due_user(
+        self, user: str, head: bytes | None, bundle: int, owner: int, since: int
+    ) -> DueUser | None:
+        """A user who is listed as due; None: their head says otherwise. Of a head of a later format
+        the listing is taken at its word: whoever reads the user tells.
+        """
+        try:
+            counters = self._counters(user, head)
+        except RecordNewer:
+            return DueUser(user, since, 0)
+        if counters is None or not counters.is_due(bundle, owner, since):
+            return None
+        return counters.due_user(user, bundle)
 
     def _numbers(self, user: str, head: bytes) -> records.Counters | None:
         try:

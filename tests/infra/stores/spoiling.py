@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+import xxhash
+
 from infra import records
 from infra.behaviors import BEHAVIOR
 from infra.store import Store
@@ -48,6 +50,12 @@ def get_head(store: Store, user: str) -> bytes:
         head = None if record is None else record.bins[HEAD]
     assert head is not None
     return head
+
+
+def later_format(head: bytes) -> bytes:
+    """A head as a later version might write it, whole."""
+    body = bytes([9]) + head[1:-8]
+    return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
 
 
 def put_segment(store: Store, user: str, number: int, segment: bytes | None, epoch: int) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import xxhash
 
 from infra.behaviors import (
     BEHAVIOR,
@@ -41,7 +40,14 @@ from infra.store import (
 from infra.stores.lmdb import LmdbStore
 from infra.stores.memory import MemoryStore
 from tests.aerospike_double import aerospike_server, open_aerospike  # noqa: F401  (a fixture)
-from tests.infra.stores.spoiling import get_head, head_1, lose_state, put_head, put_segment
+from tests.infra.stores.spoiling import (
+    get_head,
+    head_1,
+    later_format,
+    lose_state,
+    put_head,
+    put_segment,
+)
 from tests.redis_server import (  # noqa: F401  (fixtures)
     open_redis,
     redis_server,
@@ -955,11 +961,6 @@ def test_a_damaged_head_is_told_once_until_it_is_mended(watched: Store, heard: H
     assert heard.kinds == ["head", "head"]
 
 
-def later_format(head: bytes) -> bytes:
-    body = bytes([9]) + head[1:-8]
-    return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
-
-
 def test_a_head_of_a_later_format_is_refused_and_left_alone(watched: Store, heard: Heard) -> None:
     feed(watched, SOURCE, [append("ann", 0, 100)], now_ms=1)
     later = later_format(get_head(watched, "ann"))
@@ -973,6 +974,29 @@ def test_a_head_of_a_later_format_is_refused_and_left_alone(watched: Store, hear
             call()
     assert get_head(watched, "ann") == later
     assert heard.kinds == []
+
+
+def test_a_head_of_a_later_format_keeps_nobody_else_from_being_due(store: Store) -> None:
+    users = ["ann", "bob"]
+    feed(store, SOURCE, [append(user, 0, 100) for user in users], now_ms=1)
+    store.mark_due(SOURCE.owner, BUNDLE, users, now_ms=1)
+    put_head(store, "ann", later_format(get_head(store, "ann")))
+    due = [user.user for user in store.due(SOURCE.owner, BUNDLE, 10)]
+    assert "bob" in due
+    assert set(due) <= set(users)
+
+
+def test_a_head_of_a_later_format_keeps_nobody_else_from_expiring(open_store: OpenStore) -> None:
+    now_ms = wall_clock_ms()
+    store = open_store(ttl_s=3600, clock=lambda: now_ms)
+    feed(store, SOURCE, [append(user, 0, 3) for user in ("ann", "bob")], now_ms)
+    later = later_format(get_head(store, "ann"))
+    put_head(store, "ann", later)
+    now_ms += 3_600_001
+    for _ in range(2):
+        store.sweep(now_ms, 10)
+    assert store.sequences(["bob"]) == [None]
+    assert get_head(store, "ann") == later
 
 
 def test_a_head_of_format_1_is_read_and_rewritten_in_passing(store: Store) -> None:
