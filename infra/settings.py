@@ -290,7 +290,8 @@ class WorkerSettings(Section):
     source: str | None = None
     """Names of the sources ([[sources]]) that this worker reads, comma separated. None: all."""
     recluster_threads: Annotated[int, Field(ge=0)] = 1
-    """Threads that recluster users; 0: this worker reclusters nobody."""
+    """Threads that recluster users; 0: this worker reclusters nobody, and tells how long its users
+    wait until another one does."""
     renew_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0
     """Most users a second made due after the bundle was exchanged, since their interests are of
     another one. Looking for them takes half of a thread's time at most."""

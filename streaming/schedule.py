@@ -190,7 +190,6 @@ class Reclusterer:
         self._system = system
         self._metrics = metrics
         self._clock = clock
-        self._reclusters = system.keeps_state and settings.recluster_threads > 0
         self._threads = settings.recluster_threads
         self._poll_s = settings.recluster_poll_s
         self._batch = settings.recluster_batch
@@ -344,8 +343,10 @@ class Reclusterer:
     # Who is due
 
     def _due(self, now: int) -> list[_Due]:
-        """The due users of all owners, their turns interleaved."""
-        owners = sorted(self._owners) if self._reclusters else []
+        """The due users of all owners, their turns interleaved; none where others recluster them,
+        which are looked for all the same: how long they wait tells whether somebody does.
+        """
+        owners = sorted(self._owners) if self._system.keeps_state else []
         if owners:  # another owner comes first in each pass
             self._turn = (self._turn + 1) % len(owners)
             owners = owners[self._turn :] + owners[: self._turn]
@@ -354,7 +355,7 @@ class Reclusterer:
         oldest: int | None = None
         all_seen = True
         self._backlog = False
-        page = PAGE_BATCHES * self._batch + len(self._pauses)
+        page = PAGE_BATCHES * self._batch + len(self._pauses) if self._threads else 1
         for owner in owners:
             found = self._list(owner, page)
             self._moved()
@@ -373,7 +374,7 @@ class Reclusterer:
         self._metrics.due_users.set(due)
         if all_seen:
             self._oldest, self._looked_at = oldest, now
-        return _interleave(queues)
+        return _interleave(queues) if self._threads else []
 
     def _oldest_seconds(self) -> float:
         now, since = self._clock(), self._oldest

@@ -441,7 +441,7 @@ STORE_FILLED = Fault(
 )
 MISCALIBRATED = Fault(miscalibrated, ("LifelongMiscalibrated",))
 STRANGE_REQUESTS = Fault(strange_requests, ("LifelongStrangersRise", "LifelongUnknownItemsRise"))
-NOBODY_RECLUSTERS = Fault(nobody_reclusters, ("LifelongNewerBehaviors",))
+NOBODY_RECLUSTERS = Fault(nobody_reclusters, ("LifelongNewerBehaviors", "LifelongDueOldest"))
 WORKER_STUCK = Fault(worker_stuck, ("LifelongWorkerNotLive",))
 RENEWAL_STANDS = Fault(renewal_stands, ("LifelongRenewalStands",))
 CERTIFICATE_EXPIRES = Fault(certificate_expires, ("LifelongCertificateExpires",))

@@ -206,6 +206,14 @@ def test_a_worker_may_leave_reclustering_to_others() -> None:
     assert house.due() == ["u1"]
 
 
+def test_how_long_users_wait_is_told_where_others_are_to_recluster_them() -> None:
+    house = House(MemoryStore(), recluster_threads=0)
+    house.act("u1")
+    house.clock.now += 60_000
+    house.reclusterer.run_once()
+    assert house.metric("due_oldest_seconds") == 60
+
+
 def test_the_previous_interests_warm_the_next_start(house: House) -> None:
     for _ in range(2):
         house.act("u1")
