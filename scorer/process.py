@@ -18,7 +18,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
-from extractor.reloading import Reloader
+from extractor.reloading import Reloaded, Reloader
 from extractor.system import System
 from extractor.systems import load_system
 from infra.compiling import tell_unkept
@@ -224,16 +224,14 @@ class ScorerProcess:
         if before is not None:
             before.close()
 
-    def _reload(self) -> str:
+    def _reload(self) -> Reloaded:
         """Take up the bundle that is in the directory, here now and in siblings within a second."""
         if self.reloader is None:
             raise LifelongError("the first bundle is being loaded yet; come again")
         told = self.reloader.now()
         self._place.reload()
         self._reloads = self._place.reloads
-        if told.outcome == "failed":
-            raise LifelongError(told.reason or "the bundle cannot be used; the log says why")
-        return told.outcome
+        return told
 
     def _warn(self, what: str | None) -> None:
         self._service.readiness.bundle_warning = what

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -21,6 +21,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from extractor.reloading import Outcome, Reloaded
 from infra.errors import LifelongError, RequestError, SettingsError, one_line
 from infra.metrics import ScorerMetrics, exposition
 from infra.settings import ScorerSettings
@@ -35,9 +36,17 @@ RELOAD: Final = "/reload"
 MAX_CONNECTIONS: Final = 64
 """Connections of operators and their tools to a process; further ones are turned away with 503."""
 
-Reload = Callable[[], object]
-"""Takes up the bundle that is in the directory now, and returns what came of it; it may take
-seconds, in a thread of its own, and raises a `LifelongError` where the one in service stays."""
+RELOAD_STATUS: Final[Mapping[Outcome, int]] = {
+    "reloaded": 200,
+    "same": 200,
+    "waiting": 202,
+    "failed": 409,
+}
+"""HTTP status by what came of a reload; one that waits is looked for again by itself."""
+
+Reload = Callable[[], Reloaded]
+"""Takes up the bundle that is in the directory now; it may take seconds, in a thread of its own,
+and raises a `LifelongError` where none can be taken up yet."""
 
 
 def create_admin_app(
@@ -68,10 +77,17 @@ def create_admin_app(
         if "origin" in request.headers:  # a page in a browser of this machine, and no operator
             raise Refused(403, "forbidden", "origin", "is a web page, expected no such header")
         try:
-            outcome = await asyncio.to_thread(reload)
+            told = await asyncio.to_thread(reload)
         except LifelongError as error:
             return json_response(409, {"reloaded": False, "reason": one_line(error)})
-        return json_response(200, {"reloaded": True, "outcome": str(outcome)})
+        answer: dict[str, Any] = {
+            "reloaded": told.outcome == "reloaded",
+            "outcome": told.outcome,
+            "version": told.version,
+        }
+        if told.reason is not None:
+            answer["reason"] = told.reason
+        return json_response(RELOAD_STATUS[told.outcome], answer)
 
     routes = [Route(METRICS, show_metrics, methods=["GET"])]
     if reload is not None:

@@ -3,20 +3,20 @@ from __future__ import annotations
 import asyncio
 import http.client
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from infra.errors import BundleCorrupt, SettingsError
+from extractor.reloading import Outcome, Reloaded
+from infra.errors import LifelongError, SettingsError
 from infra.settings import ScorerSettings
-from scorer.http.admin import AdminServer, create_admin_app
+from scorer.http.admin import AdminServer, Reload, create_admin_app
 from tests.scorer.conftest import World, ask_callers, client_of
 from tests.scorer.running import free_port
 
 
-def admin_of(world: World, reload: Callable[[], object] | None = None) -> httpx.AsyncClient:
+def admin_of(world: World, reload: Reload | None = None) -> httpx.AsyncClient:
     app = create_admin_app(
         world.settings, world.metrics, world.registry, access=world.access, reload=reload
     )
@@ -41,34 +41,54 @@ async def test_what_cannot_be_reloaded_has_no_such_path(world: World) -> None:
 async def test_a_reload_is_made_in_a_thread_and_tells_what_came_of_it(world: World) -> None:
     threads: list[threading.Thread] = []
 
-    def reload() -> str:
+    def reload() -> Reloaded:
         threads.append(threading.current_thread())
-        return "the same"
+        return Reloaded("reloaded", "b2")
 
     async with admin_of(world, reload) as admin:
         answer = await admin.post("/reload")
         assert (await admin.get("/reload")).status_code == 405
-    assert answer.json() == {"reloaded": True, "outcome": "the same"}
+    assert answer.json() == {"reloaded": True, "outcome": "reloaded", "version": "b2"}
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
 
 
-async def test_a_reload_that_fails_says_why(world: World) -> None:
-    def reload() -> None:
-        raise BundleCorrupt("a file is absent; copy the bundle again")
+@pytest.mark.parametrize(("outcome", "status"), [("same", 200), ("waiting", 202), ("failed", 409)])
+async def test_a_reload_that_changed_nothing_says_why(
+    world: World, outcome: Outcome, status: int
+) -> None:
+    def reload() -> Reloaded:
+        return Reloaded(outcome, "b1", "scorer.onnx is not there yet")
+
+    async with admin_of(world, reload) as admin:
+        answer = await admin.post("/reload")
+    assert answer.status_code == status
+    assert answer.json() == {
+        "reloaded": False,
+        "outcome": outcome,
+        "version": "b1",
+        "reason": "scorer.onnx is not there yet",
+    }
+
+
+async def test_there_is_no_reload_before_the_first_bundle(world: World) -> None:
+    def reload() -> Reloaded:
+        raise LifelongError("the first bundle is being loaded yet; come again")
 
     async with admin_of(world, reload) as admin:
         answer = await admin.post("/reload")
     assert answer.status_code == 409
-    assert answer.json() == {
-        "reloaded": False,
-        "reason": "a file is absent; copy the bundle again",
-    }
+    assert answer.json()["reason"] == "the first bundle is being loaded yet; come again"
 
 
 async def test_a_page_in_a_browser_reloads_nothing(world: World) -> None:
     asked: list[int] = []
-    async with admin_of(world, lambda: asked.append(1)) as admin:
+
+    def reload() -> Reloaded:
+        asked.append(1)
+        return Reloaded("same", "b1")
+
+    async with admin_of(world, reload) as admin:
         answer = await admin.post("/reload", headers={"origin": "http://evil.example"})
     assert answer.status_code == 403
     assert asked == []
@@ -81,7 +101,7 @@ async def test_where_callers_are_asked_a_reload_is_for_the_admin(
     ask_callers(world, tmp_path)
     world.settings = ScorerSettings(open_metrics=open_metrics)
     given = []
-    async with admin_of(world, lambda: "new") as admin:
+    async with admin_of(world, lambda: Reloaded("reloaded", "b2")) as admin:
         for name in ("nobody", "shop", "chief"):
             headers = {"x-api-key": f"key of {name}"}
             reloaded = await admin.post("/reload", headers=headers)
