@@ -28,7 +28,7 @@ def feature_tensors(bundle: Bundle, behaviors: Behaviors, now_ms: int = 0) -> di
     tensors: dict[str, Array] = {}
     if bundle.features is not None:
         newest = behaviors[max(len(behaviors) - bundle.manifest.M, 0) :]
-        kind = bundle.manifest.features.dtype
+        kind = bundle.combinations.dtype
         tensors[RECENT_FEATURES] = bundle.feature_rows(newest, now_ms).astype(kind)
     if bundle.manifest.rates is not None:
         tensors[RATED] = _count(bundle, behaviors)

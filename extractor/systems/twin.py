@@ -77,7 +77,7 @@ class CrossFeatures(NamedTuple):
         session = make_session((bundle.path / PROJECTION).read_bytes())
         (values,) = session.run([VALUES], {"embeddings": bundle.features})
         biases = {name: np.array(one, np.float32) for name, one in offline.cross.items()}
-        return cls(bundle.manifest.features.summed(biases), values)
+        return cls(bundle.combinations.summed(biases), values)
 
 
 class TWINSystem:
@@ -309,8 +309,8 @@ def _check(bundle: Bundle) -> TWINOffline:
         )
     for name, dtype in TABLES.items():
         check_table(bundle, name, TableEntry(dtype, offline.width))
-    given = {name: np.shape(biases) for name, biases in offline.cross.items()}
-    heights = bundle.manifest.features.heights
+    given = {name: (len(of), *set(map(len, of))) for name, of in offline.cross.items()}
+    heights = bundle.combinations.heights
     expected = {name: (height, offline.heads) for name, height in heights.items()}
     if given and given != expected:
         raise BundleIncompatible(

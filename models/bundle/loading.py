@@ -294,17 +294,18 @@ class Bundle:
                 nothing.
         """
         values: dict[str, Array] = {}
-        for name in self._combinations.heights:
+        for name in self.combinations.heights:
             if name == ACTION:
                 values[name] = self.action_rows(np.ascontiguousarray(behaviors["action"]))
             elif name == DWELL:
                 values[name] = dwell_bucket((behaviors["dwell"] / 1000).astype(np.float32))
             else:
                 values[name] = age_bucket(ages_s(behaviors["time"] // 1000, now_ms // 1000))
-        return self._combinations.rows(values)
+        return self.combinations.rows(values)
 
     @cached_property
-    def _combinations(self) -> Combinations:
+    def combinations(self) -> Combinations:
+        """What the network sees of a behavior beside its item, numbered."""
         return self.manifest.features
 
     def declaring(self, declared: ActionNames) -> Bundle:

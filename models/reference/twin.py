@@ -47,7 +47,7 @@ def feed(
         if offline.cross:
             # Eq. 5, and the features' part of K in Eq. 7.
             biases = {name: np.array(one, np.float32) for name, one in offline.cross.items()}
-            scores += bundle.manifest.features.summed(biases).T[:, None, acted]
+            scores += bundle.combinations.summed(biases).T[:, None, acted]
             session = make_session((bundle.path / PROJECTION).read_bytes())
             (of_features,) = session.run(["values"], {"embeddings": bundle.features})
             values = values + _by_head(of_features[acted], offline.heads)
