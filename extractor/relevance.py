@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 
-from extractor.actions import action_rows
 from extractor.system import Candidates
 from infra.arrays import F32
 from infra.store import Behaviors
@@ -32,7 +31,9 @@ def relevance(
         return {}
     keys = reference.keys[bundle.rows(behaviors["item"])]
     if reference.actions is not None:
-        keys = keys + reference.actions[action_rows(bundle, behaviors)]
+        keys = (
+            keys + reference.actions[bundle.action_rows(np.ascontiguousarray(behaviors["action"]))]
+        )
     truth = softmax(products(reference.queries[candidates.rows], keys))
     of = (weights, truth, np.ones_like(truth))
     return dict(zip(RELEVANCE, (relevance_indicator(each, truth) for each in of), strict=True))

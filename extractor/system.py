@@ -14,11 +14,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from extractor.actions import action_rows, action_tensors, recent_actions, user_rate
 from extractor.explanation import Explanation
+from extractor.features import feature_tensors, recent_features, user_rate
 from extractor.history import ItemCounts, add_behaviors, count_items
 from extractor.state import InterestState, Layout
 from infra.arrays import F32, I32, U64, Array
+from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import Behaviors, StoredSequence, Version
 from models.bundle import MANIFEST, Bundle, StateTensor, TableEntry
@@ -118,7 +119,7 @@ class System(Protocol):
         """
 
     def measure(
-        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates, now_ms: int
     ) -> dict[str, float]:
         """How well a request's long-term part saw the user's behaviors: means over the candidates.
 
@@ -127,13 +128,14 @@ class System(Protocol):
             behaviors: BEHAVIOR[n], all that the history is made of and that are still kept, oldest
                 first; the newer ones are the last of them.
             candidates: some of those that were ranked.
+            now_ms: the moment for which they were scored, ms since epoch.
 
         Returns:
             Of `measures` those that these behaviors give; none where there are too few.
         """
 
     def explain(
-        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates, now_ms: int
     ) -> Explanation:
         """What the long-term part of a request attended to, for some of its candidates.
 
@@ -141,6 +143,7 @@ class System(Protocol):
             history: what the request was fed of the user.
             behaviors: as for `measure`; where the older ones are not to be had, the newer alone.
             candidates: what to explain, at least one.
+            now_ms: as for `measure`.
 
         Raises:
             RequestError: the bundle's attention cannot be told apart from its scorer graph.
@@ -172,13 +175,13 @@ def check_stored(bundle: Bundle, layouts: Sequence[Mapping[str, StateTensor]]) -
     """Refuse a bundle whose states are laid out in none of the ways that its system knows.
 
     Args:
-        layouts: of what the system keeps; what is kept of actions stands behind it.
+        layouts: of what the system keeps; what is kept of features stands behind it.
 
     Raises:
         BundleIncompatible: they are not.
     """
-    of_actions = bundle.manifest.of_actions()
-    if bundle.manifest.stored not in [{**layout, **of_actions} for layout in layouts]:
+    of_features = bundle.manifest.of_features()
+    if bundle.manifest.stored not in [{**layout, **of_features} for layout in layouts]:
         raise BundleIncompatible(
             f"{bundle.path / MANIFEST} lays out states otherwise than this version stores them;"
             " export the bundle again"
@@ -200,6 +203,8 @@ def common_state(
     behaviors: Behaviors,
     counted: ItemCounts | None = None,
     own: Mapping[str, Array] = MappingProxyType({}),
+    *,
+    now_ms: int = 0,
 ) -> InterestState:
     """A state with what is stored of a user whichever the system is.
 
@@ -209,6 +214,7 @@ def common_state(
         behaviors: BEHAVIOR[n], those that the state covers, oldest first.
         counted: their items, where they were counted already.
         own: the system's own tensors.
+        now_ms: the moment for which to score, of a state that is made for one request.
     """
     keys = np.ascontiguousarray(behaviors["item"])
     if counted is None:
@@ -220,7 +226,7 @@ def common_state(
         last_time_ms=int(counted.last_times_ms[0]),
         recent=keys[-bundle.manifest.M :],
         history=history,
-        tensors={**own, **action_tensors(bundle, action_rows(bundle, behaviors))},
+        tensors={**own, **feature_tensors(bundle, behaviors, now_ms)},
     )
 
 
@@ -232,7 +238,7 @@ def common_feed(
     """
     manifest = bundle.manifest
     recent_keys, past, count, last_time_ms = np.zeros(0, np.uint64), EMPTY_HISTORY, 0, 0
-    of_state, actions = None, np.zeros(0, np.uint8)
+    of_state, added = None, np.zeros(0, BEHAVIOR)
     if history is not None:
         state, newer = history.state, history.newer
         keys = np.ascontiguousarray(newer["item"])
@@ -244,10 +250,10 @@ def common_feed(
             past = add_behaviors(state.history, newer)
             last_time_ms = max(last_time_ms, state.last_time_ms)
         count = history.version.count
-        of_state, actions = state, action_rows(bundle, newer)
+        of_state, added = state, newer
     # Rows are taken: numpy's indexing by an array is several times slower.
     recent = bundle.embeddings.take(bundle.rows(recent_keys), axis=0)
-    if (seen := recent_actions(bundle, of_state, actions)) is not None:
+    if (seen := recent_features(bundle, of_state, added, now_ms)) is not None:
         recent = recent + seen
     recent_mask = np.ones(len(recent), np.float32)
     if not len(recent):
@@ -257,7 +263,7 @@ def common_feed(
     return {
         "recent": recent,
         "recent_mask": recent_mask,
-        "user": user_features(count, last_time_ms, now_ms, user_rate(bundle, of_state, actions)),
+        "user": user_features(count, last_time_ms, now_ms, user_rate(bundle, of_state, added)),
         "candidates": bundle.embeddings.take(candidates.rows, axis=0),
         "cross": cross_features(candidates.keys, popularity, past, now_ms, rates),
     }

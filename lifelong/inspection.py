@@ -21,6 +21,7 @@ from infra.store import Store, StoredSequence
 from infra.stores import open_store
 from lifelong.portrait import name_interests, title_of
 from models.bundle import Bundle, Manifest
+from models.features import AGE_BUCKETS, DWELL_BUCKETS
 
 MOST_INTERESTS = 10
 
@@ -65,11 +66,23 @@ def _describe_all(bundle: Bundle, store: Store) -> dict[str, Any]:
 
 
 def _offline(manifest: Manifest) -> dict[str, Any]:
-    """Settings of the offline stage; of actions, by their names."""
+    """Settings of the offline stage; biases of cross features by what they are of."""
     settings: dict[str, Any] = msgspec.to_builtins(manifest.offline)
-    if biases := settings.pop("biases", ()):
-        settings["biases"] = dict(zip(("unknown", *manifest.actions), biases, strict=True))
+    names = {
+        "biases": ["unknown", *manifest.actions],
+        "dwell_biases": _spans(DWELL_BUCKETS),
+        "age_biases": _spans(AGE_BUCKETS),
+    }
+    for key, values in names.items():
+        if biases := settings.pop(key, ()):
+            settings[key] = dict(zip(values, biases, strict=True))
     return settings
+
+
+def _spans(buckets: int) -> list[str]:
+    """What buckets of times in powers of two seconds hold."""
+    *spans, last = (1 << bucket for bucket in range(buckets - 1))
+    return ["none", *(f"below {2 * begin} s" for begin in spans), f"{last} s and more"]
 
 
 def _describe_user(

@@ -39,7 +39,9 @@ from models.bundle import (
     golden_differences,
     make_session,
     save_bundle,
+    unserved_features,
 )
+from models.bundle.combinations import MOST, Combinations
 from models.config import RunConfig
 from models.golden_sequences import golden_sequences
 from models.modules.long_term import Served
@@ -133,6 +135,12 @@ def export_network(
         BundleIncompatible: the items' ids are none that a bundle can hold.
     """
     network = network.cpu().eval()
+    seen = Combinations.of(network.inputs.schema.behaviors, len(network.inputs.actions))
+    if seen.number > MOST:
+        raise TrainingError(
+            f"schema.behavior = {', '.join(seen.heights)} has {seen.number:,} combinations, and a"
+            f" bundle {MOST:,} at most; train without one of them"
+        )
     served = served_as(network, half=half)
     width = served.finished if served is not None else 0
     finished = width > 0
@@ -192,7 +200,7 @@ def export_network(
         metrics=dict(metrics or {}),
     )
     if served is not None:
-        stored = served.stored | manifest.of_actions() if served.stored else {}
+        stored = served.stored | manifest.of_features() if served.stored else {}
         manifest = msgspec.structs.replace(manifest, stored=stored)
     if half and served and not np.abs(embeddings).max() * served.summed < HALF_MAX:
         raise TrainingError("embeddings are too large for float16; leave half out, or train again")
@@ -245,8 +253,8 @@ def check_reference(reference: Run, run: Run) -> None:
         )
     if unserved := set(reference.inputs.schema.behaviors) - {"action"}:
         raise TrainingError(
-            f"{named} sees schema.behavior = {', '.join(sorted(unserved))}, which the services do"
-            " not have; train it without"
+            f"{named} sees schema.behavior = {', '.join(sorted(unserved))}, which live measures"
+            " do not have; train it without"
         )
     theirs, ours = reference.config.long_term.L, run.config.long_term.L
     if theirs != ours:
@@ -281,10 +289,10 @@ def with_reference(contents: BundleContents, reference: Run) -> BundleContents:
 def served_as(network: Network, *, half: bool = False) -> Served | None:
     """How the services serve a network; None: they do not, or not as it is configured."""
     schema = network.inputs.schema
-    unseen = schema.user or set(schema.behaviors) - {"action"}
-    if unseen:
+    served = network.long.served(half=half, feature_tables=network.feature_tables())
+    if served is None or schema.user:
         return None
-    return network.long.served(half=half, feature_tables=network.feature_tables())
+    return None if unserved_features(schema.behaviors, stored=bool(served.stored)) else served
 
 
 def _schema(network: Network) -> dict[str, Any]:

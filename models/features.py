@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from infra.arrays import F32, F64, I64, U32, U64, Bools
+from infra.arrays import F32, F64, I8, I64, U32, U64, Bools
 from infra.compiling import kernel
 from models.kernels.lookup import fill_kernel, find_kernel
 
@@ -33,6 +33,13 @@ USER_FEATURES: Final = ("known", "count", "gap_hour", "gap_month")
 RATE: Final = "rate"
 """The column behind those of `cross_features`, the item's rate, and behind those of
 `user_features`, the user's; both or none."""
+
+DWELL_BUCKETS: Final = 16
+"""Dwell times in powers of two, from below a second to nine hours; bucket 0: not recorded."""
+
+AGE_BUCKETS: Final = 24
+"""Ages of behaviors in powers of two seconds, from below 2 s to half a year and more; bucket 0: of
+no behavior."""
 
 ITEM_PRIOR: Final = 20.0
 """Behaviors of an average item by which an item's rate is smoothed."""
@@ -107,6 +114,33 @@ def _smoothed(
 ) -> F32:
     rate: F32 = ((positive + prior * base) / (counted + prior)).astype(np.float32)
     return rate
+
+
+def dwell_bucket(dwell_s: F32) -> I8:
+    """Bucket of each dwell time: 0 for none, else 1 + log2 of the seconds, clipped; any shape.
+
+    >>> dwell_bucket(np.array([0, 0.5, 1, 5, 1e6], np.float32)).tolist()
+    [0, 1, 1, 3, 15]
+    """
+    bucket = 1 + np.floor(np.log2(np.maximum(dwell_s, 1.0)))
+    return np.where(dwell_s > 0, np.minimum(bucket, DWELL_BUCKETS - 1), 0).astype(np.int8)
+
+
+def age_bucket(age_s: I64) -> I8:
+    """Bucket of each age in whole seconds, from 1: 1 + log2 of them, clipped; 0 for 0; any shape.
+
+    >>> age_bucket(np.array([0, 1, 2, 3, 4, 10**9])).tolist()
+    [0, 1, 2, 2, 3, 23]
+    """
+    _, exponents = np.frexp(age_s.astype(np.float64))
+    return np.minimum(exponents, AGE_BUCKETS - 1).astype(np.int8)
+
+
+def ages_s(times_s: I64, now_s: int | I64) -> I64:
+    """Ages of behaviors in whole seconds, 1 at least: of what is from the same second, or the
+    future.
+    """
+    return np.maximum(now_s - times_s, 1)
 
 
 def feature_names(rates: Rates | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

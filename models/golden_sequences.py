@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import torch
 
-from infra.arrays import F32, I64, U64
+from infra.arrays import F32, I64, U64, Array
 from infra.behaviors import item_key
 from models.bundle import (
     GOLDEN_TOLERANCE,
@@ -26,7 +26,15 @@ from models.bundle import (
     Tensor,
     ctr_difference,
 )
-from models.features import EMPTY_HISTORY, cross_features, user_features
+from models.bundle.combinations import ACTION, AGE, DWELL
+from models.features import (
+    EMPTY_HISTORY,
+    age_bucket,
+    ages_s,
+    cross_features,
+    dwell_bucket,
+    user_features,
+)
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network
 from models.reference.serving import add_to_history
@@ -115,7 +123,7 @@ def _draw(
     # candidates they tell whether L is one more or one less.
     others = items[2:] if n > 2 else items
     long = np.concatenate((items[:2], rng.choice(others, L - 1 + 20)))
-    ids, acts = _Ids(catalog), bool(manifest.of_actions())
+    ids, dwells = _Ids(catalog), DWELL in manifest.features.heights
     for name, rows, newer in (
         ("no behavior", items[:0], 0),
         ("one behavior, newer", items[:1], 1),
@@ -131,7 +139,11 @@ def _draw(
     ):
         # Of the sequence's ends, of all, unknown ones, and one twice.
         candidates = (rows[:2], rows[-4:], rng.integers(1, n + 1, 8), [-1, -6], rows[:1])
-        actions = rng.integers(0, len(manifest.actions) + 1, len(rows)) if acts else rows[:0]
+        actions = rows[:0]
+        if manifest.needs_actions:
+            actions = rng.integers(0, len(manifest.actions) + 1, len(rows))
+        # Up to nine hours, and none at all.
+        dwell_ms = 2.0 ** rng.uniform(0, 25, len(rows)) - 1 if dwells else rows[:0]
         times = NOW_MS - HOUR_MS * np.arange(len(rows), 0, -1, dtype=np.int64)
         yield GoldenSequence(
             name=name,
@@ -143,6 +155,7 @@ def _draw(
             now_ms=NOW_MS,
             ctr=Tensor.of(np.zeros(0, np.float32)),
             actions=actions.tolist(),
+            dwells=dwell_ms.astype(np.int64).tolist(),
         )
 
 
@@ -210,11 +223,16 @@ class _Asked:
         mask = torch.full(rows.shape, bool(items))
         newer = mask & (torch.arange(len(rows[0])) >= len(rows[0]) - golden.newer)
         actions = np.array(golden.actions[kept], np.int64)
-        features = {}
-        if self._manifest.sees_actions:
-            features["action"] = torch.from_numpy(actions).reshape(1, -1)
-            if not items:
-                features["action"] = torch.zeros_like(rows)
+        features = {name: torch.zeros_like(rows) for name in self._manifest.features.heights}
+        if items:
+            dwell_s = (np.array(golden.dwells[kept]) / 1000).astype(np.float32)
+            of_each: dict[str, Array] = {
+                ACTION: actions,
+                DWELL: dwell_bucket(dwell_s),
+                AGE: age_bucket(ages_s(times // 1000, golden.now_ms // 1000)),
+            }
+            for name in features:
+                features[name] = torch.from_numpy(of_each[name].astype(np.int64)).unsqueeze(0)
         sequence = BehaviorSequence(
             rows,
             mask,

@@ -90,7 +90,7 @@ class Explainer:
         if history is None:
             return Explained(items)
         behaviors = self._behaviors(scored.user, history, few)
-        explanation = self._system.explain(history, behaviors, few)
+        explanation = self._system.explain(history, behaviors, few, scored.now_ms)
         tell = _Teller(self._bundle, behaviors, len(history.newer), explanation)
         for i, item in enumerate(items):
             tell.parts(item, i)
@@ -111,7 +111,7 @@ class Explainer:
     def _behaviors(self, user: str, history: UserHistory, few: Candidates) -> Behaviors:
         """What the history is made of, as far as the store still has it and answers."""
         try:
-            found = behaviors_of(Sample(user, history, few, 0.0), self._store)
+            found = behaviors_of(Sample(user, history, few, 0, 0.0), self._store)
         except StoreError:  # the ranking is there; it is explained with what is at hand
             found = None
         if found is None or len(found) < len(history.newer):

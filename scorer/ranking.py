@@ -290,7 +290,7 @@ class Ranker:
             trace.ranked(self.bundle, found.kind, newer, len(ctrs), degraded=found.degraded)
         self._count(found.kind, newer, len(ctrs))
         if self._sampler is not None and history is not None:
-            self._sampler.offer(user, history, asked.candidates)
+            self._sampler.offer(user, history, asked.candidates, now_ms)
         state = history.state if history is not None else None
         explained = None
         if asked.explain:

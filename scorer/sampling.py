@@ -48,6 +48,8 @@ class Sample(NamedTuple):
     user: str
     history: UserHistory
     candidates: Candidates
+    now_ms: int
+    """The moment for which it was scored, ms since epoch."""
     offered_s: float
     """When, by the monotonic clock."""
 
@@ -90,14 +92,14 @@ class Sampler:
         if self._thread.is_alive():
             self._thread.join(CLOSING_S)
 
-    def offer(self, user: str, history: UserHistory, candidates: Candidates) -> None:
+    def offer(self, user: str, history: UserHistory, candidates: Candidates, now_ms: int) -> None:
         """Take a request that was ranked, if it is drawn; costs it microseconds."""
         if self._draw() >= self._share:
             return
         if self._waiting.qsize() >= WAITING:
             self._outcome["dropped"].inc()
             return
-        self._waiting.put(Sample(user, history, some_of(candidates), time.monotonic()))
+        self._waiting.put(Sample(user, history, some_of(candidates), now_ms, time.monotonic()))
 
     def _run(self) -> None:
         while (sample := self._waiting.get()) is not None:
@@ -116,7 +118,9 @@ class Sampler:
             behaviors = behaviors_of(sample, self._store)
             if behaviors is None:
                 return "gone"
-            found = self._system.measure(sample.history, behaviors, sample.candidates)
+            found = self._system.measure(
+                sample.history, behaviors, sample.candidates, sample.now_ms
+            )
         except StoreError:
             return "failed"  # a store that is away, rankings tell of
         except Exception:  # a measure that fails must not end all others

@@ -12,6 +12,7 @@ from models.bundle import BundleContents, save_bundle
 
 if TYPE_CHECKING:
     from models.config import RunConfig
+    from models.data.schema import BehaviorFeature
     from models.network import Network
 
 
@@ -28,6 +29,7 @@ def tiny_bundle(
     name: str = "tiny",
     system: str = "encode",
     actions: tuple[str, ...] = (),
+    behavior: tuple[BehaviorFeature, ...] | None = None,
 ) -> Path:
     """Write a valid bundle of an untrained network into ``directory``, and give its path.
 
@@ -36,9 +38,14 @@ def tiny_bundle(
     is imported and the network exported), a repetition in the same process milliseconds.
 
     Args:
-        actions: those that the network sees; none: it sees no behavior features.
+        actions: names of the actions of its data.
+        behavior: what the network sees of behaviors beside their items; None: their actions, if
+            there are any.
     """
-    save_bundle(_contents(items, d, m, K, L, M, seed, T, name, system, actions), directory)
+    if behavior is None:
+        behavior = ("action",) if actions else ()
+    contents = _contents(items, d, m, K, L, M, seed, T, name, system, actions, behavior)
+    save_bundle(contents, directory)
     return directory
 
 
@@ -55,12 +62,13 @@ def _contents(
     name: str,
     system: str,
     actions: tuple[str, ...],
+    behavior: tuple[BehaviorFeature, ...],
 ) -> BundleContents:
     import torch  # slow to import: only tests that make a bundle pay for it
 
     from models.export import export_network
 
-    config = tiny_config(d, m, K, L, M, seed, T, name, system, acted=bool(actions))
+    config = tiny_config(d, m, K, L, M, seed, T, name, system, behavior=behavior)
     with torch.random.fork_rng():
         network = tiny_network(items, config, actions)
     counts = np.random.default_rng(seed).integers(1, 100, items)
@@ -86,12 +94,12 @@ def tiny_config(
     name: str = "tiny",
     system: str = "encode",
     *,
-    acted: bool = False,
+    behavior: tuple[BehaviorFeature, ...] = (),
 ) -> RunConfig:
     """The configuration that a tiny bundle's network is made from.
 
     Args:
-        acted: it sees the behaviors' actions.
+        behavior: what it sees of behaviors beside their items.
     """
     from models.config import RunConfig
     from models.data.schema import Schema
@@ -110,7 +118,7 @@ def tiny_config(
         seed=seed,
         network=NetworkConfig(d=d, M=M, hidden=(16, 8)),
         long_term=systems[system],
-        schema=Schema(behavior=("action",) if acted else ()),
+        schema=Schema(behavior=behavior),
     )
 
 
@@ -120,10 +128,12 @@ def tiny_network(items: int, config: RunConfig, actions: tuple[str, ...] = ()) -
     Args:
         actions: names of the actions of its data. Those that the schema calls positive have rates.
     """
+    from models.bundle.combinations import Combinations
     from models.data.schema import Inputs
     from models.features import Rates
     from models.prediction import make_network
 
+    seen = Combinations.of(config.schema.behaviors, len(actions))
     positive = tuple(name for name in actions if name in config.schema.positive)
     inputs = Inputs(
         config.schema,
@@ -131,7 +141,7 @@ def tiny_network(items: int, config: RunConfig, actions: tuple[str, ...] = ()) -
         n_users=0,
         items={},
         users={},
-        heights={"behavior.action": len(actions) + 1},
+        heights={f"behavior.{name}": height for name, height in seen.heights.items()},
         actions=actions,
         rates=Rates(positive=positive, base=0.3) if positive else None,
     )

@@ -85,7 +85,7 @@ def check_actions(manifest: Manifest, declared: ActionNames) -> None:
     Raises:
         SettingsError: the network sees actions, or rates of them, and one is not declared.
     """
-    if not manifest.of_actions():
+    if not manifest.needs_actions:
         return
     lacking = [name for name in manifest.actions if name not in declared.codes]
     if lacking:

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from extractor.actions import action_rows, with_actions
 from extractor.explanation import Explanation, Part, ordered
+from extractor.features import with_features
 from extractor.history import ItemCounts, count_items, slices
 from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
@@ -128,7 +128,7 @@ class EncodeSystem:
         offline = _check(bundle)
         interests = np.dtype(bundle.manifest.stored["interests"].dtype)
         self._bundle, self._offline = bundle, offline
-        kind = Extractor if bundle.actions is None else ActionExtractor
+        kind = Extractor if bundle.features is None else FeatureExtractor
         self._extractor = kind(bundle, offline, interests)
         self.digest = bundle.digest
         self.layout = Layout(bundle.manifest.stored)
@@ -152,9 +152,9 @@ class EncodeSystem:
         self, sequences: Sequence[StoredSequence], previous: Sequence[InterestState | None]
     ) -> Iterator[InterestState]:
         states = self._extractor.extract_many(sequences, previous)
-        if not self._bundle.manifest.of_actions():
+        if not self._bundle.manifest.of_features():
             return states
-        return with_actions(self._bundle, states, sequences)
+        return with_features(self._bundle, states, sequences)
 
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int
@@ -180,7 +180,11 @@ class EncodeSystem:
         return ("clustering_loss", *(RELEVANCE if self._bundle.reference else ()))
 
     def measure(
-        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+        self,
+        history: UserHistory,
+        behaviors: Behaviors,
+        candidates: Candidates,
+        now_ms: int,  # noqa: ARG002  # what it sees of behaviors does not change with time
     ) -> dict[str, float]:
         """The "clustering_loss" is by how many nats RI (section 4.6.1) is above the least where the
         truth is the same attention (Eq. 10) to each behavior by itself.
@@ -201,7 +205,11 @@ class EncodeSystem:
         return {"clustering_loss": max(lost, 0.0), **relevant}
 
     def explain(
-        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+        self,
+        history: UserHistory,
+        behaviors: Behaviors,
+        candidates: Candidates,
+        now_ms: int,  # noqa: ARG002  # what it sees of behaviors does not change with time
     ) -> Explanation:
         """Parts are the interests, and each newer behavior (Eqs. 8 and 10). As in `measure`,
         behaviors are taken to be in the cluster whose center is nearest.
@@ -307,8 +315,8 @@ class EncodeSystem:
         """f32[n, d]: what a behavior is to the network."""
         bundle = self._bundle
         embedded = bundle.embeddings.take(bundle.rows(behaviors["item"]), axis=0)
-        if bundle.actions is not None:
-            embedded = embedded + bundle.actions[action_rows(bundle, behaviors)]
+        if bundle.features is not None:
+            embedded = embedded + bundle.features[bundle.feature_rows(behaviors, now_ms=0)]
         return embedded
 
     def summarize(self, state: InterestState) -> dict[str, Any]:
@@ -431,10 +439,10 @@ class Extractor:
         return interests_of(previous).centers
 
 
-class ActionExtractor(Extractor):
-    """An extractor whose network tells behaviors apart by their actions.
+class FeatureExtractor(Extractor):
+    """An extractor whose network sees more of behaviors than their items.
 
-    A behavior's embedding is its item's and its action's together, and so is its projection, which
+    A behavior's embedding is its item's and its features' together, and so is its projection, which
     is linear. Behaviors on one item are points of their own, as in training.
     """
 
@@ -442,14 +450,14 @@ class ActionExtractor(Extractor):
         self, bundle: Bundle, offline: EncodeOffline, interests: np.dtype[Any] = _F32
     ) -> None:
         super().__init__(bundle, offline, interests)
-        assert bundle.actions is not None
-        self._loaded, self._actions = bundle, bundle.actions
+        assert bundle.features is not None
+        self._loaded, self._features = bundle, bundle.features
         session = make_session((bundle.path / PROJECTION).read_bytes())
-        (self._projected_actions,) = session.run([PROJECTED], {"embeddings": bundle.actions})
+        (self._projected_features,) = session.run([PROJECTED], {"embeddings": bundle.features})
 
     def project(self, behaviors: Behaviors) -> F32:
-        actions = action_rows(self._loaded, behaviors)
-        projected: F32 = super().project(behaviors) + self._projected_actions[actions]
+        seen = self._loaded.feature_rows(behaviors, now_ms=0)
+        projected: F32 = super().project(behaviors) + self._projected_features[seen]
         return projected
 
     def _interests_of(
@@ -467,10 +475,10 @@ class ActionExtractor(Extractor):
         """Centers f32[k,m], interests f32[k,d] and sizes u32[k] of a user's clusters."""
         offline = self._offline
         rows = self._bundle.rows(behaviors["item"])
-        actions = action_rows(self._loaded, behaviors)
+        seen = self._loaded.feature_rows(behaviors, now_ms=0)
         h = self.project(behaviors)
         found = clustering.cluster(h, offline.K, offline.T, start=start)
-        vectors = self._embeddings[rows] + self._actions[actions]
+        vectors = self._embeddings[rows] + self._features[seen]
         each = np.arange(len(rows), dtype=np.int32)
         interests = attend(h, found.assign, found.centers, each, vectors, offline.scale)
         filled = found.sizes > 0

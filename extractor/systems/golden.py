@@ -55,6 +55,8 @@ def _history(golden: GoldenSequence, bundle: Bundle, system: System) -> UserHist
     behaviors["time"] = golden.times
     if golden.actions:
         behaviors["action"] = _codes(bundle)[golden.actions]
+    if golden.dwells:
+        behaviors["dwell"] = golden.dwells
     version = Version(EPOCH, golden.count)
     covered = len(behaviors) - golden.newer
     if not covered or not system.keeps_state:

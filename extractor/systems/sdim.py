@@ -21,7 +21,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from extractor.actions import action_rows
 from extractor.explanation import Explanation, Part, ordered
 from extractor.history import count_items
 from extractor.relevance import RELEVANCE, relevance
@@ -36,7 +35,7 @@ from extractor.system import (
     common_state,
     one_by_one,
 )
-from infra.arrays import F32, U8, U32, U64, Array
+from infra.arrays import F32, I32, U32, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import Behaviors, StoredSequence, Version
@@ -52,7 +51,7 @@ from models.bundle import (
 from models.kernels.buckets import (
     LEAST_NORM,
     Signatures,
-    count_actions,
+    count_features,
     fill_buckets,
     read_buckets,
 )
@@ -127,7 +126,7 @@ class SDIMSystem:
         rows = self._bundle.rows(counted.items)
         buckets, sizes = self._empty()
         fill_buckets(rows, counted.counts, self._signatures, self._embeddings, buckets, sizes)
-        self._add_actions(keys, action_rows(self._bundle, behaviors), buckets)
+        self._add_features(behaviors, self._bundle.rows(keys), buckets)
         own = SDIMTensors(buckets.astype(self._stored, copy=False), sizes)._asdict()
         return common_state(self._bundle, sequence.version, behaviors, counted, own)
 
@@ -156,11 +155,15 @@ class SDIMSystem:
             one = np.ones(len(newer), np.uint32)
             rows = self._bundle.rows(newer)
             fill_buckets(rows, one, self._signatures, self._embeddings, buckets, sizes)
-            self._add_actions(newer, action_rows(self._bundle, history.newer), buckets)
+            self._add_features(history.newer, rows, buckets)
         return buckets, sizes
 
     def measure(
-        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+        self,
+        history: UserHistory,
+        behaviors: Behaviors,
+        candidates: Candidates,
+        now_ms: int,  # noqa: ARG002  # what it sees of behaviors does not change with time
     ) -> dict[str, float]:
         """RI alone: a behavior weighs as much as its coefficient in the interest (Eq. 12), a
         collision counting by its bucket's normalization.
@@ -181,7 +184,11 @@ class SDIMSystem:
         return relevance(self._bundle, weights, behaviors, candidates)
 
     def explain(
-        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+        self,
+        history: UserHistory,
+        behaviors: Behaviors,
+        candidates: Candidates,
+        now_ms: int,  # noqa: ARG002  # what it sees of behaviors does not change with time
     ) -> Explanation:
         """Parts are the candidates' buckets, all of one weight (Eq. 12) and normalized. A
         behavior's share is what it has of the bucket's sum, in the sum's direction; it can be below
@@ -195,8 +202,9 @@ class SDIMSystem:
         used = np.unique(places)
         rows = self._bundle.rows(behaviors["item"])
         embedded = self._embeddings[rows]
-        if self._bundle.actions is not None:
-            embedded = embedded + self._bundle.actions[action_rows(self._bundle, behaviors)]
+        if self._bundle.features is not None:
+            seen = self._bundle.feature_rows(behaviors, now_ms=0)
+            embedded = embedded + self._bundle.features[seen]
         bucket_of = self._signatures[rows].astype(np.int64) + groups
         parts = []
         for place in used.tolist():
@@ -246,13 +254,16 @@ class SDIMSystem:
         sizes = buckets_of(state).sizes
         return {"buckets": len(sizes), "filled": int(np.count_nonzero(sizes))}
 
-    def _add_actions(self, keys: U64, actions: U8, buckets: F32) -> None:
-        """Add the embeddings of behaviors' actions to the buckets of their items."""
-        table = self._bundle.actions
+    def _add_features(self, behaviors: Behaviors, rows: I32, buckets: F32) -> None:
+        """Add the embeddings of behaviors' features to the buckets of their items i32[n]."""
+        table = self._bundle.features
         if table is not None:
-            counts = np.zeros((len(buckets), len(table)), np.float32)
-            count_actions(self._bundle.rows(keys), actions, self._signatures, counts)
-            buckets += counts @ table
+            seen = self._bundle.feature_rows(behaviors, now_ms=0)
+            # Of all combinations a user has few.
+            used, places = np.unique(seen, return_inverse=True)
+            counts = np.zeros((len(buckets), len(used)), np.float32)
+            count_features(rows, places.astype(np.uint16), self._signatures, counts)
+            buckets += counts @ table[used]
 
     def _empty(self) -> tuple[F32, U32]:
         """The buckets of nobody, and their sizes."""

@@ -7,9 +7,9 @@ every candidate searches the k most relevant and attends to them (`models.kernel
 comes of it enters the scorer graph, which mixes the heads (Eq. 8). So the last behavior counts like
 any other, and no user is ever due.
 
-What a user did with an item is a cross feature (Eq. 4): where the network sees actions, each adds
-one number a head to a behavior's relevance (Eq. 5), which the manifest lists, and a row to its
-value. Other behavior features are not served.
+What a user did with an item, for how long and how long ago, are cross features (Eq. 4): where the
+network sees them, each value adds one number a head to a behavior's relevance (Eq. 5), which the
+manifest lists, and a row to its value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from extractor.actions import action_rows
 from extractor.explanation import Explanation, Part
 from extractor.relevance import RELEVANCE, relevance
 from extractor.state import InterestState, Layout
@@ -32,7 +31,7 @@ from extractor.system import (
     common_state,
     one_by_one,
 )
-from infra.arrays import F32, I32, U8, Array, Bools
+from infra.arrays import F32, I32, U16, Array, Bools
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import Behaviors, StoredSequence, Version
@@ -46,7 +45,7 @@ from models.bundle import (
     make_session,
 )
 from models.kernels.relevance import hit_rate_of_retrieval, products, softmax
-from models.kernels.search import attend_to_found, behaviors_found, items_of
+from models.kernels.search import Items, attend_to_found, behaviors_found, items_of
 
 VALUES: Final = "values"
 
@@ -62,22 +61,23 @@ TOGETHER: Final = 8
 """Candidates whose scores are sorted at once: some megabytes, at L = 10,000."""
 
 
-class CrossFeature(NamedTuple):
-    """What the A actions of a bundle are to its attention, row 0 being unknown ones."""
+class CrossFeatures(NamedTuple):
+    """What the F combinations of a bundle's behavior features are to its attention."""
 
     biases: F32
-    """f32[A + 1, heads]: K_c w^c beta (Eq. 5)."""
+    """f32[F, heads]: K_c w^c beta (Eq. 5)."""
     values: F32
-    """f32[A + 1, heads * d_k]: K_c W^v, their part of the values (Eq. 7)."""
+    """f32[F, heads * d_k]: K_c W^v, their part of the values (Eq. 7)."""
 
     @classmethod
-    def of(cls, bundle: Bundle, offline: TWINOffline) -> CrossFeature | None:
-        """That of a bundle; None: its attention has none."""
-        if not offline.biases:
+    def of(cls, bundle: Bundle, offline: TWINOffline) -> CrossFeatures | None:
+        """Those of a bundle; None: its attention has none."""
+        if not offline.cross:
             return None
         session = make_session((bundle.path / PROJECTION).read_bytes())
-        (values,) = session.run([VALUES], {"embeddings": bundle.actions})
-        return cls(np.array(offline.biases, np.float32), values)
+        (values,) = session.run([VALUES], {"embeddings": bundle.features})
+        biases = {name: np.array(one, np.float32) for name, one in offline.cross.items()}
+        return cls(bundle.combinations.summed(biases), values)
 
 
 class TWINSystem:
@@ -89,7 +89,7 @@ class TWINSystem:
     def __init__(self, bundle: Bundle) -> None:
         self._offline = _check(bundle)
         self._bundle = bundle
-        self._cross = CrossFeature.of(bundle, self._offline)
+        self._cross = CrossFeatures.of(bundle, self._offline)
         self.digest = bundle.digest
         self.layout = Layout({})
 
@@ -110,7 +110,7 @@ class TWINSystem:
         history = UserHistory(Version(1, len(behaviors)), None, behaviors)
         candidates = Candidates(keys, self._bundle.rows(keys))
         self.feed(history, candidates, now_ms=1)
-        self.measure(history, behaviors, candidates)
+        self.measure(history, behaviors, candidates, now_ms=1)
 
     def extract(
         self,
@@ -129,14 +129,13 @@ class TWINSystem:
     def feed(
         self, history: UserHistory | None, candidates: Candidates, now_ms: int
     ) -> dict[str, Array]:
-        rows, actions = np.zeros(0, np.int32), np.zeros(0, np.uint8)
+        last = np.zeros(0, BEHAVIOR)
         if history is not None:
             last = history.newer[-self._bundle.manifest.L :]
-            rows = self._bundle.rows(last["item"])
-            actions = action_rows(self._bundle, last)
-            state = common_state(self._bundle, history.version, last)
+            state = common_state(self._bundle, history.version, last, now_ms=now_ms)
             history = UserHistory(history.version, state, last[:0])
-        found = self._find(rows, actions, candidates.rows)
+        items = items_of(self._bundle.rows(last["item"]), self._seen(last, now_ms))
+        found = self._find(items, candidates.rows)
         return {LONG_TERM: found, **common_feed(self._bundle, history, candidates, now_ms)}
 
     def measure(
@@ -144,6 +143,7 @@ class TWINSystem:
         history: UserHistory,  # noqa: ARG002  # it is the behaviors
         behaviors: Behaviors,
         candidates: Candidates,
+        now_ms: int,
     ) -> dict[str, float]:
         """The "hit_rate" is the share of the real top k, the ESU's of all behaviors (section 4.5),
         that the requests' search finds; "found_weight" the share of the ESU's attention to
@@ -153,18 +153,17 @@ class TWINSystem:
         last = behaviors[-self._bundle.manifest.L :]
         if not len(last):
             return {}
-        rows = self._bundle.rows(last["item"])
-        actions = action_rows(self._bundle, last)
+        rows, seen = self._bundle.rows(last["item"]), self._seen(last, now_ms)
         queries = tables["queries"][candidates.rows].astype(np.float32)
         keys = tables["keys"][rows].astype(np.float32)
-        found = self._found(queries, rows, actions)
+        found = self._found(queries, items_of(rows, seen))
         weights, real = np.empty(found.shape, np.float32), np.ones_like(found)
         found_weight = 0.0
         for begin in range(0, len(queries), TOGETHER):
             part = slice(begin, begin + TOGETHER)
             scores = _scores(queries[part], keys, offline.heads)
             if cross is not None:
-                scores += cross.biases[actions].T[:, None]
+                scores += cross.biases[seen].T[:, None]
             weights[part] = softmax(np.where(found[part], scores, -np.inf)).mean(0)
             if len(last) > offline.k:
                 real[part] = first_in_turns(scores, offline.k)
@@ -180,16 +179,16 @@ class TWINSystem:
         history: UserHistory,
         behaviors: Behaviors,  # noqa: ARG002  # the history is all of them
         candidates: Candidates,
+        now_ms: int,
     ) -> Explanation:
         """Parts are the behaviors that the search finds for any of the candidates; their weights
         are those of the ESU's heads (Eq. 7).
         """
         offline, tables, cross = self._offline, self._bundle.tables, self._cross
         last = history.newer[-self._bundle.manifest.L :]
-        rows = self._bundle.rows(last["item"])
-        actions = action_rows(self._bundle, last)
+        rows, seen = self._bundle.rows(last["item"]), self._seen(last, now_ms)
         queries = tables["queries"][candidates.rows].astype(np.float32)
-        found = self._found(queries, rows, actions)
+        found = self._found(queries, items_of(rows, seen))
         used = np.flatnonzero(found.any(0))
         if not len(used):
             nothing = np.zeros((len(queries), 0, offline.heads), np.float32)
@@ -197,8 +196,9 @@ class TWINSystem:
         scores = _scores(queries, tables["keys"][rows[used]].astype(np.float32), offline.heads)
         values = tables[VALUES][rows[used]]
         if cross is not None:
-            scores += cross.biases[actions[used]].T[:, None]
-            values = values + cross.values[actions[used]]
+            assert seen is not None
+            scores += cross.biases[seen[used]].T[:, None]
+            values = values + cross.values[seen[used]]
         weights = softmax(np.where(found[:, used], scores, -np.inf)).transpose(1, 2, 0)
         whole = np.ones(1, np.float32)
         first = len(history.newer) - len(last)
@@ -228,10 +228,13 @@ class TWINSystem:
     def summarize(self, state: InterestState) -> dict[str, Any]:
         return {"items": len(state.history.item_keys)}
 
-    def _found(self, queries: F32, rows: I32, actions: U8) -> Bools:
+    def _seen(self, behaviors: Behaviors, now_ms: int) -> U16 | None:
+        """The rows of behaviors' cross features; None: the attention has none."""
+        return None if self._cross is None else self._bundle.feature_rows(behaviors, now_ms)
+
+    def _found(self, queries: F32, items: Items) -> Bools:
         """The behaviors that the search finds for each query, bool[B, L], oldest first."""
         offline, cross = self._offline, self._cross
-        items = items_of(rows, None if cross is None else actions)
         return behaviors_found(
             queries,
             self._bundle.tables["keys"][items.rows].astype(np.float32),
@@ -241,10 +244,9 @@ class TWINSystem:
             None if cross is None else cross.biases[items.codes],
         )
 
-    def _find(self, rows: I32, actions: U8, candidates: I32) -> F32:
+    def _find(self, items: Items, candidates: I32) -> F32:
         """The heads of the attention side by side, f32[B, heads * d_k], zeros without behaviors."""
         offline, tables, cross = self._offline, self._bundle.tables, self._cross
-        items = items_of(rows, None if cross is None else actions)
         values = tables[VALUES][items.rows]
         return attend_to_found(
             tables["queries"][candidates].astype(np.float32),
@@ -307,11 +309,12 @@ def _check(bundle: Bundle) -> TWINOffline:
         )
     for name, dtype in TABLES.items():
         check_table(bundle, name, TableEntry(dtype, offline.width))
-    shape = {len(biases) for biases in offline.biases}, len(offline.biases)
-    actions = 0 if bundle.actions is None else len(bundle.actions)
-    if offline.biases and shape != ({offline.heads}, actions):
+    given = {name: (len(of), *set(map(len, of))) for name, of in offline.cross.items()}
+    heights = bundle.combinations.heights
+    expected = {name: (height, offline.heads) for name, height in heights.items()}
+    if given and given != expected:
         raise BundleIncompatible(
-            f"{bundle.path / MANIFEST} has biases of other actions or heads than its network;"
+            f"{bundle.path / MANIFEST} has biases of other features or heads than its network;"
             " export the bundle again"
         )
     if bundle.manifest.stored:

@@ -98,13 +98,13 @@ def sample_ms(shop: Shop, name: str, L: int, samples: int) -> float:
     with served(bundle, user) as (store, system):
         keys, history = shop.candidates(B), history_of(store, system)
         candidates = some_of(Candidates(keys, bundle.rows(keys)))
-        sample = Sample(USER, history, candidates, 0.0)
+        sample = Sample(USER, history, candidates, user.now_ms, 0.0)
         taken = []
         for _ in range(samples):
             began = time.thread_time()
             behaviors = behaviors_of(sample, store)
             assert behaviors is not None
-            system.measure(history, behaviors, candidates)
+            system.measure(history, behaviors, candidates, user.now_ms)
             taken.append(1000 * (time.thread_time() - began))
     return round(median(taken), 2)
 

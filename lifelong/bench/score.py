@@ -14,16 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from infra.arrays import U64
 from lifelong.bench.requests import SERVED, Request, Shop, User
 from lifelong.machine import machine
 from models.devices import one_thread
 from models.network import NetworkConfig
-
-if TYPE_CHECKING:
-    pass
 
 LENGTHS: Final = (1000, 10_000)
 SIZES: Final = (3000, 500, 100)

@@ -2,7 +2,8 @@
 
 Made-up users with L behaviors each, on the bundle's items as often as those are bought, in an LMDB
 store. A request reads a user and searches for 3,000 candidates, also as if the network saw actions,
-of which users take four at random, so that most items are met with several. Beside it, what reading
+of which users take four at random, so that most items are met with several; and as if it saw dwell
+times and ages besides, so that hardly two behaviors are alike. Beside it, what reading
 would cost if a worker stored a compact record of each user instead: the keys of the last L items,
 the newest ones, and the history, all in one value.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -31,6 +32,7 @@ from infra.stores.lmdb import LmdbStore
 from lifelong.machine import machine
 from lifelong.shipped import BUNDLES
 from models.bundle import Bundle, StateTensor, TWINOffline
+from models.bundle.combinations import Combinations
 
 LENGTHS: Final = (1000, 10_000)
 CANDIDATES: Final = 3000
@@ -118,7 +120,8 @@ def _of_users(
         return RECORD.decode(profile.interests)
 
     histories = {name: read(name) for name in names}
-    acting = open_system(_seeing_actions(bundle, rng))
+    acting = open_system(_seeing(bundle, ("action",), rng))
+    seeing = open_system(_seeing(bundle, ("action", "dwell", "age"), rng))
     acted = {name: _acted(history, rng) for name, history in histories.items()}
     now_ms = START_MS + length * MINUTE_MS
     ways: dict[str, tuple[Callable[[str], object], int]] = {
@@ -126,8 +129,10 @@ def _of_users(
         "read_record": (read_record, load.reads),
         "feed": (lambda name: system.feed(histories[name], candidates, now_ms), 1),
         "feed_actions": (lambda name: acting.feed(acted[name], candidates, now_ms), 1),
+        "feed_features": (lambda name: seeing.feed(acted[name], candidates, now_ms), 1),
     }
-    acting.warm()
+    for warmed in (acting, seeing):
+        warmed.warm()
     rounds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(load.rounds):
         for way, (call, times) in ways.items():
@@ -164,25 +169,34 @@ def _behaviors(bundle: Bundle, length: int, rng: np.random.Generator) -> Behavio
     return behaviors
 
 
-def _seeing_actions(bundle: Bundle, rng: np.random.Generator) -> Bundle:
-    """The bundle as if its network saw actions. Their embeddings and biases are made up."""
-    offline, rows = bundle.manifest.offline, len(DEFAULT_ACTIONS.names) + 1
+def _seeing(bundle: Bundle, names: Sequence[str], rng: np.random.Generator) -> Bundle:
+    """The bundle as if its network saw features of behaviors. Embeddings and biases are made up."""
+    offline, seen = bundle.manifest.offline, Combinations.of(names, len(DEFAULT_ACTIONS.names))
     assert isinstance(offline, TWINOffline)
-    biases = rng.standard_normal((rows, offline.heads)).astype(np.float16).tolist()
+    biases = {
+        name: rng.standard_normal((height, offline.heads)).astype(np.float16).tolist()
+        for name, height in seen.heights.items()
+    }
     manifest = msgspec.structs.replace(
         bundle.manifest,
-        schema={**bundle.manifest.schema, "behavior": ("action",)},
+        schema={**bundle.manifest.schema, "behavior": tuple(names)},
         actions=DEFAULT_ACTIONS.names,
-        offline=msgspec.structs.replace(offline, biases=tuple(map(tuple, biases))),
+        offline=msgspec.structs.replace(
+            offline,
+            biases=biases.get("action", ()),
+            dwell_biases=biases.get("dwell", ()),
+            age_biases=biases.get("age", ()),
+        ),
     )
-    actions = rng.standard_normal((rows, manifest.d)).astype(np.float32)
-    return replace(bundle, manifest=manifest, actions=actions).declaring(DEFAULT_ACTIONS)
+    features = rng.standard_normal((seen.number, manifest.d)).astype(np.float32)
+    return replace(bundle, manifest=manifest, features=features).declaring(DEFAULT_ACTIONS)
 
 
 def _acted(history: UserHistory, rng: np.random.Generator) -> UserHistory:
-    """The behaviors with drawn actions."""
+    """The behaviors with drawn actions and dwell times."""
     behaviors = history.newer.copy()
     behaviors["action"] = rng.integers(1, ACTIONS + 1, len(behaviors))
+    behaviors["dwell"] = 1000 * 2 ** rng.uniform(0, 10, len(behaviors))
     return history._replace(newer=behaviors)
 
 

@@ -25,7 +25,6 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from extractor.actions import action_rows
 from extractor.system import System
 from extractor.systems import open_system
 from infra.arrays import F32, Array, Bools
@@ -51,7 +50,7 @@ from models.measures import predictions
 from models.measures.quality import Quality, ranking_quality
 from models.measures.unknown import Earnings, UnknownRanks, most_popular, unknown_ranks
 from models.reference.serving import (
-    StoredActions,
+    StoredFeatures,
     StoredUser,
     extract_plainly,
     score_stored,
@@ -558,14 +557,15 @@ class Demo:
         for i, request in enumerate(self._requests):
             rows = rows_of[int(purchases.user[request.row])]
             before = behaviors[rows[rows < request.row]]
+            time_ms = int(purchases.time_ms[request.row])
             user = extract_plainly(
                 self._bundle,
                 before["item"].copy(),
                 before["time"].copy(),
-                actions=action_rows(self._bundle, before),
+                known=before,
+                now_ms=time_ms,
             )
             keys = item_keys([purchases.items[code] for code in request.candidates])
-            time_ms = int(purchases.time_ms[request.row])
             scores.append(
                 score_stored(self._bundle, session, user if len(before) else None, keys, time_ms)
             )
@@ -585,7 +585,7 @@ class Demo:
                 served = in_order(client.rank(user, items, time_ms=time_ms), items)
                 (profile,) = self._store.profiles([user], self._bundle.digest)
                 (sequence,) = self._store.sequences([user])
-                stored = _stored_user(self._bundle, self._system, profile, sequence)
+                stored = _stored_user(self._bundle, self._system, profile, sequence, time_ms)
                 plain = score_stored(self._bundle, session, stored, item_keys(items), time_ms)
                 worst = max(worst, float(np.abs(served - plain).max()))
                 at(i + 1)
@@ -650,12 +650,15 @@ def _compare(expected: npt.NDArray[np.void], stored: StoredSequence | None) -> t
 
 
 def _stored_user(
-    bundle: Bundle, system: System, profile: Profile | None, sequence: StoredSequence | None
+    bundle: Bundle,
+    system: System,
+    profile: Profile | None,
+    sequence: StoredSequence | None,
+    now_ms: int,
 ) -> StoredUser | None:
-    """What the store holds of a user, for the plain evaluation; None: nothing."""
+    """What the store holds of a user, for the plain evaluation as of a moment; None: nothing."""
     if profile is None or sequence is None:
         return None
-    acted = action_rows(bundle, sequence.behaviors)
     if profile.interests is None:
         # Who keeps no states reads as many as those would cover, not all that are stored.
         newer = profile.recent if system.keeps_state else profile.recent[-bundle.manifest.L :]
@@ -667,11 +670,11 @@ def _stored_user(
             newer_times=newer["time"].copy(),
             count=profile.version.count,
             last_time_ms=int(newer["time"].max()),
-            actions=StoredActions(acted[:0], acted[:0], action_rows(bundle, newer)),
+            known=StoredFeatures.of(bundle, newer[:0], newer, now_ms),
         )
     state = system.layout.decode(profile.interests)
     newer = profile.recent[len(profile.recent) - (profile.version.count - state.count) :]
-    covered = acted[: len(acted) - len(newer)][-bundle.manifest.L :]
+    covered = sequence.behaviors[: len(sequence.behaviors) - len(newer)]
     return StoredUser(
         tensors=state.tensors,
         recent=state.recent,
@@ -680,9 +683,7 @@ def _stored_user(
         newer_times=newer["time"].copy(),
         count=profile.version.count,
         last_time_ms=max([state.last_time_ms, *newer["time"].tolist()]),
-        actions=StoredActions(
-            covered[-bundle.manifest.M :], covered, acted[len(acted) - len(newer) :]
-        ),
+        known=StoredFeatures.of(bundle, covered, newer),
     )
 
 

@@ -15,9 +15,10 @@ from rich.progress import track
 
 from extractor.systems import SYSTEMS, open_system
 from extractor.systems.golden import check_sequences
-from infra.arrays import F32, U8
-from infra.behaviors import item_key
+from infra.arrays import F32
+from infra.behaviors import BEHAVIOR, item_key
 from infra.errors import SettingsError, TrainingError
+from infra.store import Behaviors
 from lifelong.evaluate import report as evaluation_report
 from lifelong.learning import read_samples
 from models import bundle as bundles
@@ -206,7 +207,7 @@ def _by_bundle(bundle: bundles.Bundle) -> Scorer:
     def score(samples: Split | LiveSplit, requests: Requests) -> F32:
         keys = np.array([item_key(item) for item in samples.interactions.item_ids], np.uint64)
         offline = serving.sequence_requests(
-            bundle, samples.sequences, requests, keys, _actions(bundle, samples)
+            bundle, samples.sequences, requests, keys, _known(bundle, samples)
         )
         scored = serving.score_requests(bundle, offline)
         bar = track(
@@ -221,14 +222,20 @@ def _by_bundle(bundle: bundles.Bundle) -> Scorer:
     return score
 
 
-def _actions(bundle: bundles.Bundle, samples: Split | LiveSplit) -> U8 | None:
-    """u8[N]: rows of the actions of the samples' sequences in the bundle's list, by their names."""
-    interactions = samples.interactions
-    if interactions.actions is None:
-        return None
-    rows = {name: row for row, name in enumerate(bundle.manifest.actions, 1)}
-    table = np.array([rows.get(name, 0) for name in interactions.action_names], np.uint8)
-    return table[interactions.actions][samples.sequences.position]
+def _known(bundle: bundles.Bundle, samples: Split | LiveSplit) -> Behaviors:
+    """BEHAVIOR[N]: the samples' sequences but for their items, as a store of which the bundle
+    declared the actions would hold them.
+    """
+    interactions, order = samples.interactions, samples.sequences.position
+    behaviors = np.zeros(len(order), BEHAVIOR)
+    behaviors["time"] = samples.sequences.times * 1000
+    if interactions.actions is not None:
+        codes = {name: code for code, name in enumerate(bundle.manifest.actions, 1)}
+        table = np.array([codes.get(name, 0) for name in interactions.action_names], np.uint8)
+        behaviors["action"] = table[interactions.actions][order]
+    if interactions.dwell_s is not None:
+        behaviors["dwell"] = np.round(interactions.dwell_s[order] * 1000)
+    return behaviors
 
 
 def _as_known(

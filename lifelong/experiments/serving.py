@@ -35,11 +35,12 @@ from lifelong.experiments.tables import REFERENCE
 from lifelong.experiments.timing import Times, time_in_turns
 from lifelong.machine import machine
 from models.bundle import Bundle, Catalog, Manifest, make_session, save_bundle
+from models.bundle.combinations import Combinations
 from models.config import RunConfig
-from models.data.schema import AGE_BUCKETS, Inputs, Schema
+from models.data.schema import Inputs, Schema
 from models.devices import one_thread
 from models.export import export_network, export_scorer, served_as
-from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES
+from models.features import CROSS_FEATURES, PER_MILLION, USER_FEATURES, age_bucket, ages_s
 from models.modules.sequence import BehaviorSequence, Target
 from models.network import Network, NetworkConfig
 from models.prediction import make_network
@@ -75,8 +76,7 @@ def measure_serving(
 
     Args:
         methods: by label; "DIN-L" is what the others are compared with. Of a configuration the
-            method counts, all but its L, and the behavior features of its schema, which ENCODE is
-            served without.
+            method counts, all but its L, and the behavior features of its schema but for actions.
         candidates: B.
         behaviors: L, all of them there.
         items: of the made-up item table; each has a category.
@@ -176,7 +176,8 @@ class _Shop:
 
     def inputs(self, schema: Schema) -> Inputs:
         """A schema bound to these items."""
-        heights = {f"behavior.{name}": AGE_BUCKETS for name in schema.behaviors}
+        seen = Combinations.of(schema.behaviors, actions=0).heights
+        heights = {f"behavior.{name}": height for name, height in seen.items()}
         return Inputs(
             schema=schema,
             n_items=self.table.manifest.n_items,
@@ -197,7 +198,7 @@ class _Shop:
 
     def counted(self, bundle: Bundle) -> UserHistory:
         """What all systems store of the user, without the tensors of any."""
-        state = common_state(bundle, self.version, self.behaviors)
+        state = common_state(bundle, self.version, self.behaviors, now_ms=self.now_ms)
         return UserHistory(self.version, state, self.behaviors[:0])
 
     def history(self, system: System) -> UserHistory:
@@ -210,13 +211,15 @@ class _Shop:
     def stored(self, network: Network) -> dict[str, Array]:
         """What a method's offline stage makes of the user."""
         rows = self.table.rows(np.ascontiguousarray(self.behaviors["item"])).astype(np.int64)
-        rng = np.random.default_rng(self.seed)
+        ages = age_bucket(ages_s(self.behaviors["time"] // 1000, self.now_ms // 1000))
+        none = np.zeros_like(rows)
+        known = {"action": none, "dwell": none, "age": ages.astype(np.int64)}
         sequence = BehaviorSequence(
             torch.from_numpy(rows)[None],
             torch.ones(1, len(rows), dtype=torch.bool),
             network.item_table(),
             features={
-                name: torch.from_numpy(rng.integers(1, AGE_BUCKETS, (1, len(rows))))
+                name: torch.from_numpy(known[name])[None]
                 for name in network.inputs.schema.behaviors
             },
             feature_tables=network.feature_tables(),
@@ -273,10 +276,12 @@ def _serve(config: RunConfig, shop: _Shop) -> _Served:
     network = make_network(config, shop.inputs(config.schema)).eval()
     network.embedding.weight.copy_(torch.from_numpy(shop.table.embeddings))
     ways: dict[str, Request] = {}
+    table = shop.table
     if served_as(network) is not None:
-        ways[SCORER] = _scorer(_bundle(network, config, shop), shop)
+        table = _bundle(network, config, shop)
+        ways[SCORER] = _scorer(table, shop)
     session = make_session(export_scorer(network, network.item_table(), shop.seed))
-    graph = ways[GRAPH] = _Graph(session, shop.table, shop, network)
+    graph = ways[GRAPH] = _Graph(session, table, shop, network)
     expected = graph.expected(network)
     difference = max(float(np.abs(request() - expected).max()) for request in ways.values())
     return _Served(ways, graph.state_bytes, difference)

@@ -15,8 +15,8 @@
     projection.onnx      embeddings[n, d] -> the item tables, each an output by its name; if any
     scorer.onnx          one user's state and B candidates -> ctr[B]; in the state's place the
                          finished long-term vectors, where the services read it themselves
-    attributes.npz       embeddings of user attributes and behavior features, if any: of actions,
-                         which the services read, "behavior.action" f32[A + 1, d]
+    attributes.npz       embeddings of user attributes and behavior features, if any; the services
+                         read "behavior.NAME" f32[height, d] (`models.bundle.combinations`)
     reference-queries.npy, reference-keys.npy   f32[n + 1, d'], the attention of a run of DIN-L that
                          live measures take for the truth (`ReferenceEntry`), if any; what its keys
                          have of actions in reference-actions.npy f32[A + 1, d']
@@ -69,7 +69,7 @@ from models.bundle.manifest import (
     PROJECTION,
     RATED,
     RATES,
-    RECENT_ACTIONS,
+    RECENT_FEATURES,
     SCORER,
     SEQUENCES,
     TITLES,
@@ -85,6 +85,7 @@ from models.bundle.manifest import (
     offsets_of,
     states_of,
     table_file,
+    unserved_features,
 )
 from models.bundle.signing import SIGNATURE, private_key, sign
 from models.bundle.watching import Found, look
@@ -105,7 +106,7 @@ __all__ = [
     "PROJECTION",
     "RATED",
     "RATES",
-    "RECENT_ACTIONS",
+    "RECENT_FEATURES",
     "SCORER",
     "SCORER_INPUTS",
     "SEQUENCES",
@@ -143,5 +144,6 @@ __all__ = [
     "sign",
     "states_of",
     "table_file",
+    "unserved_features",
     "verify",
 ]

@@ -79,6 +79,8 @@ class GoldenSequence(msgspec.Struct, frozen=True):
     """f32[B]."""
     actions: list[int] = []
     """The behaviors' actions as rows of the bundle's, 0 for unknown; none: all are unknown."""
+    dwells: list[int] = []
+    """Their dwell times, ms; none: nothing is known of any."""
 
 
 def make_session(model: bytes) -> onnxruntime.InferenceSession:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,14 +17,16 @@ from zipfile import BadZipFile
 import msgspec
 import numpy as np
 
-from infra.arrays import F32, I32, U8, U64, Array
+from infra.arrays import F32, I32, U8, U16, U64, Array
 from infra.behaviors import ActionNames, item_key
 from infra.errors import BundleCorrupt, BundleIncompatible, one_line
 from infra.files import write_directory
 from infra.settings import MAX_READ_BYTES
+from infra.store import Behaviors
 from models.bundle.catalog import Catalog, Texts
+from models.bundle.combinations import ACTION, DWELL, MOST, Combinations
 from models.bundle.signing import check_signature
-from models.features import feature_names
+from models.features import age_bucket, ages_s, dwell_bucket, feature_names
 from models.kernels.lookup import SLOT
 
 if TYPE_CHECKING:
@@ -82,8 +85,8 @@ SCORER_INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
 behaviors of each, 0 for none; K' is at least 1. Of the first ones, `Manifest.state` says the
 shapes."""
 
-ACTIONS: Final = "behavior.action"
-"""Of attributes.npz: embeddings of the actions."""
+OF_FEATURE: Final = "behavior."
+"""Of attributes.npz, before the name of a behavior feature: embeddings of its values."""
 
 CODES: Final = 256
 """Codes of actions that a stored behavior may hold; 0: none that was known."""
@@ -171,9 +174,9 @@ class Bundle:
     """What the services must answer; none where they do not serve the method."""
     rates: F32 | None = None
     """f32[n + 1], read-only: the items' rates; None: the network sees none."""
-    actions: F32 | None = None
-    """f32[A + 1, d], read-only: embeddings of the actions, row 0 for unknown ones; None: the
-    network sees none."""
+    features: F32 | None = None
+    """f32[F, d], read-only: embeddings of what the network sees of a behavior beside its item, a
+    row for each of the manifest's `Combinations`; None: it sees nothing."""
     codes: U8 = field(default_factory=lambda: np.arange(CODES, dtype=np.uint8))
     """u8[256]: the row of each stored code; see `declaring`."""
     reference: Reference | None = None
@@ -234,8 +237,8 @@ class Bundle:
             golden=_decode(path / GOLDEN, list[GoldenRequest]),
             sequences=_decode(path / SEQUENCES, list[GoldenSequence]) if manifest.offline else [],
             rates=_mapped(path / RATES, np.float32, (rows,)) if manifest.rates else None,
-            actions=_read_actions(path / ATTRIBUTES, manifest, max_read_bytes)
-            if manifest.sees_actions
+            features=_read_features(path / ATTRIBUTES, manifest, max_read_bytes)
+            if manifest.features.heights
             else None,
             codes=_codes(manifest, manifest.actions),
             reference=_read_reference(path, manifest),
@@ -281,6 +284,29 @@ class Bundle:
             codes: u8[n], as of `infra.behaviors.BEHAVIOR`.
         """
         return self.codes[codes]
+
+    def feature_rows(self, behaviors: Behaviors, now_ms: int) -> U16:
+        """The rows of behaviors in `features`, u16[n], of a bundle that has some.
+
+        Args:
+            behaviors: BEHAVIOR[n].
+            now_ms: the moment for which to score; it tells ages, which only bundles see that store
+                nothing.
+        """
+        values: dict[str, Array] = {}
+        for name in self.combinations.heights:
+            if name == ACTION:
+                values[name] = self.action_rows(np.ascontiguousarray(behaviors["action"]))
+            elif name == DWELL:
+                values[name] = dwell_bucket((behaviors["dwell"] / 1000).astype(np.float32))
+            else:
+                values[name] = age_bucket(ages_s(behaviors["time"] // 1000, now_ms // 1000))
+        return self.combinations.rows(values)
+
+    @cached_property
+    def combinations(self) -> Combinations:
+        """What the network sees of a behavior beside its item, numbered."""
+        return self.manifest.features
 
     def declaring(self, declared: ActionNames) -> Bundle:
         """The bundle where actions are stored under the codes of ``declared``; as it is loaded,
@@ -407,6 +433,12 @@ def _check_network(file: Path, manifest: Manifest) -> None:
             f"{file}: the network sees schema.{name} = {', '.join(lacking)}, which the services do"
             " not have; train without it"
         )
+    if manifest.features.number > MOST:
+        raise BundleIncompatible(
+            f"{file}: the network sees {manifest.features.number:,} combinations of"
+            f" {', '.join(manifest.features.heights)}, the services have {MOST:,} at most; train"
+            " without one of them"
+        )
     for name, given, computed in (("u", manifest.u, len(user)), ("c", manifest.c, len(cross))):
         if given != computed:
             raise BundleIncompatible(f"{file}: {name} is {given}, this version computes {computed}")
@@ -420,21 +452,24 @@ def _codes(manifest: Manifest, names: Sequence[str]) -> U8:
     return codes
 
 
-def _read_actions(file: Path, manifest: Manifest, max_bytes: int) -> F32:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if arrays.zip.getinfo(f"{ACTIONS}.npy").file_size > max_bytes:
-                raise BundleCorrupt(f"{file} holds {_larger(max_bytes)}")
-            actions: F32 = np.asarray(arrays[ACTIONS], np.float32)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise BundleCorrupt(f"{file} cannot be decoded: {one_line(error)}") from error
-    if actions.shape != (len(manifest.actions) + 1, manifest.d):
-        raise BundleIncompatible(
-            f"{file} has embeddings {actions.shape} of the {len(manifest.actions)} actions that"
-            f" {MANIFEST} names; export the bundle again"
-        )
-    actions.flags.writeable = False
-    return actions
+def _read_features(file: Path, manifest: Manifest, max_bytes: int) -> F32:
+    tables = {}
+    for name, height in manifest.features.heights.items():
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                if arrays.zip.getinfo(f"{OF_FEATURE}{name}.npy").file_size > max_bytes:
+                    raise BundleCorrupt(f"{file} holds {_larger(max_bytes)}")
+                tables[name] = np.asarray(arrays[OF_FEATURE + name], np.float32)
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise BundleCorrupt(f"{file} cannot be decoded: {one_line(error)}") from error
+        if tables[name].shape != (height, manifest.d):
+            raise BundleIncompatible(
+                f"{file} has embeddings {tables[name].shape} of {name}, and {MANIFEST} says that"
+                f" there are {height}; export the bundle again"
+            )
+    features = manifest.features.summed(tables)
+    features.flags.writeable = False
+    return features
 
 
 def _read_reference(path: Path, manifest: Manifest) -> Reference | None:

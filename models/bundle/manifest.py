@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -11,6 +12,7 @@ import msgspec
 
 from infra.errors import BundleCorrupt, BundleIncompatible, BundleMissing, one_line
 from infra.settings import MAX_READ_BYTES
+from models.bundle.combinations import ACTION, AGE, DWELL, Combinations
 from models.features import CROSS_FEATURES, USER_FEATURES, Rates
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -92,9 +94,9 @@ class StateTensor(msgspec.Struct, frozen=True):
     """-1, or the axis's name, where it depends on the user's behaviors or on the candidates."""
 
 
-RECENT_ACTIONS: Final = "recent_actions"
-"""Stored of a user where the network sees actions: those of the newest behaviors that the state
-covers, as rows of the bundle's actions."""
+RECENT_FEATURES: Final = "recent_actions"
+"""Stored of a user where the network sees features of behaviors: those of the newest behaviors that
+the state covers, as rows of `Combinations`. Named as when actions were the only ones."""
 
 RATED: Final = "rated"
 """Stored of a user where the network sees rates: positive behaviors, and behaviors that count,
@@ -188,12 +190,24 @@ class TWINOffline(
     """Width of a query, key and value in each head."""
     biases: tuple[tuple[float, ...], ...] = ()
     """What an action adds to the relevance of a behavior in each head (Eq. 5), a row for each of
-    `Manifest.actions`, row 0 for unknown ones; none where the attention has no cross features."""
+    `Manifest.actions`, row 0 for unknown ones; none where the attention does not see them."""
+    dwell_biases: tuple[tuple[float, ...], ...] = ()
+    """What a dwell time adds, a row for each bucket of `models.features.dwell_bucket`; none where
+    the attention does not see them."""
+    age_biases: tuple[tuple[float, ...], ...] = ()
+    """What an age adds, a row for each bucket of `models.features.age_bucket`; none where the
+    attention does not see them."""
 
     @property
     def width(self) -> int:
         """Width of those of all heads."""
         return self.heads * self.d_k
+
+    @property
+    def cross(self) -> dict[str, tuple[tuple[float, ...], ...]]:
+        """The biases of each cross feature that the attention sees, by name."""
+        of_each = {ACTION: self.biases, DWELL: self.dwell_biases, AGE: self.age_biases}
+        return {name: biases for name, biases in of_each.items() if biases}
 
 
 Offline = EncodeOffline | SDIMOffline | TWINOffline
@@ -261,26 +275,31 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return 1.0 if self.sampling_rate is msgspec.UNSET else self.sampling_rate
 
     @property
-    def sees_actions(self) -> bool:
-        """Whether the network tells behaviors apart by their actions."""
-        return "action" in self.schema.get("behavior", ())
+    def features(self) -> Combinations:
+        """What the network sees of a behavior beside its item."""
+        return Combinations.of(tuple(self.schema.get("behavior", ())), len(self.actions))
+
+    @property
+    def needs_actions(self) -> bool:
+        """Whether the network sees actions of behaviors, or rates of them."""
+        return ACTION in self.features.heights or self.rates is not None
 
     @property
     def unserved(self) -> dict[str, tuple[str, ...]]:
         """What the network sees and no service has, by section of the schema; nothing, if all."""
         lacking = {
             "user": tuple(self.schema.get("user", ())),
-            "behavior": tuple(n for n in self.schema.get("behavior", ()) if n != "action"),
+            "behavior": unserved_features(
+                self.features.heights, stored=self.offline is None or bool(self.stored)
+            ),
         }
         return {name: names for name, names in lacking.items() if names}
 
-    def of_actions(self) -> dict[str, StateTensor]:
-        """What is stored of the actions of a user's behaviors, whichever the system is: rows fit a
-        byte as stored codes do.
-        """
+    def of_features(self) -> dict[str, StateTensor]:
+        """What is stored of the features of a user's behaviors, whichever the system is."""
         tensors = {}
-        if self.sees_actions:
-            tensors[RECENT_ACTIONS] = StateTensor("uint8", ("recent",))
+        if self.features.heights:
+            tensors[RECENT_FEATURES] = StateTensor(self.features.dtype, ("recent",))
         if self.rates is not None:
             tensors[RATED] = StateTensor("uint32", (2,))
         return tensors
@@ -295,9 +314,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             *((RATES,) if self.rates is not None else ()),
             *((REFERENCE_QUERIES, REFERENCE_KEYS) if self.reference else ()),
             *((REFERENCE_ACTIONS,) if self.reference and self.reference.actions else ()),
-            *((ATTRIBUTES,) if self.sees_actions else ()),
+            *((ATTRIBUTES,) if self.features.heights else ()),
             *((SEQUENCES,) if self.offline is not None else ()),
         )
+
+
+def unserved_features(names: Iterable[str], *, stored: bool) -> tuple[str, ...]:
+    """Those of the behavior features that no service has: an age changes while a state that was
+    made with it is stored, so it is served where nothing is.
+    """
+    return (AGE,) if stored and AGE in names else ()
 
 
 LATER: Final = ("rates", "reference")

@@ -23,9 +23,9 @@ from infra.compiling import fast_kernel
 from models.data.interactions import Interactions
 from models.data.rates import RateCounts
 from models.data.requests import Requests, Sequences
-from models.data.schema import AGE_BUCKETS, Inputs, dwell_bucket
+from models.data.schema import Inputs
 from models.data.withholding import Withholding, is_withheld
-from models.features import cross_columns, user_columns
+from models.features import age_bucket, cross_columns, dwell_bucket, user_columns
 
 Item = TypeVar("Item")
 
@@ -171,6 +171,7 @@ class Gatherer:
             rows = np.zeros((len(cut), length), np.int64)
             if name == "age":
                 _gather_ages(self.sequences.times, window, cut, now, rows)
+                rows = age_bucket(rows).astype(np.int64)
             else:
                 _gather_feature(self._columns[name], window, cut, rows)
             features[name] = torch.from_numpy(rows)
@@ -269,13 +270,12 @@ def _gather_feature(column: I8 | U8, begin: I64, end: I64, rows: I64) -> None:
 
 @fast_kernel
 def _gather_ages(times: I64, begin: I64, end: I64, now: I64, rows: I64) -> None:
-    """Put the behaviors' age buckets into rows: 1 + log2 of the seconds before ``now``, clipped."""
+    """Put the behaviors' ages into rows, in seconds (`models.features.ages_s`)."""
     length = rows.shape[1]
     for r in range(len(begin)):
         shift = length - end[r]
         for i in range(begin[r], end[r]):
-            age = max(now[r] - times[i], 1)
-            rows[r, i + shift] = min(1 + int(np.log2(age)), AGE_BUCKETS - 1)
+            rows[r, i + shift] = max(now[r] - times[i], 1)
 
 
 @fast_kernel

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 import numpy as np
 
-from infra.arrays import F32, I8, I64
+from infra.arrays import I64
 from infra.errors import TrainingError, hint
-from models.features import Rates, feature_names
+from models.features import AGE_BUCKETS, DWELL_BUCKETS, Rates, feature_names
 
 if TYPE_CHECKING:
     from models.data.interactions import Attribute, Interactions
@@ -25,13 +25,6 @@ BehaviorFeature = Literal["action", "dwell", "age"]
 
 USER_ID: Final = "id"
 """The name that stands for the user's own id among the user attributes."""
-
-DWELL_BUCKETS: Final = 16
-"""Dwell times in powers of two, from below a second to nine hours; bucket 0: not recorded."""
-
-AGE_BUCKETS: Final = 24
-"""Ages of behaviors in powers of two seconds, from below 2 s to half a year and more."""
-
 
 AUTO: Final = "auto"
 
@@ -234,13 +227,3 @@ def _behavior_height(feature: BehaviorFeature, interactions: Interactions) -> in
     raise TrainingError(
         f"schema.behavior names {feature!r}, which the data do not have; leave it out"
     )
-
-
-def dwell_bucket(dwell_s: F32) -> I8:
-    """Bucket of each dwell time: 0 for none, else 1 + log2 of the seconds, clipped.
-
-    >>> dwell_bucket(np.array([0, 0.5, 1, 5, 1e6], np.float32)).tolist()
-    [0, 1, 1, 3, 15]
-    """
-    bucket = 1 + np.floor(np.log2(np.maximum(dwell_s, 1.0)))
-    return np.where(dwell_s > 0, np.minimum(bucket, DWELL_BUCKETS - 1), 0).astype(np.int8)

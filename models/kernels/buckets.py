@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from infra.arrays import F32, I32, U8, U32
+from infra.arrays import F32, I32, U16, U32
 from infra.compiling import fast_kernel
 
 Signatures = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -50,21 +50,21 @@ def fill_buckets(
 
 
 @fast_kernel
-def count_actions(rows: I32, actions: U8, signatures: Signatures, counts: F32) -> None:
-    """Count behaviors by bucket and action.
+def count_features(rows: I32, places: U16, signatures: Signatures, counts: F32) -> None:
+    """Count behaviors by bucket and what is known of them.
 
     Args:
         rows: i32[n], rows of the behaviors' items.
-        actions: u8[n], rows of their actions.
+        places: u16[n], of what is known of each, in columns of ``counts``.
         signatures: [N, G], every item's.
-        counts: f32[G * 2^tau, A + 1], behaviors of each action in each bucket; written to.
+        counts: f32[G * 2^tau, F], behaviors of each kind in each bucket; written to.
     """
     groups = signatures.shape[1]
     size = len(counts) // groups
     for i in range(len(rows)):
         own = signatures[rows[i]]
         for group in range(groups):
-            counts[group * size + own[group], actions[i]] += 1
+            counts[group * size + own[group], places[i]] += 1
 
 
 @fast_kernel

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from infra.arrays import F32, I32, U8, Bools
+from infra.arrays import F32, I32, U16, Bools
 from infra.compiling import fast_kernel, kernel, on_threads
 
 LANES: Final = 256
@@ -61,11 +61,11 @@ class Items(NamedTuple):
     """i32[D + 1]: where each item's ages begin."""
     ages: I32
     """i32[L]: how many behaviors are newer than each; an item's ascending."""
-    codes: U8
-    """u8[D]: codes of their cross feature; zeros where there is none."""
+    codes: U16
+    """u16[D]: rows of their cross features; zeros where there are none."""
 
 
-def items_of(rows: I32, codes: U8 | None = None) -> Items:
+def items_of(rows: I32, codes: U16 | None = None) -> Items:
     """Behaviors on rows i32[L], oldest first, by item; or by item and code u8[L].
 
     >>> import numpy as np
@@ -76,11 +76,11 @@ def items_of(rows: I32, codes: U8 | None = None) -> Items:
     >>> found.rows.tolist(), found.codes.tolist(), found.counts.tolist()
     ([7, 5, 7], [1, 0, 0], [1, 1, 1])
     """
-    return Items(*_items_kernel(rows, np.zeros(len(rows), np.uint8) if codes is None else codes))
+    return Items(*_items_kernel(rows, np.zeros(len(rows), np.uint16) if codes is None else codes))
 
 
 @kernel
-def _items_kernel(rows: I32, codes: U8) -> tuple[I32, I32, I32, I32, U8]:
+def _items_kernel(rows: I32, codes: U16) -> tuple[I32, I32, I32, I32, U16]:
     length = len(rows)
     size = 16
     while size < 2 * length:
@@ -88,7 +88,7 @@ def _items_kernel(rows: I32, codes: U8) -> tuple[I32, I32, I32, I32, U8]:
     table = np.full(size, -1, np.int32)
     mask = np.uint32(size - 1)
     items, counts = np.empty(length, np.int32), np.zeros(length, np.int32)
-    codes_of, item_of = np.empty(length, np.uint8), np.empty(length, np.int32)
+    codes_of, item_of = np.empty(length, np.uint16), np.empty(length, np.int32)
     found = 0
     for age in range(length):
         row, code = rows[length - 1 - age], codes[length - 1 - age]

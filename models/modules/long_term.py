@@ -114,8 +114,7 @@ class LongTerm(nn.Module):
 
         Args:
             half: have what they store of a user's interests kept as float16.
-            feature_tables: embeddings of the behavior features' values, f32[F, d] by feature: of
-                none but those that the services know.
+            feature_tables: embeddings of the behavior features' values, f32[F, d] by feature.
         """
         return None
 

@@ -204,18 +204,23 @@ class TWIN(LongTerm):
 
     def served(self, *, half: bool, feature_tables: Mapping[str, Tensor]) -> Served | None:
         """Nothing is stored of a user: a request reads the behaviors themselves, and what is
-        inherent in their items lies in item tables; what their actions add is a number per head
-        and action. The services' search has the attention's parameters, and keys of items alone.
+        inherent in their items lies in item tables; what their features add is a number per head
+        and value. The services' search has the attention's parameters, and keys of items alone.
         """
         if not self.config.consistent or self.relevance.raw:
             return None
         heads, d_k = self.config.heads, self.relevance.d_k
         width = heads * d_k
         compressed = self.relevance.compress_features(feature_tables)
-        biases = compressed["action"].tolist() if compressed else ()
+        biases = {name: tuple(map(tuple, table.tolist())) for name, table in compressed.items()}
         return Served(
             offline=TWINOffline(
-                k=self.config.k, heads=heads, d_k=d_k, biases=tuple(map(tuple, biases))
+                k=self.config.k,
+                heads=heads,
+                d_k=d_k,
+                biases=biases.get("action", ()),
+                dwell_biases=biases.get("dwell", ()),
+                age_biases=biases.get("age", ()),
             ),
             tables={
                 "queries": TableEntry("float16", width),

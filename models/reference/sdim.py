@@ -6,24 +6,24 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from infra.arrays import I32, U8, Array
+from infra.arrays import I32, U16, Array
 from models.bundle import LONG_TERM, Bundle, SDIMOffline
 
 
-def extract(bundle: Bundle, rows: I32, actions: U8 | None = None) -> dict[str, Array]:
+def extract(bundle: Bundle, rows: I32, features: U16 | None = None) -> dict[str, Array]:
     """What is stored of behaviors on the items of ``rows``: "buckets" [G * 2^tau, d] and "sizes"
     u32[G * 2^tau].
 
     Args:
-        actions: rows of the behaviors' actions, where the network sees them.
+        features: rows of what the network sees of the behaviors beside their items, if anything.
     """
     offline = bundle.manifest.offline
     assert isinstance(offline, SDIMOffline)
     buckets = np.zeros((offline.buckets, bundle.manifest.d), np.float64)
     sizes = np.zeros(offline.buckets, np.uint32)
     embeddings = bundle.embeddings[rows]
-    if actions is not None and bundle.actions is not None:
-        embeddings = embeddings + bundle.actions[actions]
+    if features is not None and bundle.features is not None:
+        embeddings = embeddings + bundle.features[features]
     for places in _places(bundle, offline, rows).T:
         np.add.at(buckets, places, embeddings)
         np.add.at(sizes, places, 1)
@@ -35,12 +35,12 @@ def feed(
     tensors: Mapping[str, Array],
     newer: I32,
     candidates: I32,
-    actions: U8 | None = None,
+    features: U16 | None = None,
 ) -> dict[str, Array]:
     """The mean over groups of the candidates' buckets (SDIM, Eq. 12), newer behaviors added."""
     offline = bundle.manifest.offline
     assert isinstance(offline, SDIMOffline)
-    added = extract(bundle, newer, actions)
+    added = extract(bundle, newer, features)
     buckets, sizes = added["buckets"].astype(np.float64), added["sizes"]
     if tensors:
         buckets, sizes = buckets + tensors["buckets"], sizes + tensors["sizes"]

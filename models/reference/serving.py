@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from infra.arrays import F32, I64, U8, U64, Array
+from infra.arrays import F32, I64, U8, U16, U64, Array
+from infra.behaviors import BEHAVIOR
+from infra.store import Behaviors
 from models.bundle import Bundle
 from models.data.requests import Requests, Sequences
 from models.features import EMPTY_HISTORY, History, cross_features, user_features
@@ -30,8 +32,8 @@ class PlainSystem(NamedTuple):
     """A state's tensors, of the bundle and the rows i32[n] of the behaviors' items."""
     feed: Callable[..., dict[str, Array]]
     """The scorer graph's own inputs, of the bundle, a state's tensors (or none), and the rows of
-    newer behaviors and of candidates. Both are told ``actions`` u8[n], the rows of the behaviors'
-    actions, where the network sees them."""
+    newer behaviors and of candidates. Both are told ``features`` u16[n], the rows of the behaviors
+    in `Bundle.features`, where the network sees some."""
     keeps_state: bool = True
     """Whether anything is stored of a user besides the behaviors."""
 
@@ -61,25 +63,43 @@ class StoredUser:
     """Behaviors of the user ever applied, the newer ones included."""
     last_time_ms: int
     """Event time of the newest behavior, ms since epoch."""
-    actions: StoredActions | None = None
-    """What is stored of their actions; None: all are unknown."""
+    known: StoredFeatures | None = None
+    """What is stored of them beside their items; None: nothing is known."""
 
 
-class StoredActions(NamedTuple):
-    """What is stored of the actions of a user's behaviors, as rows of the bundle's."""
+class StoredFeatures(NamedTuple):
+    """What is stored of a user's behaviors beside their items, as rows of the bundle's."""
 
-    recent: U8
-    """u8[<= M]: of `StoredUser.recent`."""
-    covered: U8
-    """u8[<= L]: of the behaviors that the state covers."""
-    newer: U8
-    """u8: of `StoredUser.newer`."""
+    recent: U16
+    """u16[<= M]: of `StoredUser.recent`, in `Bundle.features`."""
+    newer: U16
+    """u16: of `StoredUser.newer`, likewise."""
+    acted: U8
+    """u8: the actions of the last L behaviors that the state covers, and of newer ones."""
 
     @classmethod
-    def unknown(cls, user: StoredUser) -> StoredActions:
-        """As many as there are behaviors, all unknown."""
-        sizes = len(user.recent), int(user.history.counts.sum()), len(user.newer)
-        return cls(*(np.zeros(size, np.uint8) for size in sizes))
+    def of(
+        cls, bundle: Bundle, covered: Behaviors, newer: Behaviors, now_ms: int = 0
+    ) -> StoredFeatures:
+        """That of behaviors that a state covers, and of those newer than it.
+
+        Args:
+            now_ms: the moment for which to score, where nothing is stored.
+        """
+        recent = covered[max(len(covered) - bundle.manifest.M, 0) :]
+        last = covered[max(len(covered) - bundle.manifest.L, 0) :]
+        acted = bundle.action_rows(np.concatenate([last["action"], newer["action"]]))
+        if bundle.features is None:
+            none = np.zeros(0, np.uint16)
+            return cls(none, none, acted)
+        of_recent, of_newer = (bundle.feature_rows(each, now_ms) for each in (recent, newer))
+        return cls(of_recent, of_newer, acted)
+
+    @classmethod
+    def unknown(cls, bundle: Bundle, user: StoredUser) -> StoredFeatures:
+        """As many as there are behaviors, of which nothing is known."""
+        covered = np.zeros(int(user.history.counts.sum()), BEHAVIOR)
+        return cls.of(bundle, covered, np.zeros(len(user.newer), BEHAVIOR))
 
 
 def score_stored(
@@ -95,12 +115,9 @@ def score_stored(
     keys = newer = np.empty(0, np.uint64)
     tensors: Mapping[str, Array] = {}
     history, count, last_time_ms = EMPTY_HISTORY, 0, 0
-    of_newer = acted = seen = np.empty(0, np.uint8)
+    known = StoredFeatures(np.empty(0, np.uint16), np.empty(0, np.uint16), np.empty(0, np.uint8))
     if user is not None:
-        actions = user.actions or StoredActions.unknown(user)
-        of_newer = actions.newer
-        acted = np.concatenate([actions.covered, of_newer])
-        seen = np.concatenate([actions.recent, of_newer])[-M:]
+        known = user.known or StoredFeatures.unknown(bundle, user)
         tensors, newer = user.tensors, user.newer
         keys = np.concatenate([user.recent, newer])[-M:]
         history = add_to_history(user.history, newer, user.newer_times)
@@ -108,15 +125,15 @@ def score_stored(
     rate, rates = None, bundle.manifest.rates
     if rates is not None:
         positive, counted = rates.kinds(("", *bundle.manifest.actions))
-        rate = rates.of_users(positive[acted].sum(), counted[acted].sum())
+        rate = rates.of_users(positive[known.acted].sum(), counted[known.acted].sum())
     recent, recent_mask = bundle.embeddings[bundle.rows(keys)], np.ones(len(keys), np.float32)
-    if bundle.actions is not None:
-        recent = recent + bundle.actions[seen]
+    if bundle.features is not None:
+        recent = recent + bundle.features[np.concatenate([known.recent, known.newer])[-M:]]
     if not len(keys):
         recent, recent_mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
     feed = {
         **PLAIN[bundle.manifest.system].feed(
-            bundle, tensors, bundle.rows(newer), rows, **_told(bundle, of_newer)
+            bundle, tensors, bundle.rows(newer), rows, **_told(bundle, known.newer)
         ),
         "recent": recent,
         "recent_mask": recent_mask,
@@ -134,8 +151,8 @@ def score_stored(
     return np.asarray(ctrs, np.float32)
 
 
-def _told(bundle: Bundle, actions: U8) -> dict[str, U8]:
-    return {} if bundle.actions is None else {"actions": actions}
+def _told(bundle: Bundle, features: U16) -> dict[str, U16]:
+    return {} if bundle.features is None else {"features": features}
 
 
 def add_to_history(history: History, item_keys: U64, times_ms: I64) -> History:
@@ -158,26 +175,32 @@ def extract_plainly(
     item_keys: U64,
     times_ms: I64,
     count: int | None = None,
-    actions: U8 | None = None,
+    known: Behaviors | None = None,
+    now_ms: int = 0,
 ) -> StoredUser:
     """A user's state made from nothing but their exact sequence (oldest first), nothing newer.
 
     Args:
         count: behaviors ever applied, where ``item_keys`` is not all of them.
-        actions: rows of the behaviors' actions; None: all are unknown.
+        known: BEHAVIOR, the same behaviors; None: nothing is known of them beside their items.
+        now_ms: the moment for which to score, where nothing is stored.
     """
     manifest = bundle.manifest
     kept = item_keys[-manifest.L :]
-    acted = np.zeros(len(kept), np.uint8) if actions is None else actions[-manifest.L :]
+    if known is None:
+        known = np.zeros(len(item_keys), BEHAVIOR)
+    told = {}
+    if bundle.features is not None:
+        told = _told(bundle, bundle.feature_rows(known[-manifest.L :], now_ms))
     return StoredUser(
-        tensors=PLAIN[manifest.system].extract(bundle, bundle.rows(kept), **_told(bundle, acted)),
+        tensors=PLAIN[manifest.system].extract(bundle, bundle.rows(kept), **told),
         recent=kept[-manifest.M :],
         history=add_to_history(EMPTY_HISTORY, kept, times_ms[-manifest.L :]),
         newer=np.empty(0, np.uint64),
         newer_times=np.empty(0, np.int64),
         count=len(item_keys) if count is None else count,
         last_time_ms=int(times_ms[-1]) if len(times_ms) else 0,
-        actions=StoredActions(acted[-manifest.M :], acted, acted[:0]),
+        known=StoredFeatures.of(bundle, known, known[:0], now_ms),
     )
 
 
@@ -205,18 +228,18 @@ def sequence_requests(
     sequences: Sequences,
     requests: Requests,
     item_keys: U64,
-    actions: U8 | None = None,
+    known: Behaviors | None = None,
 ) -> Iterable[OfflineRequest]:
     """Requests with states extracted plainly as of each request's clustering; where nothing is
     stored, as of the request.
 
     Args:
         item_keys: u64[n + 1], keys of the interactions' items (`Interactions.item_ids`).
-        actions: u8[N], rows of the actions of the sequences' behaviors in the bundle's own list;
-            None: all are unknown.
+        known: BEHAVIOR[N], the sequences' behaviors, their actions by place in the bundle's own
+            list; None: nothing is known of them beside their items.
     """
-    if actions is None:
-        actions = np.zeros(len(sequences.items), np.uint8)
+    if known is None:
+        known = np.zeros(len(sequences.items), BEHAVIOR)
     stale = PLAIN[bundle.manifest.system].keeps_state
     now = sequences.times[requests.cut] if requests.times is None else requests.times
     for cut, as_of, candidates, now_s in zip(
@@ -228,11 +251,10 @@ def sequence_requests(
         covered = int(as_of) - start if stale else len(keys)
         user = None
         if len(keys):
-            acted = actions[start:cut]
+            mine, now_ms = known[start:cut], int(now_s) * 1000
             state = extract_plainly(
-                bundle, keys[:covered], times_ms[:covered], actions=acted[:covered]
+                bundle, keys[:covered], times_ms[:covered], known=mine[:covered], now_ms=now_ms
             )
-            assert state.actions is not None
             user = StoredUser(
                 tensors=state.tensors,
                 recent=state.recent,
@@ -241,6 +263,6 @@ def sequence_requests(
                 newer_times=times_ms[covered:],
                 count=len(keys),
                 last_time_ms=int(times_ms[-1]),
-                actions=state.actions._replace(newer=acted[covered:]),
+                known=StoredFeatures.of(bundle, mine[:covered], mine[covered:], now_ms),
             )
         yield OfflineRequest(user, item_keys[candidates], int(now_s) * 1000)

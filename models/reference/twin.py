@@ -6,17 +6,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from infra.arrays import F32, I32, U8, Array
+from infra.arrays import F32, I32, U16, Array
 from models.bundle import LONG_TERM, PROJECTION, Bundle, TWINOffline, make_session
 
 
 def extract(
     bundle: Bundle,  # noqa: ARG001  # behaviors are all
     rows: I32,
-    actions: U8 | None = None,
+    features: U16 | None = None,
 ) -> dict[str, Array]:
-    """What is known of behaviors on the items of ``rows``: "rows" i32[L], "actions" u8[L]."""
-    return {"rows": rows, "actions": np.zeros(len(rows), np.uint8) if actions is None else actions}
+    """What is known of behaviors on the items of ``rows``: "rows" i32[L], "features" u16[L]."""
+    if features is None:
+        features = np.zeros(len(rows), np.uint16)
+    return {"rows": rows, "features": features}
 
 
 def feed(
@@ -24,16 +26,16 @@ def feed(
     tensors: Mapping[str, Array],
     newer: I32,
     candidates: I32,
-    actions: U8 | None = None,
+    features: U16 | None = None,
 ) -> dict[str, Array]:
     """The heads' attention (TWIN, Eq. 7) to what the search finds, side by side."""
     offline = bundle.manifest.offline
     assert isinstance(offline, TWINOffline)
-    added = extract(bundle, newer, actions)
+    added = extract(bundle, newer, features)
     known = [tensors, added] if tensors else [added]
     rows, acted = (
         np.concatenate([of[name] for of in known])[-bundle.manifest.L :]
-        for name in ("rows", "actions")
+        for name in ("rows", "features")
     )
     found = np.zeros((len(candidates), offline.width), np.float32)
     if len(rows):
@@ -42,12 +44,13 @@ def feed(
             for name, of in (("queries", candidates), ("keys", rows), ("values", rows))
         )
         scores = queries @ keys.transpose(0, 2, 1)
-        if offline.biases:
-            # Eq. 5, and the actions' part of K in Eq. 7.
-            scores += np.array(offline.biases, np.float32).T[:, None, acted]
+        if offline.cross:
+            # Eq. 5, and the features' part of K in Eq. 7.
+            biases = {name: np.array(one, np.float32) for name, one in offline.cross.items()}
+            scores += bundle.combinations.summed(biases).T[:, None, acted]
             session = make_session((bundle.path / PROJECTION).read_bytes())
-            (of_actions,) = session.run(["values"], {"embeddings": bundle.actions})
-            values = values + _by_head(of_actions[acted], offline.heads)
+            (of_features,) = session.run(["values"], {"embeddings": bundle.features})
+            values = values + _by_head(of_features[acted], offline.heads)
         scores[:, ~_searched(scores, offline.k)] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         heads = weights / weights.sum(-1, keepdims=True) @ values

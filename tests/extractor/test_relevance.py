@@ -29,6 +29,8 @@ from tests.models.generated import planted_interactions
 
 L = 24
 
+NOW_MS = 1_700_000_000_000
+
 
 @pytest.fixture(
     scope="module", params=[pytest.param("items alone", marks=pytest.mark.long), "actions"]
@@ -100,7 +102,9 @@ def live(split: Split, bundle: Bundle, system: System) -> list[dict[str, float]]
             state = system.extract(older)
         history = UserHistory(Version(1, len(behaviors)), state, behaviors[covered:])
         asked: U64 = keys[candidates]
-        found.append(system.measure(history, behaviors, Candidates(asked, bundle.rows(asked))))
+        found.append(
+            system.measure(history, behaviors, Candidates(asked, bundle.rows(asked)), NOW_MS)
+        )
     return found
 
 

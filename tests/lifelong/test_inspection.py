@@ -115,6 +115,17 @@ def test_biases_are_told_by_the_names_of_actions(filled: Settings, tmp_path: Pat
     }
 
 
+def test_biases_of_times_are_told_by_what_they_span(filled: Settings, tmp_path: Path) -> None:
+    path = tiny_bundle(tmp_path / "twin", system="twin", behavior=("age", "dwell"))
+    settings = Settings(store=filled.store, bundle=BundleSettings(path=path))
+
+    bundle = run_inspect(settings, None, 2, quiet=True)["bundle"]
+
+    assert list(bundle["dwell_biases"])[:3] == ["none", "below 2 s", "below 4 s"]
+    assert list(bundle["dwell_biases"])[-2:] == ["below 16384 s", "16384 s and more"]
+    assert (len(bundle["dwell_biases"]), len(bundle["age_biases"])) == (16, 24)
+
+
 def test_interests_of_another_bundle_are_not_shown(filled: Settings) -> None:
     store = open_store(filled.store)
     write(store, OTHER, b"of another layout")

@@ -17,6 +17,8 @@ from tests.scorer.conftest import FragileStore, World
 
 ASKED = [f"item-{i}" for i in range(1, 51)]
 
+NOW_MS = 1_700_000_000_000
+
 
 class Meter:
     """A system that measures what it is told to, and notes what it was asked."""
@@ -29,7 +31,7 @@ class Meter:
         self.behaviors: list[Behaviors] = []
 
     def measure(
-        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates, now_ms: int
     ) -> dict[str, float]:
         self.behaviors.append(behaviors)
         self.asked.set()
@@ -91,7 +93,7 @@ def test_a_ranking_is_measured_after_its_answer(
     assert profile.interests is not None
     state = world.system.layout.decode(profile.interests)
     history = UserHistory(sequence.version, state, sequence.behaviors[-2:])
-    expected = world.system.measure(history, sequence.behaviors, candidates_of(world))
+    expected = world.system.measure(history, sequence.behaviors, candidates_of(world), NOW_MS)
     assert losses(world.registry, "sum") == pytest.approx(expected["clustering_loss"])
 
 
@@ -172,7 +174,9 @@ def test_behaviors_that_came_after_the_request_are_left_out(world: World) -> Non
     assert before is not None
     state = world.system.extract(before)
     newer = before.behaviors[:0]
-    sample = Sample("u", UserHistory(before.version, state, newer), candidates_of(world), 0.0)
+    sample = Sample(
+        "u", UserHistory(before.version, state, newer), candidates_of(world), NOW_MS, 0.0
+    )
     world.append("u", ["item-3", "item-4"])
     found = behaviors_of(sample, world.store)
     np.testing.assert_array_equal(found, before.behaviors)
@@ -183,7 +187,9 @@ def test_a_record_of_another_life_is_not_measured(world: World) -> None:
     assert before is not None
     version = Version(before.version.epoch + 1, before.version.count)
     history = UserHistory(version, world.system.extract(before), before.behaviors[:0])
-    assert behaviors_of(Sample("u", history, candidates_of(world), 0.0), world.store) is None
+    assert (
+        behaviors_of(Sample("u", history, candidates_of(world), NOW_MS, 0.0), world.store) is None
+    )
 
 
 def test_what_a_request_knows_is_not_read_again(world: World) -> None:
@@ -191,7 +197,7 @@ def test_what_a_request_knows_is_not_read_again(world: World) -> None:
     assert sequence is not None
     world.store.away = True
     history = UserHistory(sequence.version, None, sequence.behaviors)
-    found = behaviors_of(Sample("u", history, candidates_of(world), 0.0), world.store)
+    found = behaviors_of(Sample("u", history, candidates_of(world), NOW_MS, 0.0), world.store)
     assert found is sequence.behaviors
 
 

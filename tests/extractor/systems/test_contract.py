@@ -145,7 +145,7 @@ def test_what_is_measured_has_a_metric(system: System, bundle: Bundle, newer: in
     behaviors = on_items(np.random.default_rng(newer).integers(1, 60, 64))
     keys = on_items(list(range(1, 60)))["item"].copy()
     history = split(system, behaviors, 64 - newer)
-    found = system.measure(history, behaviors, Candidates(keys, bundle.rows(keys)))
+    found = system.measure(history, behaviors, Candidates(keys, bundle.rows(keys)), NOW_MS)
     assert set(found) == set(system.measures) <= set(MEASURES)
     assert np.isfinite(list(found.values())).all()
 
@@ -158,7 +158,7 @@ def test_too_little_is_measured_to_be_nothing_or_a_number(
     keys = on_items([1, 2, 1000])["item"].copy()
     for covered in (0, len(numbers)):
         history = split(system, behaviors, covered)
-        found = system.measure(history, behaviors, Candidates(keys, bundle.rows(keys)))
+        found = system.measure(history, behaviors, Candidates(keys, bundle.rows(keys)), NOW_MS)
         assert np.isfinite(list(found.values())).all()
 
 
@@ -179,7 +179,7 @@ def test_what_explains_a_ctr_gives_it_when_put_together(
     keys = on_items(list(range(1, 60)))["item"].copy()
     candidates = Candidates(keys, bundle.rows(keys))
     history = split(system, behaviors, length - newer)
-    explanation = system.explain(history, behaviors, candidates)
+    explanation = system.explain(history, behaviors, candidates, NOW_MS)
     whole = ctrs(system, bundle, history, range(1, 60))
     np.testing.assert_allclose(
         ctrs_of(explanation, system, bundle, history, candidates), whole, rtol=0, atol=1e-5
@@ -210,7 +210,7 @@ def test_what_explains_names_behaviors_that_are_there(system: System, bundle: Bu
     behaviors = on_items([1, 2, 3, 1, 2, 1] * 8)
     keys = on_items([1, 2, 1000])["item"].copy()
     history = split(system, behaviors, 40)
-    explanation = system.explain(history, behaviors, Candidates(keys, bundle.rows(keys)))
+    explanation = system.explain(history, behaviors, Candidates(keys, bundle.rows(keys)), NOW_MS)
     assert explanation.weights.shape[:2] == (3, len(explanation.parts))
     np.testing.assert_allclose(explanation.weights.sum(1), 1, atol=1e-5)
     members = [part.members for part in explanation.parts]
@@ -229,6 +229,6 @@ def test_a_user_whose_older_behaviors_are_gone_is_explained_by_parts_alone(
     keys = on_items([1, 2])["item"].copy()
     candidates = Candidates(keys, bundle.rows(keys))
     history = split(system, behaviors, 40)
-    known = system.explain(history, behaviors, candidates)
-    alone = system.explain(history, history.newer, candidates)
+    known = system.explain(history, behaviors, candidates, NOW_MS)
+    alone = system.explain(history, history.newer, candidates, NOW_MS)
     np.testing.assert_array_equal(alone.weights, known.weights)

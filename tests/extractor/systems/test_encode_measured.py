@@ -19,6 +19,8 @@ from tests.extractor.items import behaviors_on, sequence_of
 
 L = 64
 
+NOW_MS = 1_700_000_000_000
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
@@ -44,7 +46,7 @@ def measured(system: System, bundle: Bundle, behaviors: Behaviors, newer: int) -
     covered = len(behaviors) - newer
     state = system.extract(sequence_of(behaviors[:covered])) if covered else None
     history = UserHistory(Version(7, len(behaviors)), state, behaviors[covered:])
-    return system.measure(history, behaviors, every(bundle))
+    return system.measure(history, behaviors, every(bundle), NOW_MS)
 
 
 @pytest.mark.parametrize(("length", "newer"), [(3, 0), (40, 0), (40, 40), (64, 0), (80, 20)])
@@ -84,5 +86,5 @@ def test_behaviors_that_the_state_does_not_cover_are_not_looked_at(
     behaviors = on_items(np.random.default_rng(1).integers(1, 51, 3 * L))
     state = system.extract(sequence_of(behaviors))
     history = UserHistory(Version(7, len(behaviors)), state, behaviors[:0])
-    of_all = system.measure(history, behaviors, every(bundle))
-    assert of_all == system.measure(history, behaviors[-L:], every(bundle))
+    of_all = system.measure(history, behaviors, every(bundle), NOW_MS)
+    assert of_all == system.measure(history, behaviors[-L:], every(bundle), NOW_MS)

@@ -31,6 +31,8 @@ L = 64
 ACTIONS = ("like", "view")
 """Of a bundle that sees actions; 0 is any other."""
 
+NOW_MS = 1_700_000_000_000
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
@@ -100,9 +102,8 @@ def test_candidates_find_by_actions_what_plain_serving_finds(acted: Bundle, leng
     behaviors = on_items(*rng.integers(1, 60, length).tolist())
     behaviors["action"] = rng.integers(0, 5, length)
     rows = acted.rows(np.ascontiguousarray(behaviors["item"]))
-    actions = acted.action_rows(np.ascontiguousarray(behaviors["action"]))
     every = candidates_of(acted, *range(1, 60))
-    expected = twin.feed(acted, {}, rows, every.rows, actions)[LONG_TERM]
+    expected = twin.feed(acted, {}, rows, every.rows, acted.feature_rows(behaviors, 0))[LONG_TERM]
     found = fed(open_system(acted), acted, behaviors)[LONG_TERM]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
@@ -140,7 +141,7 @@ def test_biases_of_other_actions_or_heads_are_refused(
     assert (len(offline.biases), len(offline.biases[0])) == (3, offline.heads)
     changed = msgspec.structs.replace(offline, biases=wrong)
     manifest = msgspec.structs.replace(acted.manifest, offline=changed)
-    with pytest.raises(BundleIncompatible, match="biases of other actions or heads") as caught:
+    with pytest.raises(BundleIncompatible, match="biases of other features or heads") as caught:
         open_system(replace(acted, manifest=manifest))
     assert "\n" not in str(caught.value)
 
@@ -176,7 +177,7 @@ def test_what_is_measured_of_a_request_is_what_is_measured_offline(
     rows = bundle.rows(np.ascontiguousarray(behaviors["item"]))[-L:]
     found, oracle = by_network(rows, every.rows)
     history = UserHistory(Version(7, length), None, behaviors)
-    measured = system.measure(history, behaviors, every)
+    measured = system.measure(history, behaviors, every, NOW_MS)
     hit_rate = hit_rate_of_retrieval(found, oracle.relevance.numpy(), k=4)
     assert measured["hit_rate"] == pytest.approx(hit_rate)
     found_weight = (oracle.weights.numpy() * found).sum(-1).mean()
@@ -190,10 +191,10 @@ def test_what_was_done_counts_in_what_is_measured(acted: Bundle, length: int) ->
     behaviors, every = on_items(*rng.integers(1, 60, length).tolist()), candidates_of(acted, 3, 9)
     history = UserHistory(Version(7, length), None, behaviors)
     system = open_system(acted)
-    before = system.measure(history, behaviors, every)
+    before = system.measure(history, behaviors, every, NOW_MS)
     behaviors["action"] = rng.integers(0, 5, length)
 
-    measured = system.measure(history, behaviors, every)
+    measured = system.measure(history, behaviors, every, NOW_MS)
 
     assert measured["hit_rate"] == 1.0
     assert measured["found_weight"] != before["found_weight"]

@@ -1,7 +1,8 @@
 """A behavior on an item that a bundle does not know is one on row 0, alike offline and served.
 
-Whatever mix of known, unknown and newer behaviors a user has, whatever was done with the items, and
-whether something taught row 0 or not, the services arrive where the trained network does.
+Whatever mix of known, unknown and newer behaviors a user has, whatever was done with the items, for
+how long and how long ago, and whether something taught row 0 or not, the services arrive where the
+trained network does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from extractor.system import System
 from extractor.systems import open_system
 from extractor.systems.golden import check_sequences
 from models.bundle import Bundle, GoldenSequence, Tensor, save_bundle
+from models.data.schema import BehaviorFeature
 from models.export import export_network
 from models.golden_sequences import NOW_MS, answer_sequences
 from models.network import Network
@@ -28,6 +30,7 @@ from tests.bundles import tiny_config, tiny_network
 ITEMS = 30
 IDS = ["", *(f"item-{i}" for i in range(1, ITEMS + 1))]
 ACTIONS = ("view", "like", "purchase")
+FEATURES: tuple[BehaviorFeature, ...] = ("action", "dwell", "age")
 POPULARITY = np.array([0, *[1e6 / ITEMS] * ITEMS], np.float32)
 AGREE = 1e-6
 MS = 1_000_000
@@ -50,13 +53,19 @@ class Trained(NamedTuple):
         pytest.param("sdim", marks=pytest.mark.long),
         "sdim untaught",
         pytest.param("twin", marks=pytest.mark.long),
-        pytest.param("twin actions", marks=pytest.mark.long),
-        "twin actions untaught",
+        pytest.param("twin action", marks=pytest.mark.long),
+        "twin action untaught",
+        "encode action dwell",
+        pytest.param("encode dwell", marks=pytest.mark.long),
+        "sdim action dwell",
+        "twin age action dwell",
+        pytest.param("twin age", marks=pytest.mark.long),
     ],
 )
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    acted = "actions" in request.param
-    config = tiny_config(system=request.param.partition(" ")[0], acted=acted)
+    system, *said = request.param.split()
+    behavior: tuple[BehaviorFeature, ...] = tuple(one for one in FEATURES[::-1] if one in said)
+    config = tiny_config(system=system, behavior=behavior)
     with torch.random.fork_rng(), torch.no_grad():
         network = tiny_network(ITEMS, config, ACTIONS)
         for parameter in network.parameters():
@@ -106,6 +115,7 @@ def test_offline_is_served_for_any_mix_of_known_unknown_and_newer_behaviors(
         now_ms=NOW_MS,
         ctr=Tensor.of(np.zeros(0, np.float32)),
         actions=rng.integers(0, len(ACTIONS) + 1, len(behaviors)).tolist(),
+        dwells=(rng.integers(0, 2, len(behaviors)) << rng.integers(0, 26, len(behaviors))).tolist(),
     )
     answered = answer_sequences(
         network, bundle.manifest, bundle.catalog, range(ITEMS + 1), [golden]

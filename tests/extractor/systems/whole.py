@@ -65,14 +65,14 @@ class WholeSystem:
         return feed | common_feed(bundle, history, candidates, now_ms)
 
     def measure(
-        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates, now_ms: int
     ) -> dict[str, float]:
         return {}
 
     def explain(
-        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates
+        self, history: UserHistory, behaviors: Behaviors, candidates: Candidates, now_ms: int
     ) -> Explanation:
-        return EncodeSystem(self._bundle).explain(history, behaviors, candidates)
+        return EncodeSystem(self._bundle).explain(history, behaviors, candidates, now_ms)
 
     def describe(
         self, state: InterestState, sequence: StoredSequence, most: int

@@ -17,6 +17,8 @@ from models.network import NetworkConfig
 
 pytestmark = pytest.mark.long  # test_score.py has the same shop
 
+NOW_MS = 1_700_000_000_000
+
 
 @pytest.fixture(scope="module")
 def shop() -> Shop:
@@ -28,7 +30,7 @@ def test_all_that_a_system_can_tell_is_measured(shop: Shop, name: str) -> None:
     bundle, keys = measured_bundle(shop, name, 200), shop.candidates(20)
     with served(bundle, shop.user(200)) as (store, system):
         history, behaviors = history_of(store, system), read(store).behaviors
-        found = system.measure(history, behaviors, Candidates(keys, bundle.rows(keys)))
+        found = system.measure(history, behaviors, Candidates(keys, bundle.rows(keys)), NOW_MS)
     assert set(found) == set(system.measures)
     assert (history.state is not None) == system.keeps_state
 

@@ -199,19 +199,24 @@ def test_a_bundle_of_an_earlier_version_says_that_it_corrects_nothing(
 @pytest.mark.parametrize(
     "method", ["encode", *(pytest.param(name, marks=pytest.mark.long) for name in ("sdim", "twin"))]
 )
-def test_a_bundle_that_sees_actions_and_rates_scores_like_its_run(
+def test_a_bundle_that_sees_features_of_behaviors_and_rates_scores_like_its_run(
     behaviors: Path, tmp_path: Path, method: str
 ) -> None:
     table = parquet.read_table(behaviors)
     liked = np.where(table["value"].to_numpy() > 3, "liked", "passed")
-    parquet.write_table(table.append_column("action", pa.array(liked)), tmp_path / "acted.parquet")
-    config = configuration(method, RATED, tmp_path / "acted.parquet", SERVED[method])
-    config.data.options["action"] = "action"
+    stayed_s = np.random.default_rng(1).integers(0, 5_000, len(liked)) / 8
+    told = table.append_column("action", pa.array(liked)).append_column("dwell", pa.array(stayed_s))
+    parquet.write_table(told, tmp_path / "told.parquet")
+    config = configuration(method, RATED, tmp_path / "told.parquet", SERVED[method])
+    config.data.options.update(action="action", dwell_s="dwell")
+    seen = ("action", "dwell", "age") if method == "twin" else ("action", "dwell")
+    schema = msgspec.structs.replace(config.schema, behavior=seen)
+    config = msgspec.structs.replace(config, schema=schema)
     samples, about = read_samples(config)
     train(config, samples, tmp_path / "run", data=about)
     export(tmp_path / "run", tmp_path / "bundle")
     manifest = Bundle.load(tmp_path / "bundle").manifest
-    assert manifest.sees_actions
+    assert tuple(manifest.features.heights) == seen
     assert manifest.rates is not None
     assert manifest.rates.positive == ("liked",)
 

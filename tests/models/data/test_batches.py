@@ -13,9 +13,16 @@ from models.data.batches import Batch, Gatherer, prefetch
 from models.data.interactions import Attribute, Interactions
 from models.data.live import Live, training_requests
 from models.data.requests import Requests, Sequences
-from models.data.schema import Inputs, Schema, dwell_bucket
+from models.data.schema import Inputs, Schema
 from models.data.withholding import Withholding
-from models.features import CROSS_FEATURES, USER_FEATURES, History, cross_features, user_features
+from models.features import (
+    CROSS_FEATURES,
+    USER_FEATURES,
+    History,
+    cross_features,
+    dwell_bucket,
+    user_features,
+)
 from tests.models.generated import numbered, planted_interactions
 
 LATER = 10**6

@@ -7,7 +7,8 @@ import pytest
 
 from infra.errors import TrainingError
 from models.data.interactions import Attribute, Interactions
-from models.data.schema import AGE_BUCKETS, DWELL_BUCKETS, Inputs, Schema, dwell_bucket
+from models.data.schema import Inputs, Schema
+from models.features import AGE_BUCKETS, DWELL_BUCKETS, dwell_bucket
 from tests.models.generated import numbered
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.arrays import F32, I32, U8
+from infra.arrays import F32, I32, U16
 from models.kernels.search import attend_to_found, behaviors_found, items_of, search_scores
 from models.modules.sequence import BehaviorSequence, Target
 from models.networks.twin import TWIN, TWINConfig, search_by_sorting
@@ -20,7 +20,7 @@ from tests.models.networks.building import ACTIONS, ITEMS, D, tiny_inputs
 class Acted(NamedTuple):
     """What was done with the items of a sequence."""
 
-    codes: U8
+    codes: U16
     table: torch.Tensor
     """f32[A, d]: embeddings of the actions."""
 
@@ -168,7 +168,7 @@ def test_the_kernel_has_the_biases_of_the_network(
     table, actions = torch.randn(ITEMS + 1, D), weight * torch.randn(ACTIONS, D)
     if alike:
         table[1:] = table[1]
-    codes = np.random.default_rng(seed).integers(0, ACTIONS, len(rows)).astype(np.uint8)
+    codes = np.random.default_rng(seed).integers(0, ACTIONS, len(rows)).astype(np.uint16)
     check(module, table, rows, Acted(codes, actions))
 
 
@@ -229,7 +229,7 @@ def test_behaviors_are_counted_by_item_newest_first() -> None:
 def test_behaviors_on_one_item_are_counted_by_their_codes() -> None:
     rng = np.random.default_rng(0)
     rows, codes = rng.integers(0, 20, 500), rng.integers(0, 3, 500)
-    found = items_of(rows.astype(np.int32), codes.astype(np.uint8))
+    found = items_of(rows.astype(np.int32), codes.astype(np.uint16))
     newest_first = list(zip(rows[::-1].tolist(), codes[::-1].tolist(), strict=True))
     items = list(zip(found.rows.tolist(), found.codes.tolist(), strict=True))
     assert items == list(dict.fromkeys(newest_first))
