@@ -46,7 +46,7 @@ install_into = $(BIN)/uv pip install --quiet $(PIP_INDEX_URL:%=--index-url %) --
 HELM := $(if $(shell command -v helm),,$(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(STAMPS)/helm))
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients demo test lint bundle bench site chaos soak fuzz helm protocol lock clean
+.PHONY: help install clients demo test needs lint bundle bench site chaos soak fuzz helm protocol lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,8 +61,11 @@ clients: $(STAMPS)/clients
 demo: $(STAMPS)/serve
 	$(BIN)/lifelong demo $(ARGS)
 
-test: $(STAMPS)/dev $(STAMPS)/clients $(HELM)
+test: needs
 	$(BIN)/python -m pytest $(ARGS)
+
+# What the tests ask besides the project.
+needs: $(STAMPS)/dev $(STAMPS)/clients $(HELM)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff format --check .

@@ -202,6 +202,7 @@ _WITHOUT_PLACES: Final[Mapping[type[StoreError], str]] = {
     StoreUnavailable: "the store cannot be reached",
     StoreFull: "the store has no room",
     RecordDamaged: "a record of the store is damaged",
+    RecordNewer: "a record of the store is of a later version",
     StoreCorrupt: "something in the store cannot be understood",
     StoreMismatch: "the store is another one than the settings say",
     RecordTooLarge: "a record exceeds what the store can hold",

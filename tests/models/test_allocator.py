@@ -28,6 +28,7 @@ def faults(*, keep: bool) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator of another kind")
 def test_freed_blocks_are_taken_again_without_the_system() -> None:
     assert faults(keep=True) < faults(keep=False) / 10

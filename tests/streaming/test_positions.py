@@ -140,6 +140,7 @@ async def test_a_tail_lost_under_a_worker_is_noticed_and_what_follows_is_applied
     assert worker.events("replayed") == 0
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 async def test_a_restart_of_the_broker_that_loses_nothing_changes_nothing(
     kafka: LocalKafka,

@@ -57,7 +57,7 @@ class Trained(NamedTuple):
         "twin action untaught",
         "encode action dwell",
         pytest.param("encode dwell", marks=pytest.mark.long),
-        "sdim action dwell",
+        pytest.param("sdim action dwell", marks=pytest.mark.long),
         "twin age action dwell",
         pytest.param("twin age", marks=pytest.mark.long),
     ],

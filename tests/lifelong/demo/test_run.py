@@ -138,7 +138,10 @@ def test_live_is_as_good_as_offline(report: dict[str, Any]) -> None:
     assert abs(report["auc_live"] - report["auc_offline"]) <= 0.02
 
 
-@pytest.mark.parametrize(("reached", "pause_s"), [("", 0.5), ("start the scorer:", 3.0)])
+@pytest.mark.parametrize(
+    ("reached", "pause_s"),
+    [("", 0.5), pytest.param("start the scorer:", 3.0, marks=pytest.mark.long)],
+)
 def test_an_interrupt_leaves_nothing_behind(
     reached: str, pause_s: float, kafka: LocalKafka, tmp_path: Path
 ) -> None:
