@@ -22,6 +22,7 @@ from models.export import (
     export_network,
     export_scorer,
     golden_requests,
+    served_as,
     with_reference,
 )
 from models.features import CROSS_FEATURES, USER_FEATURES
@@ -32,6 +33,7 @@ from models.networks.encode import EncodeConfig
 from models.networks.sim import SIMConfig
 from models.prediction import make_network
 from models.runs import Run, Vocabulary
+from tests.bundles import tiny_config, tiny_network
 
 ITEMS, GENRES, CITIES = 30, 5, 4
 NAMES = ["", *(f"item-{i}" for i in range(1, ITEMS + 1))]
@@ -222,6 +224,20 @@ def test_every_method_agrees_with_its_graph_on_degenerate_requests(
             ctr, request.ctr.array(), atol=EXPORT_TOLERANCE, err_msg=request.name
         )
     assert contents.manifest.system == config.long_term.__struct_config__.tag
+
+
+def test_more_combinations_of_features_than_a_row_holds_are_refused() -> None:
+    config = tiny_config(system="twin", behavior=("action", "dwell", "age"))
+    network = tiny_network(3, config, tuple(f"action-{number}" for number in range(200)))
+    ids, popularity = ["", "a", "b", "c"], np.array([0, 1, 1, 1], np.float32)
+    with pytest.raises(TrainingError, match="has 77,184 combinations, and a bundle 65,536 at most"):
+        export_network(network, config, item_ids=ids, titles=ids, popularity=popularity)
+
+
+def test_ages_are_not_served_where_a_state_would_keep_them() -> None:
+    for system, served in (("encode", False), ("sdim", False), ("twin", True)):
+        network = tiny_network(3, tiny_config(system=system, behavior=("age",)))
+        assert (served_as(network) is not None) == served
 
 
 @pytest.mark.parametrize(("L", "B"), [(1, 1), (7, 3), (40, 300), (90, 2)])
