@@ -79,6 +79,6 @@ def _count(bundle: Bundle, behaviors: Behaviors) -> U32:
     """u32[2]: positive behaviors, and behaviors that count."""
     rates = bundle.manifest.rates
     assert rates is not None
-    actions = bundle.action_rows(np.ascontiguousarray(behaviors["action"]))
+    actions = bundle.action_rows(behaviors["action"])
     kinds = rates.kinds(("", *bundle.manifest.actions))
     return np.array([np.count_nonzero(kind[actions]) for kind in kinds], np.uint32)

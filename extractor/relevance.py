@@ -31,9 +31,7 @@ def relevance(
         return {}
     keys = reference.keys[bundle.rows(behaviors["item"])]
     if reference.actions is not None:
-        keys = (
-            keys + reference.actions[bundle.action_rows(np.ascontiguousarray(behaviors["action"]))]
-        )
+        keys = keys + reference.actions[bundle.action_rows(behaviors["action"])]
     truth = softmax(products(reference.queries[candidates.rows], keys))
     of = (weights, truth, np.ones_like(truth))
     return dict(zip(RELEVANCE, (relevance_indicator(each, truth) for each in of), strict=True))

@@ -123,7 +123,7 @@ def _draw(
     # candidates they tell whether L is one more or one less.
     others = items[2:] if n > 2 else items
     long = np.concatenate((items[:2], rng.choice(others, L - 1 + 20)))
-    ids, dwells = _Ids(catalog), DWELL in manifest.features.heights
+    ids, dwells = _Ids(catalog), DWELL in manifest.combinations.heights
     for name, rows, newer in (
         ("no behavior", items[:0], 0),
         ("one behavior, newer", items[:1], 1),
@@ -223,7 +223,7 @@ class _Asked:
         mask = torch.full(rows.shape, bool(items))
         newer = mask & (torch.arange(len(rows[0])) >= len(rows[0]) - golden.newer)
         actions = np.array(golden.actions[kept], np.int64)
-        features = {name: torch.zeros_like(rows) for name in self._manifest.features.heights}
+        features = {name: torch.zeros_like(rows) for name in self._manifest.combinations.heights}
         if items:
             dwell_s = (np.array(golden.dwells[kept]) / 1000).astype(np.float32)
             of_each: dict[str, Array] = {

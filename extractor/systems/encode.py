@@ -28,7 +28,7 @@ from extractor.system import (
     check_table,
     common_feed,
 )
-from infra.arrays import F32, I32, I64, U32, U64, Array
+from infra.arrays import F32, I32, I64, U16, U32, U64, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible, RequestError
 from infra.store import Behaviors, StoredSequence, Version
@@ -456,9 +456,7 @@ class FeatureExtractor(Extractor):
         (self._projected_features,) = session.run([PROJECTED], {"embeddings": bundle.features})
 
     def project(self, behaviors: Behaviors) -> F32:
-        seen = self._loaded.feature_rows(behaviors, now_ms=0)
-        projected: F32 = super().project(behaviors) + self._projected_features[seen]
-        return projected
+        return self._h(*self._places(behaviors))
 
     def _interests_of(
         self,
@@ -474,15 +472,24 @@ class FeatureExtractor(Extractor):
     def _of_one(self, behaviors: Behaviors, start: F32) -> tuple[F32, F32, U32]:
         """Centers f32[k,m], interests f32[k,d] and sizes u32[k] of a user's clusters."""
         offline = self._offline
-        rows = self._bundle.rows(behaviors["item"])
-        seen = self._loaded.feature_rows(behaviors, now_ms=0)
-        h = self.project(behaviors)
+        rows, seen = self._places(behaviors)
+        h = self._h(rows, seen)
         found = clustering.cluster(h, offline.K, offline.T, start=start)
         vectors = self._embeddings[rows] + self._features[seen]
         each = np.arange(len(rows), dtype=np.int32)
         interests = attend(h, found.assign, found.centers, each, vectors, offline.scale)
         filled = found.sizes > 0
         return found.centers[filled], interests[filled], found.sizes[filled]
+
+    def _places(self, behaviors: Behaviors) -> tuple[I32, U16]:
+        """The rows of the behaviors' items, and of what else is seen of them."""
+        rows = self._bundle.rows(behaviors["item"])
+        return rows, self._loaded.feature_rows(behaviors, now_ms=0)
+
+    def _h(self, rows: I32, seen: U16) -> F32:
+        """f32[n, m]: `project`, of behaviors by their places."""
+        h: F32 = self._projected[rows] + self._projected_features[seen]
+        return h
 
 
 def within_clusters(h: F32, centers: F32, scale: float) -> tuple[I64, F32]:

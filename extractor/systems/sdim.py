@@ -35,7 +35,7 @@ from extractor.system import (
     common_state,
     one_by_one,
 )
-from infra.arrays import F32, I32, U32, Array
+from infra.arrays import F32, U32, Array
 from infra.behaviors import BEHAVIOR
 from infra.errors import BundleIncompatible
 from infra.store import Behaviors, StoredSequence, Version
@@ -126,7 +126,7 @@ class SDIMSystem:
         rows = self._bundle.rows(counted.items)
         buckets, sizes = self._empty()
         fill_buckets(rows, counted.counts, self._signatures, self._embeddings, buckets, sizes)
-        self._add_features(behaviors, self._bundle.rows(keys), buckets)
+        self._add_features(behaviors, buckets)
         own = SDIMTensors(buckets.astype(self._stored, copy=False), sizes)._asdict()
         return common_state(self._bundle, sequence.version, behaviors, counted, own)
 
@@ -155,7 +155,7 @@ class SDIMSystem:
             one = np.ones(len(newer), np.uint32)
             rows = self._bundle.rows(newer)
             fill_buckets(rows, one, self._signatures, self._embeddings, buckets, sizes)
-            self._add_features(history.newer, rows, buckets)
+            self._add_features(history.newer, buckets)
         return buckets, sizes
 
     def measure(
@@ -254,14 +254,15 @@ class SDIMSystem:
         sizes = buckets_of(state).sizes
         return {"buckets": len(sizes), "filled": int(np.count_nonzero(sizes))}
 
-    def _add_features(self, behaviors: Behaviors, rows: I32, buckets: F32) -> None:
-        """Add the embeddings of behaviors' features to the buckets of their items i32[n]."""
+    def _add_features(self, behaviors: Behaviors, buckets: F32) -> None:
+        """Add the embeddings of behaviors' features to the buckets of their items."""
         table = self._bundle.features
         if table is not None:
             seen = self._bundle.feature_rows(behaviors, now_ms=0)
             # Of all combinations a user has few.
             used, places = np.unique(seen, return_inverse=True)
             counts = np.zeros((len(buckets), len(used)), np.float32)
+            rows = self._bundle.rows(behaviors["item"])
             count_features(rows, places.astype(np.uint16), self._signatures, counts)
             buckets += counts @ table[used]
 

@@ -181,12 +181,7 @@ def _seeing(bundle: Bundle, names: Sequence[str], rng: np.random.Generator) -> B
         bundle.manifest,
         schema={**bundle.manifest.schema, "behavior": tuple(names)},
         actions=DEFAULT_ACTIONS.names,
-        offline=msgspec.structs.replace(
-            offline,
-            biases=biases.get("action", ()),
-            dwell_biases=biases.get("dwell", ()),
-            age_biases=biases.get("age", ()),
-        ),
+        offline=offline.seeing(biases),
     )
     features = rng.standard_normal((seen.number, manifest.d)).astype(np.float32)
     return replace(bundle, manifest=manifest, features=features).declaring(DEFAULT_ACTIONS)

@@ -176,7 +176,7 @@ class Bundle:
     """f32[n + 1], read-only: the items' rates; None: the network sees none."""
     features: F32 | None = None
     """f32[F, d], read-only: embeddings of what the network sees of a behavior beside its item, a
-    row for each of the manifest's `Combinations`; None: it sees nothing."""
+    row for each of `combinations`; None: it sees nothing."""
     codes: U8 = field(default_factory=lambda: np.arange(CODES, dtype=np.uint8))
     """u8[256]: the row of each stored code; see `declaring`."""
     reference: Reference | None = None
@@ -238,7 +238,7 @@ class Bundle:
             sequences=_decode(path / SEQUENCES, list[GoldenSequence]) if manifest.offline else [],
             rates=_mapped(path / RATES, np.float32, (rows,)) if manifest.rates else None,
             features=_read_features(path / ATTRIBUTES, manifest, max_read_bytes)
-            if manifest.features.heights
+            if manifest.combinations.heights
             else None,
             codes=_codes(manifest, manifest.actions),
             reference=_read_reference(path, manifest),
@@ -296,7 +296,7 @@ class Bundle:
         values: dict[str, Array] = {}
         for name in self.combinations.heights:
             if name == ACTION:
-                values[name] = self.action_rows(np.ascontiguousarray(behaviors["action"]))
+                values[name] = self.action_rows(behaviors["action"])
             elif name == DWELL:
                 values[name] = dwell_bucket((behaviors["dwell"] / 1000).astype(np.float32))
             else:
@@ -306,7 +306,7 @@ class Bundle:
     @cached_property
     def combinations(self) -> Combinations:
         """What the network sees of a behavior beside its item, numbered."""
-        return self.manifest.features
+        return self.manifest.combinations
 
     def declaring(self, declared: ActionNames) -> Bundle:
         """The bundle where actions are stored under the codes of ``declared``; as it is loaded,
@@ -433,11 +433,11 @@ def _check_network(file: Path, manifest: Manifest) -> None:
             f"{file}: the network sees schema.{name} = {', '.join(lacking)}, which the services do"
             " not have; train without it"
         )
-    if manifest.features.number > MOST:
+    seen = manifest.combinations
+    if seen.number > MOST:
         raise BundleIncompatible(
-            f"{file}: the network sees {manifest.features.number:,} combinations of"
-            f" {', '.join(manifest.features.heights)}, the services have {MOST:,} at most; train"
-            " without one of them"
+            f"{file}: the network sees {seen.number:,} combinations of {', '.join(seen.heights)},"
+            f" the services have {MOST:,} at most; train without one of them"
         )
     for name, given, computed in (("u", manifest.u, len(user)), ("c", manifest.c, len(cross))):
         if given != computed:
@@ -454,20 +454,21 @@ def _codes(manifest: Manifest, names: Sequence[str]) -> U8:
 
 def _read_features(file: Path, manifest: Manifest, max_bytes: int) -> F32:
     tables = {}
-    for name, height in manifest.features.heights.items():
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            for name in manifest.combinations.heights:
                 if arrays.zip.getinfo(f"{OF_FEATURE}{name}.npy").file_size > max_bytes:
                     raise BundleCorrupt(f"{file} holds {_larger(max_bytes)}")
                 tables[name] = np.asarray(arrays[OF_FEATURE + name], np.float32)
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise BundleCorrupt(f"{file} cannot be decoded: {one_line(error)}") from error
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise BundleCorrupt(f"{file} cannot be decoded: {one_line(error)}") from error
+    for name, height in manifest.combinations.heights.items():
         if tables[name].shape != (height, manifest.d):
             raise BundleIncompatible(
                 f"{file} has embeddings {tables[name].shape} of {name}, and {MANIFEST} says that"
                 f" there are {height}; export the bundle again"
             )
-    features = manifest.features.summed(tables)
+    features = manifest.combinations.summed(tables)
     features.flags.writeable = False
     return features
 

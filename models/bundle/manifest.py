@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -203,6 +203,15 @@ class TWINOffline(
         """Width of those of all heads."""
         return self.heads * self.d_k
 
+    def seeing(self, cross: Mapping[str, tuple[tuple[float, ...], ...]]) -> TWINOffline:
+        """The same with the biases of cross features, as `cross` gives them."""
+        return msgspec.structs.replace(
+            self,
+            biases=cross.get(ACTION, ()),
+            dwell_biases=cross.get(DWELL, ()),
+            age_biases=cross.get(AGE, ()),
+        )
+
     @property
     def cross(self) -> dict[str, tuple[tuple[float, ...], ...]]:
         """The biases of each cross feature that the attention sees, by name."""
@@ -275,14 +284,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return 1.0 if self.sampling_rate is msgspec.UNSET else self.sampling_rate
 
     @property
-    def features(self) -> Combinations:
+    def combinations(self) -> Combinations:
         """What the network sees of a behavior beside its item."""
         return Combinations.of(tuple(self.schema.get("behavior", ())), len(self.actions))
 
     @property
     def needs_actions(self) -> bool:
         """Whether the network sees actions of behaviors, or rates of them."""
-        return ACTION in self.features.heights or self.rates is not None
+        return ACTION in self.combinations.heights or self.rates is not None
 
     @property
     def unserved(self) -> dict[str, tuple[str, ...]]:
@@ -290,7 +299,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         lacking = {
             "user": tuple(self.schema.get("user", ())),
             "behavior": unserved_features(
-                self.features.heights, stored=self.offline is None or bool(self.stored)
+                self.combinations.heights, stored=self.offline is None or bool(self.stored)
             ),
         }
         return {name: names for name, names in lacking.items() if names}
@@ -298,8 +307,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def of_features(self) -> dict[str, StateTensor]:
         """What is stored of the features of a user's behaviors, whichever the system is."""
         tensors = {}
-        if self.features.heights:
-            tensors[RECENT_FEATURES] = StateTensor(self.features.dtype, ("recent",))
+        if self.combinations.heights:
+            tensors[RECENT_FEATURES] = StateTensor(self.combinations.dtype, ("recent",))
         if self.rates is not None:
             tensors[RATED] = StateTensor("uint32", (2,))
         return tensors
@@ -314,7 +323,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             *((RATES,) if self.rates is not None else ()),
             *((REFERENCE_QUERIES, REFERENCE_KEYS) if self.reference else ()),
             *((REFERENCE_ACTIONS,) if self.reference and self.reference.actions else ()),
-            *((ATTRIBUTES,) if self.features.heights else ()),
+            *((ATTRIBUTES,) if self.combinations.heights else ()),
             *((SEQUENCES,) if self.offline is not None else ()),
         )
 

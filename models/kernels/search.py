@@ -66,7 +66,7 @@ class Items(NamedTuple):
 
 
 def items_of(rows: I32, codes: U16 | None = None) -> Items:
-    """Behaviors on rows i32[L], oldest first, by item; or by item and code u8[L].
+    """Behaviors on rows i32[L], oldest first, by item; or by item and code u16[L].
 
     >>> import numpy as np
     >>> found = items_of(np.array([7, 5, 7], np.int32))

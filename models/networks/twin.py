@@ -214,14 +214,7 @@ class TWIN(LongTerm):
         compressed = self.relevance.compress_features(feature_tables)
         biases = {name: tuple(map(tuple, table.tolist())) for name, table in compressed.items()}
         return Served(
-            offline=TWINOffline(
-                k=self.config.k,
-                heads=heads,
-                d_k=d_k,
-                biases=biases.get("action", ()),
-                dwell_biases=biases.get("dwell", ()),
-                age_biases=biases.get("age", ()),
-            ),
+            offline=TWINOffline(k=self.config.k, heads=heads, d_k=d_k).seeing(biases),
             tables={
                 "queries": TableEntry("float16", width),
                 "keys": TableEntry("float16", width),

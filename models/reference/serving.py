@@ -131,10 +131,9 @@ def score_stored(
         recent = recent + bundle.features[np.concatenate([known.recent, known.newer])[-M:]]
     if not len(keys):
         recent, recent_mask = np.zeros((1, d), np.float32), np.zeros(1, np.float32)
+    told = {} if bundle.features is None else {"features": known.newer}
     feed = {
-        **PLAIN[bundle.manifest.system].feed(
-            bundle, tensors, bundle.rows(newer), rows, **_told(bundle, known.newer)
-        ),
+        **PLAIN[bundle.manifest.system].feed(bundle, tensors, bundle.rows(newer), rows, **told),
         "recent": recent,
         "recent_mask": recent_mask,
         "user": user_features(count, last_time_ms, now_ms, rate),
@@ -149,10 +148,6 @@ def score_stored(
     }
     (ctrs,) = session.run(None, feed)
     return np.asarray(ctrs, np.float32)
-
-
-def _told(bundle: Bundle, features: U16) -> dict[str, U16]:
-    return {} if bundle.features is None else {"features": features}
 
 
 def add_to_history(history: History, item_keys: U64, times_ms: I64) -> History:
@@ -191,7 +186,7 @@ def extract_plainly(
         known = np.zeros(len(item_keys), BEHAVIOR)
     told = {}
     if bundle.features is not None:
-        told = _told(bundle, bundle.feature_rows(known[-manifest.L :], now_ms))
+        told["features"] = bundle.feature_rows(known[-manifest.L :], now_ms)
     return StoredUser(
         tensors=PLAIN[manifest.system].extract(bundle, bundle.rows(kept), **told),
         recent=kept[-manifest.M :],

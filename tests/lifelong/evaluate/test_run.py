@@ -216,7 +216,7 @@ def test_a_bundle_that_sees_features_of_behaviors_and_rates_scores_like_its_run(
     train(config, samples, tmp_path / "run", data=about)
     export(tmp_path / "run", tmp_path / "bundle")
     manifest = Bundle.load(tmp_path / "bundle").manifest
-    assert tuple(manifest.features.heights) == seen
+    assert tuple(manifest.combinations.heights) == seen
     assert manifest.rates is not None
     assert manifest.rates.positive == ("liked",)
 
